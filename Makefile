@@ -1,0 +1,107 @@
+# Everything runs in .venv, which the first target that needs it makes: Python 3.10+ (with venv), a C++17 compiler and
+# a way for pip to fetch packages are all it takes. Stamp files in .venv let later calls redo only what changed.
+
+PYTHON ?= python3
+# What pip installs as torch. Any release from 2.11 on works; name another, or a build for some accelerator, with pip's
+# own syntax: make test TORCH="torch==2.11.0 --find-links FOLDER". Read when .venv is made, so `make distclean` first.
+TORCH ?= torch==2.13.0
+# Passed on: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
+PYTEST ?=
+DEMO ?=
+BENCH ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
+# torch's build finds ninja on the PATH alone
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help build setup demo demo-small test lint check bench bench-quick mutants mutants-sample asan clean distclean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+# -- environment ------------------------------------------------------------------------------------------------------
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	touch $@
+
+# Editable, so Python files need no stamp. setup.py keeps the objects under build/, so later builds are incremental.
+$(VENV)/.built: $(VENV)/.torch pyproject.toml $(SOURCES)
+	$(PY) -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+# pip takes the extra from the metadata just installed and builds nothing again
+$(VENV)/.dev: pyproject.toml | $(VENV)/.built
+	$(PY) -m pip install --quiet 'seqcls-fast[dev]'
+	touch $@
+
+build: $(VENV)/.built ## the extension, and the package as an editable install
+	$(PY) -m seqcls_fast info
+
+setup: $(VENV)/.built $(VENV)/.dev ## build, and what tests and linters need
+
+# -- use --------------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.built ## train a small classifier and time its training step beside torch.nn's (half a minute)
+	$(PY) examples/demo.py $(DEMO)
+
+demo-small: $(VENV)/.built
+	$(PY) examples/demo.py --small $(DEMO)
+
+test: setup ## every test, and the examples in docstrings and README
+	$(PY) -m pytest $(PYTEST)
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+check: ## what .ci/run runs; each stage prints its own time
+	@for stage in setup lint test demo-small mutants-sample; do \
+	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
+	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
+	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
+	done
+
+lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency rule
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	find csrc -type f -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	.ci/greps
+
+mutants: setup ## change the kernels in many small ways, one at a time: each change must fail a test (long)
+	$(PY) tests/mutants.py
+
+mutants-sample: setup
+	$(PY) tests/mutants.py --sample 6
+
+# The same sources with AddressSanitizer and UBSan, in folders of their own. The interpreter is not instrumented, so the
+# runtimes come first by LD_PRELOAD (libstdc++ with them, or C++ exceptions abort); it never frees what it interned, so
+# leaks are not reported. `pytest` and not `python -m pytest`: the latter would import the package from the tree.
+SANITIZE := -fsanitize=address,undefined
+asan: setup ## kernel tests on an extension with AddressSanitizer and UBSan
+	CFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g" LDFLAGS="$(SANITIZE)" \
+	  $(PY) setup.py --quiet build --build-lib build/asan/lib build_ext --build-temp build/asan/temp
+	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py $(PYTEST)
+
+# -- measurements -----------------------------------------------------------------------------------------------------
+
+bench: setup ## every benchmark, written to benchmarks/results (long; an idle machine)
+	$(PY) -m benchmarks $(BENCH)
+
+bench-quick: setup ## a few sizes of each, to see that they run
+	$(PY) -m benchmarks --quick $(BENCH)
+
+# -- tidying ----------------------------------------------------------------------------------------------------------
+
+clean: ## what was built and cached, but not .venv
+	rm -rf build dist *.egg-info seqcls_fast/_C*.so $(VENV)/.built
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and .venv
+	rm -rf $(VENV)

@@ -1,0 +1,508 @@
+// The only file that sees torch tensors: op schemas, every argument check, allocation, registration, and the small
+// pybind11 module for introspection. Built on the stable ABI, so one binary serves every torch >= 2.11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/cell_list.h"
+#include "cpu/backend.h"
+
+namespace sf {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Maybe = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+
+// A str argument. torch's own conversion to std::string leaks the string it makes (2.13).
+struct Name {
+  std::string value;
+};
+
+}  // namespace sf
+
+namespace torch::stable::detail {
+template <>
+struct ToImpl<sf::Name> {
+  static sf::Name call(StableIValue value, uint64_t, bool) {
+    StringHandle handle = to<StringHandle>(value);
+    const char* data = nullptr;
+    size_t length = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    sf::Name name{std::string(data, length)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};
+}  // namespace torch::stable::detail
+
+namespace sf {
+namespace {
+
+struct CellInfo {
+  const char* name;
+  int64_t gates, slots, saved;
+};
+constexpr CellInfo kCells[] = {{"rnn_tanh", 1, 1, 0}, {"rnn_relu", 1, 1, 0}, {"gru", 3, 4, 4}, {"lstm", 4, 4, 5}};
+
+// ---- Checks: each a sentence that names the argument, what was expected and what came
+
+template <class... Parts>
+void check(bool fine, const Parts&... parts) {
+  if (fine) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+template <class Sizes>
+std::string text(const Sizes& sizes) {
+  std::string result = "(";
+  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes[i]);
+  return result + (sizes.size() == 1 ? ",)" : ")");
+}
+
+const char* text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Long: return "int64";
+    default: return "another dtype";
+  }
+}
+
+void check_tensor(const char* name, const Tensor& t, ScalarType type, const Shape& shape) {
+  check(t.device().type() == DeviceType::CPU, name, ": expected a CPU tensor, like the input");
+  check(t.scalar_type() == type, name, ": expected dtype ", text(type), " but got ", text(t.scalar_type()));
+  const auto sizes = t.sizes();
+  bool same = sizes.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape[i];
+  check(same, name, ": expected shape ", text(shape), " but got ", text(sizes));
+}
+
+int cell_index(const std::string& name) {
+  std::string choices;
+  for (int i = 0; i < static_cast<int>(std::size(kCells)); ++i) {
+    if (name == kCells[i].name) return i;
+    choices += (i ? ", " : "") + std::string(kCells[i].name);
+  }
+  check(false, "cell: expected one of ", choices, " but got '", name, "'");
+  return -1;
+}
+
+Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: check(false, "x: expected dtype float32, float64, bfloat16 or float16");
+  }
+  return Dtype::kFloat32;
+}
+
+ScalarType scalar_of(Dtype d) {
+  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
+  return kTypes[static_cast<int>(d)];
+}
+int64_t bytes_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
+Dtype compute_type(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::kFloat32; }
+
+// ---- Tensors
+
+constexpr int64_t kPooledBytes = 1 << 20;  // from here on a fresh buffer's page faults cost more than the pool
+
+Tensor empty(const Shape& shape, Dtype dtype) {
+  int64_t count = 1;
+  Shape strides(shape.size());
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = count;
+    count *= shape[i] ? shape[i] : 1;
+  }
+  int64_t elements = 1;
+  for (int64_t n : shape) elements *= n;
+  const torch::stable::Device cpu(DeviceType::CPU, -1);
+  if (elements * bytes_of(dtype) >= kPooledBytes) {
+    return torch::stable::from_blob(pool_take(elements * bytes_of(dtype)), shape, strides, cpu, scalar_of(dtype), pool_give);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype))), aoti_torch_device_type_cpu(), -1,
+      &handle));
+  return Tensor(handle);
+}
+
+char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr()); }
+
+// A state (D, B, width), gradient of one, or None: rows of direction d.
+Rows state_rows(const Maybe& state, Dtype dtype, int d) {
+  Rows rows;
+  if (!state || state->numel() == 0) return rows;
+  const auto strides = state->strides();
+  rows.data = data_of(*state) + d * strides[0] * bytes_of(dtype);
+  rows.dtype = dtype;
+  rows.b_stride = strides[1];
+  rows.stride = strides[2];
+  return rows;
+}
+
+Matrix matrix_of(const Tensors& list, int d) {
+  if (list.empty()) return {};
+  const Tensor& w = list[static_cast<size_t>(d)];
+  const auto sizes = w.sizes(), strides = w.strides();
+  if (sizes.size() == 1) return {data_of(w), sizes[0], 1, strides[0], 1};
+  return {data_of(w), sizes[0], sizes[1], strides[0], strides[1]};
+}
+
+// A checked layer with what its plain struct points to.
+struct LayerCall {
+  Layer layer{};
+  const CellInfo* info = nullptr;
+  bool batch_first = false;
+  std::vector<int64_t> lengths, t_row;
+
+  bool packed() const { return !t_row.empty(); }
+  // shape of a tensor of rows, in the input's order or (time-major buffers) in ours
+  Shape outer(bool time_major = false) const {
+    if (packed()) return {t_row.back()};
+    if (batch_first && !time_major) return {layer.B, layer.T};
+    return {layer.T, layer.B};
+  }
+  Shape shape(int64_t width) const {
+    Shape s = outer();
+    s.push_back(width);
+    return s;
+  }
+  Shape buffer_shape(int64_t width) const {
+    Shape s = outer(true);
+    s.insert(s.begin(), layer.directions);
+    s.push_back(width);
+    return s;
+  }
+  // rows of an input-like tensor; column: first of the direction's columns
+  Rows rows(const Tensor& t, int64_t column = 0) const {
+    Rows r;
+    r.dtype = layer.dtype;
+    const auto strides = t.strides();
+    r.stride = strides[strides.size() - 1];
+    r.data = data_of(t) + column * r.stride * bytes_of(layer.dtype);
+    if (packed()) {
+      r.t_stride = r.b_stride = strides[0];
+      r.t_row = t_row.data();
+    } else {
+      r.t_stride = strides[batch_first ? 1 : 0];
+      r.b_stride = strides[batch_first ? 0 : 1];
+    }
+    return r;
+  }
+  // rows of a contiguous time-major buffer in the compute type
+  Rows buffer_rows(const Tensor& t, int d) const {
+    Rows r;
+    r.dtype = compute_type(layer.dtype);
+    const auto sizes = t.sizes();
+    const int64_t width = sizes[sizes.size() - 1], per_step = packed() ? 1 : layer.B;
+    r.data = data_of(t) + d * (t.numel() / layer.directions) * bytes_of(r.dtype);
+    r.b_stride = width;
+    r.t_stride = per_step * width;
+    r.t_row = packed() ? t_row.data() : nullptr;
+    return r;
+  }
+  int64_t saved_width() const { return info->saved * ((layer.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign); }
+  int64_t gates_width() const { return info->slots * layer.H + (layer.P ? layer.P + layer.H : 0); }
+};
+
+void read_lengths(LayerCall& call, const Tensor& lengths) {
+  const int64_t B = call.layer.B, T = call.layer.T;
+  check_tensor("lengths", lengths, ScalarType::Long, {B});
+  const auto* values = static_cast<const int64_t*>(lengths.data_ptr());
+  const int64_t stride = lengths.strides()[0];
+  call.lengths.resize(static_cast<size_t>(B));
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t value = values[b * stride];
+    check(value >= 0 && value <= T, "lengths: expected values from 0 to ", T, " but got ", value, " for row ", b);
+    call.lengths[static_cast<size_t>(b)] = value;
+  }
+}
+
+// Row offsets and lengths of a packed sequence.
+void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) {
+  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long &&
+            batch_sizes.device().type() == DeviceType::CPU,
+        "batch_sizes: expected a one-dimensional int64 CPU tensor");
+  const int64_t T = batch_sizes.numel(), stride = T ? batch_sizes.strides()[0] : 1;
+  const auto* values = static_cast<const int64_t*>(batch_sizes.data_ptr());
+  check(T > 0, "batch_sizes: expected at least one step");
+  call.layer.T = T;
+  call.layer.B = values[0];
+  call.lengths.assign(static_cast<size_t>(values[0] > 0 ? values[0] : 0), 0);
+  call.t_row.reserve(static_cast<size_t>(T) + 1);
+  int64_t row = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t n = values[t * stride];
+    check(n >= 1 && n <= (t ? values[(t - 1) * stride] : n), "batch_sizes: expected positive values that never grow but got ",
+          n, " at step ", t);
+    check(n <= rows - row, "batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to more");
+    call.t_row.push_back(row);
+    row += n;
+    for (int64_t b = 0; b < n; ++b) ++call.lengths[static_cast<size_t>(b)];
+  }
+  check(row == rows, "batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to ", row);
+  call.t_row.push_back(row);
+}
+
+// What every op is told about the input's side of the layer.
+LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& batch_sizes, const Name& cell, bool batch_first) {
+  LayerCall call;
+  call.info = &kCells[cell_index(cell.value)];
+  call.batch_first = batch_first;
+  Layer& l = call.layer;
+  l.cell = static_cast<int>(call.info - kCells);
+  l.gates = call.info->gates;
+  check(x.device().type() == DeviceType::CPU, "x: expected a CPU tensor");
+  l.dtype = dtype_of(x);
+  const auto sizes = x.sizes();
+  if (batch_sizes) {
+    check(sizes.size() == 2, "x: expected packed rows (N, I) with batch_sizes but got ", text(sizes));
+    check(!lengths, "lengths: expected None with batch_sizes, which already say where rows end");
+    read_batch_sizes(call, *batch_sizes, sizes[0]);
+    l.I = sizes[1];
+  } else {
+    check(sizes.size() == 3, "x: expected 3 dimensions but got ", text(sizes));
+    l.T = sizes[batch_first ? 1 : 0];
+    l.B = sizes[batch_first ? 0 : 1];
+    l.I = sizes[2];
+    check(l.T > 0, "x: expected at least one step but got ", text(sizes));
+    if (lengths) read_lengths(call, *lengths);
+  }
+  check(l.I > 0, "x: expected at least one feature but got ", text(sizes));
+  l.x = call.rows(x);
+  return call;
+}
+
+// The struct's pointers into the vectors, once the call has its final place.
+void link(LayerCall& call) {
+  call.layer.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
+  if (call.packed()) call.layer.x.t_row = call.t_row.data();
+}
+
+void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh, const Tensors& b_ih, const Tensors& b_hh,
+                      const Tensors& w_hr, const Maybe& h0, const Maybe& c0) {
+  Layer& l = call.layer;
+  const ScalarType type = scalar_of(l.dtype);
+  l.directions = static_cast<int>(w_ih.size());
+  check(l.directions >= 1 && l.directions <= kMaxDirections, "w_ih: expected one tensor per direction, 1 or 2, but got ",
+        w_ih.size());
+  const int64_t rows = w_ih[0].sizes()[0];
+  check(w_ih[0].dim() == 2 && rows > 0 && rows % l.gates == 0, "w_ih: expected ", l.gates, " * hidden_size rows but got ",
+        text(w_ih[0].sizes()));
+  l.H = rows / l.gates;
+  if (!w_hr.empty()) {
+    check(call.info->saved == 5, "w_hr: expected none for cell ", call.info->name);
+    check(w_hr[0].dim() == 2 && w_hr[0].sizes()[0] > 0, "w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
+    l.P = w_hr[0].sizes()[0];
+  }
+  const auto check_list = [&](const char* name, const Tensors& list, const Shape& shape, bool needed) {
+    check((list.empty() && !needed) || static_cast<int>(list.size()) == l.directions, name, ": expected ", l.directions,
+          " tensors, one per direction, but got ", list.size());
+    for (const Tensor& t : list) check_tensor(name, t, type, shape);
+  };
+  check_list("w_ih", w_ih, {rows, l.I}, true);
+  check_list("w_hh", w_hh, {rows, l.out()}, true);
+  check_list("b_ih", b_ih, {rows}, false);
+  check_list("b_hh", b_hh, {rows}, false);
+  check_list("w_hr", w_hr, {l.P, l.H}, false);
+  if (h0) check_tensor("h0", *h0, type, {l.directions, l.B, l.out()});
+  check(!c0 || call.info->saved == 5, "c0: expected None for cell ", call.info->name);
+  if (c0) check_tensor("c0", *c0, type, {l.directions, l.B, l.H});
+  for (int d = 0; d < l.directions; ++d) {
+    l.w_ih[d] = matrix_of(w_ih, d);
+    l.w_hh[d] = matrix_of(w_hh, d);
+    l.b_ih[d] = matrix_of(b_ih, d);
+    l.b_hh[d] = matrix_of(b_hh, d);
+    l.w_hr[d] = matrix_of(w_hr, d);
+    l.h0[d] = state_rows(h0, l.dtype, d);
+    l.c0[d] = state_rows(c0, l.dtype, d);
+  }
+}
+
+void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int64_t width) {
+  check_tensor(name, t, scalar_of(compute_type(call.layer.dtype)), call.buffer_shape(width));
+  check(t.is_contiguous(), name, ": expected a contiguous tensor");
+}
+
+// ---- The ops
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, Tensors w_hh, Tensors b_ih, Tensors b_hh,
+                                                       Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes,
+                                                       Name cell, bool batch_first, bool want_output, bool want_saved,
+                                                       Name impl) {
+  const Kernels& kernels = kernels_for(impl.value.c_str());
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  link(call);
+  describe_weights(call, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0);
+  const Layer& l = call.layer;
+  const bool has_c = call.info->saved == 5;
+  const Dtype wide = compute_type(l.dtype);
+  Tensor output = empty(want_output || want_saved ? call.shape(l.directions * l.out()) : Shape{0}, l.dtype);
+  Tensor h_n = empty({l.directions, l.B, l.out()}, l.dtype);
+  Tensor c_n = empty(has_c ? Shape{l.directions, l.B, l.H} : Shape{0}, l.dtype);
+  Tensor saved = empty(want_saved ? call.buffer_shape(call.saved_width()) : Shape{0}, wide);
+  if (l.B == 0) return {output, h_n, c_n, saved};
+  Forward forward{};
+  forward.layer = l;
+  for (int d = 0; d < l.directions; ++d) {
+    if (want_output || want_saved) forward.output[d] = call.rows(output, d * l.out());
+    forward.h_n[d] = state_rows(h_n, l.dtype, d);
+    forward.c_n[d] = state_rows(c_n, l.dtype, d);
+    if (want_saved) forward.saved[d] = call.buffer_rows(saved, d);
+  }
+  run_forward(kernels, forward);
+  return {output, h_n, c_n, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors w_ih,
+                                                        Tensors w_hh, Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths,
+                                                        Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
+                                                        bool batch_first, bool want_d_x, Name impl) {
+  const Kernels& kernels = kernels_for(impl.value.c_str());
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  link(call);
+  describe_weights(call, w_ih, w_hh, {}, {}, w_hr, h0, c0);
+  const Layer& l = call.layer;
+  const ScalarType type = scalar_of(l.dtype);
+  const Shape state{l.directions, l.B, l.out()}, c_state{l.directions, l.B, l.H};
+  check_tensor("output", output, type, call.shape(l.directions * l.out()));
+  check_buffer("saved", saved, call, call.saved_width());
+  if (d_output) check_tensor("d_output", *d_output, type, call.shape(l.directions * l.out()));
+  if (d_h_n) check_tensor("d_h_n", *d_h_n, type, state);
+  if (d_c_n) check_tensor("d_c_n", *d_c_n, type, c_state);
+  Tensor d_x = empty(want_d_x ? call.shape(l.I) : Shape{0}, l.dtype);
+  Tensor d_gates = empty(call.buffer_shape(call.gates_width()), compute_type(l.dtype));
+  Tensor d_h0 = empty(h0 ? state : Shape{0}, l.dtype);
+  Tensor d_c0 = empty(c0 ? c_state : Shape{0}, l.dtype);
+  if (l.B == 0) return {d_x, d_gates, d_h0, d_c0};
+  Backward backward{};
+  backward.layer = l;
+  for (int d = 0; d < l.directions; ++d) {
+    backward.output[d] = call.rows(output, d * l.out());
+    backward.saved[d] = call.buffer_rows(saved, d);
+    if (d_output) backward.d_output[d] = call.rows(*d_output, d * l.out());
+    backward.d_h_n[d] = state_rows(d_h_n, l.dtype, d);
+    backward.d_c_n[d] = state_rows(d_c_n, l.dtype, d);
+    backward.d_gates[d] = call.buffer_rows(d_gates, d);
+    if (h0) backward.d_h0[d] = state_rows(d_h0, l.dtype, d);
+    if (c0) backward.d_c0[d] = state_rows(d_c0, l.dtype, d);
+  }
+  if (want_d_x) backward.d_x = call.rows(d_x);
+  run_backward(kernels, backward);
+  return {d_x, d_gates, d_h0, d_c0};
+}
+
+Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
+                        bool batch_first, int64_t proj_size, bool want_bias, Name impl) {
+  const Kernels& kernels = kernels_for(impl.value.c_str());
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  link(call);
+  Layer& l = call.layer;
+  const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
+  l.directions = d_gates.dim() ? static_cast<int>(d_gates.sizes()[0]) : 0;
+  check(l.directions >= 1 && l.directions <= kMaxDirections, "d_gates: expected 1 or 2 directions but got ",
+        text(d_gates.sizes()));
+  check(proj_size >= 0 && proj_size < width, "proj_size: expected 0 to ", width, " but got ", proj_size);
+  l.P = proj_size;
+  l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
+  check(l.H > 0, "d_gates: expected at least ", call.info->slots, " columns but got ", width);
+  check_buffer("d_gates", d_gates, call, call.gates_width());
+  check_tensor("output", output, scalar_of(l.dtype), call.shape(l.directions * l.out()));
+  if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), {l.directions, l.B, l.out()});
+
+  Tensors grads;
+  const auto add = [&](const Shape& shape, char* (&to)[kMaxDirections]) {
+    for (int d = 0; d < l.directions; ++d) {
+      grads.push_back(empty(shape, l.dtype));
+      to[d] = data_of(grads.back());
+    }
+  };
+  WeightGrad grad{};
+  const int64_t rows = l.gates * l.H;
+  add({rows, l.I}, grad.d_w_ih);
+  add({rows, l.out()}, grad.d_w_hh);
+  if (want_bias) {
+    add({rows}, grad.d_b_ih);
+    add({rows}, grad.d_b_hh);
+  }
+  if (l.P) add({l.P, l.H}, grad.d_w_hr);
+  for (int d = 0; d < l.directions; ++d) {
+    l.h0[d] = state_rows(h0, l.dtype, d);
+    grad.output[d] = call.rows(output, d * l.out());
+    grad.d_gates[d] = call.buffer_rows(d_gates, d);
+  }
+  grad.layer = l;
+  run_weight_grad(kernels, grad);
+  return grads;
+}
+
+}  // namespace
+}  // namespace sf
+
+STABLE_TORCH_LIBRARY(seqcls_fast, m) {
+  m.def(
+      "rnn_forward(Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor? h0, "
+      "Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, bool batch_first, bool want_output, bool want_saved, "
+      "str impl) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def(
+      "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, "
+      "Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, "
+      "bool batch_first, bool want_d_x, str impl) -> (Tensor d_x, Tensor d_gates, Tensor d_h0, Tensor d_c0)");
+  m.def(
+      "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str cell, "
+      "bool batch_first, int proj_size, bool want_bias, str impl) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m) {
+  m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward));
+  m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
+  m.impl("rnn_weight_grad", TORCH_BOX(&sf::rnn_weight_grad));
+}
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection of the compiled part of seqcls_fast; the ops are under torch.ops.seqcls_fast.";
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = __VERSION__;
+    info["torch_target"] = "2.11";
+    info["cuda"] = false;
+    return info;
+  }, "How this extension was built.");
+  m.def("cells", [] {
+    std::vector<std::string> names;
+    for (const auto& cell : sf::kCells) names.emplace_back(cell.name);
+    return names;
+  }, "The cells, in the order of the kernels' index.");
+  m.def("impls", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < sf::impl_count(); ++i) names.emplace_back(sf::impl_name(i));
+    return names;
+  }, "The CPU implementations this machine can run, slowest first.");
+  m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
+  m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
+  m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");
+  m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
+}

@@ -1,0 +1,37 @@
+// The primitives every value type brings to the cells, here for float and double; csrc/cpu/vec.h has the vectors'.
+#pragma once
+
+#ifdef __CUDACC__
+#define SF_FN __host__ __device__ __forceinline__
+#else
+#define SF_FN inline __attribute__((always_inline))
+#endif
+
+namespace sf {
+
+template <class V>
+struct ScalarOf {};
+template <>
+struct ScalarOf<float> {
+  using Type = float;
+};
+template <>
+struct ScalarOf<double> {
+  using Type = double;
+};
+
+// clamp passes NaN through; pow2 takes an integral value in [-126, 127].
+SF_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+SF_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+SF_FN float nearest(float x) { return __builtin_rintf(x); }
+SF_FN double nearest(double x) { return __builtin_rint(x); }
+SF_FN float pow2(float n) { return __builtin_ldexpf(1.0f, static_cast<int>(n)); }
+SF_FN double pow2(double n) { return __builtin_ldexp(1.0, static_cast<int>(n)); }
+SF_FN float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+SF_FN double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+SF_FN float max0(float x) { return x < 0 ? 0 : x; }  // NaN stays NaN
+SF_FN double max0(double x) { return x < 0 ? 0 : x; }
+SF_FN float above0(float x) { return x <= 0 ? 0 : 1; }  // 1 for NaN, as torch's relu gradient
+SF_FN double above0(double x) { return x <= 0 ? 0 : 1; }
+
+}  // namespace sf

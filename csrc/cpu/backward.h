@@ -1,0 +1,434 @@
+// The backward pass of one task, from the last step to the first: d(h) = d_gates of the next step times W_hh, plus what
+// comes from outside; then the cell turns it into this step's d_gates, which are kept for the weight gradients.
+// Everything is in the compute type. With a projection the row of d_gates also holds d(projected h) and o * tanh(c).
+#pragma once
+
+#include "forward.h"
+
+namespace sf {
+namespace {
+
+constexpr int kMaxSegments = 4;
+
+// One step of one task. The recurrent product sums segments of the rows a, each K wide.
+template <class A>
+struct BackwardStep {
+  const A** a;
+  const bool* fresh;  // rows whose last step this is: no product
+  int segments;
+  int64_t segment[kMaxSegments], K;
+  const A* w;
+  const A **from_output, **from_state;  // added to d(h); each array and each pointer may be null
+  int64_t H;
+  const A **saved, **h, **h_prev, **c_prev;
+  int64_t c_scale;  // c_prev lies in a row of saved values, or in one of its own
+  A** d_gates;
+  A* carry;
+  int64_t carry_stride;
+};
+
+// d(h) of kRows rows in kBlocks blocks of columns.
+template <class F, int kRows, int kBlocks>
+SF_FN void hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t columns,
+                           typename F::V (&acc)[kRows][kBlocks]) {
+  using A = typename F::A;
+  constexpr int kL = F::kLanes;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) acc[m][j] = typename F::V{};
+  }
+  const int64_t panel = s.segments * s.K * kL;
+  for (int i = 0; i < s.segments; ++i) {
+    const A* rows[kRows];
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) rows[m] = s.a[row + m] + s.segment[i];
+    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + i * s.K * kL, panel);
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    const A* outside[2] = {s.from_output ? s.from_output[row + m] : nullptr, s.from_state ? s.from_state[row + m] : nullptr};
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) {
+      const int64_t column = (block + j) * kL;
+      const int n = static_cast<int>(columns - column);
+      if (s.fresh && s.fresh[row + m]) acc[m][j] = typename F::V{};
+      for (const A* from : outside) {
+        if (from) acc[m][j] += F::read(from + column, n);
+      }
+    }
+  }
+}
+
+template <class F, class Cell, int kRows, int kBlocks>
+__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t row, int64_t block) {
+  using V = typename F::V;
+  using A = typename F::A;
+  constexpr int kL = F::kLanes;
+  V acc[kRows][kBlocks];
+  hidden_gradient<F, kRows, kBlocks>(s, row, block, s.H, acc);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) {
+      const int64_t unit = (block + j) * kL;
+      const int n = static_cast<int>(s.H - unit);
+      V saved[Cell::kSaved + 1], d[Cell::kSlots], h{}, h_prev{}, c_prev{};
+      const A* saved_row = s.saved[row + m] + unit * Cell::kSaved;
+#pragma GCC unroll 8
+      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load(saved_row + i * kL);
+      if constexpr (Cell::kReadsH) h = F::read(s.h[row + m] + unit, n);
+      if constexpr (Cell::kReadsHPrev) h_prev = F::read(s.h_prev[row + m] + unit, n);
+      if constexpr (Cell::kHasC) c_prev = load(s.c_prev[row + m] + unit * s.c_scale);
+      A* carry_row = s.carry + (row + m) * s.carry_stride + unit;
+      V carry = load(carry_row);
+      Cell::backward(saved, h, h_prev, c_prev, acc[m][j], carry, d);
+      store(carry_row, carry);
+#pragma GCC unroll 8
+      for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row + m] + i * s.H + unit, d[i], n);
+    }
+  }
+}
+
+// d(projected h), or d_h0: the product without a cell behind it.
+template <class F, int kRows>
+__attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t row, int64_t block,
+                                             int64_t columns, typename F::A* const* out) {
+  typename F::V acc[kRows][1];
+  hidden_gradient<F, kRows, 1>(s, row, block, columns, acc);
+  const int64_t column = block * F::kLanes;
+  for (int m = 0; m < kRows; ++m) F::write(out[row + m] + column, acc[m][0], static_cast<int>(columns - column));
+}
+
+template <class F, class Cell>
+class BackwardPass {
+  using A = typename F::A;
+  static constexpr int kL = F::kLanes, kG = Cell::kGates;
+  static_assert(kG <= kMaxSegments, "a segment per gate");
+
+ public:
+  static int64_t measure(const Backward& call, int64_t rows) { return BackwardPass(call, rows, nullptr, 0).size_; }
+  static void run(const BackwardTask& task) {
+    BackwardPass(*task.call, task.task.count, task.task.scratch, task.task.direction).go(task);
+  }
+
+ private:
+  BackwardPass(const Backward& call, int64_t rows, char* scratch, int direction)
+      : call_(call), layer_(call.layer), n_(rows), d_(direction) {
+    const Layer& l = layer_;
+    padded_ = (l.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
+    wide_ = (l.out() + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
+    Arena own(scratch);
+    auto reader = [&](const Rows& from, int64_t width, int64_t stride) {
+      RowReader<A> r{from, width, nullptr, stride};
+      r.scratch = own.template take<A>(from.data && r.direct() ? 0 : n_ * stride);
+      return r;
+    };
+    d_output_ = reader(call.d_output[d_], l.out(), wide_);
+    d_h_n_ = reader(call.d_h_n[d_], l.out(), wide_);
+    h_ = reader(call.output[d_], l.out(), wide_);
+    h_prev_ = reader(call.output[d_], l.out(), wide_);
+    h0_ = reader(l.h0[d_], l.out(), wide_);
+    const A*** const read[] = {&a_, &from_output_, &from_state_, &saved_rows_, &h_rows_, &h_prev_rows_, &c_prev_rows_};
+    for (const A*** p : read) *p = own.template take<const A*>(n_);
+    A*** const written[] = {&gate_rows_, &projected_rows_, &target_rows_};
+    for (A*** p : written) *p = own.template take<A*>(n_);
+    fresh_ = own.template take<bool>(n_);
+    carry_ = own.template take<A>(n_ * padded_);
+    c0_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
+    target_ = own.template take<A>(n_ * wide_);
+    size_ = own.used();
+  }
+
+  void go(const BackwardTask& task) {
+    const Task& t = task.task;
+    rows_ = t.rows;
+    unit_begin_ = t.unit_begin;
+    unit_end_ = t.unit_end;
+    packed_ = task.packed;
+    begin_rows();
+    const int64_t steps = n_ ? layer_.length(rows_[0]) : 0;
+    int64_t active = 0;
+    for (int64_t step = steps - 1; step >= 0; --step) {
+      const int64_t before = active;
+      while (active < n_ && layer_.length(rows_[active]) > step) ++active;
+      prepare(step, before, active);
+      run_step(step, active, before > 0);
+      if (t.barrier) t.barrier(t.barrier_state);
+    }
+    if (call_.d_h0[d_].data) initial_gradient(active);
+    finish_c0();
+  }
+
+  int64_t time(int64_t i, int64_t step) const { return d_ ? layer_.length(rows_[i]) - 1 - step : step; }
+  A* row_of(const Rows& rows, int64_t t, int64_t b) const { return reinterpret_cast<A*>(rows.data) + rows.offset(t, b); }
+
+  void begin_rows() {
+    if (!h0_.rows.data) {
+      for (int64_t i = 0; i < n_ * wide_; ++i) h0_.scratch[i] = 0;
+    }
+    if constexpr (Cell::kHasC) {
+      const Rows& c0 = layer_.c0[d_];
+      for (int64_t i = 0; i < n_; ++i) {
+        A* to = c0_ + i * padded_;
+        for (int64_t u = 0; u < padded_; ++u) to[u] = 0;
+        if (c0.data) read_row<A>(c0.dtype, c0.data + c0.offset(0, rows_[i]) * size_of(c0.dtype), c0.stride, to, layer_.H);
+      }
+    }
+    for (int64_t i = 0; i < n_; ++i) {
+      start_carry(i);
+      gate_rows_[i] = nullptr;
+      target_rows_[i] = target_ + i * wide_;
+    }
+  }
+
+  // What the last step of a row receives besides the product.
+  void start_carry(int64_t i) {
+    A* carry = carry_ + i * padded_;
+    for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
+    const Rows& d_c_n = call_.d_c_n[d_];
+    if (Cell::kHasC && d_c_n.data) {
+      read_row<A>(d_c_n.dtype, d_c_n.data + d_c_n.offset(0, rows_[i]) * size_of(d_c_n.dtype), d_c_n.stride, carry, layer_.H);
+    }
+  }
+
+  const A* initial_h(int64_t i) const { return h0_.rows.data ? h0_.at(0, rows_[i], i) : h0_.scratch + i * wide_; }
+
+  void prepare(int64_t step, int64_t before, int64_t active) {
+    const Rows &d_gates = call_.d_gates[d_], &saved = call_.saved[d_];
+    const int64_t c_slot = (Cell::kSaved - 1) * kL;
+    for (int64_t i = 0; i < active; ++i) {
+      const int64_t b = rows_[i], t = time(i, step), t_prev = time(i, step - 1);
+      fresh_[i] = i >= before;
+      A* current = row_of(d_gates, t, b);
+      a_[i] = fresh_[i] ? (before ? a_[0] : current) : gate_rows_[i];
+      gate_rows_[i] = current;
+      from_output_[i] = d_output_.rows.data ? d_output_.at(t, b, i) : nullptr;
+      from_state_[i] = fresh_[i] && d_h_n_.rows.data ? d_h_n_.at(0, b, i) : nullptr;
+      if constexpr (Cell::kSaved > 0) saved_rows_[i] = row_of(saved, t, b);
+      if constexpr (Cell::kReadsH) h_rows_[i] = h_.at(t, b, i);
+      if constexpr (Cell::kReadsHPrev) h_prev_rows_[i] = step ? h_prev_.at(t_prev, b, i) : initial_h(i);
+      if constexpr (Cell::kHasC) c_prev_rows_[i] = step ? row_of(saved, t_prev, b) + c_slot : c0_ + i * padded_;
+    }
+  }
+
+  // The product of d_gates with W_hh: one segment per gate, over the slots the state feeds.
+  void set_recurrent(BackwardStep<A>& s) const {
+    s.a = a_;
+    s.fresh = fresh_;
+    s.segments = kG;
+    for (int g = 0; g < kG; ++g) s.segment[g] = Cell::hidden_slot(g) * layer_.H;
+    s.K = layer_.H;
+    s.w = reinterpret_cast<const A*>(packed_.w_hh);
+    s.from_output = from_output_;
+    s.from_state = from_state_;
+  }
+
+  void run_step(int64_t step, int64_t active, bool product) {
+    BackwardStep<A> s{};
+    set_recurrent(s);
+    if (!product) s.K = 0, s.segments = 0;
+    s.H = layer_.H;
+    if (layer_.P) {  // d(projected h) first, into its place in the row of d_gates; then through W_hr
+      const int64_t place = Cell::kSlots * layer_.H;
+      for (int64_t i = 0; i < active; ++i) projected_rows_[i] = gate_rows_[i] + place;
+      gradient_tiles(s, active, layer_.P, projected_rows_);
+      for (int64_t i = 0; i < active; ++i) a_[i] = projected_rows_[i];
+      s.fresh = nullptr;
+      s.segments = 1;
+      s.segment[0] = 0;
+      s.K = layer_.P;
+      s.w = reinterpret_cast<const A*>(packed_.w_hr);
+      s.from_output = s.from_state = nullptr;
+    }
+    s.saved = saved_rows_;
+    s.h = h_rows_;
+    s.h_prev = h_prev_rows_;
+    s.c_prev = c_prev_rows_;
+    s.c_scale = step ? Cell::kSaved : 1;
+    s.d_gates = gate_rows_;
+    s.carry = carry_;
+    s.carry_stride = padded_;
+    cell_tiles(s, active);
+    if (layer_.P) keep_unprojected(active);
+  }
+
+  void cell_tiles(const BackwardStep<A>& s, int64_t rows) {
+    using Shape = TileShape<1>;
+    const int64_t end = blocks_of<F>(unit_end_);
+    int64_t block = unit_begin_ / kL;
+    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) {
+      for_row_groups<Shape::kRows>(
+          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block); });
+    }
+    for (; block < end; ++block) {
+      for_row_groups<Shape::kRows>(
+          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block); });
+    }
+  }
+
+  void gradient_tiles(const BackwardStep<A>& s, int64_t rows, int64_t columns, A* const* out) {
+    for (int64_t block = 0; block < blocks_of<F>(columns); ++block) {
+      for_row_groups<TileShape<1>::kRows>(
+          rows, [&](int64_t first, auto m) { gradient_tile<F, decltype(m)::value>(s, first, block, columns, out); });
+    }
+  }
+
+  // h before the projection, o * tanh(c), for the gradient of W_hr.
+  void keep_unprojected(int64_t active) {
+    if constexpr (Cell::kHasC) {
+      for (int64_t i = 0; i < active; ++i) {
+        A* to = gate_rows_[i] + Cell::kSlots * layer_.H + layer_.P;
+        for (int64_t unit = 0; unit < layer_.H; unit += kL) {
+          typename F::V saved[Cell::kSaved];
+          for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(saved_rows_[i] + unit * Cell::kSaved + k * kL);
+          F::write(to + unit, Cell::unprojected(saved), static_cast<int>(layer_.H - unit));
+        }
+      }
+    }
+  }
+
+  // d_h0: one more product, plus what the cell carries; rows of length 0 hand on what they received.
+  void initial_gradient(int64_t active) {
+    BackwardStep<A> s{};
+    set_recurrent(s);
+    for (int64_t i = 0; i < active; ++i) a_[i] = gate_rows_[i];
+    s.fresh = nullptr;
+    s.from_output = s.from_state = nullptr;
+    gradient_tiles(s, active, layer_.out(), target_rows_);
+    const Rows& d_h0 = call_.d_h0[d_];
+    const int64_t begin = layer_.P ? 0 : unit_begin_, end = layer_.P ? layer_.P : unit_end_;
+    for (int64_t i = 0; i < n_; ++i) {
+      A* row = target_rows_[i];
+      if (i >= active) {
+        for (int64_t u = begin; u < end; ++u) row[u] = 0;
+        if (d_h_n_.rows.data) {
+          const A* from = d_h_n_.at(0, rows_[i], i);
+          for (int64_t u = begin; u < end; ++u) row[u] = from[u];
+        }
+      } else if (Cell::kCarriesH) {
+        for (int64_t u = begin; u < end; ++u) row[u] += carry_[i * padded_ + u];
+      }
+      write_row<A>(d_h0.dtype, row + begin, d_h0.data + (d_h0.offset(0, rows_[i]) + begin) * size_of(d_h0.dtype), end - begin);
+    }
+  }
+
+  void finish_c0() {
+    const Rows& d_c0 = call_.d_c0[d_];
+    if (!Cell::kHasC || !d_c0.data) return;
+    for (int64_t i = 0; i < n_; ++i) {
+      write_row<A>(d_c0.dtype, carry_ + i * padded_ + unit_begin_,
+                   d_c0.data + (d_c0.offset(0, rows_[i]) + unit_begin_) * size_of(d_c0.dtype), unit_end_ - unit_begin_);
+    }
+  }
+
+  const Backward& call_;
+  const Layer& layer_;
+  int64_t n_, padded_, wide_, size_;
+  int d_;
+  const int64_t* rows_ = nullptr;
+  int64_t unit_begin_ = 0, unit_end_ = 0;
+  PackedBackward packed_{};
+  RowReader<A> d_output_, d_h_n_, h_, h_prev_, h0_;
+  const A **a_, **from_output_, **from_state_, **saved_rows_, **h_rows_, **h_prev_rows_, **c_prev_rows_;
+  A **gate_rows_, **projected_rows_, **target_rows_, *carry_, *c0_, *target_;
+  bool* fresh_;
+};
+
+// d_x of rows [begin, end) of all (t, b), both directions summed in the same registers; 0 beyond a row's length.
+template <class F, class Cell>
+class InputGrad {
+  using A = typename F::A;
+  static constexpr int kL = F::kLanes;
+  static constexpr int64_t kChunk = 96;
+
+ public:
+  static int64_t measure(const Backward& call) {
+    const InputGradTask empty{&call, {}, 0, 0, nullptr};
+    return InputGrad(empty).size_;
+  }
+  static void run(const InputGradTask& task) { InputGrad(task).go(); }
+
+ private:
+  explicit InputGrad(const InputGradTask& task) : task_(task), call_(*task.call), layer_(call_.layer) {
+    wide_ = (layer_.I + kL * 4 - 1) / (kL * 4) * kL * 4;
+    Arena own(task.scratch);
+    for (const A**& p : gates_) p = own.template take<const A*>(kChunk);
+    targets_ = own.template take<char*>(kChunk);
+    rows_ = own.template take<A*>(kChunk);
+    staged_ = own.template take<A>(kChunk * wide_);
+    size_ = own.used();
+  }
+
+  void go() {
+    int64_t count = 0;
+    int64_t t = task_.begin / (layer_.B ? layer_.B : 1), b = task_.begin % (layer_.B ? layer_.B : 1);
+    for (int64_t row = task_.begin; row < task_.end; ++row) {
+      char* target = call_.d_x.data + call_.d_x.offset(t, b) * size_of(call_.d_x.dtype);
+      if (t < layer_.length(b)) {
+        for (int d = 0; d < layer_.directions; ++d) {
+          const Rows& g = call_.d_gates[d];
+          gates_[d][count] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
+        }
+        targets_[count] = target;
+        rows_[count] = direct() ? reinterpret_cast<A*>(target) : staged_ + count * wide_;
+        if (++count == kChunk) flush(count), count = 0;
+      } else if (!call_.d_x.t_row) {
+        __builtin_memset(target, 0, static_cast<std::size_t>(layer_.I * size_of(call_.d_x.dtype)));
+      }
+      if (++b == layer_.B) b = 0, ++t;
+    }
+    flush(count);
+  }
+
+  bool direct() const { return call_.d_x.dtype == dtype_of<A>(); }
+
+  void flush(int64_t count) {
+    using Shape = TileShape<1>;
+    const int64_t end = blocks_of<F>(layer_.I);
+    int64_t block = 0;
+    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) tiles<Shape::kBlocks>(count, block);
+    for (; block < end; ++block) tiles<1>(count, block);
+    if (!direct()) {
+      for (int64_t i = 0; i < count; ++i) write_row<A>(call_.d_x.dtype, rows_[i], targets_[i], layer_.I);
+    }
+  }
+
+  template <int kBlocks>
+  void tiles(int64_t count, int64_t block) {
+    for_row_groups<TileShape<1>::kRows>(
+        count, [&](int64_t first, auto m) { tile<decltype(m)::value, kBlocks>(first, block); });
+  }
+
+  template <int kRows, int kBlocks>
+  __attribute__((noinline)) void tile(int64_t row, int64_t block) {
+    typename F::V acc[kRows][kBlocks] = {};
+    const int64_t K = Cell::kGates * layer_.H, panel = K * kL;
+    for (int d = 0; d < layer_.directions; ++d) {
+      const A* rows[kRows];
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) rows[m] = gates_[d][row + m];
+      const A* w = reinterpret_cast<const A*>(task_.packed[d].w_ih) + block * panel;
+      accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, K, w, panel);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kBlocks; ++j) {
+        const int64_t column = (block + j) * kL;
+        F::write(rows_[row + m] + column, acc[m][j], static_cast<int>(layer_.I - column));
+      }
+    }
+  }
+
+  const InputGradTask& task_;
+  const Backward& call_;
+  const Layer& layer_;
+  int64_t wide_, size_;
+  const A** gates_[kMaxDirections];
+  char** targets_;
+  A **rows_, *staged_;
+};
+
+}  // namespace
+}  // namespace sf

@@ -1,0 +1,380 @@
+// Chooses the ISA once, keeps packed weights, and splits each call over torch's intra-op threads: by batch rows, by
+// direction, or, when rows are few and the layer is wide, by hidden units with a barrier per step.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "backend.h"
+#include "fork.h"
+
+namespace sf {
+
+extern const Kernels kernels_base;
+#if defined(SF_WITH_AVX2)
+extern const Kernels kernels_avx2;
+#endif
+#if defined(SF_WITH_AVX512)
+extern const Kernels kernels_avx512;
+#endif
+#if defined(SF_WITH_AVX512_BF16)
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+namespace {
+
+std::vector<const Kernels*> usable_kernels() {
+  std::vector<const Kernels*> found{&kernels_base};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#if defined(SF_WITH_AVX2)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2) found.push_back(&kernels_avx2);
+#endif
+#if defined(SF_WITH_AVX512)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (avx512) found.push_back(&kernels_avx512);
+#if defined(SF_WITH_AVX512_BF16)
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kernels_avx512_bf16);
+#endif
+#endif
+#endif
+  return found;
+}
+
+const std::vector<const Kernels*>& impls() {
+  static const std::vector<const Kernels*> found = usable_kernels();
+  return found;
+}
+
+// ---- Threads
+
+constexpr int64_t kWorkPerThread = 400'000;  // multiply-adds below which waking a thread costs more than it saves
+
+int64_t threads_for(int64_t multiply_adds) {
+  if (fork_depth() > 0) return 1;
+  const int64_t wanted = multiply_adds / kWorkPerThread;
+  return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), wanted));
+}
+
+// body(first, last) over ranges that cover [0, n), each on a thread of its own, all of them alive at once.
+void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
+  if (n == 1) return body(0, 1);
+  torch::stable::parallel_for(0, n, 1, body);
+}
+
+class SpinBarrier {
+ public:
+  explicit SpinBarrier(int64_t total) : total_(total) {}
+  struct Member {
+    SpinBarrier* barrier;
+    int64_t weight, round = 0;
+  };
+  static void wait(void* state) {
+    auto* me = static_cast<Member*>(state);
+    SpinBarrier& b = *me->barrier;
+    const int64_t goal = ++me->round * b.total_;
+    b.arrived_.fetch_add(me->weight, std::memory_order_acq_rel);
+    for (int spins = 0; b.arrived_.load(std::memory_order_acquire) < goal; ++spins) {
+      if (spins > 4000) std::this_thread::yield();
+#if defined(__x86_64__)
+      else __builtin_ia32_pause();
+#endif
+    }
+  }
+
+ private:
+  const int64_t total_;
+  std::atomic<int64_t> arrived_{0};
+};
+
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : data_(static_cast<char*>(pool_take(bytes))) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { pool_give(data_); }
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+};
+
+std::vector<int64_t> longest_first(const Layer& layer) {
+  std::vector<int64_t> rows(static_cast<size_t>(layer.B));
+  for (int64_t b = 0; b < layer.B; ++b) rows[static_cast<size_t>(b)] = b;
+  if (layer.lengths) {
+    std::stable_sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return layer.lengths[a] > layer.lengths[b]; });
+  }
+  return rows;
+}
+
+int64_t steps_of(const Layer& layer) {
+  if (!layer.lengths) return layer.T * layer.B;
+  int64_t sum = 0;
+  for (int64_t b = 0; b < layer.B; ++b) sum += layer.lengths[b];
+  return sum;
+}
+
+int64_t weights_of(const Layer& layer) {
+  return layer.gates * layer.H * (layer.I + layer.out()) + layer.P * layer.H;
+}
+
+// A call's split: every worker runs its pieces one after the other.
+struct Piece {
+  int direction;
+  std::vector<int64_t> rows;
+};
+struct Split {
+  bool by_units = false;
+  int64_t workers = 1;
+  std::vector<std::vector<Piece>> pieces;  // per worker, when by rows
+  std::vector<int64_t> rows;               // all, longest first
+};
+
+// Few rows of a wide layer: each thread streams a share of the weights instead of all of them.
+bool split_by_units(const Layer& layer, int64_t workers) {
+  return workers > 1 && !layer.P && layer.directions == 1 && layer.H >= 256 && layer.B <= 4 * workers;
+}
+
+Split split(const Layer& layer, int64_t work) {
+  Split s;
+  s.rows = longest_first(layer);
+  s.workers = threads_for(work);
+  if (split_by_units(layer, s.workers)) {
+    s.by_units = true;
+    s.workers = std::min(s.workers, (layer.H + kSavedAlign - 1) / kSavedAlign);
+    return s;
+  }
+  s.workers = std::max<int64_t>(1, std::min(s.workers, layer.B * layer.directions));
+  s.pieces.resize(static_cast<size_t>(s.workers));
+  // whole directions to groups of workers where that divides evenly, so that each streams fewer weights
+  const int64_t groups = s.workers % layer.directions == 0 ? layer.directions : 1;
+  const int64_t members = s.workers / groups;
+  for (int64_t w = 0; w < s.workers; ++w) {
+    for (int d = 0; d < layer.directions; ++d) {
+      if (groups > 1 && w / members != d) continue;
+      Piece piece{d, {}};
+      const int64_t member = w % members;
+      if (layer.lengths) {  // dealt out like cards, so that long and short rows are shared
+        for (int64_t i = member; i < layer.B; i += members) piece.rows.push_back(s.rows[static_cast<size_t>(i)]);
+      } else {
+        for (int64_t i = layer.B * member / members; i < layer.B * (member + 1) / members; ++i) {
+          piece.rows.push_back(s.rows[static_cast<size_t>(i)]);
+        }
+      }
+      s.pieces[static_cast<size_t>(w)].push_back(std::move(piece));
+    }
+  }
+  return s;
+}
+
+// run(task) for every piece of the call. scratch(rows) and shared(rows) are sizes in bytes.
+void run_split(const Layer& layer, const Split& s, const std::function<int64_t(int64_t)>& scratch, int64_t shared_size,
+               const std::function<int64_t(int64_t)>& shared, const std::function<void(const Task&)>& run) {
+  if (s.by_units) {
+    const int64_t each = scratch(layer.B);
+    Buffer buffer(each * s.workers + shared_size);
+    SpinBarrier barrier(s.workers);
+    const int64_t blocks = (layer.H + kSavedAlign - 1) / kSavedAlign;
+    parallel(s.workers, [&](int64_t first, int64_t last) {
+      SpinBarrier::Member member{&barrier, last - first};
+      Task task{};
+      task.rows = s.rows.data();
+      task.count = layer.B;
+      task.unit_begin = blocks * first / s.workers * kSavedAlign;
+      task.unit_end = std::min(blocks * last / s.workers * kSavedAlign, layer.H);
+      task.barrier = SpinBarrier::wait;
+      task.barrier_state = &member;
+      task.scratch = buffer.data() + first * each;
+      task.shared = buffer.data() + s.workers * each;
+      run(task);
+    });
+    return;
+  }
+  parallel(s.workers, [&](int64_t first, int64_t last) {
+    for (int64_t w = first; w < last; ++w) {
+      for (const Piece& piece : s.pieces[static_cast<size_t>(w)]) {
+        const auto rows = static_cast<int64_t>(piece.rows.size());
+        const int64_t own = scratch(rows);
+        Buffer buffer(own + shared(rows));
+        run(Task{piece.direction, piece.rows.data(), rows, 0, layer.H, nullptr, nullptr, buffer.data(), buffer.data() + own});
+      }
+    }
+  });
+}
+
+// ---- Packed weights
+
+using Packed = std::shared_ptr<Buffer>;
+
+// Recently packed weights, found by what they contain: no other sign of a change can be trusted, as optimizers, p.data
+// and numpy write behind torch's back.
+class PackedCache {
+ public:
+  struct Key {
+    uint64_t words[2] = {1, 2};
+    bool operator==(const Key& other) const { return words[0] == other.words[0] && words[1] == other.words[1]; }
+  };
+  Packed find(const Key& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+      if (it->key == key) {
+        entries_.splice(entries_.begin(), entries_, it);
+        return it->packed;
+      }
+    }
+    return nullptr;
+  }
+  void add(const Key& key, Packed packed, int64_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    entries_.push_front({key, std::move(packed), bytes});
+    bytes_ += bytes;
+    while (bytes_ > kMostBytes && entries_.size() > 1) {
+      bytes_ -= entries_.back().bytes;
+      entries_.pop_back();
+    }
+  }
+  int64_t size() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<int64_t>(entries_.size());
+  }
+  void clear() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    entries_.clear();
+    bytes_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kMostBytes = int64_t{64} << 20;
+  struct Entry {
+    Key key;
+    Packed packed;
+    int64_t bytes;
+  };
+  std::mutex mutex_;
+  std::list<Entry> entries_;  // the most recently used first
+  int64_t bytes_ = 0;
+};
+
+PackedCache& packed_cache() {
+  static ForkSafe<PackedCache> instance;
+  return instance.get();
+}
+
+bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride == m.columns; }
+
+// Folds everything the packed form depends on into the key; false where a weight is not contiguous.
+bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
+  const int64_t element = layer.dtype == Dtype::kFloat64 ? 8 : layer.dtype == Dtype::kFloat32 ? 4 : 2;
+  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell), static_cast<uint64_t>(layer.dtype),
+                            static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.I),
+                            static_cast<uint64_t>(layer.H), static_cast<uint64_t>(layer.P),
+                            reinterpret_cast<uint64_t>(kernels.name)};
+  kernels.fingerprint(shape, sizeof shape, key.words);
+  for (int d = 0; d < layer.directions; ++d) {
+    for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
+      if (!m->data) continue;
+      if (!contiguous(*m)) return false;
+      kernels.fingerprint(m->data, m->rows * m->columns * element, key.words);
+    }
+  }
+  return true;
+}
+
+// Packing reads each weight once; a row and step uses each once for a multiply-add, some 35 times cheaper. From this many
+// row-steps on, packing anew costs under 2 %.
+constexpr int64_t kRowStepsToRepack = 1800;
+
+Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
+  const int64_t each = kernels.packed_forward_size(layer), bytes = each * layer.directions;
+  PackedCache::Key key;
+  const bool cached = !training && steps_of(layer) < kRowStepsToRepack && fingerprint(kernels, layer, key);
+  if (cached) {
+    if (Packed found = packed_cache().find(key)) return found;
+  }
+  auto packed = std::make_shared<Buffer>(bytes);
+  for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(layer, d, packed->data() + d * each);
+  if (cached) packed_cache().add(key, packed, bytes);
+  return packed;
+}
+
+}  // namespace
+
+const Kernels& kernels_for(const char* impl) {
+  const std::string name = impl;
+  if (name == "auto") return *impls().back();
+  std::string choices = "auto";
+  for (const Kernels* k : impls()) {
+    if (name == k->name) return *k;
+    choices += std::string(", ") + k->name;
+  }
+  throw std::runtime_error("impl: expected one of " + choices + " but got '" + name + "'");
+}
+int impl_count() { return static_cast<int>(impls().size()); }
+const char* impl_name(int index) { return impls()[static_cast<size_t>(index)]->name; }
+
+void run_forward(const Kernels& kernels, const Forward& call) {
+  const Layer& layer = call.layer;
+  const Packed packed = pack_forward(kernels, layer, call.saved[0].data != nullptr);
+  const int64_t each = kernels.packed_forward_size(layer);
+  const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));
+  run_split(
+      layer, s, [&](int64_t rows) { return kernels.forward_scratch(call, rows); },
+      s.by_units ? kernels.forward_shared(call, layer.B) : 0,
+      [&](int64_t rows) { return kernels.forward_shared(call, rows); },
+      [&](const Task& task) {
+        kernels.forward({&call, kernels.packed_forward(layer, packed->data() + task.direction * each), task});
+      });
+}
+
+void run_backward(const Kernels& kernels, const Backward& call) {
+  const Layer& layer = call.layer;
+  const int64_t each = kernels.packed_backward_size(layer);
+  Buffer packed(each * layer.directions);
+  for (int d = 0; d < layer.directions; ++d) kernels.pack_backward(layer, d, packed.data() + d * each);
+  const int64_t steps = steps_of(layer), gate_rows = layer.gates * layer.H * layer.directions;
+  const Split s = split(layer, steps * gate_rows * layer.out());
+  run_split(
+      layer, s, [&](int64_t rows) { return kernels.backward_scratch(call, rows); }, 0, [](int64_t) { return int64_t{0}; },
+      [&](const Task& task) {
+        kernels.backward({&call, kernels.packed_backward(layer, packed.data() + task.direction * each), task});
+      });
+  if (!call.d_x.data) return;
+  const int64_t rows = layer.T * layer.B, workers = std::min(threads_for(steps * gate_rows * layer.I), std::max<int64_t>(rows, 1));
+  parallel(workers, [&](int64_t first, int64_t last) {
+    Buffer scratch(kernels.input_grad_scratch(call));
+    InputGradTask task{&call, {}, rows * first / workers, rows * last / workers, scratch.data()};
+    for (int d = 0; d < layer.directions; ++d) task.packed[d] = kernels.packed_backward(layer, packed.data() + d * each);
+    kernels.input_grad(task);
+  });
+}
+
+void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
+  const Layer& layer = call.layer;
+  const std::vector<int64_t> rows = longest_first(layer);
+  const int64_t workers = threads_for(steps_of(layer) * layer.directions * weights_of(layer));
+  const int64_t parts = workers % layer.directions == 0 ? workers / layer.directions : workers;
+  const int64_t jobs = parts * layer.directions;
+  parallel(std::min(workers, jobs), [&](int64_t first, int64_t last) {
+    const int64_t n = std::min(workers, jobs);
+    Buffer scratch(kernels.weight_grad_scratch(call, parts));
+    for (int64_t job = jobs * first / n; job < jobs * last / n; ++job) {
+      kernels.weight_grad({&call, static_cast<int>(job / parts), job % parts, parts, rows.data(), scratch.data()});
+    }
+  });
+}
+
+int64_t packed_cache_size() { return packed_cache().size(); }
+void packed_cache_clear() { packed_cache().clear(); }
+
+}  // namespace sf

@@ -1,0 +1,227 @@
+// The CPU kernels, compiled once per ISA (SF_ISA names it): picks cell and format, and fills the ISA's table.
+// No torch and no std header: an inline std function compiled for AVX-512 here could be linked into the portable path.
+#include "backward.h"
+#include "weight_grad.h"
+
+namespace sf {
+namespace {
+
+// function(F, Cell) for the layer's compute type and cell; forward may use pairs of bfloat16.
+template <class F, class Function>
+auto with_cell(const Layer& layer, Function&& function) {
+  switch (layer.cell) {
+#define SF_CASE(name, Type) \
+  case kCell_##name: return function(F{}, Type{});
+    SF_CELLS(SF_CASE)
+#undef SF_CASE
+  }
+  __builtin_unreachable();
+}
+template <class Function>
+auto with_format(const Layer& layer, Function&& function) {
+  if (layer.dtype == Dtype::kFloat64) return with_cell<Plain<double>>(layer, function);
+  return with_cell<Plain<float>>(layer, function);
+}
+template <class Function>
+auto with_forward_format(const Layer& layer, Function&& function) {
+#if defined(__AVX512BF16__)
+  if (layer.dtype == Dtype::kBFloat16) return with_cell<Bfloat16Pairs>(layer, function);
+#endif
+  return with_format(layer, function);
+}
+
+constexpr int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class Cell>
+PackSource input_weights(const Layer& l, int d) {  // k: input
+  const Matrix& w = l.w_ih[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.I, l.H, Cell::kGates};
+}
+template <class Cell>
+PackSource hidden_weights(const Layer& l, int d) {  // k: previous h
+  const Matrix& w = l.w_hh[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.out(), l.H, Cell::kGates};
+}
+PackSource projection(const Layer& l, int d) {
+  const Matrix& w = l.w_hr[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, 0, l.H, l.P, 1};
+}
+// The same matrices from the other side, for gradients: k runs over the rows.
+template <class Cell>
+PackSource input_weights_back(const Layer& l, int d) {
+  const Matrix& w = l.w_ih[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.I, 1};
+}
+template <class Cell>
+PackSource hidden_weights_back(const Layer& l, int d) {
+  const Matrix& w = l.w_hh[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.out(), 1};
+}
+PackSource projection_back(const Layer& l, int d) {
+  const Matrix& w = l.w_hr[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, l.P, l.H, 1};
+}
+
+// Where each piece lies in one direction's packed weights; at end, their size.
+template <class F, class Cell>
+struct ForwardPieces {
+  int64_t w_ih = 0, w_hh, bias, w_hr, end;
+  explicit ForwardPieces(const Layer& l) {
+    constexpr int64_t kE = sizeof(typename F::E);
+    w_hh = w_ih + round_up(packed_size<F>(input_weights<Cell>(l, 0)) * kE);
+    bias = w_hh + round_up(packed_size<F>(hidden_weights<Cell>(l, 0)) * kE);
+    w_hr = bias + round_up(blocks_of<F>(l.H) * Cell::kSlots * F::kLanes * static_cast<int64_t>(sizeof(typename F::A)));
+    end = w_hr + (l.P ? round_up(packed_size<F>(projection(l, 0)) * kE) : 0);
+  }
+};
+template <class F, class Cell>
+struct BackwardPieces {
+  int64_t w_ih = 0, w_hh, w_hr, end;
+  explicit BackwardPieces(const Layer& l) {
+    constexpr int64_t kE = sizeof(typename F::E);
+    w_hh = w_ih + round_up(packed_size<F>(input_weights_back<Cell>(l, 0)) * kE);
+    w_hr = w_hh + round_up(packed_size<F>(hidden_weights_back<Cell>(l, 0)) * kE);
+    end = w_hr + (l.P ? round_up(packed_size<F>(projection_back(l, 0)) * kE) : 0);
+  }
+};
+
+template <class F>
+typename F::E* elements(char* p) {
+  return reinterpret_cast<typename F::E*>(p);
+}
+
+void pack_forward(const Layer& layer, int d, char* to) {
+  with_forward_format(layer, [&](auto f, auto c) {
+    using F = decltype(f);
+    using Cell = decltype(c);
+    const ForwardPieces<F, Cell> at(layer);
+    pack<F>(input_weights<Cell>(layer, d), elements<F>(to + at.w_ih));
+    pack<F>(hidden_weights<Cell>(layer, d), elements<F>(to + at.w_hh));
+    pack_bias<F, Cell>(layer, d, reinterpret_cast<typename F::A*>(to + at.bias));
+    if (layer.P) pack<F>(projection(layer, d), elements<F>(to + at.w_hr));
+  });
+}
+int64_t packed_forward_size(const Layer& layer) {
+  return with_forward_format(layer, [&](auto f, auto c) { return ForwardPieces<decltype(f), decltype(c)>(layer).end; });
+}
+PackedForward packed_forward(const Layer& layer, const char* p) {
+  return with_forward_format(layer, [&](auto f, auto c) {
+    const ForwardPieces<decltype(f), decltype(c)> at(layer);
+    return PackedForward{p + at.w_ih, p + at.w_hh, p + at.bias, p + at.w_hr};
+  });
+}
+
+void pack_backward(const Layer& layer, int d, char* to) {
+  with_format(layer, [&](auto f, auto c) {
+    using F = decltype(f);
+    using Cell = decltype(c);
+    const BackwardPieces<F, Cell> at(layer);
+    pack<F>(input_weights_back<Cell>(layer, d), elements<F>(to + at.w_ih));
+    pack<F>(hidden_weights_back<Cell>(layer, d), elements<F>(to + at.w_hh));
+    if (layer.P) pack<F>(projection_back(layer, d), elements<F>(to + at.w_hr));
+  });
+}
+int64_t packed_backward_size(const Layer& layer) {
+  return with_format(layer, [&](auto f, auto c) { return BackwardPieces<decltype(f), decltype(c)>(layer).end; });
+}
+PackedBackward packed_backward(const Layer& layer, const char* p) {
+  return with_format(layer, [&](auto f, auto c) {
+    const BackwardPieces<decltype(f), decltype(c)> at(layer);
+    return PackedBackward{p + at.w_ih, p + at.w_hh, p + at.w_hr};
+  });
+}
+
+int64_t forward_scratch(const Forward& call, int64_t rows) {
+  return with_forward_format(call.layer,
+                             [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+}
+int64_t forward_shared(const Forward& call, int64_t rows) {
+  return with_forward_format(
+      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure_shared(call, rows); });
+}
+void forward(const ForwardTask& task) {
+  with_forward_format(task.call->layer, [&](auto f, auto c) { ForwardPass<decltype(f), decltype(c)>::run(task); });
+}
+int64_t backward_scratch(const Backward& call, int64_t rows) {
+  return with_format(call.layer, [&](auto f, auto c) { return BackwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+}
+void backward(const BackwardTask& task) {
+  with_format(task.call->layer, [&](auto f, auto c) { BackwardPass<decltype(f), decltype(c)>::run(task); });
+}
+int64_t input_grad_scratch(const Backward& call) {
+  return with_format(call.layer, [&](auto f, auto c) { return InputGrad<decltype(f), decltype(c)>::measure(call); });
+}
+void input_grad(const InputGradTask& task) {
+  with_format(task.call->layer, [&](auto f, auto c) { InputGrad<decltype(f), decltype(c)>::run(task); });
+}
+int64_t weight_grad_scratch(const WeightGrad& call, int64_t parts) {
+  return with_format(call.layer,
+                     [&](auto f, auto c) { return WeightGradPass<decltype(f), decltype(c)>::measure(call, parts); });
+}
+void weight_grad(const WeightGradTask& task) {
+  with_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
+}
+
+// Folds a contiguous weight's content into 128 bits. Each lane is a bijection of every word it takes, and the shift lets
+// high bits reach low ones, so flipped signs cannot cancel.
+void fingerprint(const void* data, int64_t bytes, uint64_t (&state)[2]) {
+  constexpr uint64_t kPrime = 0x9e3779b97f4a7c15, kOther = 0xd6e8feb86659fd93;
+  constexpr int kStreams = 4, kBytes = sizeof(HashVec);
+  HashVec sums[kStreams];
+  for (int i = 0; i < kStreams; ++i) {
+    for (int lane = 0; lane < kBytes / 8; ++lane) sums[i][lane] = (state[lane & 1] + i * 64 + lane + 1) * kPrime;
+  }
+  auto mix = [](HashVec s, HashVec word) {
+    s = (s ^ word) * kPrime;
+    return s ^ (s >> 29);
+  };
+  const char* p = static_cast<const char*>(data);
+  int64_t left = bytes;
+  for (; left >= kStreams * kBytes; left -= kStreams * kBytes, p += kStreams * kBytes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kStreams; ++i) {
+      HashVec word;
+      __builtin_memcpy(&word, p + i * kBytes, kBytes);
+      sums[i] = mix(sums[i], word);
+    }
+  }
+  for (int i = 0; left > 0; ++i, left -= kBytes, p += kBytes) {
+    HashVec word{};
+    __builtin_memcpy(&word, p, static_cast<std::size_t>(left < kBytes ? left : kBytes));
+    sums[i] = mix(sums[i], word);
+  }
+  state[0] ^= static_cast<uint64_t>(bytes);
+  for (const HashVec& sum : sums) {
+    for (int lane = 0; lane < kBytes / 8; ++lane) {
+      state[0] = (state[0] ^ sum[lane]) * kPrime;
+      state[0] ^= state[0] >> 32;
+      state[1] = (state[1] + sum[lane]) * kOther;
+      state[1] ^= state[1] >> 31;
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels SF_ISA;
+const Kernels SF_ISA = {
+    .name = SF_ISA_NAME,
+    .pack_forward = pack_forward,
+    .packed_forward_size = packed_forward_size,
+    .packed_forward = packed_forward,
+    .pack_backward = pack_backward,
+    .packed_backward_size = packed_backward_size,
+    .packed_backward = packed_backward,
+    .forward_scratch = forward_scratch,
+    .forward_shared = forward_shared,
+    .forward = forward,
+    .backward_scratch = backward_scratch,
+    .backward = backward,
+    .input_grad_scratch = input_grad_scratch,
+    .input_grad = input_grad,
+    .weight_grad_scratch = weight_grad_scratch,
+    .weight_grad = weight_grad,
+    .fingerprint = fingerprint,
+};
+
+}  // namespace sf

@@ -1,0 +1,144 @@
+// The one inner loop: acc[rows][vectors] += a[row][k] * w[k][vectors], k ascending, one accumulator per element, in
+// registers. Projection, recurrence and every backward product are this loop with a different start and end.
+#pragma once
+
+#include "convert.h"
+
+namespace sf {
+namespace {
+
+// A format says what rows and packed weights are made of (E), what sums are kept in (A), and how one k is added.
+template <class T>
+struct Plain {
+  using A = T;
+  using E = T;
+  using V = typename VecOf<T>::Type;
+  using Weight = V;
+  static constexpr int kLanes = sizeof(V) / sizeof(T), kPack = 1;
+  static SF_FN Weight weight(const E* p) { return load(p); }
+  static SF_FN V broadcast(const E* p) { return V{} + *p; }
+  static SF_FN V broadcast_last(const E* p) { return broadcast(p); }
+  static SF_FN V add(V acc, V a, Weight w) { return fma(a, w, acc); }
+  static SF_FN V read(const E* p, int n) { return n >= kLanes ? load(p) : load(p, n); }
+  static SF_FN void write(E* p, V v, int n) { n >= kLanes ? store(p, v) : store(p, v, n); }
+};
+
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16 along k, multiplied and added by one instruction into float sums.
+struct Bfloat16Pairs {
+  using A = float;
+  using E = Bits16;
+  using V = FloatVec;
+  using Weight = __m512bh;
+  static constexpr int kLanes = 16, kPack = 2;
+  static SF_FN Weight weight(const E* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static SF_FN __m512bh broadcast(const E* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, 4);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
+  static SF_FN __m512bh broadcast_last(const E* p) { return (__m512bh)_mm512_set1_epi32(*p); }
+  static SF_FN V add(V acc, __m512bh a, Weight w) { return _mm512_dpbf16_ps(acc, a, w); }
+  static SF_FN V read(const E* p, int n) {
+    const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
+    return (FloatVec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
+  }
+  static SF_FN void write(E* p, V v, int n) {
+    const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
+  }
+};
+#endif
+
+// How many rows and blocks of units one tile takes so that its sums fill the registers and are never spilled.
+template <int kSlots>
+struct TileShape {
+  static constexpr bool kManyRegisters = SF_VECTOR_REGISTERS == 32;
+  static constexpr int kBlocks = kSlots == 4 ? 1 : kManyRegisters ? 4 : 2;
+  static constexpr int kRows = kSlots == 4 && !kManyRegisters ? 3 : 6;
+  static constexpr int kFewRows = kSlots == 4 ? (kManyRegisters ? 2 : 1) : 0;  // at or below: two blocks, for more chains
+};
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+template <int kMax, class Function>
+SF_FN void with_constant(int64_t n, Function&& function) {
+  if constexpr (kMax > 1) {
+    if (n < kMax) return with_constant<kMax - 1>(n, function);
+  }
+  function(Int<kMax>{});
+}
+
+// function(first, Int<rows>) over n rows in groups as even as possible of at most kRows.
+template <int kRows, class Function>
+SF_FN void for_row_groups(int64_t n, Function&& function) {
+  int64_t groups = (n + kRows - 1) / kRows;
+  for (int64_t first = 0; groups > 0; --groups) {
+    const int64_t rows = (n - first) / groups;
+    with_constant<kRows>(rows, [&](auto count) { function(first, count); });
+    first += rows;
+  }
+}
+
+struct SlotOfGate {
+  static constexpr int slot(int gate) { return gate; }
+};
+template <class Cell>
+struct HiddenSlotOfGate {
+  static constexpr int slot(int gate) { return Cell::hidden_slot(gate); }
+};
+
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+SF_FN void add_one(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::Weight (&w)[kBlocks * kGates], int m,
+                   decltype(F::broadcast(nullptr)) a) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma GCC unroll 16
+    for (int g = 0; g < kGates; ++g) {
+      auto& sum = acc[m][j * kSlots + Slot::slot(g)];
+      sum = F::add(sum, a, w[j * kGates + g]);
+    }
+  }
+}
+
+template <class F, int kBlocks, int kGates>
+SF_FN void load_weights(typename F::Weight (&weights)[kBlocks * kGates], const typename F::E* w, int64_t block_stride) {
+#pragma GCC unroll 16
+  for (int j = 0; j < kBlocks; ++j) {
+#pragma GCC unroll 16
+    for (int g = 0; g < kGates; ++g) {
+      weights[j * kGates + g] = F::weight(w + j * block_stride + g * F::kLanes * F::kPack);
+    }
+  }
+}
+
+// rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const (&rows)[kRows], int64_t K,
+                      const typename F::E* w, int64_t block_stride) {
+  constexpr int kStep = kGates * F::kLanes * F::kPack;
+  typename F::Weight weights[kBlocks * kGates];
+  int64_t k = 0;
+  for (; k + F::kPack <= K; k += F::kPack) {
+    load_weights<F, kBlocks, kGates>(weights, w, block_stride);
+    w += kStep;
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      add_one<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, weights, m, F::broadcast(rows[m] + k));
+    }
+  }
+  if (k < K) {
+    load_weights<F, kBlocks, kGates>(weights, w, block_stride);
+    w += kStep;
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      add_one<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, weights, m, F::broadcast_last(rows[m] + k));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sf

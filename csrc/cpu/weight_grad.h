@@ -1,0 +1,249 @@
+// Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
+// Rows (t, b) are taken in chunks that fit the caches; both operands are packed once per chunk. Each chunk is summed on
+// its own and then added to the total, in a fixed order that does not depend on the number of threads.
+#pragma once
+
+#include "forward.h"
+
+namespace sf {
+namespace {
+
+template <class F>
+struct GradTile {
+  static constexpr int kRows = SF_VECTOR_REGISTERS == 32 ? 8 : 4, kBlocks = 3;
+};
+
+// total[kRows][kBlocks * kLanes] += a[k][kRows]^T * b[k][kBlocks * kLanes]
+template <class F, int kBlocks>
+__attribute__((noinline)) void grad_tile(const typename F::A* a, const typename F::A* b, int64_t K, typename F::A* total) {
+  constexpr int kRows = GradTile<F>::kRows, kL = F::kLanes;
+  typename F::V acc[kRows][kBlocks] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    typename F::V w[kBlocks];
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) w[j] = load(b + j * kL);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const typename F::V value = F::broadcast(a + m);
+#pragma GCC unroll 16
+      for (int j = 0; j < kBlocks; ++j) acc[m][j] = fma(value, w[j], acc[m][j]);
+    }
+    a += kRows;
+    b += kBlocks * kL;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) {
+      typename F::A* p = total + (m * kBlocks + j) * kL;
+      store(p, load(p) + acc[m][j]);
+    }
+  }
+}
+
+template <class F, class Cell>
+class WeightGradPass {
+  using A = typename F::A;
+  static constexpr int kL = F::kLanes, kRows = GradTile<F>::kRows, kBlocks = GradTile<F>::kBlocks;
+  static constexpr int64_t kChunk = 128;
+  enum Source { kInput, kHidden, kUnprojected, kSources };
+
+  // Columns of d_gates that one thread turns into rows of weight gradients.
+  struct Strip {
+    int64_t column, count;        // in a row of d_gates
+    int64_t grad_row[kSources];   // first row in the gradient of each source's weight, or -1
+    A *packed, *bias, *total[kSources];
+  };
+
+ public:
+  static int64_t measure(const WeightGrad& call, int64_t parts) {
+    const WeightGradTask widest{&call, 0, 0, parts, nullptr, nullptr};
+    return WeightGradPass(widest).size_;
+  }
+  static void run(const WeightGradTask& task) { WeightGradPass(task).go(); }
+
+ private:
+  explicit WeightGradPass(const WeightGradTask& task) : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
+    const Layer& l = layer_;
+    width_[kInput] = l.I, width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
+    Arena own(task.scratch);
+    for (int s = 0; s < Cell::kSlots; ++s) {
+      int64_t hidden_row = -1;
+      for (int g = 0; g < Cell::kGates; ++g) {
+        if (Cell::hidden_slot(g) == s) hidden_row = g * l.H;
+      }
+      add_strip(own, s * l.H, l.H, s < Cell::kGates ? s * l.H : -1, hidden_row, -1);
+    }
+    if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, -1, -1, 0);
+    gates_ = own.template take<const A*>(kChunk);
+    for (const char**& p : source_rows_) p = own.template take<const char*>(kChunk);
+    panel_ = own.template take<A>(kChunk * kBlocks * kL);
+    int64_t longest = 0;
+    for (int64_t w : width_) longest = w > longest ? w : longest;
+    line_ = own.template take<A>(longest + kBlocks * kL);
+    size_ = own.used();
+  }
+
+  void add_strip(Arena& own, int64_t column, int64_t count, int64_t input_row, int64_t hidden_row, int64_t unprojected_row) {
+    const int64_t tiles = (count + kRows - 1) / kRows;
+    const int64_t begin = tiles * task_.part / task_.parts * kRows, end = tiles * (task_.part + 1) / task_.parts * kRows;
+    const int64_t most = (tiles + task_.parts - 1) / task_.parts * kRows;  // so that measuring covers every part
+    Strip& s = strips_[strip_count_++];
+    s.column = column + begin;
+    s.count = (end < count ? end : count) - begin;
+    const int64_t rows[kSources] = {input_row, hidden_row, unprojected_row};
+    s.packed = own.template take<A>(most * kChunk);
+    s.bias = own.template take<A>(2 * most);
+    for (int k = 0; k < kSources; ++k) {
+      s.grad_row[k] = rows[k] < 0 ? -1 : rows[k] + begin;
+      s.total[k] = own.template take<A>(rows[k] < 0 ? 0 : most * padded_width(k));
+    }
+  }
+
+  int64_t padded_width(int source) const { return (width_[source] + kL - 1) / kL * kL; }
+
+  void go() {
+    for (int i = 0; i < strip_count_; ++i) {
+      Strip& s = strips_[i];
+      const int64_t rows = padded_count(s);
+      for (int64_t k = 0; k < 2 * rows; ++k) s.bias[k] = 0;
+      for (int source = 0; source < kSources; ++source) {
+        if (s.grad_row[source] >= 0) {
+          for (int64_t k = 0; k < rows * padded_width(source); ++k) s.total[source][k] = 0;
+        }
+      }
+    }
+    int64_t count = 0, active = layer_.B;
+    for (int64_t t = 0; t < layer_.T; ++t) {
+      while (active > 0 && layer_.length(task_.rows[active - 1]) <= t) --active;
+      for (int64_t i = 0; i < active; ++i) {
+        add_row(count, t, task_.rows[i]);
+        if (++count == kChunk) add_chunk(count), count = 0;
+      }
+    }
+    if (count) add_chunk(count);
+    for (int i = 0; i < strip_count_; ++i) finish(strips_[i]);
+  }
+
+  static int64_t padded_count(const Strip& s) { return (s.count + kRows - 1) / kRows * kRows; }
+
+  void add_row(int64_t k, int64_t t, int64_t b) {
+    const Rows& g = call_.d_gates[d_];
+    gates_[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
+    source_rows_[kInput][k] = address(layer_.x, t, b);
+    const int64_t before = d_ ? t + 1 : t - 1;
+    if (before >= 0 && before < layer_.length(b)) {
+      source_rows_[kHidden][k] = address(call_.output[d_], before, b);
+    } else {
+      source_rows_[kHidden][k] = layer_.h0[d_].data ? address(layer_.h0[d_], 0, b) : nullptr;
+    }
+    from_h0_[k] = before < 0 || before >= layer_.length(b);
+    source_rows_[kUnprojected][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H + layer_.P);
+  }
+
+  static const char* address(const Rows& rows, int64_t t, int64_t b) {
+    return rows.data + rows.offset(t, b) * size_of(rows.dtype);
+  }
+
+  void add_chunk(int64_t K) {
+    for (int i = 0; i < strip_count_; ++i) pack_strip(strips_[i], K);
+    for (int source = 0; source < kSources; ++source) {
+      const int64_t blocks = blocks_of<F>(width_[source]);
+      for (int64_t block = 0; block < blocks; block += kBlocks) {
+        const int64_t left = blocks - block;
+        with_constant<kBlocks>(left < kBlocks ? left : kBlocks,
+                               [&](auto n) { add_panel<decltype(n)::value>(source, block, K); });
+      }
+    }
+  }
+
+  // [tiles][K][kRows], and the column sums on the way.
+  void pack_strip(Strip& s, int64_t K) {
+    const int64_t rows = padded_count(s);
+    A* sums = s.bias + rows;
+    for (int64_t m = 0; m < rows; ++m) sums[m] = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const A* from = gates_[k] + s.column;
+      for (int64_t m = 0; m < rows; m += kRows) {
+        A* to = s.packed + m * K + k * kRows;
+        if (m + kRows <= s.count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kRows; ++i) to[i] = from[m + i];
+        } else {
+          for (int i = 0; i < kRows; ++i) to[i] = m + i < s.count ? from[m + i] : A(0);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i) sums[m + i] += to[i];
+      }
+    }
+    for (int64_t m = 0; m < rows; ++m) s.bias[m] += sums[m];
+  }
+
+  template <int kN>
+  void add_panel(int source, int64_t block, int64_t K) {
+    const int64_t first = block * kL, n = width_[source] - first < kN * kL ? width_[source] - first : kN * kL;
+    for (int64_t k = 0; k < K; ++k) {
+      A* to = panel_ + k * kN * kL;
+      const A* from = source_line(source, k, first, n);
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j) {
+        store(to + j * kL, from ? F::read(from + j * kL, static_cast<int>(n - j * kL)) : typename F::V{});
+      }
+    }
+    for (int i = 0; i < strip_count_; ++i) {
+      Strip& s = strips_[i];
+      if (s.grad_row[source] < 0) continue;
+      const int64_t rows = padded_count(s);
+      A* total = s.total[source] + rows * first;
+      for (int64_t m = 0; m < rows; m += kRows, total += kRows * kN * kL) {
+        grad_tile<F, kN>(s.packed + m * K, panel_, K, total);
+      }
+    }
+  }
+
+  // n numbers from column first of row k of a source, as contiguous A; null for a zero state.
+  const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
+    const char* row = source_rows_[source][k];
+    if (!row) return nullptr;
+    if (source == kUnprojected) return reinterpret_cast<const A*>(row) + first;
+    const Rows& rows = source == kInput ? layer_.x : from_h0_[k] ? layer_.h0[d_] : call_.output[d_];
+    row += first * rows.stride * size_of(rows.dtype);
+    if (rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
+    read_row<A>(rows.dtype, row, rows.stride, line_, n);
+    return line_;
+  }
+
+  void finish(const Strip& s) {
+    char* const weights[kSources] = {call_.d_w_ih[d_], call_.d_w_hh[d_], call_.d_w_hr[d_]};
+    char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr};
+    const int64_t size = size_of(layer_.dtype), rows = padded_count(s);
+    for (int source = 0; source < kSources; ++source) {
+      if (s.grad_row[source] < 0) continue;
+      const int64_t width = width_[source], blocks = blocks_of<F>(width);
+      for (int64_t block = 0; block < blocks; block += kBlocks) {
+        const int64_t in_tile = blocks - block < kBlocks ? blocks - block : kBlocks;
+        const int64_t first = block * kL, n = width - first < in_tile * kL ? width - first : in_tile * kL;
+        const A* total = s.total[source] + rows * first;
+        for (int64_t m = 0; m < s.count; ++m) {
+          write_row<A>(layer_.dtype, total + m * in_tile * kL, weights[source] + ((s.grad_row[source] + m) * width + first) * size, n);
+        }
+      }
+      if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + s.grad_row[source] * size, s.count);
+    }
+  }
+
+  const WeightGradTask& task_;
+  const WeightGrad& call_;
+  const Layer& layer_;
+  int d_;
+  int64_t width_[kSources], size_;
+  Strip strips_[Cell::kSlots + 1];
+  int strip_count_ = 0;
+  const A** gates_;
+  const char** source_rows_[kSources];
+  bool from_h0_[kChunk];
+  A *panel_, *line_;
+};
+
+}  // namespace
+}  // namespace sf

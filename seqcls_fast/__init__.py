@@ -1,0 +1,50 @@
+"""Fused recurrent layers for PyTorch: RNN, GRU and LSTM that replace torch.nn's by changing one import.
+
+Every public name is loaded on first use, so that `import seqcls_fast` (and `seqcls-fast --version`) costs no torch
+import. The version is a literal here because the build reads it without running the file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "available_impls",
+    "rnn_layer",
+    "use_impl",
+]
+
+if TYPE_CHECKING:
+    from . import nn as nn
+    from . import ops as ops
+    from . import reference as reference
+    from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+    from .ops import available_impls, rnn_layer, use_impl
+
+_HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
+_HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
+_SUBMODULES = ("nn", "ops", "reference")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,0 +1,104 @@
+"""What the modules refuse, in sentences: torch.nn's words and exception types where torch.nn has any.
+
+Kept apart from ``nn.py`` so that its forward passes stay readable. Only what the op cannot know is checked here
+(the module's own sizes, what kind of object ``hx`` is); lengths and weights are checked by the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "as_lengths",
+    "as_states",
+    "check_input",
+    "check_state",
+    "refuse_projection",
+    "refuse_rank",
+    "refuse_script",
+]
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
+    """Refuses a dtype or device that the weights do not share."""
+    if x.dtype != weight.dtype and not _autocasts(x):
+        raise mismatch(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+        )
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"input: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    if x.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {x.device} and parameter tensor at {weight.device}"
+        )
+
+
+def check_state(state: Tensor, x: Tensor) -> None:
+    """Refuses a dtype or device that the input does not share."""
+    if state.dtype != x.dtype and not _autocasts(x):
+        raise RuntimeError(f"hx: expected the input's dtype {x.dtype}, got {state.dtype}")
+    if state.device != x.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, "
+            f"found input tensor at {x.device} and hidden tensor at {state.device}"
+        )
+
+
+def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
+    """``hx`` as a sequence of one or two tensors, or a sentence about what it is instead."""
+    if not lstm:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx: expected a tensor or None, got {type(hx).__name__}")
+        return (hx,)
+    if not isinstance(hx, tuple | list):
+        raise TypeError(f"hx: expected a tuple (h_0, c_0) or None, got {type(hx).__name__}")
+    if len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
+        kinds = ", ".join(type(state).__name__ for state in hx)
+        raise TypeError(f"hx: expected a tuple (h_0, c_0) of two tensors, got ({kinds})")
+    return hx
+
+
+def refuse_rank(dim: int, states: Sequence[Tensor]) -> NoReturn:
+    """Says which states do not have the ``dim`` dimensions of the input."""
+    kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
+    got = ", ".join(f"{state.dim()}-D" for state in states)
+    if len(states) == 2:
+        raise RuntimeError(f"For {kind} input, hx and cx should also be {dim}-D but got ({got}) tensors")
+    raise RuntimeError(f"For {kind} input, hx should also be {dim}-D but got {got} tensor")
+
+
+def as_lengths(lengths: Any, batched: bool) -> Tensor:
+    """``lengths`` as a tensor with a batch dimension; its shape, dtype and values are checked by the op."""
+    if not isinstance(lengths, Tensor):
+        try:
+            empty = isinstance(lengths, Sequence) and not lengths  # torch would make it float32
+            lengths = torch.as_tensor(lengths, dtype=torch.int64 if empty else None)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(lengths).__name__
+            raise RuntimeError(f"lengths: expected a tensor or a list of ints, got a {kind} that is neither") from None
+    return lengths.unsqueeze(0) if lengths.dim() == 0 and not batched else lengths
+
+
+def refuse_projection(proj_size: int) -> None:
+    if proj_size != 0:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def refuse_script(module: nn.Module) -> NoReturn:
+    kind = type(module).__name__
+    raise RuntimeError(
+        f"torch.jit.script cannot compile seqcls_fast.{kind}: use torch.jit.trace, torch.export or torch.compile, "
+        f"or load its state_dict into torch.nn.{kind}"
+    )

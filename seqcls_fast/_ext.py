@@ -1,0 +1,34 @@
+"""Loads the compiled extension once.
+
+``C`` is the extension module or None. Without it everything still works through ``reference.py``;
+one warning says so and ``why_missing`` holds the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import ModuleType
+
+import torch  # noqa: F401  (its shared libraries must be loaded before the extension's)
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if sys.platform == "win32":
+        return None, "Windows has no compiled build of seqcls_fast yet"
+    try:
+        from . import _C
+    except ImportError as error:
+        return None, str(error)
+    return _C, None
+
+
+C, why_missing = _load()
+
+if C is None:
+    warnings.warn(
+        f"seqcls_fast runs on its pure-PyTorch reference path, which is slow: the compiled extension is missing "
+        f"({why_missing}). Install with a C++17 compiler present to build it.",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,297 @@
+"""``rnn_layer``: the one functional entry to a recurrent layer, with its autograd and fake kernels.
+
+The dispatcher ops know nothing of autograd; one small ``torch.autograd.Function`` around them does. Its backward
+calls the kernels, or, when a graph of the backward itself is asked for, differentiates the reference layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._ext import C
+
+__all__ = ["available_impls", "rnn_layer", "use_impl"]
+
+Outputs = tuple[Tensor | None, Tensor, Tensor | None]
+
+_CELLS = {"rnn_tanh": (1, 1), "rnn_relu": (1, 1), "gru": (3, 4), "lstm": (4, 4)}  # gates, gradient slots
+_SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step
+_SAVED_ALIGN = 16  # units are saved in blocks of this many, whatever the ISA
+
+_IMPLS: tuple[str, ...] = ("reference", *(C.impls() if C is not None else ()))
+_default = threading.local()
+
+
+def available_impls() -> tuple[str, ...]:
+    """The names ``impl=`` accepts on this machine, besides ``"auto"``."""
+    return _IMPLS
+
+
+@contextmanager
+def use_impl(name: str) -> Iterator[None]:
+    """What ``impl="auto"`` means in this thread inside the block.
+
+    Example::
+
+        >>> import torch, seqcls_fast as sf
+        >>> with sf.use_impl("reference"):
+        ...     output, h_n = sf.GRU(3, 4)(torch.zeros(5, 2, 3))
+    """
+    _check_impl(name)
+    before = getattr(_default, "impl", "auto")
+    _default.impl = name
+    try:
+        yield
+    finally:
+        _default.impl = before
+
+
+def _check_impl(name: str) -> None:
+    if name != "auto" and name not in _IMPLS:
+        raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS))} but got {name!r}")
+
+
+def rnn_layer(
+    x: Tensor,
+    w_ih: Sequence[Tensor],
+    w_hh: Sequence[Tensor],
+    b_ih: Sequence[Tensor] = (),
+    b_hh: Sequence[Tensor] = (),
+    w_hr: Sequence[Tensor] = (),
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    cell: str,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    batch_first: bool = False,
+    want_output: bool = True,
+    impl: str = "auto",
+) -> Outputs:
+    """One recurrent layer, all its directions, over a whole sequence.
+
+    Args:
+        x: ``(T, B, I)`` with any strides, ``(B, T, I)`` if ``batch_first``, or packed rows ``(N, I)`` with ``batch_sizes``.
+        w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
+        h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
+        cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
+        lengths: ``(B,)`` integers, in any order, zeros allowed. What lies beyond a row's length is never read.
+        batch_sizes: ``(T,)`` as in a ``PackedSequence``.
+        want_output: without it the per-step output is None.
+        impl: ``"auto"`` or one of :func:`available_impls`.
+
+    Returns:
+        ``(output, h_n, c_n)``; ``c_n`` is None unless the cell is an LSTM.
+
+    Example::
+
+        >>> import torch
+        >>> from seqcls_fast.ops import rnn_layer
+        >>> w_ih, w_hh = torch.zeros(12, 3), torch.zeros(12, 4)
+        >>> output, h_n, _ = rnn_layer(torch.zeros(5, 2, 3), [w_ih], [w_hh], cell="gru")
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
+    """
+    if impl == "auto":
+        impl = getattr(_default, "impl", "auto")
+    if impl != "auto":
+        _check_impl(impl)
+    if cell not in _CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(_CELLS)} but got {cell!r}")
+    if torch.is_autocast_enabled(x.device.type):
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0 = _autocast(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)
+    if lengths is not None:
+        lengths = reference.check_lengths(lengths, x, batch_first).to(x.device, torch.int64)
+    if C is None or impl == "reference" or x.device.type not in ("cpu", "meta"):
+        return reference.rnn_layer(
+            x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
+            cell=cell, lengths=lengths, batch_sizes=batch_sizes, batch_first=batch_first, want_output=want_output,
+        )  # fmt: skip
+    if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr):
+        spec = _Spec(len(w_ih), len(b_ih), len(w_hr), cell, batch_first, want_output, impl)
+        return _Layer.apply(spec, x, h0, c0, lengths, batch_sizes, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr)
+    output, h_n, c_n, _ = torch.ops.seqcls_fast.rnn_forward.default(
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes, cell, batch_first, want_output, False, impl
+    )
+    return output if want_output else None, h_n, c_n if cell == "lstm" else None
+
+
+def _any_requires_grad(x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Sequence[Tensor]) -> bool:
+    if x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad):
+        return True
+    return any(w.requires_grad for group in weights for w in group)
+
+
+def _autocast(x: Tensor, *rest: Sequence[Tensor] | Tensor | None) -> tuple[Any, ...]:
+    dtype = torch.get_autocast_dtype(x.device.type)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
+        return value if value is None else [cast(item) for item in value]
+
+    return (cast(x), *map(cast, rest))
+
+
+class _Spec:
+    """What ``_Layer`` knows besides tensors, and how its flat tensor list divides."""
+
+    __slots__ = ("batch_first", "bias", "cell", "directions", "impl", "projected", "want_output")
+
+    def __init__(
+        self, directions: int, bias: int, projected: int, cell: str, batch_first: bool, want_output: bool, impl: str
+    ) -> None:
+        self.directions, self.bias, self.projected = directions, bias, projected
+        self.cell, self.batch_first, self.want_output, self.impl = cell, batch_first, want_output, impl
+
+    def split(self, flat: Sequence[Any]) -> list[Sequence[Any]]:
+        """``[w_ih, w_hh, b_ih, b_hh, w_hr]`` out of the flat list of all of them."""
+        groups, start = [], 0
+        for count in (self.directions, self.directions, self.bias, self.bias, self.projected):
+            groups.append(flat[start : start + count])
+            start += count
+        return groups
+
+
+class _Layer(torch.autograd.Function):
+    """Forward and backward through the kernels; the backward's own graph comes from the reference layer."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: _Spec, x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Outputs:
+        w_ih, w_hh, b_ih, b_hh, w_hr = spec.split(flat)
+        output, h_n, c_n, saved = torch.ops.seqcls_fast.rnn_forward.default(
+            x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes,
+            spec.cell, spec.batch_first, spec.want_output, True, spec.impl,
+        )  # fmt: skip
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, c0, lengths, batch_sizes, output, saved, *flat)
+        return output if spec.want_output else None, h_n, c_n if spec.cell == "lstm" else None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return (None, *_backward_with_graph(ctx, grads))
+        spec = ctx.spec
+        x, h0, c0, lengths, batch_sizes, output, saved, *flat = ctx.saved_tensors
+        w_ih, w_hh, b_ih, _, w_hr = spec.split(flat)
+        needs = ctx.needs_input_grad
+        d_x, d_gates, d_h0, d_c0 = torch.ops.seqcls_fast.rnn_backward.default(
+            *grads, x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, output, saved,
+            spec.cell, spec.batch_first, needs[1], spec.impl,
+        )  # fmt: skip
+        d_weights: Sequence[Tensor | None] = (None,) * len(flat)
+        if any(needs[6:]):
+            d_weights = torch.ops.seqcls_fast.rnn_weight_grad.default(
+                d_gates, x, output, h0, lengths, batch_sizes,
+                spec.cell, spec.batch_first, w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.impl,
+            )  # fmt: skip
+        return (
+            None,
+            d_x if needs[1] else None,
+            d_h0 if needs[2] else None,
+            d_c0 if needs[3] else None,
+            None,
+            None,
+            *d_weights,
+        )
+
+
+def _backward_with_graph(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients as differentiable functions of the inputs and of ``grads``."""
+    spec = ctx.spec
+    x, h0, c0, lengths, batch_sizes, _, _, *flat = ctx.saved_tensors
+    # views cut the graph between inputs: h0 may itself have been computed from x
+    inputs = [t if t is None or not t.is_floating_point() else t.view_as(t) for t in (x, h0, c0, lengths, batch_sizes, *flat)]
+    x, h0, c0, lengths, batch_sizes, *flat = inputs
+    outputs = reference.rnn_layer(
+        x, *spec.split(flat), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        batch_first=spec.batch_first, want_output=spec.want_output,
+    )  # fmt: skip
+    used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out is not None and grad is not None]
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
+    result: list[Tensor | None] = [None] * len(inputs)
+    if used:
+        found = torch.autograd.grad(
+            [out for out, _ in used], [inputs[i] for i in wanted], [grad for _, grad in used],
+            create_graph=True, allow_unused=True,
+        )  # fmt: skip
+        for i, grad in zip(wanted, found, strict=True):
+            result[i] = grad
+    return result
+
+
+def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tuple[Any, ...]:
+    """Shape of the time-major buffers kept per row and step: ``(T, B)`` or ``(N,)``."""
+    if batch_sizes is not None:
+        return (x.size(0),)
+    return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_forward(
+    x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes, cell, batch_first, want_output, want_saved, impl
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
+    out = w_hr[0].size(0) if w_hr else hidden
+    rows = _rows_shape(x, batch_first, batch_sizes)
+    if batch_sizes is None:
+        batch = rows[1]
+    elif h0 is not None:
+        batch = h0.size(1)
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    outer = x.shape[:-1]
+    output = x.new_empty((*outer, directions * out) if want_output or want_saved else (0,))
+    h_n = x.new_empty(directions, batch, out)
+    c_n = x.new_empty((directions, batch, hidden) if cell == "lstm" else (0,))
+    padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
+    saved = x.new_empty(
+        (directions, *rows, _SAVED[cell] * padded) if want_saved else (0,), dtype=_compute_dtype(x.dtype)
+    )
+    return output, h_n, c_n, saved
+
+
+def _fake_backward(
+    d_output, d_h_n, d_c_n, x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, output, saved,
+    cell, batch_first, want_d_x, impl,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
+    rows = _rows_shape(x, batch_first, batch_sizes)
+    width = _CELLS[cell][1] * hidden + (w_hr[0].size(0) + hidden if w_hr else 0)
+    d_x = x.new_empty(x.shape if want_d_x else (0,))
+    d_gates = x.new_empty((directions, *rows, width), dtype=_compute_dtype(x.dtype))
+    d_h0 = x.new_empty((0,) if h0 is None else h0.shape)
+    d_c0 = x.new_empty((0,) if c0 is None else c0.shape)
+    return d_x, d_gates, d_h0, d_c0
+
+
+def _fake_weight_grad(
+    d_gates, x, output, h0, lengths, batch_sizes, cell, batch_first, proj_size, want_bias, impl
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    gates, slots = _CELLS[cell]
+    directions = d_gates.size(0)
+    hidden = d_gates.size(-1) // slots if not proj_size else (d_gates.size(-1) - proj_size) // (slots + 1)
+    out = proj_size or hidden
+    shapes = [(gates * hidden, x.size(-1)), (gates * hidden, out)]
+    if want_bias:
+        shapes += [(gates * hidden,), (gates * hidden,)]
+    if proj_size:
+        shapes.append((out, hidden))
+    return [x.new_empty(shape) for shape in shapes for _ in range(directions)]
+
+
+if C is not None:
+    torch.library.register_fake("seqcls_fast::rnn_forward")(_fake_forward)
+    torch.library.register_fake("seqcls_fast::rnn_backward")(_fake_backward)
+    torch.library.register_fake("seqcls_fast::rnn_weight_grad")(_fake_weight_grad)

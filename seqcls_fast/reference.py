@@ -1,0 +1,154 @@
+"""One recurrent layer in plain PyTorch: the specification, the fallback, and the formula of the double backward.
+
+It may be differentiated any number of times. A row that has ended takes no part in a step: its input and states are
+replaced before the arithmetic and its old states kept after it, both with ``torch.where`` and never with a product,
+so that NaN in the padding reaches neither the results nor, as 0 * NaN, the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
+from torch.nn.functional import linear
+
+__all__ = ["check_lengths", "rnn_layer"]
+
+
+def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False) -> Tensor:
+    """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
+
+    Values are not read where that would wait for another device or break a traced graph: there they act as if clamped.
+    """
+    if x.dim() != 3:
+        raise RuntimeError(f"lengths: expected None unless x is padded (3-D), got lengths and a {x.dim()}-D x")
+    T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
+    if lengths.dim() != 1 or lengths.size(0) != B:
+        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},), got {tuple(lengths.shape)}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise RuntimeError(f"lengths: expected integers, got {lengths.dtype}")
+    if B and lengths.is_cpu and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > T:
+            raise RuntimeError(f"lengths: expected values from 0 to T = {T}, got {low} to {high}")
+    return lengths
+
+
+def rnn_layer(
+    x: Tensor,
+    w_ih: Sequence[Tensor],
+    w_hh: Sequence[Tensor],
+    b_ih: Sequence[Tensor] = (),
+    b_hh: Sequence[Tensor] = (),
+    w_hr: Sequence[Tensor] = (),
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    cell: str,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    batch_first: bool = False,
+    want_output: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The arguments, shapes and results of :func:`seqcls_fast.ops.rnn_layer`; ``lengths`` are taken as checked.
+
+    Example::
+
+        >>> import torch
+        >>> from seqcls_fast.reference import rnn_layer
+        >>> x, w_ih, w_hh = torch.ones(3, 2, 1), torch.ones(1, 1), torch.ones(1, 1)
+        >>> output, h_n, _ = rnn_layer(x, [w_ih], [w_hh], cell="rnn_relu", lengths=torch.tensor([1, 3]))
+        >>> output[..., 0].T, h_n[..., 0]
+        (tensor([[1., 0., 0.],
+                [1., 2., 3.]]), tensor([[1., 3.]]))
+    """
+    storage, compute = x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32
+    valid = None  # (T, B, 1), where x is data and not padding
+    if batch_sizes is not None:  # padded here; rows come back through the same mask, in the same order
+        valid = torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)
+        valid = valid.unsqueeze(2).to(x.device)
+        x = x.new_zeros(*valid.shape[:2], x.size(1)).index_put((valid.squeeze(2),), x)
+    elif batch_first:
+        x = x.transpose(0, 1)
+    if lengths is not None:
+        valid = (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
+    if x.size(0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    x = x.to(compute) if valid is None else torch.where(valid, x, 0).to(compute)
+
+    # autocast would narrow the projections, whose sums are the one thing kept wide
+    device = x.device.type
+    autocast_off = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+    outputs, h_n, c_n = [], [], []
+    for d in range(len(w_ih)):
+        weights = [w[d].to(compute) if w else None for w in (w_ih, w_hh, b_ih, b_hh, w_hr)]
+        width = w_hh[d].size(1), (w_hr or w_hh)[d].size(1)  # of h and of c
+        h, c = (
+            x.new_zeros(x.size(1), n) if s is None else s[d].to(compute) for s, n in zip((h0, c0), width, strict=True)
+        )
+        with autocast_off:
+            steps, h, c = _one_direction(cell, x, h, c, weights, valid, storage, reverse=d == 1)
+        outputs.append(steps)
+        h_n.append(h)
+        c_n.append(c)
+
+    output = None
+    if want_output:
+        output = torch.cat(outputs, 2).to(storage)
+        if valid is not None:
+            output = torch.where(valid, output, 0)
+        if batch_sizes is not None and valid is not None:
+            output = output[valid.squeeze(2)]
+        elif batch_first:
+            output = output.transpose(0, 1).contiguous()
+    return output, torch.stack(h_n).to(storage), torch.stack(c_n).to(storage) if cell == "lstm" else None
+
+
+def _one_direction(
+    cell: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Sequence[Any],
+    valid: Tensor | None,
+    storage: torch.dtype,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The states after every step ``(T, B, Hout)`` and the last ones, in the compute dtype."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    from_x = linear(x, w_ih, b_ih)  # (T, B, G * H)
+    steps = [h] * x.size(0)
+    for t in range(x.size(0))[:: -1 if reverse else 1]:
+        old_h, old_c = h, c
+        if valid is not None:
+            h, c = torch.where(valid[t], h, 0), torch.where(valid[t], c, 0)
+        h, c = _step(cell, from_x[t], linear(h, w_hh, b_hh), h, c)
+        if w_hr is not None:
+            h = linear(h, w_hr)
+        h = h.to(storage).to(x.dtype)  # what the next step reads is what is stored
+        if valid is not None:
+            h, c = torch.where(valid[t], h, old_h), torch.where(valid[t], c, old_c)
+        steps[t] = h
+    return torch.stack(steps), h, c
+
+
+def _step(cell: str, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of a cell: the new h and c, from the two projections ``(B, G * H)`` and the old states."""
+    if cell == "rnn_tanh":
+        return torch.tanh(from_x + from_h), c
+    if cell == "rnn_relu":
+        return torch.relu(from_x + from_h), c
+    if cell == "gru":
+        (r, z, n), (r_h, z_h, n_h) = from_x.chunk(3, 1), from_h.chunk(3, 1)
+        z = torch.sigmoid(z + z_h)
+        n = torch.tanh(n + torch.sigmoid(r + r_h) * n_h)
+        return n + z * (h - n), c
+    if cell == "lstm":
+        i, f, g, o = (from_x + from_h).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+    raise ValueError(f"cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got {cell!r}")

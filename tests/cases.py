@@ -1,0 +1,233 @@
+"""The layers that tests and benchmarks run, as data: what a case is, which cases there are, and their numbers.
+
+pairwise() is the one generator: every pair of values of any two axes meets in at least one case, which finds what a
+full grid finds (a fault of one or two parameters) at a thousandth of its price. The numbers of a case depend on the
+case alone, and are exact in its dtype, so that a float64 reference sees what the kernel sees.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+FLOATS = ("float32", "float64")
+HALVES = ("bfloat16", "float16")
+LENGTHS = ("none", "random", "zeros", "equal", "all_zero", "one_long")
+# features_first: the features are not innermost; expanded: stride 0 over time; strided: rows of a larger tensor.
+LAYOUTS = ("time_first", "batch_first", "packed", "strided", "features_first", "expanded")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of rnn_layer. `T` is the padded length; `lengths` names a pattern, see lengths_of()."""
+
+    cell: str = "gru"
+    T: int = 3
+    B: int = 2
+    I: int = 5
+    H: int = 7
+    directions: int = 1
+    bias: bool = True
+    proj: bool = False
+    state: bool = True
+    lengths: str = "none"
+    dtype: str = "float32"
+    layout: str = "time_first"
+    want_output: bool = True
+
+    @property
+    def G(self) -> int:
+        return GATES[self.cell]
+
+    @property
+    def P(self) -> int:
+        """proj_size, 0 without a projection of the hidden state."""
+        return (self.H + 1) // 2 if self.proj else 0
+
+    @property
+    def out(self) -> int:
+        """Width of one direction of the output."""
+        return self.P or self.H
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def seed(self) -> int:
+        return crc32(repr(self).encode())
+
+    @property
+    def cost(self) -> int:
+        """Multiply-adds of the forward pass."""
+        return self.T * self.B * self.directions * self.G * self.H * (self.I + self.out)
+
+    @property
+    def valid(self) -> bool:
+        if self.proj and (self.cell != "lstm" or self.H < 2):
+            return False
+        return not (self.layout == "packed" and self.lengths in ("zeros", "all_zero"))  # a packed row has a first step
+
+    def __str__(self) -> str:
+        flags = [f"d{self.directions}", self.lengths, self.layout]
+        flags += ["" if self.bias else "nobias", f"p{self.P}" if self.proj else "", "h0" if self.state else ""]
+        flags += ["" if self.want_output else "noout"]
+        return "-".join([self.cell, self.dtype, f"T{self.T}B{self.B}I{self.I}H{self.H}", *filter(None, flags)])
+
+
+SIZES = (1, 2, 3, 5, 7, 13, 16, 17, 31, 33, 47, 64, 65, 100, 130)
+AXES: Mapping[str, tuple[Any, ...]] = {
+    "cell": CELLS,
+    "T": (1, 2, 3, 5, 7, 16, 33, 65, 130),
+    "B": SIZES,
+    "I": SIZES,
+    "H": SIZES,
+    "directions": (1, 2),
+    "bias": (True, False),
+    "proj": (False, True),
+    "state": (True, False),
+    "lengths": LENGTHS,
+    "dtype": FLOATS + HALVES,
+    "layout": LAYOUTS,
+    "want_output": (True, False),
+}
+
+
+def _pairs(case: Case) -> Iterator[tuple[str, Any, str, Any]]:
+    for a, b in itertools.combinations(AXES, 2):
+        yield a, getattr(case, a), b, getattr(case, b)
+
+
+@lru_cache
+def pairwise(max_cost: int = 8_000_000, seed: int = 0) -> tuple[Case, ...]:
+    """A few hundred valid cases of at most `max_cost` in which any two values of two axes meet, greedily chosen."""
+    rng = random.Random(seed)
+    missing = {
+        (a, u, b, v)
+        for a, b in itertools.combinations(AXES, 2)
+        for u in AXES[a]
+        for v in AXES[b]
+        if _possible(a, u, b, v)
+    }
+    order = sorted(missing, key=repr)
+    rng.shuffle(order)
+    cases: list[Case] = []
+    for pair in order:
+        if pair not in missing:
+            continue
+        a, u, b, v = pair
+        candidates = (replace(c, **{a: u, b: v}) for c in _random_cases(rng))
+        fitting = itertools.islice((c for c in candidates if c.valid and c.cost <= max_cost), 24)
+        best = max(fitting, key=lambda c: sum(p in missing for p in _pairs(c)))
+        missing.difference_update(_pairs(best))
+        cases.append(best)
+    return tuple(cases)
+
+
+def _random_cases(rng: random.Random) -> Iterator[Case]:
+    while True:
+        yield Case(**{name: rng.choice(values) for name, values in AXES.items()})
+
+
+def _possible(a: str, u: Any, b: str, v: Any) -> bool:
+    """Whether a valid case can hold both values."""
+    chosen = {a: u, b: v}
+    defaults = {"H": 2, "cell": "lstm" if chosen.get("proj") else "gru", **chosen}
+    return Case(**defaults).valid
+
+
+# Beyond the pairwise grid: widths past every blocking factor of a kernel, and the shapes people use.
+LARGE = (
+    Case("lstm", T=3, B=9, I=300, H=257, directions=2, lengths="random"),
+    Case("gru", T=4, B=33, I=64, H=512, lengths="zeros", layout="batch_first"),
+    Case("rnn_tanh", T=5, B=70, I=520, H=40, bias=False, want_output=False),
+    Case("rnn_relu", T=300, B=3, I=2, H=9, lengths="one_long", directions=2),
+    Case("lstm", T=2, B=257, I=33, H=96, lengths="random", dtype="bfloat16", proj=True),
+    Case("gru", T=3, B=7, I=300, H=260, dtype="bfloat16", layout="packed", lengths="random"),
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The numbers of a case in float64, padded and time-first whatever its layout; exact in the case's dtype."""
+
+    inputs: dict[str, Tensor]  # x, w_ih[0], ..., h0, c0: everything that has a gradient
+    lengths: Tensor | None  # (B,), any order; descending for a packed layout
+    cotangents: dict[str, Tensor]  # incoming gradients of output, h_n, c_n
+
+
+def build(case: Case) -> Problem:
+    g = torch.Generator().manual_seed(case.seed)
+    scale = case.H**-0.5
+
+    def exact(t: Tensor) -> Tensor:
+        return t.to(case.torch_dtype).double()
+
+    def normal(*shape: int) -> Tensor:
+        return exact(torch.randn(shape, generator=g, dtype=torch.float64))
+
+    def uniform(*shape: int) -> Tensor:
+        return exact((torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) * scale)
+
+    D, B, H, rows = case.directions, case.B, case.H, case.G * case.H
+    x = normal(case.T, B, case.I)
+    inputs = {"x": x[:1].expand_as(x).clone() if case.layout == "expanded" else x}
+    widths = {"w_ih": (rows, case.I), "w_hh": (rows, case.out)}
+    widths |= {"b_ih": (rows,), "b_hh": (rows,)} if case.bias else {}
+    widths |= {"w_hr": (case.P, H)} if case.proj else {}
+    inputs |= {f"{name}[{d}]": uniform(*shape) for name, shape in widths.items() for d in range(D)}
+    if case.state:
+        inputs |= {"h0": normal(D, B, case.out)} | ({"c0": normal(D, B, H)} if case.cell == "lstm" else {})
+    if case.cell == "rnn_relu":
+        _keep_off_the_kink(inputs, case)
+    cotangents = {"output": normal(case.T, B, D * case.out)} if case.want_output else {}
+    cotangents |= {"h_n": normal(D, B, case.out)} | ({"c_n": normal(D, B, H)} if case.cell == "lstm" else {})
+    return Problem(inputs, lengths_of(case, g), cotangents)
+
+
+def _keep_off_the_kink(inputs: dict[str, Tensor], case: Case) -> None:
+    """Where h is rounded to 16 bits, some relu would sit on the other side of 0 than the float64 reference's, and the
+    gradients would differ by their full size: make every unit clearly on or clearly off. float32 and float64 keep
+    their mixed signs."""
+    if case.dtype not in HALVES:
+        return
+    for name, t in inputs.items():
+        if name in ("x", "h0"):
+            t.abs_()
+        else:
+            sign = torch.where(torch.arange(case.H) % 3 == 1, -1.0, 1.0).double()
+            shrink = case.H**-0.5 if name.startswith("w_hh") else 1.0  # positive rows sum up: keep them below 1
+            t.copy_((t.abs() * shrink * sign.view(-1, *[1] * (t.dim() - 1))).to(case.torch_dtype).double())
+
+
+def lengths_of(case: Case, g: torch.Generator) -> Tensor | None:
+    T, B = case.T, case.B
+    if case.lengths == "none":
+        return torch.full((B,), T) if case.layout == "packed" else None
+    lengths = torch.randint(0 if case.lengths == "zeros" else 1, T + 1, (B,), generator=g)
+    if case.lengths == "zeros":
+        lengths[:: max(1, B // 3)] = 0
+    elif case.lengths == "equal":
+        lengths[:] = (T + 1) // 2
+    elif case.lengths == "all_zero":
+        lengths[:] = 0
+    elif case.lengths == "one_long":
+        lengths[:] = 1
+        lengths[B // 2] = T
+    return lengths.sort(descending=True).values if case.layout == "packed" else lengths
+
+
+def only(*cases: Case, **axes: Any) -> list[Case]:
+    """`cases` with some fields set: `only(*LARGE, dtype="float64")`."""
+    assert set(axes) <= {f.name for f in fields(Case)}
+    return [c for c in (replace(case, **axes) for case in cases) if c.valid]

@@ -1,0 +1,189 @@
+"""Runs a case on one implementation, in hostile memory, and compares it with the float64 reference, gradient by name.
+
+Hostile: inputs lie inside NaN-filled buffers at odd offsets, padding of the input and of the incoming gradient is NaN,
+fresh torch memory is NaN, and recycled buffers hold what a call full of NaN left there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cases import HALVES, Case, Problem, build
+from seqcls_fast import ops, reference
+from tolerances import tolerance
+
+NAN = float("nan")
+Named = dict[str, Tensor]
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh torch memory holds NaN (torch does this in deterministic mode only)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def guarded(t: Tensor, margin: int = 67) -> Tensor:
+    """A contiguous copy of `t` with NaN before and after it, aligned to no more than one element."""
+    buffer = torch.full((t.numel() + 2 * margin,), NAN, dtype=t.dtype)
+    inside = buffer[margin : margin + t.numel()].view(t.shape)
+    return inside.copy_(t)
+
+
+def padding(lengths: Tensor | None, T: int) -> Tensor | None:
+    """(T, B) mask of the steps beyond each row's length."""
+    return None if lengths is None else torch.arange(T)[:, None] >= lengths.long()[None, :]
+
+
+def batch_sizes(lengths: Tensor) -> Tensor:
+    """Of descending lengths, as in a PackedSequence."""
+    return (torch.arange(int(lengths.max()))[:, None] < lengths[None, :]).sum(1)
+
+
+def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True) -> Tensor:
+    """(T, B, F) float64 -> the case's layout and dtype, NaN wherever nothing may be read."""
+    t = t.to(case.torch_dtype)
+    if case.layout == "packed":
+        assert lengths is not None
+        return guarded(torch.cat([step[:n] for step, n in zip(t, batch_sizes(lengths).tolist(), strict=False)]))
+    if case.layout == "expanded" and is_input:
+        return guarded(t[:1]).expand_as(t)
+    beyond = padding(lengths, case.T)
+    if beyond is not None:
+        t = t.masked_fill(beyond[:, :, None], NAN)
+    if case.layout == "batch_first":
+        return guarded(t.transpose(0, 1))
+    if case.layout == "features_first":
+        return guarded(t.permute(2, 1, 0)).permute(2, 1, 0)
+    if case.layout == "strided":
+        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), NAN, dtype=t.dtype)
+        return buffer[1:-1, :-1, 2:-1].copy_(t)
+    return guarded(t)
+
+
+def time_first(t: Tensor, case: Case, lengths: Tensor | None) -> Tensor:
+    """The inverse of lay_out: (T, B, F), zero beyond the rows of a packed tensor."""
+    if case.layout == "packed":
+        assert lengths is not None
+        padded = t.new_zeros(case.T, case.B, t.size(1))
+        for step, rows in zip(padded, t.split(batch_sizes(lengths).tolist()), strict=False):
+            step[: len(rows)] = rows
+        return padded
+    return t.transpose(0, 1) if case.layout == "batch_first" else t
+
+
+def arguments(case: Case, problem: Problem) -> Named:
+    """Leaves that require a gradient, in the case's dtype and layout."""
+    placed = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.inputs.items() if name != "x"}
+    placed["x"] = lay_out(problem.inputs["x"], case, problem.lengths)
+    return {name: placed[name].detach().requires_grad_() for name in problem.inputs}
+
+
+def keywords(case: Case, problem: Problem) -> dict[str, Any]:
+    options: dict[str, Any] = {"cell": case.cell, "want_output": case.want_output}
+    options["batch_first"] = case.layout == "batch_first"
+    if case.layout == "packed":
+        assert problem.lengths is not None
+        options["batch_sizes"] = batch_sizes(problem.lengths)
+    elif problem.lengths is not None:
+        options["lengths"] = problem.lengths.to((torch.int64, torch.int32)[case.seed % 2])
+    return options
+
+
+def layer(inputs: Named, **options: Any) -> Named:
+    """rnn_layer by names: options hold its keywords, `impl` too; without `impl`, reference.rnn_layer."""
+    listed = {
+        name: [t for key, t in inputs.items() if key.startswith(f"{name}[")]
+        for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+    }
+    function = ops.rnn_layer if "impl" in options else reference.rnn_layer
+    results = function(inputs["x"], **listed, h0=inputs.get("h0"), c0=inputs.get("c0"), **options)
+    return {name: t for name, t in zip(("output", "h_n", "c_n"), results, strict=True) if t is not None}
+
+
+def gradients(results: Named, inputs: Named, cotangents: Named, **options: Any) -> Named:
+    """d input for every input by name, zero where the graph does not reach it."""
+    wanted = [results[name] for name in cotangents]
+    found = torch.autograd.grad(
+        wanted, list(inputs.values()), list(cotangents.values()), allow_unused=True, materialize_grads=True, **options
+    )
+    return {f"d {name}": t for name, t in zip(inputs, found, strict=True)}
+
+
+@lru_cache(maxsize=2)  # the implementations of one case run one after the other
+def expected(case: Case) -> Named:
+    """Results and gradients of the float64 reference, time-first."""
+    problem = build(case)
+    inputs = {name: t.clone().requires_grad_() for name, t in problem.inputs.items()}
+    results = layer(inputs, cell=case.cell, lengths=problem.lengths, want_output=case.want_output)
+    return {name: t.detach() for name, t in results.items()} | gradients(results, inputs, problem.cotangents)
+
+
+def measured(case: Case, impl: str) -> Named:
+    """The same of `impl`, in the case's dtype, made time-first."""
+    problem = build(case)
+    options = keywords(case, problem) | {"impl": impl}
+    lengths = problem.lengths
+    with poisoned_memory():
+        inputs = arguments(case, problem)
+        cotangents = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.cotangents.items()}
+        if "output" in cotangents:
+            cotangents["output"] = lay_out(problem.cotangents["output"], case, lengths, is_input=False)
+        spoiled = {name: torch.full_like(t, NAN, requires_grad=True) for name, t in inputs.items()}
+        gradients(layer(spoiled, **options), spoiled, cotangents)  # leaves NaN in every buffer that is used again
+        results = layer(inputs, **options)
+        found = {name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents)
+    for name in {"output", "d x"} & found.keys():
+        found[name] = time_first(found[name], case, lengths)
+    return found
+
+
+def roundings(case: Case, name: str) -> int:
+    """How many roundings of the case's dtype an element may show, relative to the largest one of its tensor.
+
+    Errors of a sum of n numbers walk at random: 4 standard deviations are 4 * sqrt(n), and 16 cover the activations.
+    The weights of a case contract, so steps add little; 16-bit dtypes sum in float32 and round what is stored.
+    """
+    if case.dtype in HALVES:
+        return 4
+    chain = case.I + case.G * case.H + (case.T * case.B if name.startswith(("d w", "d b")) else 0)
+    return 16 + 4 * isqrt(chain)
+
+
+def compare(found: Named, wanted: Named, case: Case) -> None:
+    """Every tensor of `wanted`, relative to its largest element; the gradients of the weights, which may be a single
+    number that cancels, relative to the largest of them all."""
+    assert found.keys() == wanted.keys()
+    largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in wanted.items()}
+    weights = {name for name in wanted if name.startswith(("d w", "d b"))}
+    largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
+    for name, e in wanted.items():
+        a, scale = found[name], largest[name]
+        assert a.shape == e.shape, f"{name}: {tuple(a.shape)} instead of {tuple(e.shape)}"
+        assert a.dtype == case.torch_dtype, f"{name}: {a.dtype} instead of {case.dtype}"
+        bound = tolerance(case.torch_dtype, roundings(case, name)) * scale
+        torch.testing.assert_close(
+            a.double(), e, rtol=0, atol=bound, msg=lambda m, name=name, s=scale: f"{name} (scale {s:.3g}): {m}"
+        )
+
+
+def check(case: Case, impl: str) -> None:
+    found, wanted = measured(case, impl), expected(case)
+    compare(found, wanted, case)
+    beyond = padding(build(case).lengths, case.T)
+    if beyond is not None:
+        for name in {"output", "d x"} & found.keys():
+            assert not found[name][beyond].any(), f"{name} is not exactly 0 beyond the lengths"

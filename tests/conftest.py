@@ -1,0 +1,47 @@
+"""Shared fixtures. `impl` runs a test once per implementation of this machine, `compiled` once per compiled one.
+
+An instruction set this CPU lacks is absent from the parametrisation (the report header lists what is there, and
+test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from seqcls_fast import _ext, ops
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--impl", default=None, help="run only this implementation, one of seqcls_fast.available_impls()")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seqcls_fast: {', '.join(ops.available_impls())}" + (f" ({_ext.why_missing})" if _ext.why_missing else "")
+
+
+@pytest.hookimpl(trylast=True)  # the implementations of one case run one after the other and share its reference
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = metafunc.config.getoption("impl")
+    impls = ops.available_impls()
+    if chosen is not None:
+        if chosen not in impls:
+            raise pytest.UsageError(f"--impl: expected one of {', '.join(impls)} but got {chosen!r}")
+        impls = (chosen,)
+    if "impl" in metafunc.fixturenames:
+        metafunc.parametrize("impl", impls)
+    if "compiled" in metafunc.fixturenames:  # an empty list shows as skipped, with the reason in the header
+        metafunc.parametrize("compiled", [name for name in impls if name != "reference"])
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts from one seed, one thread and float32, and leaves torch's global state as it found it."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)

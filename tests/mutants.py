@@ -1,0 +1,146 @@
+"""Breaks one formula or boundary at a time in a copy of the sources and requires the tests to notice.
+
+    python tests/mutants.py [--list] [--only NAME ...] [--sample N]
+
+The mutants are exact replacements of text, in mutant_list.py. One whose text no longer occurs exactly once is an
+error, so that they cannot rot. C++ mutants build one ISA in the copy; Python ones run on whatever is built there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutant_list import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+ISA = "avx2"
+KERNELS = ("test_backends.py", "test_bitwise.py", "test_gradients.py", "test_hypothesis.py", "test_limits.py")
+SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
+    "csrc/bindings": ("test_ops.py", *KERNELS),
+    "csrc": KERNELS,
+    "seqcls_fast/ops.py": ("test_ops.py", "test_gradients.py", "test_bitwise.py"),
+    "seqcls_fast/reference.py": ("test_reference.py", "test_oracle_onnx.py", "test_ops.py", "test_bitwise.py"),
+    "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py"),
+}
+
+
+def suite_of(mutant: Mutant) -> tuple[str, ...]:
+    return next(tests for start, tests in SUITES.items() if mutant.file.startswith(start))
+
+
+def misfits(mutants: list[Mutant]) -> list[str]:
+    """Those whose text does not occur exactly once."""
+    found = []
+    for mutant in mutants:
+        path = ROOT / mutant.file
+        count = path.read_text().count(mutant.old) if path.exists() else 0
+        if count != 1 or mutant.old == mutant.new:
+            found.append(f"{mutant.name}: its text occurs {count} times in {mutant.file}")
+    return found
+
+
+class Copy:
+    """A copy of the project that may be broken, built and tested."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("csrc", "seqcls_fast", "tests"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
+        for name in ("setup.py", "pyproject.toml", "README.md"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, root)
+        # a .pyc is trusted when size and second of its source agree, which mutants of one second do
+        path = os.pathsep.join([str(root), str(root / "tests")])
+        self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+
+    def run(self, *command: str, timeout: float = 1200) -> tuple[int, str]:
+        """Exit status and the end of what it printed; -1 for a hang."""
+        try:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=self.root, env=self.environment, timeout=timeout, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return -1, "hangs"
+        return done.returncode, done.stdout[-2000:]
+
+    def build(self) -> tuple[int, str]:
+        return self.run("setup.py", "build_ext", "--inplace", f"--isas={ISA}")
+
+    def test(self, tests: tuple[str, ...], compiled: bool) -> tuple[int, str]:
+        """0 when all pass. A crash or a hang is as good as a failure."""
+        impl = ["--impl", ISA] if compiled else []
+        files = [f"tests/{name}" for name in tests]
+        return self.run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *impl, *files)
+
+    def try_out(self, mutant: Mutant) -> str:
+        """What became of a mutant: `noticed`, or what is wrong with it or with the tests."""
+        path = self.root / mutant.file
+        sound = path.read_text()
+        path.write_text(sound.replace(mutant.old, mutant.new))
+        try:
+            compiled = mutant.file.startswith("csrc")
+            if compiled and (failure := self.build())[0]:
+                return f"DOES NOT BUILD\n{failure[1]}"
+            status, text = self.test(suite_of(mutant), compiled)
+        finally:
+            path.write_text(sound)  # a new modification time: the next build starts from it
+        failed = [line for line in text.splitlines() if line.startswith("FAILED")]
+        if status == 0:
+            return "NOT NOTICED"
+        if status in (2, 3, 4, 5):  # pytest: interrupted, internal error, usage, nothing collected
+            return f"TESTS DID NOT RUN\n{text}"
+        return "noticed: " + (failed[0].split(" - ")[0].split("::", 1)[1] if failed else f"exit status {status}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Break the sources one place at a time; the tests must notice.")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="mutants or files whose name contains one of these")
+    parser.add_argument("--sample", type=int, metavar="N", help="a random choice of N mutants")
+    options = parser.parse_args()
+
+    chosen = [m for m in MUTANTS if not options.only or any(o in m.name or o in m.file for o in options.only)]
+    if options.sample is not None:
+        chosen = random.sample(chosen, min(options.sample, len(chosen)))
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.file:28} {mutant.name}")
+    if wrong := misfits(MUTANTS):
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    if options.list:
+        return 0
+
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Copy(Path(folder))
+        any_compiled = any(m.file.startswith("csrc") for m in chosen)
+        if any_compiled and (failure := copy.build())[0]:
+            print(f"the unchanged sources do not build\n{failure[1]}", file=sys.stderr)
+            return 1
+        place = copy.run("-c", "import seqcls_fast; print(seqcls_fast.__file__)")[1]
+        assert str(copy.root) in place, f"tests would run on {place}, not on the copy"
+        for tests, compiled in sorted({(suite_of(m), m.file.startswith("csrc")) for m in chosen}):
+            if (failure := copy.test(tests, compiled))[0]:
+                print(f"the tests fail on unchanged sources\n{failure[1]}", file=sys.stderr)
+                return 1
+        bad = 0
+        for mutant in chosen:
+            start = time.monotonic()
+            outcome = copy.try_out(mutant)
+            bad += not outcome.startswith("noticed")
+            print(f"{mutant.file:28} {mutant.name:34} {time.monotonic() - start:4.0f} s  {outcome}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} mutants noticed")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""`import seqcls_fast` stays free of torch until a name that needs torch is touched.
+
+Each check runs in a fresh interpreter: this one has torch loaded already.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import seqcls_fast
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["", "seqcls_fast.__version__", "dir(seqcls_fast)", "seqcls_fast.__all__", "hasattr(seqcls_fast, 'Transformer')"],
+)
+def test_no_torch_without_need(use: str) -> None:
+    assert run(f"import sys, seqcls_fast\n{use}\nprint('torch' in sys.modules)") == "False"
+
+
+def test_torch_on_first_use() -> None:
+    code = "import sys, seqcls_fast as sf\nsf.GRU\nprint('torch' in sys.modules, sf.GRU is sf.nn.GRU)"
+    assert run(code) == "True True"
+
+
+def test_public_names() -> None:
+    for name in seqcls_fast.__all__:
+        assert getattr(seqcls_fast, name) is not None
+    assert set(seqcls_fast.__all__) <= set(dir(seqcls_fast))
+    assert seqcls_fast.LSTM is seqcls_fast.nn.LSTM
+    assert seqcls_fast.rnn_layer is seqcls_fast.ops.rnn_layer
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="module 'seqcls_fast' has no attribute 'Transformer'"):
+        seqcls_fast.Transformer  # noqa: B018

@@ -1,0 +1,63 @@
+"""The command line: what `info` says, that `--version` and `--help` need no torch, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from seqcls_fast import __main__, __version__, _ext, ops
+
+# A module set to None in sys.modules cannot be imported: the command must not even try.
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from seqcls_fast.__main__ import main; main(sys.argv[1:])"
+
+
+def test_json_is_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["info", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["version"] == __version__
+    assert info["torch"] == torch.__version__
+    assert info["torch_cuda"] == torch.version.cuda
+    assert info["threads"] == torch.get_num_threads()
+    assert info["impls"] == list(ops.available_impls())
+    assert info["chosen"] in info["impls"]
+    assert (info["extension"] == "loaded") == (_ext.C is not None)
+
+
+def test_missing_extension_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ext, "C", None)
+    monkeypatch.setattr(_ext, "why_missing", "no compiler was found")
+    monkeypatch.setattr(ops, "available_impls", lambda: ("reference",))
+    assert __main__.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "missing: no compiler was found" in out
+    assert "reference (available: reference)" in out
+
+
+def test_module_runs() -> None:
+    command = [sys.executable, "-m", "seqcls_fast", "info"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert f"{'seqcls_fast':<16}{__version__}" in result.stdout.splitlines()
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [(["--version"], f"seqcls_fast {__version__}\n"), (["info", "--help"], "--json")]
+)
+def test_answers_without_torch(arguments: list[str], expected: str) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert expected in result.stdout
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["inof"], "'info'"), ([], "COMMAND")])
+def test_mistakes_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        __main__.main(arguments)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""The dispatcher ops against torch's own checks of custom ops, and what rnn_layer refuses: every wrong argument is an
+exception with a sentence that names it, never a crash and never a broadcast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import CELLS, Case, build
+from checks import arguments, keywords
+from seqcls_fast import _ext, ops
+
+needs_extension = pytest.mark.skipif(_ext.C is None, reason=f"the compiled extension is missing: {_ext.why_missing}")
+# test_autograd_registration is left out: autograd is not registered with the dispatcher but lives in the
+# autograd.Function of ops.py, around the ops, so that a call without a graph pays nothing for it.
+CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+OP_CASES = [
+    *(Case(cell, directions=2, lengths="random") for cell in CELLS),
+    Case("lstm", proj=True, dtype="float64", layout="batch_first"),
+    Case("gru", lengths="random", layout="packed", dtype="bfloat16"),
+    Case("rnn_tanh", bias=False, state=False, want_output=False),
+]
+
+
+def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of rnn_forward by the names of its schema, and its options."""
+    problem = build(case)
+    leaves = {name: t.detach() for name, t in arguments(case, problem).items()}
+    options = keywords(case, problem)
+    tensors: dict[str, Any] = {"x": leaves["x"]}
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"):
+        tensors[name] = [t for key, t in leaves.items() if key.startswith(f"{name}[")]
+    tensors |= {name: leaves.get(name) for name in ("h0", "c0")}
+    tensors |= {name: options.get(name) for name in ("lengths", "batch_sizes")}
+    if tensors["lengths"] is not None:
+        tensors["lengths"] = tensors["lengths"].long()
+    return tensors, {"cell": case.cell, "batch_first": options["batch_first"], "impl": impl}
+
+
+@needs_extension
+@pytest.mark.parametrize("case", OP_CASES, ids=str)
+def test_opcheck(case: Case, compiled: str) -> None:
+    tensors, options = flat_arguments(case, compiled)
+    library = torch.ops.seqcls_fast
+
+    def opcheck(op: Any, *args: Any) -> Any:
+        torch.library.opcheck(op.default, args, test_utils=CHECKS)
+        return op.default(*args)
+
+    cell, batch_first, impl = options["cell"], options["batch_first"], options["impl"]
+    for want_output, want_saved in ((True, False), (False, False)):
+        opcheck(library.rnn_forward, *tensors.values(), cell, batch_first, want_output, want_saved, impl)
+    output, h_n, c_n, saved = opcheck(
+        library.rnn_forward, *tensors.values(), cell, batch_first, case.want_output, True, impl
+    )
+
+    fixed = [tensors[name] for name in ("x", "w_ih", "w_hh", "w_hr", "h0", "c0", "lengths", "batch_sizes")]
+    d_output = torch.randn_like(output) if case.want_output else None
+    d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
+    for grads in ((d_output, torch.randn_like(h_n), d_c_n), (None, torch.randn_like(h_n), None)):
+        _, d_gates, *_ = opcheck(library.rnn_backward, *grads, *fixed, output, saved, cell, batch_first, True, impl)
+    opcheck(
+        library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[4:5], *fixed[6:], cell, batch_first, case.P,
+        case.bias, impl,
+    )  # fmt: skip
+
+
+@needs_extension
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) -> None:
+    """The ops are public: a saved or output tensor of another call is a sentence, not a read out of bounds."""
+    case = Case(cell, T=4, B=3, H=20)
+    tensors, _ = flat_arguments(case, compiled)
+    tail = (cell, False, compiled)
+    results = torch.ops.seqcls_fast.rnn_forward.default(*tensors.values(), cell, False, True, True, compiled)
+    output, h_n, _, saved = results
+    fixed = [tensors[name] for name in ("x", "w_ih", "w_hh", "w_hr", "h0", "c0", "lengths", "batch_sizes")]
+    wrong: dict[str, tuple[Tensor, Tensor]] = {"output": (output[:-1], saved), "output type": (output.double(), saved)}
+    if saved.numel():
+        wrong |= {"saved": (output, saved[..., :-1]), "saved empty": (output, saved.new_empty(0))}
+    for name, pair in wrong.items():
+        with pytest.raises(RuntimeError, match=name.split()[0]):
+            torch.ops.seqcls_fast.rnn_backward.default(None, h_n, None, *fixed, *pair, cell, False, True, compiled)
+    with pytest.raises(RuntimeError, match="d_h_n"):
+        torch.ops.seqcls_fast.rnn_backward.default(
+            None, h_n[:, 1:], None, *fixed, output, saved, cell, False, True, compiled
+        )
+    with pytest.raises(RuntimeError, match="d_gates"):
+        torch.ops.seqcls_fast.rnn_weight_grad.default(
+            torch.zeros(1, 3, 3, 1), tensors["x"], output, tensors["h0"], None, None, *tail[:2], 0, True, compiled
+        )
+
+
+SOUND = Case("lstm", T=4, B=3, I=5, H=6, directions=2, proj=True)
+
+
+def sound() -> dict[str, Any]:
+    """Keyword arguments of rnn_layer that are all right."""
+    tensors, options = flat_arguments(SOUND, "auto")
+    return tensors | options
+
+
+def longer(t: Tensor, dim: int) -> Tensor:
+    return torch.cat([t, t.narrow(dim, 0, 1)], dim)
+
+
+def shorter(t: Tensor, dim: int) -> Tensor:
+    return t.narrow(dim, 0, t.size(dim) - 1)
+
+
+RESIZED = [
+    (name, dim, change)
+    for name, rank in {"x": 3, "w_ih": 2, "w_hh": 2, "b_ih": 1, "b_hh": 1, "w_hr": 2, "h0": 3, "c0": 3}.items()
+    for dim in range(rank)
+    for change in (longer, shorter)
+    if (name, dim) != ("x", 0)  # another number of steps is no mistake
+]
+
+
+@pytest.mark.parametrize(("name", "dim", "change"), RESIZED, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_any_wrong_size(name: str, dim: int, change: Callable[[Tensor, int], Tensor], compiled: str) -> None:
+    """One argument is one too large or too small in one dimension: never read out of bounds, never broadcast."""
+    given = sound() | {"impl": compiled}
+    value = given[name]
+    given[name] = [value[0], change(value[1], dim)] if isinstance(value, list) else change(value, dim)
+    with pytest.raises(RuntimeError, match=r"expected|Expected"):
+        ops.rnn_layer(**given)
+
+
+X = torch.zeros(4, 3, 5)
+PACKED = {"x": torch.zeros(7, 5)}
+# rnn_layer checks these itself; the sizes and dtypes of the rest are checked by the op. The reference, which is the
+# fallback, leaves those to torch's own kernels.
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("lengths: expected", {"lengths": torch.tensor([1, -1, 2])}),
+    ("lengths: expected", {"lengths": torch.tensor([1, 5, 2])}),
+    ("lengths: expected", {"lengths": torch.tensor([1, 2])}),
+    ("lengths: expected", {"lengths": torch.tensor([[1, 2, 3]])}),
+    ("lengths: expected", {"lengths": torch.tensor(2)}),
+    ("lengths: expected", {"lengths": torch.tensor([1.0, 2.0, 3.0])}),
+    ("lengths: expected", {"lengths": torch.tensor([True, False, True])}),
+    ("lengths: expected", {"lengths": torch.tensor([2**32 + 1, 1, 1])}),
+    ("lengths: expected", {"lengths": torch.tensor([1, 2, 3]), "batch_sizes": torch.tensor([3, 3, 1])} | PACKED),
+    ("sequence length", {"x": torch.zeros(0, 3, 5)}),
+]
+GRU = {"cell": "gru", "w_ih": [torch.zeros(9, 5)] * 2, "w_hh": [torch.zeros(9, 3)] * 2, "b_ih": (), "b_hh": ()}
+WRONG_FOR_OP: list[tuple[str, dict[str, Any]]] = [
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([3, 3, 2])} | PACKED),
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([3, 1, 3])} | PACKED),
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([3, 4, 0])} | PACKED),
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([3.0, 3.0, 1.0])} | PACKED),
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([[3, 3, 1]])} | PACKED),
+    ("batch_sizes: expected", {"batch_sizes": torch.tensor([], dtype=torch.int64)} | PACKED),
+    ("x: expected", {"x": X.long()}),
+    ("x: expected", {"x": X.cfloat()}),
+    ("x: expected", {"x": torch.zeros(4, 5)}),
+    ("x: expected", {"x": torch.zeros(1, 4, 3, 5)}),
+    ("expected", {"x": X.double()}),
+    ("h0: expected", {"h0": torch.zeros(2, 3, 3).double()}),
+    ("h0: expected", {"h0": torch.zeros(1, 3, 3)}),
+    ("h0: expected", {"h0": torch.zeros(2, 1, 3)}),
+    ("w_ih: expected", {"w_ih": []}),
+    ("w_hh: expected", {"w_hh": [torch.zeros(24, 3)]}),
+    ("b_hh: expected", {"b_hh": ()}),
+    ("w_hr: expected", {"w_hr": [torch.zeros(3, 6)]}),
+    ("w_hr: expected", GRU | {"c0": None}),
+    ("c0: expected", GRU | {"w_hr": ()}),
+]
+
+
+@pytest.mark.parametrize(("message", "change"), WRONG)
+def test_wrong_argument(message: str, change: dict[str, Any], impl: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.rnn_layer(**sound() | {"impl": impl} | change)
+
+
+@pytest.mark.parametrize(("message", "change"), WRONG_FOR_OP)
+def test_wrong_argument_for_the_op(message: str, change: dict[str, Any], compiled: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.rnn_layer(**sound() | {"impl": compiled} | change)
+
+
+@pytest.mark.parametrize("name", ["x", "h0", "lengths"])
+def test_mixed_devices(name: str, compiled: str) -> None:
+    given = sound() | {"impl": compiled, "lengths": torch.tensor([1, 2, 3])}
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
+        ops.rnn_layer(**given | {name: given[name].to("meta")})
+
+
+def test_unknown_names(impl: str) -> None:
+    with pytest.raises(ValueError, match="one of rnn_tanh, rnn_relu, gru, lstm but got 'LSTM'"):
+        ops.rnn_layer(**sound() | {"impl": impl, "cell": "LSTM"})
+    with pytest.raises(ValueError, match=f"one of auto, {', '.join(ops.available_impls())} but got 'avx3'"):
+        ops.rnn_layer(**sound() | {"impl": "avx3"})
+    with pytest.raises(ValueError, match="one of auto, reference"), ops.use_impl("avx3"):
+        pass
+    with ops.use_impl(impl), pytest.raises(ValueError, match="but got ''"):
+        ops.rnn_layer(**sound() | {"impl": ""})
+
+
+def test_three_directions(compiled: str) -> None:
+    given = sound() | {"impl": compiled, "h0": None, "c0": None}
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"):
+        given[name] = [*given[name], given[name][0]]
+    with pytest.raises(RuntimeError, match="w_ih: expected"):
+        ops.rnn_layer(**given)
+
+
+def test_sound_arguments_are_accepted(impl: str) -> None:
+    """What the tests above spoil is right to begin with, and stays so with other integer types and an empty batch."""
+    given = sound() | {"impl": impl}
+    output, h_n, c_n = ops.rnn_layer(**given)
+    assert output is not None
+    assert c_n is not None
+    assert (output.shape, h_n.shape, c_n.shape) == ((4, 3, 6), (2, 3, 3), (2, 3, 6))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        ops.rnn_layer(**given | {"lengths": torch.tensor([4, 0, 1], dtype=dtype)})
+    ops.rnn_layer(**given | {"lengths": torch.tensor([4, 9, 0, 9, 1])[::2]})  # strided: the 9s are not in it
+    empty = {"x": torch.zeros(4, 0, 5), "h0": torch.zeros(2, 0, 3), "c0": torch.zeros(2, 0, 6)}
+    output, h_n, c_n = ops.rnn_layer(**given | empty)
+    assert output is not None
+    assert output.shape == (4, 0, 6)
+
+
+def test_use_impl_is_per_thread_and_restored(impl: str) -> None:
+    given = sound() | {"impl": "auto"}
+
+    def h_n() -> Tensor:
+        return ops.rnn_layer(**given)[1]
+
+    outside, inside = h_n(), ops.rnn_layer(**given | {"impl": impl})[1]
+    with ops.use_impl("reference"):
+        with contextlib.suppress(KeyError), ops.use_impl(impl):
+            assert torch.equal(h_n(), inside)
+            with ThreadPoolExecutor(1) as pool:  # another thread has its own default
+                assert torch.equal(pool.submit(h_n).result(), outside)
+            raise KeyError
+        assert torch.equal(h_n(), ops.rnn_layer(**given | {"impl": "reference"})[1])
+    assert torch.equal(h_n(), outside)
+
+
+def test_padded_output_is_contiguous(impl: str) -> None:
+    case = Case("gru", T=4, B=3, layout="batch_first", lengths="random")
+    tensors, options = flat_arguments(case, impl)
+    output = ops.rnn_layer(**tensors, **options)[0]
+    assert output is not None
+    assert output.is_contiguous()
+    assert output.shape == (3, 4, 7)
