@@ -54,23 +54,26 @@ namespace {
 struct CellInfo {
   const char* name;
   int64_t gates, slots, saved;
+  bool has_c;
 };
-constexpr CellInfo kCells[] = {{"rnn_tanh", 1, 1, 0}, {"rnn_relu", 1, 1, 0}, {"gru", 3, 4, 4}, {"lstm", 4, 4, 5}};
+constexpr CellInfo kCells[] = {
+    {"rnn_tanh", 1, 1, 0, false}, {"rnn_relu", 1, 1, 0, false}, {"gru", 3, 4, 4, false}, {"lstm", 4, 4, 5, true}};
 
 // ---- Checks: each a sentence that names the argument, what was expected and what came
 
 template <class... Parts>
-void check(bool fine, const Parts&... parts) {
-  if (fine) return;
+[[noreturn]] __attribute__((cold)) void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
 
+using Dims = std::initializer_list<int64_t>;
+
 template <class Sizes>
 std::string text(const Sizes& sizes) {
   std::string result = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes[i]);
+  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes.begin()[i]);
   return result + (sizes.size() == 1 ? ",)" : ")");
 }
 
@@ -85,13 +88,14 @@ const char* text(ScalarType type) {
   }
 }
 
-void check_tensor(const char* name, const Tensor& t, ScalarType type, const Shape& shape) {
-  check(t.device().type() == DeviceType::CPU, name, ": expected a CPU tensor, like the input");
-  check(t.scalar_type() == type, name, ": expected dtype ", text(type), " but got ", text(t.scalar_type()));
+template <class Expected>
+void check_tensor(const char* name, const Tensor& t, ScalarType type, const Expected& shape) {
+  if (t.device().type() != DeviceType::CPU) fail(name, ": expected a CPU tensor, like the input");
+  if (t.scalar_type() != type) fail(name, ": expected dtype ", text(type), " but got ", text(t.scalar_type()));
   const auto sizes = t.sizes();
   bool same = sizes.size() == shape.size();
-  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape[i];
-  check(same, name, ": expected shape ", text(shape), " but got ", text(sizes));
+  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
+  if (!same) fail(name, ": expected shape ", text(shape), " but got ", text(sizes));
 }
 
 int cell_index(const std::string& name) {
@@ -100,7 +104,7 @@ int cell_index(const std::string& name) {
     if (name == kCells[i].name) return i;
     choices += (i ? ", " : "") + std::string(kCells[i].name);
   }
-  check(false, "cell: expected one of ", choices, " but got '", name, "'");
+  fail("cell: expected one of ", choices, " but got '", name, "'");
   return -1;
 }
 
@@ -110,7 +114,7 @@ Dtype dtype_of(const Tensor& x) {
     case ScalarType::Double: return Dtype::kFloat64;
     case ScalarType::BFloat16: return Dtype::kBFloat16;
     case ScalarType::Half: return Dtype::kFloat16;
-    default: check(false, "x: expected dtype float32, float64, bfloat16 or float16");
+    default: fail("x: expected dtype float32, float64, bfloat16 or float16");
   }
   return Dtype::kFloat32;
 }
@@ -228,25 +232,26 @@ struct LayerCall {
 
 void read_lengths(LayerCall& call, const Tensor& lengths) {
   const int64_t B = call.layer.B, T = call.layer.T;
-  check_tensor("lengths", lengths, ScalarType::Long, {B});
+  check_tensor("lengths", lengths, ScalarType::Long, Dims{B});
   const auto* values = static_cast<const int64_t*>(lengths.data_ptr());
   const int64_t stride = lengths.strides()[0];
   call.lengths.resize(static_cast<size_t>(B));
   for (int64_t b = 0; b < B; ++b) {
     const int64_t value = values[b * stride];
-    check(value >= 0 && value <= T, "lengths: expected values from 0 to ", T, " but got ", value, " for row ", b);
+    if (value < 0 || value > T) fail("lengths: expected values from 0 to ", T, " but got ", value, " for row ", b);
     call.lengths[static_cast<size_t>(b)] = value;
   }
 }
 
 // Row offsets and lengths of a packed sequence.
 void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) {
-  check(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == ScalarType::Long &&
-            batch_sizes.device().type() == DeviceType::CPU,
-        "batch_sizes: expected a one-dimensional int64 CPU tensor");
+  if (batch_sizes.dim() != 1 || batch_sizes.scalar_type() != ScalarType::Long ||
+      batch_sizes.device().type() != DeviceType::CPU) {
+    fail("batch_sizes: expected a one-dimensional int64 CPU tensor");
+  }
   const int64_t T = batch_sizes.numel(), stride = T ? batch_sizes.strides()[0] : 1;
   const auto* values = static_cast<const int64_t*>(batch_sizes.data_ptr());
-  check(T > 0, "batch_sizes: expected at least one step");
+  if (T <= 0) fail("batch_sizes: expected at least one step");
   call.layer.T = T;
   call.layer.B = values[0];
   call.lengths.assign(static_cast<size_t>(values[0] > 0 ? values[0] : 0), 0);
@@ -254,14 +259,14 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
   int64_t row = 0;
   for (int64_t t = 0; t < T; ++t) {
     const int64_t n = values[t * stride];
-    check(n >= 1 && n <= (t ? values[(t - 1) * stride] : n), "batch_sizes: expected positive values that never grow but got ",
+    if (n < 1 || (t && n > values[(t - 1) * stride])) fail("batch_sizes: expected positive values that never grow but got ",
           n, " at step ", t);
-    check(n <= rows - row, "batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to more");
+    if (n > rows - row) fail("batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to more");
     call.t_row.push_back(row);
     row += n;
     for (int64_t b = 0; b < n; ++b) ++call.lengths[static_cast<size_t>(b)];
   }
-  check(row == rows, "batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to ", row);
+  if (row != rows) fail("batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to ", row);
   call.t_row.push_back(row);
 }
 
@@ -273,23 +278,23 @@ LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& bat
   Layer& l = call.layer;
   l.cell = static_cast<int>(call.info - kCells);
   l.gates = call.info->gates;
-  check(x.device().type() == DeviceType::CPU, "x: expected a CPU tensor");
+  if (x.device().type() != DeviceType::CPU) fail("x: expected a CPU tensor");
   l.dtype = dtype_of(x);
   const auto sizes = x.sizes();
   if (batch_sizes) {
-    check(sizes.size() == 2, "x: expected packed rows (N, I) with batch_sizes but got ", text(sizes));
-    check(!lengths, "lengths: expected None with batch_sizes, which already say where rows end");
+    if (sizes.size() != 2) fail("x: expected packed rows (N, I) with batch_sizes but got ", text(sizes));
+    if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
     l.I = sizes[1];
   } else {
-    check(sizes.size() == 3, "x: expected 3 dimensions but got ", text(sizes));
+    if (sizes.size() != 3) fail("x: expected 3 dimensions but got ", text(sizes));
     l.T = sizes[batch_first ? 1 : 0];
     l.B = sizes[batch_first ? 0 : 1];
     l.I = sizes[2];
-    check(l.T > 0, "x: expected at least one step but got ", text(sizes));
+    if (l.T <= 0) fail("x: expected at least one step but got ", text(sizes));
     if (lengths) read_lengths(call, *lengths);
   }
-  check(l.I > 0, "x: expected at least one feature but got ", text(sizes));
+  if (l.I <= 0) fail("x: expected at least one feature but got ", text(sizes));
   l.x = call.rows(x);
   return call;
 }
@@ -305,19 +310,19 @@ void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh,
   Layer& l = call.layer;
   const ScalarType type = scalar_of(l.dtype);
   l.directions = static_cast<int>(w_ih.size());
-  check(l.directions >= 1 && l.directions <= kMaxDirections, "w_ih: expected one tensor per direction, 1 or 2, but got ",
+  if (l.directions < 1 || l.directions > kMaxDirections) fail("w_ih: expected one tensor per direction, 1 or 2, but got ",
         w_ih.size());
-  const int64_t rows = w_ih[0].sizes()[0];
-  check(w_ih[0].dim() == 2 && rows > 0 && rows % l.gates == 0, "w_ih: expected ", l.gates, " * hidden_size rows but got ",
+  const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
+  if (rows <= 0 || rows % l.gates != 0) fail("w_ih: expected ", l.gates, " * hidden_size rows but got ",
         text(w_ih[0].sizes()));
   l.H = rows / l.gates;
   if (!w_hr.empty()) {
-    check(call.info->saved == 5, "w_hr: expected none for cell ", call.info->name);
-    check(w_hr[0].dim() == 2 && w_hr[0].sizes()[0] > 0, "w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
+    if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);
+    if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0) fail("w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
     l.P = w_hr[0].sizes()[0];
   }
-  const auto check_list = [&](const char* name, const Tensors& list, const Shape& shape, bool needed) {
-    check((list.empty() && !needed) || static_cast<int>(list.size()) == l.directions, name, ": expected ", l.directions,
+  const auto check_list = [&](const char* name, const Tensors& list, Dims shape, bool needed) {
+    if ((needed || !list.empty()) && static_cast<int>(list.size()) != l.directions) fail(name, ": expected ", l.directions,
           " tensors, one per direction, but got ", list.size());
     for (const Tensor& t : list) check_tensor(name, t, type, shape);
   };
@@ -326,9 +331,9 @@ void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh,
   check_list("b_ih", b_ih, {rows}, false);
   check_list("b_hh", b_hh, {rows}, false);
   check_list("w_hr", w_hr, {l.P, l.H}, false);
-  if (h0) check_tensor("h0", *h0, type, {l.directions, l.B, l.out()});
-  check(!c0 || call.info->saved == 5, "c0: expected None for cell ", call.info->name);
-  if (c0) check_tensor("c0", *c0, type, {l.directions, l.B, l.H});
+  if (h0) check_tensor("h0", *h0, type, Dims{l.directions, l.B, l.out()});
+  if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
+  if (c0) check_tensor("c0", *c0, type, Dims{l.directions, l.B, l.H});
   for (int d = 0; d < l.directions; ++d) {
     l.w_ih[d] = matrix_of(w_ih, d);
     l.w_hh[d] = matrix_of(w_hh, d);
@@ -342,7 +347,7 @@ void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh,
 
 void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int64_t width) {
   check_tensor(name, t, scalar_of(compute_type(call.layer.dtype)), call.buffer_shape(width));
-  check(t.is_contiguous(), name, ": expected a contiguous tensor");
+  if (!t.is_contiguous()) fail(name, ": expected a contiguous tensor");
 }
 
 // ---- The ops
@@ -356,7 +361,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, T
   link(call);
   describe_weights(call, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0);
   const Layer& l = call.layer;
-  const bool has_c = call.info->saved == 5;
+  const bool has_c = call.info->has_c;
   const Dtype wide = compute_type(l.dtype);
   Tensor output = empty(want_output || want_saved ? call.shape(l.directions * l.out()) : Shape{0}, l.dtype);
   Tensor h_n = empty({l.directions, l.B, l.out()}, l.dtype);
@@ -421,15 +426,15 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   Layer& l = call.layer;
   const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
   l.directions = d_gates.dim() ? static_cast<int>(d_gates.sizes()[0]) : 0;
-  check(l.directions >= 1 && l.directions <= kMaxDirections, "d_gates: expected 1 or 2 directions but got ",
+  if (l.directions < 1 || l.directions > kMaxDirections) fail("d_gates: expected 1 or 2 directions but got ",
         text(d_gates.sizes()));
-  check(proj_size >= 0 && proj_size < width, "proj_size: expected 0 to ", width, " but got ", proj_size);
+  if (proj_size < 0 || proj_size >= width) fail("proj_size: expected 0 to ", width, " but got ", proj_size);
   l.P = proj_size;
   l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
-  check(l.H > 0, "d_gates: expected at least ", call.info->slots, " columns but got ", width);
+  if (l.H <= 0) fail("d_gates: expected at least ", call.info->slots, " columns but got ", width);
   check_buffer("d_gates", d_gates, call, call.gates_width());
   check_tensor("output", output, scalar_of(l.dtype), call.shape(l.directions * l.out()));
-  if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), {l.directions, l.B, l.out()});
+  if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), Dims{l.directions, l.B, l.out()});
 
   Tensors grads;
   const auto add = [&](const Shape& shape, char* (&to)[kMaxDirections]) {

@@ -37,7 +37,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
         )
     if x.dtype not in _DTYPES:
-        raise ValueError(f"input: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+        raise ValueError(f"input: expected float32, float64, float16 or bfloat16 but got {x.dtype}")
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
@@ -48,7 +48,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
 def check_state(state: Tensor, x: Tensor) -> None:
     """Refuses a dtype or device that the input does not share."""
     if state.dtype != x.dtype and not _autocasts(x):
-        raise RuntimeError(f"hx: expected the input's dtype {x.dtype}, got {state.dtype}")
+        raise RuntimeError(f"hx: expected the input's dtype {x.dtype} but got {state.dtype}")
     if state.device != x.device:
         raise RuntimeError(
             "Input and hidden tensors are not at the same device, "
@@ -60,13 +60,13 @@ def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
     """``hx`` as a sequence of one or two tensors, or a sentence about what it is instead."""
     if not lstm:
         if not isinstance(hx, Tensor):
-            raise TypeError(f"hx: expected a tensor or None, got {type(hx).__name__}")
+            raise TypeError(f"hx: expected a tensor or None but got {type(hx).__name__}")
         return (hx,)
     if not isinstance(hx, tuple | list):
-        raise TypeError(f"hx: expected a tuple (h_0, c_0) or None, got {type(hx).__name__}")
+        raise TypeError(f"hx: expected a tuple (h_0, c_0) or None but got {type(hx).__name__}")
     if len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
         kinds = ", ".join(type(state).__name__ for state in hx)
-        raise TypeError(f"hx: expected a tuple (h_0, c_0) of two tensors, got ({kinds})")
+        raise TypeError(f"hx: expected a tuple (h_0, c_0) of two tensors but got ({kinds})")
     return hx
 
 
@@ -87,7 +87,9 @@ def as_lengths(lengths: Any, batched: bool) -> Tensor:
             lengths = torch.as_tensor(lengths, dtype=torch.int64 if empty else None)
         except (TypeError, ValueError, RuntimeError):
             kind = type(lengths).__name__
-            raise RuntimeError(f"lengths: expected a tensor or a list of ints, got a {kind} that is neither") from None
+            raise RuntimeError(
+                f"lengths: expected a tensor or a list of ints but got a {kind} that is neither"
+            ) from None
     return lengths.unsqueeze(0) if lengths.dim() == 0 and not batched else lengths
 
 

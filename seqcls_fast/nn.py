@@ -50,7 +50,7 @@ class _RecurrentLayers(nn.RNNBase):
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")
             return self._forward_packed(input, hx, want_output)
         if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor or a PackedSequence, got {type(input).__name__}")
+            raise TypeError(f"input: expected a tensor or a PackedSequence but got {type(input).__name__}")
         dim = input.dim()
         if dim != 2 and dim != 3:
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {dim}D instead")
@@ -316,7 +316,7 @@ class _RecurrentCell(nn.RNNCellBase):
     def _step(self, cell: str, input: Tensor, hx: Any) -> tuple[Tensor, Tensor | None]:
         """The new h and c, from an input ``(B, I)`` or ``(I,)`` and states of as many dimensions."""
         if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+            raise TypeError(f"input: expected a tensor but got {type(input).__name__}")
         dim = input.dim()
         if dim != 1 and dim != 2:
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dim}D instead")
@@ -350,7 +350,9 @@ class _RecurrentCell(nn.RNNCellBase):
         for k, state in enumerate(states):
             width, dim = state.size(-1), x.dim()
             if state.dim() != dim:
-                raise RuntimeError(f"For {dim}-D input, hidden{k} should also be {dim}-D, got a {state.dim()}-D tensor")
+                raise RuntimeError(
+                    f"For {dim}-D input, hidden{k} should also be {dim}-D but got a {state.dim()}-D tensor"
+                )
             if width != self.hidden_size:
                 raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {width}, expected {self.hidden_size}")
             if dim == 2 and state.size(0) != x.size(0):

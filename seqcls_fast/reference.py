@@ -25,16 +25,16 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False) -> Tens
     Values are not read where that would wait for another device or break a traced graph: there they act as if clamped.
     """
     if x.dim() != 3:
-        raise RuntimeError(f"lengths: expected None unless x is padded (3-D), got lengths and a {x.dim()}-D x")
+        raise RuntimeError(f"lengths: expected None unless x is padded (3-D) but got lengths and a {x.dim()}-D x")
     T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
     if lengths.dim() != 1 or lengths.size(0) != B:
-        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},), got {tuple(lengths.shape)}")
+        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise RuntimeError(f"lengths: expected integers, got {lengths.dtype}")
+        raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
     if B and lengths.is_cpu and not torch.compiler.is_compiling():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
-            raise RuntimeError(f"lengths: expected values from 0 to T = {T}, got {low} to {high}")
+            raise RuntimeError(f"lengths: expected values from 0 to T = {T} but got {low} to {high}")
     return lengths
 
 
@@ -77,7 +77,7 @@ def rnn_layer(
     if lengths is not None:
         valid = (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
     if x.size(0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        raise RuntimeError("x: expected at least one step but got none")
     x = x.to(compute) if valid is None else torch.where(valid, x, 0).to(compute)
 
     # autocast would narrow the projections, whose sums are the one thing kept wide

@@ -94,7 +94,7 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "H": SIZES,
     "directions": (1, 2),
     "bias": (True, False),
-    "proj": (False, True),
+    "proj": (False, False, False, True),  # drawn less often, as it needs an LSTM
     "state": (True, False),
     "lengths": LENGTHS,
     "dtype": FLOATS + HALVES,
@@ -154,6 +154,16 @@ LARGE = (
     Case("rnn_relu", T=300, B=3, I=2, H=9, lengths="one_long", directions=2),
     Case("lstm", T=2, B=257, I=33, H=96, lengths="random", dtype="bfloat16", proj=True),
     Case("gru", T=3, B=7, I=300, H=260, dtype="bfloat16", layout="packed", lengths="random"),
+)
+
+# Few rows of a wide layer in one direction, which several threads can only share by splitting the units.
+WIDE = (
+    Case("lstm", T=6, B=1, I=20, H=300),
+    Case("gru", T=5, B=7, I=33, H=257, lengths="zeros", state=False),
+    Case("rnn_tanh", T=9, B=4, I=5, H=520, layout="packed", lengths="random", dtype="bfloat16"),
+    Case("rnn_relu", T=3, B=2, I=130, H=512, lengths="one_long", want_output=False, dtype="float64"),
+    Case("gru", T=7, B=2, I=16, H=272, layout="strided", dtype="float16"),
+    Case("lstm", T=4, B=3, I=31, H=300, lengths="random", proj=True),
 )
 
 

@@ -46,6 +46,7 @@ FORWARD = "csrc/cpu/forward.h"
 BACKWARD = "csrc/cpu/backward.h"
 WEIGHTS = "csrc/cpu/weight_grad.h"
 PACK = "csrc/cpu/pack.h"
+VECTORS = "csrc/cpu/vec.h"
 DISPATCH = "csrc/cpu/dispatch.cpp"
 BINDINGS = "csrc/bindings.cpp"
 
@@ -103,12 +104,10 @@ COMPILED = [
         "if (step == 0) project_chunk",
     ),
     Mutant("h not rounded between steps (C++)", FORWARD, "!h_in_output_ && dtype_of<E>() != layer_.dtype", "false"),
+    Mutant("relu drops NaN", VECTORS, "select(x < 0, FloatVec{}, x)", "select(x > 0, x, FloatVec{})"),
     Mutant("c_prev of the wrong step", BACKWARD, "row_of(saved, t_prev, b) + c_slot", "row_of(saved, t, b) + c_slot"),
     Mutant(
-        "product of a neighbour for fresh rows",
-        BACKWARD,
-        "if (s.fresh && s.fresh[row + m]) acc[m][j] = typename F::V{};",
-        "",
+        "product of a neighbour for fresh rows", BACKWARD, "s.fresh && s.fresh[row] ? typename F::V{} : load", "load"
     ),
     Mutant("d_h_n at every step", BACKWARD, "fresh_[i] && d_h_n_.rows.data", "d_h_n_.rows.data"),
     Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry_[i * padded_ + u];", "row[u] += 0;"),
@@ -129,7 +128,7 @@ COMPILED = [
     Mutant(
         "stale packed weights", DISPATCH, "m->rows * m->columns * element, key.words", "m->rows * element, key.words"
     ),
-    Mutant("lengths beyond T accepted (C++)", BINDINGS, "check(value >= 0 && value <= T, ", "check(value >= 0, "),
+    Mutant("lengths beyond T accepted (C++)", BINDINGS, "value < 0 || value > T", "value < 0"),
     Mutant(
         "h0 of the first direction for both",
         BINDINGS,

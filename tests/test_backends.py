@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from cases import CELLS, FLOATS, HALVES, LARGE, SIZES, Case, pairwise
-from checks import check
+from cases import CELLS, FLOATS, HALVES, LARGE, SIZES, WIDE, Case, pairwise
+from checks import check, expected
 from seqcls_fast import _ext, ops
 
 
@@ -24,6 +25,14 @@ def test_pairwise_covers_every_cell_and_dtype() -> None:
     assert {c.H for c in cases} == {c.B for c in cases} == set(SIZES)
 
 
-@pytest.mark.parametrize("case", pairwise() + LARGE, ids=str)
+@pytest.mark.parametrize("case", pairwise() + pairwise(seed=1) + LARGE + WIDE, ids=str)
 def test_matches_reference(case: Case, impl: str) -> None:
     check(case, impl)
+
+
+@pytest.mark.parametrize("case", LARGE + WIDE, ids=str)
+def test_matches_reference_with_threads(case: Case, compiled: str) -> None:
+    expected(case)  # kept, so that the reference runs on one thread
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        check(case, compiled)

@@ -120,10 +120,11 @@ ERRORS: list[tuple[tuple[str, ...], tuple[Any, ...], type[Exception], str, bool]
      "Input batch size 4 doesn't match hidden1 batch size 2", True),
     (CELLS, (zeros(B, I, dtype=torch.float64),), RuntimeError, "dtype", True),
     (CELLS[:2], (zeros(B, I), zeros(B, H, dtype=torch.float64)), RuntimeError, "dtype", True),
-    (CELLS[:2], (zeros(I), zeros(1, H)), RuntimeError, "For 1-D input, hidden0 should also be 1-D, got a 2-D", False),
-    (CELLS, (None,), TypeError, "input: expected a tensor, got NoneType", False),
-    (CELLS[:2], (zeros(B, I), (zeros(B, H),)), TypeError, "hx: expected a tensor or None, got tuple", False),
-    (CELLS[2:], (zeros(B, I), zeros(B, H)), TypeError, "hx: expected a tuple (h_0, c_0) or None, got Tensor", False),
+    (CELLS[:2], (zeros(I), zeros(1, H)), RuntimeError,
+     "For 1-D input, hidden0 should also be 1-D but got a 2-D tensor", False),
+    (CELLS, (None,), TypeError, "input: expected a tensor but got NoneType", False),
+    (CELLS[:2], (zeros(B, I), (zeros(B, H),)), TypeError, "hx: expected a tensor or None but got tuple", False),
+    (CELLS[2:], (zeros(B, I), zeros(B, H)), TypeError, "hx: expected a tuple (h_0, c_0) or None but got Tensor", False),
 ]  # fmt: skip
 
 

@@ -20,11 +20,18 @@ needs_extension = pytest.mark.skipif(_ext.C is None, reason=f"the compiled exten
 # test_autograd_registration is left out: autograd is not registered with the dispatcher but lives in the
 # autograd.Function of ops.py, around the ops, so that a call without a graph pays nothing for it.
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-OP_CASES = [
+# H = 16 and no lengths: what is kept for the backward has the width of whole vectors and a place for every step, and
+# holds nothing where there is no unit or step, so that two runs would not compare as equal.
+FULL = [
+    *(Case(cell, H=16, directions=2) for cell in CELLS),
+    Case("lstm", H=32, proj=True, dtype="float64", layout="batch_first"),
+    Case("gru", H=16, layout="packed", dtype="bfloat16"),
+    Case("rnn_tanh", H=16, bias=False, state=False, want_output=False),
+]
+RAGGED = [
     *(Case(cell, directions=2, lengths="random") for cell in CELLS),
-    Case("lstm", proj=True, dtype="float64", layout="batch_first"),
-    Case("gru", lengths="random", layout="packed", dtype="bfloat16"),
-    Case("rnn_tanh", bias=False, state=False, want_output=False),
+    Case("lstm", proj=True, lengths="zeros", layout="batch_first"),
+    Case("gru", lengths="random", layout="packed", state=False, dtype="bfloat16"),
 ]
 
 
@@ -43,19 +50,26 @@ def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any
     return tensors, {"cell": case.cell, "batch_first": options["batch_first"], "impl": impl}
 
 
+def opcheck(op: Any, *args: Any) -> Any:
+    torch.library.opcheck(op.default, args, test_utils=CHECKS)
+    return op.default(*args)
+
+
 @needs_extension
-@pytest.mark.parametrize("case", OP_CASES, ids=str)
-def test_opcheck(case: Case, compiled: str) -> None:
+@pytest.mark.parametrize("case", RAGGED, ids=str)
+def test_opcheck_inference(case: Case, compiled: str) -> None:
+    tensors, options = flat_arguments(case, compiled)
+    for want_output in (True, False):
+        tail = (options["cell"], options["batch_first"], want_output, False, compiled)
+        opcheck(torch.ops.seqcls_fast.rnn_forward, *tensors.values(), *tail)
+
+
+@needs_extension
+@pytest.mark.parametrize("case", FULL, ids=str)
+def test_opcheck_training(case: Case, compiled: str) -> None:
     tensors, options = flat_arguments(case, compiled)
     library = torch.ops.seqcls_fast
-
-    def opcheck(op: Any, *args: Any) -> Any:
-        torch.library.opcheck(op.default, args, test_utils=CHECKS)
-        return op.default(*args)
-
     cell, batch_first, impl = options["cell"], options["batch_first"], options["impl"]
-    for want_output, want_saved in ((True, False), (False, False)):
-        opcheck(library.rnn_forward, *tensors.values(), cell, batch_first, want_output, want_saved, impl)
     output, h_n, c_n, saved = opcheck(
         library.rnn_forward, *tensors.values(), cell, batch_first, case.want_output, True, impl
     )
@@ -147,7 +161,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("lengths: expected", {"lengths": torch.tensor([True, False, True])}),
     ("lengths: expected", {"lengths": torch.tensor([2**32 + 1, 1, 1])}),
     ("lengths: expected", {"lengths": torch.tensor([1, 2, 3]), "batch_sizes": torch.tensor([3, 3, 1])} | PACKED),
-    ("sequence length", {"x": torch.zeros(0, 3, 5)}),
+    ("sequence length|at least one step", {"x": torch.zeros(0, 3, 5)}),
 ]
 GRU = {"cell": "gru", "w_ih": [torch.zeros(9, 5)] * 2, "w_hh": [torch.zeros(9, 3)] * 2, "b_ih": (), "b_hh": ()}
 WRONG_FOR_OP: list[tuple[str, dict[str, Any]]] = [
@@ -226,6 +240,21 @@ def test_sound_arguments_are_accepted(impl: str) -> None:
     output, h_n, c_n = ops.rnn_layer(**given | empty)
     assert output is not None
     assert output.shape == (4, 0, 6)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_meta_tensors_have_the_right_shapes(cell: str, impl: str) -> None:
+    """As torch.nn's layers: shapes without numbers, for models that are laid out before they are loaded."""
+    tensors, options = flat_arguments(Case(cell, T=4, B=3, directions=2), impl)
+    real = ops.rnn_layer(**tensors, **options)
+    tensors = {
+        name: [t.to("meta") for t in value] if isinstance(value, list) else value if value is None else value.to("meta")
+        for name, value in tensors.items()
+    }
+    for found, want in zip(ops.rnn_layer(**tensors, **options), real, strict=True):
+        assert (found is None) == (want is None)
+        if found is not None and want is not None:
+            assert (found.device.type, found.shape, found.dtype) == ("meta", want.shape, want.dtype)
 
 
 def test_use_impl_is_per_thread_and_restored(impl: str) -> None:

@@ -272,6 +272,19 @@ def test_nan_in_the_data_stays_in_its_row_and_after_its_step() -> None:
         nan = call(inputs, cell)["output"].isnan()
         assert nan[2:, 0].all(), cell  # relu(NaN) is NaN
         assert nan.sum() == nan[2:, 0].numel(), cell
+        output = call(inputs, cell, lengths=torch.tensor([4, 2, 5, 1]))["output"]
+        assert output[:4, 0].isnan().any(1).tolist() == [False, False, True, True]
+        assert not output[4, 0].any()  # beyond the length of a row that ended in NaN: still 0
+
+
+@pytest.mark.parametrize(("dtype", "stuck"), [(torch.bfloat16, 256.0), (torch.float16, 2048.0)])
+def test_h_is_rounded_at_every_step(dtype: torch.dtype, stuck: float) -> None:
+    """h = h + 1 stays where 1 is half of the distance to the next 16-bit number, rounded to even."""
+    one = torch.ones(1, 1, dtype=dtype)
+    x, h0 = torch.ones(10, 1, 1, dtype=dtype), torch.full((1, 1, 1), stuck, dtype=dtype)
+    output, h_n, _ = rnn_layer(x, [one], [one], h0=h0, cell="rnn_relu")
+    assert output.unique().tolist() == [stuck]
+    assert h_n.item() == stuck
 
 
 def test_c_is_kept_wide_inside() -> None:
@@ -307,20 +320,20 @@ def test_refusals() -> None:
     inputs = make("gru", 1, True, None)
     with pytest.raises(ValueError, match=r"cell: expected one of .*gru.* but got 'gur'"):
         call(inputs, "gur")
-    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
+    with pytest.raises(RuntimeError, match="x: expected at least one step"):
         call(inputs | {"x": inputs["x"][:0]}, "gru")
 
 
 @pytest.mark.parametrize(
     ("lengths", "sentence"),
     [
-        (torch.tensor([1, 2]), r"one per row of the batch, shape \(4,\), got \(2,\)"),
-        (torch.tensor([[1, 2, 3, 4]]), r"shape \(4,\), got \(1, 4\)"),
-        (torch.tensor(3), r"shape \(4,\), got \(\)"),
-        (torch.tensor([1.0, 2, 3, 4]), "integers, got torch.float32"),
-        (torch.tensor([True] * 4), "integers, got torch.bool"),
-        (torch.tensor([1, 2, 3, 6]), "values from 0 to T = 5, got 1 to 6"),
-        (torch.tensor([-1, 2, 3, 5]), "values from 0 to T = 5, got -1 to 5"),
+        (torch.tensor([1, 2]), r"one per row of the batch, shape \(4,\) but got \(2,\)"),
+        (torch.tensor([[1, 2, 3, 4]]), r"shape \(4,\) but got \(1, 4\)"),
+        (torch.tensor(3), r"shape \(4,\) but got \(\)"),
+        (torch.tensor([1.0, 2, 3, 4]), "integers but got torch.float32"),
+        (torch.tensor([True] * 4), "integers but got torch.bool"),
+        (torch.tensor([1, 2, 3, 6]), "values from 0 to T = 5 but got 1 to 6"),
+        (torch.tensor([-1, 2, 3, 5]), "values from 0 to T = 5 but got -1 to 5"),
     ],
 )
 def test_bad_lengths_are_refused(lengths: Tensor, sentence: str) -> None:

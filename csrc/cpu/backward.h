@@ -27,17 +27,13 @@ struct BackwardStep {
   int64_t carry_stride;
 };
 
-// d(h) of kRows rows in kBlocks blocks of columns.
+// The product, left in memory: what follows is long, and as a rolled loop it stays small in the instruction cache.
 template <class F, int kRows, int kBlocks>
-SF_FN void hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t columns,
-                           typename F::V (&acc)[kRows][kBlocks]) {
+SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block,
+                          typename F::A (&d_h)[kRows][kBlocks * F::kLanes]) {
   using A = typename F::A;
   constexpr int kL = F::kLanes;
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kBlocks; ++j) acc[m][j] = typename F::V{};
-  }
+  typename F::V acc[kRows][kBlocks] = {};
   const int64_t panel = s.segments * s.K * kL;
   for (int i = 0; i < s.segments; ++i) {
     const A* rows[kRows];
@@ -47,57 +43,68 @@ SF_FN void hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, in
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
-    const A* outside[2] = {s.from_output ? s.from_output[row + m] : nullptr, s.from_state ? s.from_state[row + m] : nullptr};
 #pragma GCC unroll 16
-    for (int j = 0; j < kBlocks; ++j) {
-      const int64_t column = (block + j) * kL;
-      const int n = static_cast<int>(columns - column);
-      if (s.fresh && s.fresh[row + m]) acc[m][j] = typename F::V{};
-      for (const A* from : outside) {
-        if (from) acc[m][j] += F::read(from + column, n);
-      }
-    }
+    for (int j = 0; j < kBlocks; ++j) store(d_h[m] + j * kL, acc[m][j]);
   }
 }
 
+// d(h) of one row and block: the product unless the row is fresh, and what comes from outside.
+template <class F>
+SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t column, int n,
+                                    const typename F::A* product) {
+  typename F::V d_h = s.fresh && s.fresh[row] ? typename F::V{} : load(product);
+  if (s.from_output && s.from_output[row]) d_h += F::read(s.from_output[row] + column, n);
+  if (s.from_state && s.from_state[row]) d_h += F::read(s.from_state[row] + column, n);
+  return d_h;
+}
+
 template <class F, class Cell, int kRows, int kBlocks>
-__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t row, int64_t block) {
+__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block) {
   using V = typename F::V;
   using A = typename F::A;
   constexpr int kL = F::kLanes;
-  V acc[kRows][kBlocks];
-  hidden_gradient<F, kRows, kBlocks>(s, row, block, s.H, acc);
-#pragma GCC unroll 16
+  alignas(SF_VECTOR_BYTES) A products[kRows][kBlocks * kL];
   for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 16
+    const int64_t row = first_row + m, unit = block * kL;
+    if constexpr (Cell::kSaved > 0) prefetch<false>(s.saved[row] + unit * Cell::kSaved, kBlocks * kL * Cell::kSaved);
+    if constexpr (Cell::kHasC) prefetch<false>(s.c_prev[row] + unit * s.c_scale, kBlocks * kL);
+    for (int i = 0; i < Cell::kSlots; ++i) prefetch<true>(s.d_gates[row] + i * s.H + unit, kBlocks * kL);
+  }
+  hidden_product<F, kRows, kBlocks>(s, first_row, block, products);
+  for (int m = 0; m < kRows; ++m) {
+    const int64_t row = first_row + m;
     for (int j = 0; j < kBlocks; ++j) {
       const int64_t unit = (block + j) * kL;
       const int n = static_cast<int>(s.H - unit);
+      const V d_h = hidden_gradient<F>(s, row, unit, n, products[m] + j * kL);
       V saved[Cell::kSaved + 1], d[Cell::kSlots], h{}, h_prev{}, c_prev{};
-      const A* saved_row = s.saved[row + m] + unit * Cell::kSaved;
+      const A* saved_row = s.saved[row] + unit * Cell::kSaved;
 #pragma GCC unroll 8
       for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load(saved_row + i * kL);
-      if constexpr (Cell::kReadsH) h = F::read(s.h[row + m] + unit, n);
-      if constexpr (Cell::kReadsHPrev) h_prev = F::read(s.h_prev[row + m] + unit, n);
-      if constexpr (Cell::kHasC) c_prev = load(s.c_prev[row + m] + unit * s.c_scale);
-      A* carry_row = s.carry + (row + m) * s.carry_stride + unit;
+      if constexpr (Cell::kReadsH) h = F::read(s.h[row] + unit, n);
+      if constexpr (Cell::kReadsHPrev) h_prev = F::read(s.h_prev[row] + unit, n);
+      if constexpr (Cell::kHasC) c_prev = load(s.c_prev[row] + unit * s.c_scale);
+      A* carry_row = s.carry + row * s.carry_stride + unit;
       V carry = load(carry_row);
-      Cell::backward(saved, h, h_prev, c_prev, acc[m][j], carry, d);
+      Cell::backward(saved, h, h_prev, c_prev, d_h, carry, d);
       store(carry_row, carry);
 #pragma GCC unroll 8
-      for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row + m] + i * s.H + unit, d[i], n);
+      for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row] + i * s.H + unit, d[i], n);
     }
   }
 }
 
 // d(projected h), or d_h0: the product without a cell behind it.
 template <class F, int kRows>
-__attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t row, int64_t block,
+__attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
                                              int64_t columns, typename F::A* const* out) {
-  typename F::V acc[kRows][1];
-  hidden_gradient<F, kRows, 1>(s, row, block, columns, acc);
+  alignas(SF_VECTOR_BYTES) typename F::A products[kRows][F::kLanes];
+  hidden_product<F, kRows, 1>(s, first_row, block, products);
   const int64_t column = block * F::kLanes;
-  for (int m = 0; m < kRows; ++m) F::write(out[row + m] + column, acc[m][0], static_cast<int>(columns - column));
+  const int n = static_cast<int>(columns - column);
+  for (int m = 0; m < kRows; ++m) {
+    F::write(out[first_row + m] + column, hidden_gradient<F>(s, first_row + m, column, n, products[m]), n);
+  }
 }
 
 template <class F, class Cell>
@@ -249,19 +256,18 @@ class BackwardPass {
     s.d_gates = gate_rows_;
     s.carry = carry_;
     s.carry_stride = padded_;
-    cell_tiles(s, active);
+    cell_tiles(s, active, step & 1);
     if (layer_.P) keep_unprojected(active);
   }
 
-  void cell_tiles(const BackwardStep<A>& s, int64_t rows) {
+  void cell_tiles(const BackwardStep<A>& s, int64_t rows, bool backwards) {
     using Shape = TileShape<1>;
-    const int64_t end = blocks_of<F>(unit_end_);
-    int64_t block = unit_begin_ / kL;
-    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) {
+    const int64_t begin = unit_begin_ / kL, end = blocks_of<F>(unit_end_);
+    for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block) {
       for_row_groups<Shape::kRows>(
           rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block); });
-    }
-    for (; block < end; ++block) {
+    });
+    for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
       for_row_groups<Shape::kRows>(
           rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block); });
     }
@@ -396,8 +402,15 @@ class InputGrad {
 
   template <int kBlocks>
   void tiles(int64_t count, int64_t block) {
-    for_row_groups<TileShape<1>::kRows>(
-        count, [&](int64_t first, auto m) { tile<decltype(m)::value, kBlocks>(first, block); });
+    for_row_groups<TileShape<1>::kRows>(count, [&](int64_t first, auto m) {
+      constexpr int kRows = decltype(m)::value;
+      if (block == 0) {
+        for (int64_t row = first + kRows; row < first + 2 * kRows && row < count; ++row) {
+          for (int d = 0; d < layer_.directions; ++d) prefetch<false>(gates_[d][row], Cell::kGates * layer_.H);
+        }
+      }
+      tile<kRows, kBlocks>(first, block);
+    });
   }
 
   template <int kRows, int kBlocks>

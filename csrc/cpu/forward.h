@@ -1,5 +1,5 @@
-// The forward pass of one task: step by step, tile by tile. h lives in the output itself where that has the format's
-// type, else in a ring of two rows; the projection is fused into the step, or done first, in time chunks, for one or
+// The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to the
+// output besides: the output's rows often lie a power of two apart and would evict each other. The projection is fused into the step, or done first, in time chunks, for one or
 // two rows, where streaming the weights would dominate. Both give the same bits: the sums run in the same order.
 #pragma once
 
@@ -20,7 +20,8 @@ struct ForwardStep {
   const A** start;  // per row: [blocks][kSlots][kLanes] to start the sums from
   const E **x, **h_prev;
   E** h_next;
-  A** saved;  // per row, or null
+  E** output;  // per row, or null: where h goes besides
+  A** saved;   // per row, or null
   A* c;
   int64_t c_stride, K_x, K_h, H;
   const E *w_x, *w_h;
@@ -60,6 +61,7 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
       Cell::forward(&acc[m][j * kS], h, c, saved);
       if constexpr (Cell::kHasC) store(c_row, c);
       F::write(s.h_next[row + m] + unit, h, n);
+      if (s.output) F::write(s.output[row + m] + unit, h, n);
       if constexpr (Cell::kSaved > 0) {
         if (s.saved) {
           A* to = s.saved[row + m] + unit * Cell::kSaved;
@@ -71,23 +73,38 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   }
 }
 
+// Runs one(first) for the groups of kBlocks blocks in [begin, end). Every other step runs them backwards: what was read
+// last is still in the cache when the next step begins.
+template <int kBlocks, class Function>
+SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
+  const int64_t n = (end - begin) / kBlocks;
+  for (int64_t i = 0; i < n; ++i) one(begin + (backwards ? n - 1 - i : i) * kBlocks);
+}
+
 // Blocks [begin, end) of all rows.
 template <class F, class Cell>
-void forward_tiles(const ForwardStep<F>& s, int64_t rows, int64_t begin, int64_t end) {
+void forward_tiles(const ForwardStep<F>& s, int64_t rows, int64_t begin, int64_t end, bool backwards) {
   using Shape = TileShape<Cell::kSlots>;
-  int64_t block = begin;
   if (Shape::kFewRows && rows <= Shape::kFewRows) {
-    for (; block + 2 <= end; block += 2) {
+    for_blocks<2>(begin, end, backwards, [&](int64_t block) {
       with_constant<Shape::kFewRows ? Shape::kFewRows : 1>(
           rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 2>(s, 0, block); });
-    }
+    });
+    begin += (end - begin) / 2 * 2;
   }
-  for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) {
-    for_row_groups<Shape::kRows>(
-        rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block); });
-  }
+  bool first_block = true;
+  for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block) {
+    for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
+      constexpr int kRows = decltype(m)::value;
+      if (first_block) {  // nobody has read these rows yet: fetch the next group's while this one is summed
+        for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row) prefetch<false>(s.x[row], s.K_x);
+      }
+      forward_tile<F, Cell, kRows, Shape::kBlocks>(s, first, block);
+    });
+    first_block = false;
+  });
   if constexpr (Shape::kBlocks > 1) {
-    for (; block < end; ++block) {
+    for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
       for_row_groups<Shape::kRows>(
           rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, 1>(s, first, block); });
     }
@@ -157,6 +174,7 @@ class ForwardPass {
     start_ = own.template take<const A*>(n_);
     h_prev_ = own.template take<const E*>(n_);
     h_next_ = own.template take<E*>(n_);
+    output_rows_ = own.template take<E*>(n_);
     m_rows_ = own.template take<E*>(l.P ? n_ : 0);
     m_ = own.template take<E>(l.P ? n_ * padded_ : 0);
     proj_out_ = own.template take<A>(l.P ? n_ * h_stride_ : 0);
@@ -184,7 +202,7 @@ class ForwardPass {
     out_begin_ = layer_.P ? 0 : unit_begin_;
     out_end_ = layer_.P ? layer_.P : unit_end_;
     packed_ = task.packed;
-    h_in_output_ = call_.output[d].data && call_.output[d].dtype == dtype_of<E>();
+    output_direct_ = !layer_.P && call_.output[d].data && call_.output[d].dtype == dtype_of<E>();
     begin_rows();
     if (t.barrier) t.barrier(t.barrier_state);
 
@@ -198,6 +216,7 @@ class ForwardPass {
       s.x = project_first_ ? h_prev_ : x_rows_;  // with K_x = 0 never read
       s.h_prev = h_prev_;
       s.h_next = layer_.P ? m_rows_ : h_next_;
+      s.output = output_direct_ ? output_rows_ : nullptr;
       s.saved = call_.saved[d].data ? saved_ : nullptr;
       s.c = c_;
       s.c_stride = padded_;
@@ -206,7 +225,7 @@ class ForwardPass {
       s.H = layer_.H;
       s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
       s.w_h = reinterpret_cast<const E*>(packed_.w_hh);
-      forward_tiles<F, Cell>(s, active, block_begin_, block_end_);
+      forward_tiles<F, Cell>(s, active, block_begin_, block_end_, step & 1);
       if (layer_.P) project_output(active);
       finish_step(step, active);
       if (t.barrier) t.barrier(t.barrier_state);
@@ -258,8 +277,8 @@ class ForwardPass {
     for (int64_t i = 0; i < active; ++i) {
       const int64_t t = time(i, step), b = rows_[i];
       h_prev_[i] = h_next_[i];
-      h_next_[i] = h_in_output_ ? reinterpret_cast<E*>(output.data) + output.offset(t, b)
-                                : ring_[(step + 1) & 1] + i * h_stride_;
+      h_next_[i] = ring_[(step + 1) & 1] + i * h_stride_;
+      if (output_direct_) output_rows_[i] = reinterpret_cast<E*>(output.data) + output.offset(t, b);
       if (saved.data) saved_[i] = reinterpret_cast<A*>(saved.data) + saved.offset(t, b);
       if (!project_first_) x_rows_[i] = x_.at(t, b, i);
     }
@@ -301,10 +320,10 @@ class ForwardPass {
   void finish_step(int64_t step, int64_t active) {
     const Rows& output = call_.output[direction_];
     for (int64_t i = 0; i < active; ++i) {
-      if (!h_in_output_ && dtype_of<E>() != layer_.dtype) {
+      if (dtype_of<E>() != layer_.dtype) {
         round_row(layer_.dtype, reinterpret_cast<A*>(h_next_[i]) + out_begin_, out_end_ - out_begin_);
       }
-      if (!h_in_output_ && output.data) {
+      if (!output_direct_ && output.data) {
         char* to = output.data + (output.offset(time(i, step), rows_[i]) + out_begin_) * size_of(output.dtype);
         write_row<E>(output.dtype, h_next_[i] + out_begin_, to, out_end_ - out_begin_);
       }
@@ -338,7 +357,7 @@ class ForwardPass {
   const Forward& call_;
   const Layer& layer_;
   int64_t n_, padded_, out_, h_stride_, start_size_, chunk_, private_size_, shared_size_;
-  bool project_first_, h_in_output_ = false;
+  bool project_first_, output_direct_ = false;
   int direction_ = 0;
   const int64_t* rows_ = nullptr;
   int64_t unit_begin_ = 0, unit_end_ = 0, block_begin_ = 0, block_end_ = 0, out_begin_ = 0, out_end_ = 0;
@@ -348,7 +367,7 @@ class ForwardPass {
   A **projected_rows_, **proj_rows_, **saved_;
   const A** start_;
   const E **x_rows_, **h_prev_;
-  E **h_next_, **m_rows_, *m_, *ring_[2];
+  E **h_next_, **output_rows_, **m_rows_, *m_, *ring_[2];
 };
 
 }  // namespace

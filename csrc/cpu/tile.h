@@ -59,6 +59,15 @@ struct TileShape {
   static constexpr int kFewRows = kSlots == 4 ? (kManyRegisters ? 2 : 1) : 0;  // at or below: two blocks, for more chains
 };
 
+// Asks for n values from p on, for reading or writing soon, while the sums before that are still being formed.
+template <bool kWrite, class T>
+SF_FN void prefetch(const T* p, int64_t n) {
+  const char* line = reinterpret_cast<const char*>(p);
+  for (const char* end = line + n * static_cast<int64_t>(sizeof(T)); line < end; line += 64) {
+    __builtin_prefetch(line, kWrite, 2);
+  }
+}
+
 template <int N>
 struct Int {
   static constexpr int value = N;

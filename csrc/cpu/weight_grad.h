@@ -1,6 +1,7 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
-// Rows (t, b) are taken in chunks that fit the caches; both operands are packed once per chunk. Each chunk is summed on
-// its own and then added to the total, in a fixed order that does not depend on the number of threads.
+// Rows (t, b) are taken in chunks that fit the caches. d_gates is read where it lies; the other side is packed, a panel of
+// columns at a time. Each chunk is summed on its own and then added to the total, in a fixed order that does not depend on
+// the number of threads.
 #pragma once
 
 #include "forward.h"
@@ -8,27 +9,27 @@
 namespace sf {
 namespace {
 
-template <class F>
 struct GradTile {
   static constexpr int kRows = SF_VECTOR_REGISTERS == 32 ? 8 : 4, kBlocks = 3;
 };
 
-// total[kRows][kBlocks * kLanes] += a[k][kRows]^T * b[k][kBlocks * kLanes]
-template <class F, int kBlocks>
-__attribute__((noinline)) void grad_tile(const typename F::A* a, const typename F::A* b, int64_t K, typename F::A* total) {
-  constexpr int kRows = GradTile<F>::kRows, kL = F::kLanes;
+// total[m][kBlocks * kLanes] += sum over k of a[k][column + m] * b[k][kBlocks * kLanes]
+template <class F, int kRows, int kBlocks>
+__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b, int64_t K,
+                                         typename F::A* total) {
+  constexpr int kL = F::kLanes;
   typename F::V acc[kRows][kBlocks] = {};
   for (int64_t k = 0; k < K; ++k) {
+    const typename F::A* row = a[k] + column;
     typename F::V w[kBlocks];
 #pragma GCC unroll 16
     for (int j = 0; j < kBlocks; ++j) w[j] = load(b + j * kL);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const typename F::V value = F::broadcast(a + m);
+      const typename F::V value = F::broadcast(row + m);
 #pragma GCC unroll 16
       for (int j = 0; j < kBlocks; ++j) acc[m][j] = fma(value, w[j], acc[m][j]);
     }
-    a += kRows;
     b += kBlocks * kL;
   }
 #pragma GCC unroll 16
@@ -44,7 +45,7 @@ __attribute__((noinline)) void grad_tile(const typename F::A* a, const typename 
 template <class F, class Cell>
 class WeightGradPass {
   using A = typename F::A;
-  static constexpr int kL = F::kLanes, kRows = GradTile<F>::kRows, kBlocks = GradTile<F>::kBlocks;
+  static constexpr int kL = F::kLanes, kRows = GradTile::kRows, kBlocks = GradTile::kBlocks;
   static constexpr int64_t kChunk = 128;
   enum Source { kInput, kHidden, kUnprojected, kSources };
 
@@ -52,7 +53,7 @@ class WeightGradPass {
   struct Strip {
     int64_t column, count;        // in a row of d_gates
     int64_t grad_row[kSources];   // first row in the gradient of each source's weight, or -1
-    A *packed, *bias, *total[kSources];
+    A *bias, *chunk_bias, *total[kSources];
   };
 
  public:
@@ -92,8 +93,8 @@ class WeightGradPass {
     s.column = column + begin;
     s.count = (end < count ? end : count) - begin;
     const int64_t rows[kSources] = {input_row, hidden_row, unprojected_row};
-    s.packed = own.template take<A>(most * kChunk);
-    s.bias = own.template take<A>(2 * most);
+    s.bias = own.template take<A>(most);
+    s.chunk_bias = own.template take<A>(most);
     for (int k = 0; k < kSources; ++k) {
       s.grad_row[k] = rows[k] < 0 ? -1 : rows[k] + begin;
       s.total[k] = own.template take<A>(rows[k] < 0 ? 0 : most * padded_width(k));
@@ -105,11 +106,10 @@ class WeightGradPass {
   void go() {
     for (int i = 0; i < strip_count_; ++i) {
       Strip& s = strips_[i];
-      const int64_t rows = padded_count(s);
-      for (int64_t k = 0; k < 2 * rows; ++k) s.bias[k] = 0;
+      for (int64_t k = 0; k < s.count; ++k) s.bias[k] = 0;
       for (int source = 0; source < kSources; ++source) {
         if (s.grad_row[source] >= 0) {
-          for (int64_t k = 0; k < rows * padded_width(source); ++k) s.total[source][k] = 0;
+          for (int64_t k = 0; k < s.count * padded_width(source); ++k) s.total[source][k] = 0;
         }
       }
     }
@@ -124,8 +124,6 @@ class WeightGradPass {
     if (count) add_chunk(count);
     for (int i = 0; i < strip_count_; ++i) finish(strips_[i]);
   }
-
-  static int64_t padded_count(const Strip& s) { return (s.count + kRows - 1) / kRows * kRows; }
 
   void add_row(int64_t k, int64_t t, int64_t b) {
     const Rows& g = call_.d_gates[d_];
@@ -146,37 +144,25 @@ class WeightGradPass {
   }
 
   void add_chunk(int64_t K) {
-    for (int i = 0; i < strip_count_; ++i) pack_strip(strips_[i], K);
+    for (int i = 0; i < strip_count_; ++i) add_bias(strips_[i], K);
     for (int source = 0; source < kSources; ++source) {
-      const int64_t blocks = blocks_of<F>(width_[source]);
-      for (int64_t block = 0; block < blocks; block += kBlocks) {
-        const int64_t left = blocks - block;
-        with_constant<kBlocks>(left < kBlocks ? left : kBlocks,
-                               [&](auto n) { add_panel<decltype(n)::value>(source, block, K); });
-      }
+      for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
     }
   }
 
-  // [tiles][K][kRows], and the column sums on the way.
-  void pack_strip(Strip& s, int64_t K) {
-    const int64_t rows = padded_count(s);
-    A* sums = s.bias + rows;
-    for (int64_t m = 0; m < rows; ++m) sums[m] = 0;
+  // function(first block, Int<blocks>) over a source's columns, in panels as even as possible.
+  template <class Function>
+  void for_panels(int source, Function&& function) const {
+    for_row_groups<kBlocks>(blocks_of<F>(width_[source]), function);
+  }
+
+  void add_bias(Strip& s, int64_t K) {
+    for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
     for (int64_t k = 0; k < K; ++k) {
       const A* from = gates_[k] + s.column;
-      for (int64_t m = 0; m < rows; m += kRows) {
-        A* to = s.packed + m * K + k * kRows;
-        if (m + kRows <= s.count) {
-#pragma GCC unroll 16
-          for (int i = 0; i < kRows; ++i) to[i] = from[m + i];
-        } else {
-          for (int i = 0; i < kRows; ++i) to[i] = m + i < s.count ? from[m + i] : A(0);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i) sums[m + i] += to[i];
-      }
+      for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += from[m];
     }
-    for (int64_t m = 0; m < rows; ++m) s.bias[m] += sums[m];
+    for (int64_t m = 0; m < s.count; ++m) s.bias[m] += s.chunk_bias[m];
   }
 
   template <int kN>
@@ -193,11 +179,12 @@ class WeightGradPass {
     for (int i = 0; i < strip_count_; ++i) {
       Strip& s = strips_[i];
       if (s.grad_row[source] < 0) continue;
-      const int64_t rows = padded_count(s);
-      A* total = s.total[source] + rows * first;
-      for (int64_t m = 0; m < rows; m += kRows, total += kRows * kN * kL) {
-        grad_tile<F, kN>(s.packed + m * K, panel_, K, total);
+      A* total = s.total[source] + s.count * first;
+      int64_t m = 0;
+      for (; m + kRows <= s.count; m += kRows) {
+        grad_tile<F, kRows, kN>(gates_, s.column + m, panel_, K, total + m * kN * kL);
       }
+      for (; m < s.count; ++m) grad_tile<F, 1, kN>(gates_, s.column + m, panel_, K, total + m * kN * kL);
     }
   }
 
@@ -216,18 +203,19 @@ class WeightGradPass {
   void finish(const Strip& s) {
     char* const weights[kSources] = {call_.d_w_ih[d_], call_.d_w_hh[d_], call_.d_w_hr[d_]};
     char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr};
-    const int64_t size = size_of(layer_.dtype), rows = padded_count(s);
+    const int64_t size = size_of(layer_.dtype);
     for (int source = 0; source < kSources; ++source) {
       if (s.grad_row[source] < 0) continue;
-      const int64_t width = width_[source], blocks = blocks_of<F>(width);
-      for (int64_t block = 0; block < blocks; block += kBlocks) {
-        const int64_t in_tile = blocks - block < kBlocks ? blocks - block : kBlocks;
-        const int64_t first = block * kL, n = width - first < in_tile * kL ? width - first : in_tile * kL;
-        const A* total = s.total[source] + rows * first;
+      const int64_t width = width_[source];
+      for_panels(source, [&](int64_t block, auto blocks) {
+        constexpr int kWidth = decltype(blocks)::value * kL;
+        const int64_t first = block * kL, n = width - first < kWidth ? width - first : kWidth;
+        const A* total = s.total[source] + s.count * first;
         for (int64_t m = 0; m < s.count; ++m) {
-          write_row<A>(layer_.dtype, total + m * in_tile * kL, weights[source] + ((s.grad_row[source] + m) * width + first) * size, n);
+          char* to = weights[source] + ((s.grad_row[source] + m) * width + first) * size;
+          write_row<A>(layer_.dtype, total + m * kWidth, to, n);
         }
-      }
+      });
       if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + s.grad_row[source] * size, s.count);
     }
   }
