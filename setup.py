@@ -19,7 +19,16 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 # What each build of kernels.cpp may use. Contraction stays off: every fused multiply-add is written as one, so that a
 # sum has the same bits in every tile.
-FLAGS = ["-O2", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT.resolve()}=."]
+FLAGS = [
+    "-O2",
+    "-g0",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    f"-ffile-prefix-map={ROOT.resolve()}=.",
+]
 # The hot loops are written with vectors; -O3 would only unroll the rest. The conversion loops need the vectorizer.
 VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if platform.system() == "Linux" else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -30,7 +39,10 @@ ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-m
 class BuildPerIsa(BuildExtension):
     """Compiles kernels.cpp into one folder per instruction set and links all of them."""
 
-    user_options = [*BuildExtension.user_options, ("isas=", None, "comma-separated instruction sets to build besides base")]
+    user_options = [
+        *BuildExtension.user_options,
+        ("isas=", None, "comma-separated instruction sets to build besides base"),
+    ]
 
     def initialize_options(self) -> None:
         super().initialize_options()

@@ -79,12 +79,18 @@ std::string text(const Sizes& sizes) {
 
 const char* text(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Long: return "int64";
-    default: return "another dtype";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
   }
 }
 
@@ -110,11 +116,16 @@ int cell_index(const std::string& name) {
 
 Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: fail("x: expected dtype float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      fail("x: expected dtype float32, float64, bfloat16 or float16");
   }
   return Dtype::kFloat32;
 }
@@ -141,13 +152,14 @@ Tensor empty(const Shape& shape, Dtype dtype) {
   for (int64_t n : shape) elements *= n;
   const torch::stable::Device cpu(DeviceType::CPU, -1);
   if (elements * bytes_of(dtype) >= kPooledBytes) {
-    return torch::stable::from_blob(pool_take(elements * bytes_of(dtype)), shape, strides, cpu, scalar_of(dtype), pool_give);
+    return torch::stable::from_blob(pool_take(elements * bytes_of(dtype)), shape, strides, cpu, scalar_of(dtype),
+                                    pool_give);
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype))), aoti_torch_device_type_cpu(), -1,
-      &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype))),
+                               aoti_torch_device_type_cpu(), -1, &handle));
   return Tensor(handle);
 }
 
@@ -259,8 +271,8 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
   int64_t row = 0;
   for (int64_t t = 0; t < T; ++t) {
     const int64_t n = values[t * stride];
-    if (n < 1 || (t && n > values[(t - 1) * stride])) fail("batch_sizes: expected positive values that never grow but got ",
-          n, " at step ", t);
+    if (n < 1 || (t && n > values[(t - 1) * stride]))
+      fail("batch_sizes: expected positive values that never grow but got ", n, " at step ", t);
     if (n > rows - row) fail("batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to more");
     call.t_row.push_back(row);
     row += n;
@@ -271,7 +283,8 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
 }
 
 // What every op is told about the input's side of the layer.
-LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& batch_sizes, const Name& cell, bool batch_first) {
+LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& batch_sizes, const Name& cell,
+                         bool batch_first) {
   LayerCall call;
   call.info = &kCells[cell_index(cell.value)];
   call.batch_first = batch_first;
@@ -305,25 +318,26 @@ void link(LayerCall& call) {
   if (call.packed()) call.layer.x.t_row = call.t_row.data();
 }
 
-void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh, const Tensors& b_ih, const Tensors& b_hh,
-                      const Tensors& w_hr, const Maybe& h0, const Maybe& c0) {
+void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh, const Tensors& b_ih,
+                      const Tensors& b_hh, const Tensors& w_hr, const Maybe& h0, const Maybe& c0) {
   Layer& l = call.layer;
   const ScalarType type = scalar_of(l.dtype);
   l.directions = static_cast<int>(w_ih.size());
-  if (l.directions < 1 || l.directions > kMaxDirections) fail("w_ih: expected one tensor per direction, 1 or 2, but got ",
-        w_ih.size());
+  if (l.directions < 1 || l.directions > kMaxDirections)
+    fail("w_ih: expected one tensor per direction, 1 or 2, but got ", w_ih.size());
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
-  if (rows <= 0 || rows % l.gates != 0) fail("w_ih: expected ", l.gates, " * hidden_size rows but got ",
-        text(w_ih[0].sizes()));
+  if (rows <= 0 || rows % l.gates != 0)
+    fail("w_ih: expected ", l.gates, " * hidden_size rows but got ", text(w_ih[0].sizes()));
   l.H = rows / l.gates;
   if (!w_hr.empty()) {
     if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);
-    if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0) fail("w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
+    if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0)
+      fail("w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
     l.P = w_hr[0].sizes()[0];
   }
   const auto check_list = [&](const char* name, const Tensors& list, Dims shape, bool needed) {
-    if ((needed || !list.empty()) && static_cast<int>(list.size()) != l.directions) fail(name, ": expected ", l.directions,
-          " tensors, one per direction, but got ", list.size());
+    if ((needed || !list.empty()) && static_cast<int>(list.size()) != l.directions)
+      fail(name, ": expected ", l.directions, " tensors, one per direction, but got ", list.size());
     for (const Tensor& t : list) check_tensor(name, t, type, shape);
   };
   check_list("w_ih", w_ih, {rows, l.I}, true);
@@ -353,9 +367,9 @@ void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int6
 // ---- The ops
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, Tensors w_hh, Tensors b_ih, Tensors b_hh,
-                                                       Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes,
-                                                       Name cell, bool batch_first, bool want_output, bool want_saved,
-                                                       Name impl) {
+                                                       Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths,
+                                                       Maybe batch_sizes, Name cell, bool batch_first, bool want_output,
+                                                       bool want_saved, Name impl) {
   const Kernels& kernels = kernels_for(impl.value.c_str());
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
@@ -380,10 +394,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, T
   return {output, h_n, c_n, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors w_ih,
-                                                        Tensors w_hh, Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths,
-                                                        Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
-                                                        bool batch_first, bool want_d_x, Name impl) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x,
+                                                        Tensors w_ih, Tensors w_hh, Tensors w_hr, Maybe h0, Maybe c0,
+                                                        Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved,
+                                                        Name cell, bool batch_first, bool want_d_x, Name impl) {
   const Kernels& kernels = kernels_for(impl.value.c_str());
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
@@ -426,8 +440,8 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   Layer& l = call.layer;
   const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
   l.directions = d_gates.dim() ? static_cast<int>(d_gates.sizes()[0]) : 0;
-  if (l.directions < 1 || l.directions > kMaxDirections) fail("d_gates: expected 1 or 2 directions but got ",
-        text(d_gates.sizes()));
+  if (l.directions < 1 || l.directions > kMaxDirections)
+    fail("d_gates: expected 1 or 2 directions but got ", text(d_gates.sizes()));
   if (proj_size < 0 || proj_size >= width) fail("proj_size: expected 0 to ", width, " but got ", proj_size);
   l.P = proj_size;
   l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
@@ -437,7 +451,7 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), Dims{l.directions, l.B, l.out()});
 
   Tensors grads;
-  const auto add = [&](const Shape& shape, char* (&to)[kMaxDirections]) {
+  const auto add = [&](const Shape& shape, char*(&to)[kMaxDirections]) {
     for (int d = 0; d < l.directions; ++d) {
       grads.push_back(empty(shape, l.dtype));
       to[d] = data_of(grads.back());
@@ -468,14 +482,17 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
 STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_forward(Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor? h0, "
-      "Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, bool batch_first, bool want_output, bool want_saved, "
+      "Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, bool batch_first, bool want_output, bool "
+      "want_saved, "
       "str impl) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
   m.def(
-      "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] w_hr, "
+      "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] "
+      "w_hr, "
       "Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, "
       "bool batch_first, bool want_d_x, str impl) -> (Tensor d_x, Tensor d_gates, Tensor d_h0, Tensor d_c0)");
   m.def(
-      "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str cell, "
+      "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
+      "cell, "
       "bool batch_first, int proj_size, bool want_bias, str impl) -> Tensor[]");
 }
 
@@ -489,23 +506,32 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the compiled part of seqcls_fast; the ops are under torch.ops.seqcls_fast.";
-  m.def("build_info", [] {
-    py::dict info;
-    info["compiler"] = __VERSION__;
-    info["torch_target"] = "2.11";
-    info["cuda"] = false;
-    return info;
-  }, "How this extension was built.");
-  m.def("cells", [] {
-    std::vector<std::string> names;
-    for (const auto& cell : sf::kCells) names.emplace_back(cell.name);
-    return names;
-  }, "The cells, in the order of the kernels' index.");
-  m.def("impls", [] {
-    std::vector<std::string> names;
-    for (int i = 0; i < sf::impl_count(); ++i) names.emplace_back(sf::impl_name(i));
-    return names;
-  }, "The CPU implementations this machine can run, slowest first.");
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["compiler"] = __VERSION__;
+        info["torch_target"] = "2.11";
+        info["cuda"] = false;
+        return info;
+      },
+      "How this extension was built.");
+  m.def(
+      "cells",
+      [] {
+        std::vector<std::string> names;
+        for (const auto& cell : sf::kCells) names.emplace_back(cell.name);
+        return names;
+      },
+      "The cells, in the order of the kernels' index.");
+  m.def(
+      "impls",
+      [] {
+        std::vector<std::string> names;
+        for (int i = 0; i < sf::impl_count(); ++i) names.emplace_back(sf::impl_name(i));
+        return names;
+      },
+      "The CPU implementations this machine can run, slowest first.");
   m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
   m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
   m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");

@@ -105,11 +105,13 @@ def rnn_layer(
         _check_impl(impl)
     if cell not in _CELLS:
         raise ValueError(f"cell: expected one of {', '.join(_CELLS)} but got {cell!r}")
-    if torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
         x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0 = _autocast(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)
-    if lengths is not None:
-        lengths = reference.check_lengths(lengths, x, batch_first).to(x.device, torch.int64)
-    if C is None or impl == "reference" or x.device.type not in ("cpu", "meta"):
+    compiled = C is not None and impl != "reference" and device in ("cpu", "meta")
+    if lengths is not None:  # the kernels check the values themselves
+        lengths = reference.check_lengths(lengths, x, batch_first, values=not compiled).to(x.device, torch.int64)
+    if not compiled:
         return reference.rnn_layer(
             x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
             cell=cell, lengths=lengths, batch_sizes=batch_sizes, batch_first=batch_first, want_output=want_output,
@@ -164,7 +166,9 @@ class _Layer(torch.autograd.Function):
     """Forward and backward through the kernels; the backward's own graph comes from the reference layer."""
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Outputs:
+    def forward(
+        ctx: Any, spec: _Spec, x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor
+    ) -> Outputs:
         w_ih, w_hh, b_ih, b_hh, w_hr = spec.split(flat)
         output, h_n, c_n, saved = torch.ops.seqcls_fast.rnn_forward.default(
             x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes,
@@ -209,10 +213,13 @@ def _backward_with_graph(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tenso
     spec = ctx.spec
     x, h0, c0, lengths, batch_sizes, _, _, *flat = ctx.saved_tensors
     # views cut the graph between inputs: h0 may itself have been computed from x
-    inputs = [t if t is None or not t.is_floating_point() else t.view_as(t) for t in (x, h0, c0, lengths, batch_sizes, *flat)]
+    inputs = [
+        t if t is None or not t.is_floating_point() else t.view_as(t) for t in (x, h0, c0, lengths, batch_sizes, *flat)
+    ]
     x, h0, c0, lengths, batch_sizes, *flat = inputs
+    w_ih, w_hh, b_ih, b_hh, w_hr = spec.split(flat)
     outputs = reference.rnn_layer(
-        x, *spec.split(flat), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
         batch_first=spec.batch_first, want_output=spec.want_output,
     )  # fmt: skip
     used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out is not None and grad is not None]
@@ -240,8 +247,10 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fake_forward(
-    x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes, cell, batch_first, want_output, want_saved, impl
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    x: Tensor, w_ih: list[Tensor], w_hh: list[Tensor], b_ih: list[Tensor], b_hh: list[Tensor], w_hr: list[Tensor],
+    h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
+    cell: str, batch_first: bool, want_output: bool, want_saved: bool, impl: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
     directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
     out = w_hr[0].size(0) if w_hr else hidden
     rows = _rows_shape(x, batch_first, batch_sizes)
@@ -263,9 +272,11 @@ def _fake_forward(
 
 
 def _fake_backward(
-    d_output, d_h_n, d_c_n, x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, output, saved,
-    cell, batch_first, want_d_x, impl,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None,
+    x: Tensor, w_ih: list[Tensor], w_hh: list[Tensor], w_hr: list[Tensor],
+    h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
+    output: Tensor, saved: Tensor, cell: str, batch_first: bool, want_d_x: bool, impl: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
     directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
     rows = _rows_shape(x, batch_first, batch_sizes)
     width = _CELLS[cell][1] * hidden + (w_hr[0].size(0) + hidden if w_hr else 0)
@@ -277,13 +288,14 @@ def _fake_backward(
 
 
 def _fake_weight_grad(
-    d_gates, x, output, h0, lengths, batch_sizes, cell, batch_first, proj_size, want_bias, impl
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    d_gates: Tensor, x: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
+    cell: str, batch_first: bool, proj_size: int, want_bias: bool, impl: str,
+) -> list[Tensor]:  # fmt: skip
     gates, slots = _CELLS[cell]
     directions = d_gates.size(0)
     hidden = d_gates.size(-1) // slots if not proj_size else (d_gates.size(-1) - proj_size) // (slots + 1)
     out = proj_size or hidden
-    shapes = [(gates * hidden, x.size(-1)), (gates * hidden, out)]
+    shapes: list[tuple[int, ...]] = [(gates * hidden, x.size(-1)), (gates * hidden, out)]
     if want_bias:
         shapes += [(gates * hidden,), (gates * hidden,)]
     if proj_size:

@@ -19,10 +19,11 @@ from torch.nn.functional import linear
 __all__ = ["check_lengths", "rnn_layer"]
 
 
-def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False) -> Tensor:
+def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
     """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
 
     Values are not read where that would wait for another device or break a traced graph: there they act as if clamped.
+    ``values=False`` leaves them to the caller.
     """
     if x.dim() != 3:
         raise RuntimeError(f"lengths: expected None unless x is padded (3-D) but got lengths and a {x.dim()}-D x")
@@ -31,7 +32,7 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False) -> Tens
         raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
-    if B and lengths.is_cpu and not torch.compiler.is_compiling():
+    if values and B and lengths.is_cpu and not torch.compiler.is_compiling():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise RuntimeError(f"lengths: expected values from 0 to T = {T} but got {low} to {high}")

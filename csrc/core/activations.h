@@ -1,6 +1,6 @@
 // sigmoid and tanh for every value type. Both come from one split, 2^t = s (1 + q), so tanh is expm1 based and exact to
-// ~2 ulp near 0 too. Vectors: csrc/cpu/vec.h must come first, as unqualified calls on builtin vectors find only what was
-// declared before.
+// ~2 ulp near 0 too. Vectors: csrc/cpu/vec.h must come first, as unqualified calls on builtin vectors find only what
+// was declared before.
 #pragma once
 
 #include "math.h"
@@ -19,10 +19,10 @@ struct Exp2Poly<float> {
 template <>
 struct Exp2Poly<double> {
   static constexpr int kTerms = 12;
-  static constexpr double kC[kTerms] = {
-      0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,  0x1.c6b08d704a0c6p-5,  0x1.3b2ab6fba4e79p-7,
-      0x1.5d87fe78a3f9cp-10, 0x1.430912f86b7dbp-13, 0x1.ffcbfc6da6ed1p-17, 0x1.62c02242b879cp-20,
-      0x1.b524ebd13a55fp-24, 0x1.e4cf10dec0f59p-28, 0x1.e9ec1fcb69a7fp-32, 0x1.c4a29324a1038p-36};
+  static constexpr double kC[kTerms] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,  0x1.c6b08d704a0c6p-5,
+                                        0x1.3b2ab6fba4e79p-7,  0x1.5d87fe78a3f9cp-10, 0x1.430912f86b7dbp-13,
+                                        0x1.ffcbfc6da6ed1p-17, 0x1.62c02242b879cp-20, 0x1.b524ebd13a55fp-24,
+                                        0x1.e4cf10dec0f59p-28, 0x1.e9ec1fcb69a7fp-32, 0x1.c4a29324a1038p-36};
 };
 
 // 2^(scale x) = s (1 + q), |scale x| clamped to limit.

@@ -54,9 +54,9 @@ struct Backward {
   Layer layer;
   Rows output[kMaxDirections], saved[kMaxDirections];
   Rows d_output[kMaxDirections], d_h_n[kMaxDirections], d_c_n[kMaxDirections];  // each may be absent
-  Rows d_x;                                                                    // absent when not wanted
-  Rows d_gates[kMaxDirections];                                                // compute type
-  Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                             // absent when not wanted
+  Rows d_x;                                                                     // absent when not wanted
+  Rows d_gates[kMaxDirections];                                                 // compute type
+  Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                              // absent when not wanted
 };
 
 struct WeightGrad {

@@ -1,10 +1,10 @@
 // The list of cells: name, type in cells.h. Everything that switches on a cell expands it; the index is Layer::cell.
 #pragma once
 
-#define SF_CELLS(X) \
+#define SF_CELLS(X)    \
   X(rnn_tanh, RnnTanh) \
   X(rnn_relu, RnnRelu) \
-  X(gru, Gru) \
+  X(gru, Gru)          \
   X(lstm, Lstm)
 
 namespace sf {

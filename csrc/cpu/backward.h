@@ -168,7 +168,9 @@ class BackwardPass {
   }
 
   int64_t time(int64_t i, int64_t step) const { return d_ ? layer_.length(rows_[i]) - 1 - step : step; }
-  A* row_of(const Rows& rows, int64_t t, int64_t b) const { return reinterpret_cast<A*>(rows.data) + rows.offset(t, b); }
+  A* row_of(const Rows& rows, int64_t t, int64_t b) const {
+    return reinterpret_cast<A*>(rows.data) + rows.offset(t, b);
+  }
 
   void begin_rows() {
     if (!h0_.rows.data) {
@@ -179,7 +181,8 @@ class BackwardPass {
       for (int64_t i = 0; i < n_; ++i) {
         A* to = c0_ + i * padded_;
         for (int64_t u = 0; u < padded_; ++u) to[u] = 0;
-        if (c0.data) read_row<A>(c0.dtype, c0.data + c0.offset(0, rows_[i]) * size_of(c0.dtype), c0.stride, to, layer_.H);
+        if (c0.data)
+          read_row<A>(c0.dtype, c0.data + c0.offset(0, rows_[i]) * size_of(c0.dtype), c0.stride, to, layer_.H);
       }
     }
     for (int64_t i = 0; i < n_; ++i) {
@@ -195,7 +198,8 @@ class BackwardPass {
     for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
     const Rows& d_c_n = call_.d_c_n[d_];
     if (Cell::kHasC && d_c_n.data) {
-      read_row<A>(d_c_n.dtype, d_c_n.data + d_c_n.offset(0, rows_[i]) * size_of(d_c_n.dtype), d_c_n.stride, carry, layer_.H);
+      read_row<A>(d_c_n.dtype, d_c_n.data + d_c_n.offset(0, rows_[i]) * size_of(d_c_n.dtype), d_c_n.stride, carry,
+                  layer_.H);
     }
   }
 
@@ -264,8 +268,9 @@ class BackwardPass {
     using Shape = TileShape<1>;
     const int64_t begin = unit_begin_ / kL, end = blocks_of<F>(unit_end_);
     for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block) {
-      for_row_groups<Shape::kRows>(
-          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block); });
+      for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
+        backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block);
+      });
     });
     for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
       for_row_groups<Shape::kRows>(
@@ -315,7 +320,8 @@ class BackwardPass {
       } else if (Cell::kCarriesH) {
         for (int64_t u = begin; u < end; ++u) row[u] += carry_[i * padded_ + u];
       }
-      write_row<A>(d_h0.dtype, row + begin, d_h0.data + (d_h0.offset(0, rows_[i]) + begin) * size_of(d_h0.dtype), end - begin);
+      write_row<A>(d_h0.dtype, row + begin, d_h0.data + (d_h0.offset(0, rows_[i]) + begin) * size_of(d_h0.dtype),
+                   end - begin);
     }
   }
 

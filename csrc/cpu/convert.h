@@ -112,10 +112,14 @@ void read_as(const char* source, int64_t stride, A* to, int64_t n) {
 template <class A>
 void read_row(Dtype d, const char* source, int64_t stride, A* to, int64_t n) {
   switch (d) {
-    case Dtype::kFloat32: return read_as<A, Dtype::kFloat32>(source, stride, to, n);
-    case Dtype::kFloat64: return read_as<A, Dtype::kFloat64>(source, stride, to, n);
-    case Dtype::kBFloat16: return read_as<A, Dtype::kBFloat16>(source, stride, to, n);
-    case Dtype::kFloat16: return read_as<A, Dtype::kFloat16>(source, stride, to, n);
+    case Dtype::kFloat32:
+      return read_as<A, Dtype::kFloat32>(source, stride, to, n);
+    case Dtype::kFloat64:
+      return read_as<A, Dtype::kFloat64>(source, stride, to, n);
+    case Dtype::kBFloat16:
+      return read_as<A, Dtype::kBFloat16>(source, stride, to, n);
+    case Dtype::kFloat16:
+      return read_as<A, Dtype::kFloat16>(source, stride, to, n);
   }
 }
 template <>
@@ -137,10 +141,14 @@ void write_row(Dtype d, const A* from, char* target, int64_t n) {
     write_as<A, Dtype::kFloat64>(from, target, n);
   } else {
     switch (d) {
-      case Dtype::kFloat32: return write_as<A, Dtype::kFloat32>(from, target, n);
-      case Dtype::kBFloat16: return write_as<A, Dtype::kBFloat16>(from, target, n);
-      case Dtype::kFloat16: return write_as<A, Dtype::kFloat16>(from, target, n);
-      case Dtype::kFloat64: return;  // never with float as the compute type
+      case Dtype::kFloat32:
+        return write_as<A, Dtype::kFloat32>(from, target, n);
+      case Dtype::kBFloat16:
+        return write_as<A, Dtype::kBFloat16>(from, target, n);
+      case Dtype::kFloat16:
+        return write_as<A, Dtype::kFloat16>(from, target, n);
+      case Dtype::kFloat64:
+        return;  // never with float as the compute type
     }
   }
 }
@@ -164,7 +172,7 @@ template <class A>
 struct RowReader {
   Rows rows;
   int64_t width;
-  A* scratch;       // [slots][slot_stride], unused when direct
+  A* scratch;  // [slots][slot_stride], unused when direct
   int64_t slot_stride;
 
   bool direct() const { return rows.dtype == dtype_of<A>() && (rows.stride == 1 || width == 1); }

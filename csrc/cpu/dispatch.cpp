@@ -87,7 +87,8 @@ class SpinBarrier {
     for (int spins = 0; b.arrived_.load(std::memory_order_acquire) < goal; ++spins) {
       if (spins > 4000) std::this_thread::yield();
 #if defined(__x86_64__)
-      else __builtin_ia32_pause();
+      else
+        __builtin_ia32_pause();
 #endif
     }
   }
@@ -113,7 +114,8 @@ std::vector<int64_t> longest_first(const Layer& layer) {
   std::vector<int64_t> rows(static_cast<size_t>(layer.B));
   for (int64_t b = 0; b < layer.B; ++b) rows[static_cast<size_t>(b)] = b;
   if (layer.lengths) {
-    std::stable_sort(rows.begin(), rows.end(), [&](int64_t a, int64_t b) { return layer.lengths[a] > layer.lengths[b]; });
+    std::stable_sort(rows.begin(), rows.end(),
+                     [&](int64_t a, int64_t b) { return layer.lengths[a] > layer.lengths[b]; });
   }
   return rows;
 }
@@ -125,9 +127,7 @@ int64_t steps_of(const Layer& layer) {
   return sum;
 }
 
-int64_t weights_of(const Layer& layer) {
-  return layer.gates * layer.H * (layer.I + layer.out()) + layer.P * layer.H;
-}
+int64_t weights_of(const Layer& layer) { return layer.gates * layer.H * (layer.I + layer.out()) + layer.P * layer.H; }
 
 // A call's split: every worker runs its pieces one after the other.
 struct Piece {
@@ -207,7 +207,8 @@ void run_split(const Layer& layer, const Split& s, const std::function<int64_t(i
         const auto rows = static_cast<int64_t>(piece.rows.size());
         const int64_t own = scratch(rows);
         Buffer buffer(own + shared(rows));
-        run(Task{piece.direction, piece.rows.data(), rows, 0, layer.H, nullptr, nullptr, buffer.data(), buffer.data() + own});
+        run(Task{piece.direction, piece.rows.data(), rows, 0, layer.H, nullptr, nullptr, buffer.data(),
+                 buffer.data() + own});
       }
     }
   });
@@ -276,9 +277,9 @@ bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride =
 // Folds everything the packed form depends on into the key; false where a weight is not contiguous.
 bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
   const int64_t element = layer.dtype == Dtype::kFloat64 ? 8 : layer.dtype == Dtype::kFloat32 ? 4 : 2;
-  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell), static_cast<uint64_t>(layer.dtype),
+  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),       static_cast<uint64_t>(layer.dtype),
                             static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.I),
-                            static_cast<uint64_t>(layer.H), static_cast<uint64_t>(layer.P),
+                            static_cast<uint64_t>(layer.H),          static_cast<uint64_t>(layer.P),
                             reinterpret_cast<uint64_t>(kernels.name)};
   kernels.fingerprint(shape, sizeof shape, key.words);
   for (int d = 0; d < layer.directions; ++d) {
@@ -291,8 +292,8 @@ bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& k
   return true;
 }
 
-// Packing reads each weight once; a row and step uses each once for a multiply-add, some 35 times cheaper. From this many
-// row-steps on, packing anew costs under 2 %.
+// Packing reads each weight once; a row and step uses each once for a multiply-add, some 35 times cheaper. From this
+// many row-steps on, packing anew costs under 2 %.
 constexpr int64_t kRowStepsToRepack = 1800;
 
 Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
@@ -345,16 +346,19 @@ void run_backward(const Kernels& kernels, const Backward& call) {
   const int64_t steps = steps_of(layer), gate_rows = layer.gates * layer.H * layer.directions;
   const Split s = split(layer, steps * gate_rows * layer.out());
   run_split(
-      layer, s, [&](int64_t rows) { return kernels.backward_scratch(call, rows); }, 0, [](int64_t) { return int64_t{0}; },
+      layer, s, [&](int64_t rows) { return kernels.backward_scratch(call, rows); }, 0,
+      [](int64_t) { return int64_t{0}; },
       [&](const Task& task) {
         kernels.backward({&call, kernels.packed_backward(layer, packed.data() + task.direction * each), task});
       });
   if (!call.d_x.data) return;
-  const int64_t rows = layer.T * layer.B, workers = std::min(threads_for(steps * gate_rows * layer.I), std::max<int64_t>(rows, 1));
+  const int64_t rows = layer.T * layer.B,
+                workers = std::min(threads_for(steps * gate_rows * layer.I), std::max<int64_t>(rows, 1));
   parallel(workers, [&](int64_t first, int64_t last) {
     Buffer scratch(kernels.input_grad_scratch(call));
     InputGradTask task{&call, {}, rows * first / workers, rows * last / workers, scratch.data()};
-    for (int d = 0; d < layer.directions; ++d) task.packed[d] = kernels.packed_backward(layer, packed.data() + d * each);
+    for (int d = 0; d < layer.directions; ++d)
+      task.packed[d] = kernels.packed_backward(layer, packed.data() + d * each);
     kernels.input_grad(task);
   });
 }

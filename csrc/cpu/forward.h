@@ -1,6 +1,7 @@
-// The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to the
-// output besides: the output's rows often lie a power of two apart and would evict each other. The projection is fused into the step, or done first, in time chunks, for one or
-// two rows, where streaming the weights would dominate. Both give the same bits: the sums run in the same order.
+// The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to
+// the output besides: the output's rows often lie a power of two apart and would evict each other. The projection is
+// fused into the step, or done first, in time chunks, for one or two rows, where streaming the weights would dominate.
+// Both give the same bits: the sums run in the same order.
 #pragma once
 
 #include "backend.h"
@@ -84,7 +85,7 @@ SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one
 // Blocks [begin, end) of all rows.
 template <class F, class Cell>
 void forward_tiles(const ForwardStep<F>& s, int64_t rows, int64_t begin, int64_t end, bool backwards) {
-  using Shape = TileShape<Cell::kSlots>;
+  using Shape = TileShape<Cell::kSlots, Cell::kGates>;
   if (Shape::kFewRows && rows <= Shape::kFewRows) {
     for_blocks<2>(begin, end, backwards, [&](int64_t block) {
       with_constant<Shape::kFewRows ? Shape::kFewRows : 1>(
@@ -97,7 +98,8 @@ void forward_tiles(const ForwardStep<F>& s, int64_t rows, int64_t begin, int64_t
     for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
       constexpr int kRows = decltype(m)::value;
       if (first_block) {  // nobody has read these rows yet: fetch the next group's while this one is summed
-        for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row) prefetch<false>(s.x[row], s.K_x);
+        for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row)
+          prefetch<false>(s.x[row], s.K_x);
       }
       forward_tile<F, Cell, kRows, Shape::kBlocks>(s, first, block);
     });
@@ -153,7 +155,8 @@ class ForwardPass {
   }
 
  private:
-  ForwardPass(const Forward& call, int64_t rows, char* scratch, char* shared) : call_(call), layer_(call.layer), n_(rows) {
+  ForwardPass(const Forward& call, int64_t rows, char* scratch, char* shared)
+      : call_(call), layer_(call.layer), n_(rows) {
     const Layer& l = layer_;
     padded_ = (l.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
     out_ = l.out();
@@ -292,14 +295,15 @@ class ForwardPass {
         projected_rows_[count] = projected_ + (k * n_ + i) * start_size_;
       }
     }
-    constexpr int kRows = TileShape<kS>::kRows;
+    constexpr int kRows = TileShape<kS, Cell::kGates>::kRows;
     const int64_t panel = panel_size<F>(layer_.I, Cell::kGates);
     const E* w = reinterpret_cast<const E*>(packed_.w_ih);
     const A* bias = reinterpret_cast<const A*>(packed_.bias);
     for (int64_t block = block_begin_; block < block_end_; ++block) {
       for_row_groups<kRows>(count, [&](int64_t first, auto m) {
         product_tile<F, Cell::kGates, kS, decltype(m)::value>(x_rows_ + first, layer_.I, w + block * panel,
-                                                              bias + block * kS * kL, projected_rows_ + first, block * kS * kL);
+                                                              bias + block * kS * kL, projected_rows_ + first,
+                                                              block * kS * kL);
       });
     }
   }
@@ -310,11 +314,12 @@ class ForwardPass {
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);
     for (int64_t block = 0; block < blocks_of<F>(layer_.P); ++block) {
       for_row_groups<6>(active, [&](int64_t first, auto m) {
-        product_tile<F, 1, 1, decltype(m)::value>(const_cast<const E* const*>(m_rows_) + first, layer_.H, w + block * panel,
-                                                  nullptr, proj_rows_ + first, block * kL);
+        product_tile<F, 1, 1, decltype(m)::value>(const_cast<const E* const*>(m_rows_) + first, layer_.H,
+                                                  w + block * panel, nullptr, proj_rows_ + first, block * kL);
       });
     }
-    for (int64_t i = 0; i < active; ++i) write_row<A>(dtype_of<E>(), proj_rows_[i], reinterpret_cast<char*>(h_next_[i]), layer_.P);
+    for (int64_t i = 0; i < active; ++i)
+      write_row<A>(dtype_of<E>(), proj_rows_[i], reinterpret_cast<char*>(h_next_[i]), layer_.P);
   }
 
   void finish_step(int64_t step, int64_t active) {

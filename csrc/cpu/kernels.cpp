@@ -11,7 +11,8 @@ template <class F, class Function>
 auto with_cell(const Layer& layer, Function&& function) {
   switch (layer.cell) {
 #define SF_CASE(name, Type) \
-  case kCell_##name: return function(F{}, Type{});
+  case kCell_##name:        \
+    return function(F{}, Type{});
     SF_CELLS(SF_CASE)
 #undef SF_CASE
   }
@@ -132,8 +133,8 @@ PackedBackward packed_backward(const Layer& layer, const char* p) {
 }
 
 int64_t forward_scratch(const Forward& call, int64_t rows) {
-  return with_forward_format(call.layer,
-                             [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+  return with_forward_format(
+      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows); });
 }
 int64_t forward_shared(const Forward& call, int64_t rows) {
   return with_forward_format(
@@ -143,7 +144,8 @@ void forward(const ForwardTask& task) {
   with_forward_format(task.call->layer, [&](auto f, auto c) { ForwardPass<decltype(f), decltype(c)>::run(task); });
 }
 int64_t backward_scratch(const Backward& call, int64_t rows) {
-  return with_format(call.layer, [&](auto f, auto c) { return BackwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+  return with_format(call.layer,
+                     [&](auto f, auto c) { return BackwardPass<decltype(f), decltype(c)>::measure(call, rows); });
 }
 void backward(const BackwardTask& task) {
   with_format(task.call->layer, [&](auto f, auto c) { BackwardPass<decltype(f), decltype(c)>::run(task); });
@@ -162,8 +164,8 @@ void weight_grad(const WeightGradTask& task) {
   with_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
 }
 
-// Folds a contiguous weight's content into 128 bits. Each lane is a bijection of every word it takes, and the shift lets
-// high bits reach low ones, so flipped signs cannot cancel.
+// Folds a contiguous weight's content into 128 bits. Each lane is a bijection of every word it takes, and the shift
+// lets high bits reach low ones, so flipped signs cannot cancel.
 void fingerprint(const void* data, int64_t bytes, uint64_t (&state)[2]) {
   constexpr uint64_t kPrime = 0x9e3779b97f4a7c15, kOther = 0xd6e8feb86659fd93;
   constexpr int kStreams = 4, kBytes = sizeof(HashVec);

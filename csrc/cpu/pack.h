@@ -52,8 +52,9 @@ void pack_as(const PackSource& s, typename F::E* to) {
       E* out = to + block * panel + g * kWidth;
 #if defined(__AVX512F__)
       if constexpr (D == Dtype::kFloat32 && F::kPack == 1) {
-        const __m512i index = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                                 _mm512_set1_epi32(static_cast<int>(s.column_stride)));
+        const __m512i index =
+            _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                               _mm512_set1_epi32(static_cast<int>(s.column_stride)));
         const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1);
         const float* from = reinterpret_cast<const float*>(s.data) + base;
         if (s.column_stride < (1 << 27)) {
@@ -87,10 +88,14 @@ void pack(const PackSource& s, typename F::E* to) {
     pack_as<F, Dtype::kBFloat16>(s, to);
   } else {
     switch (s.dtype) {
-      case Dtype::kFloat32: return pack_as<F, Dtype::kFloat32>(s, to);
-      case Dtype::kBFloat16: return pack_as<F, Dtype::kBFloat16>(s, to);
-      case Dtype::kFloat16: return pack_as<F, Dtype::kFloat16>(s, to);
-      case Dtype::kFloat64: return;  // never with float as the compute type
+      case Dtype::kFloat32:
+        return pack_as<F, Dtype::kFloat32>(s, to);
+      case Dtype::kBFloat16:
+        return pack_as<F, Dtype::kBFloat16>(s, to);
+      case Dtype::kFloat16:
+        return pack_as<F, Dtype::kFloat16>(s, to);
+      case Dtype::kFloat64:
+        return;  // never with float as the compute type
     }
   }
 }

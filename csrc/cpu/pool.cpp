@@ -1,5 +1,5 @@
-// A pool of large buffers. The system hands out fresh pages zeroed one fault at a time, which dominates a large training
-// step; blocks given back are kept, on huge pages where the system allows it, up to kMostHeld bytes.
+// A pool of large buffers. The system hands out fresh pages zeroed one fault at a time, which dominates a large
+// training step; blocks given back are kept, on huge pages where the system allows it, up to kMostHeld bytes.
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -13,7 +13,7 @@
 namespace sf {
 namespace {
 
-constexpr int64_t kHeader = 64;                     // holds the block's size, keeps the data aligned
+constexpr int64_t kHeader = 64;  // holds the block's size, keeps the data aligned
 constexpr int64_t kSmallest = 1 << 16;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kMostHeld = int64_t{1} << 30;

@@ -16,8 +16,7 @@ struct Plain {
   using Weight = V;
   static constexpr int kLanes = sizeof(V) / sizeof(T), kPack = 1;
   static SF_FN Weight weight(const E* p) { return load(p); }
-  static SF_FN V broadcast(const E* p) { return V{} + *p; }
-  static SF_FN V broadcast_last(const E* p) { return broadcast(p); }
+  static SF_FN V broadcast(const E* p) { return splat(*p); }
   static SF_FN V add(V acc, V a, Weight w) { return fma(a, w, acc); }
   static SF_FN V read(const E* p, int n) { return n >= kLanes ? load(p) : load(p, n); }
   static SF_FN void write(E* p, V v, int n) { n >= kLanes ? store(p, v) : store(p, v, n); }
@@ -51,12 +50,13 @@ struct Bfloat16Pairs {
 #endif
 
 // How many rows and blocks of units one tile takes so that its sums fill the registers and are never spilled.
-template <int kSlots>
+template <int kSlots, int kGates = kSlots>
 struct TileShape {
   static constexpr bool kManyRegisters = SF_VECTOR_REGISTERS == 32;
   static constexpr int kBlocks = kSlots == 4 ? 1 : kManyRegisters ? 4 : 2;
-  static constexpr int kRows = kSlots == 4 && !kManyRegisters ? 3 : 6;
-  static constexpr int kFewRows = kSlots == 4 ? (kManyRegisters ? 2 : 1) : 0;  // at or below: two blocks, for more chains
+  static constexpr int kRows = kSlots == 1 || kManyRegisters ? 6 : kGates == 3 ? 4 : 3;
+  // at or below, a tile takes two blocks instead, for more independent sums
+  static constexpr int kFewRows = kSlots == 1 ? 0 : kManyRegisters ? 2 : 1;
 };
 
 // Asks for n values from p on, for reading or writing soon, while the sums before that are still being formed.
@@ -100,51 +100,54 @@ struct HiddenSlotOfGate {
   static constexpr int slot(int gate) { return Cell::hidden_slot(gate); }
 };
 
-template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
-SF_FN void add_one(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::Weight (&w)[kBlocks * kGates], int m,
-                   decltype(F::broadcast(nullptr)) a) {
+// Adds one k (or one pair). Of its operands the fewer are held in registers, the others come one at a time.
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, class Broadcast>
+SF_FN void add_k(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* w, int64_t block_stride,
+                 Broadcast broadcast) {
+  constexpr int kVectors = kBlocks * kGates;
+  const auto weight = [&](int v) {
+    return F::weight(w + v / kGates * block_stride + v % kGates * F::kLanes * F::kPack);
+  };
+  const auto add = [&](int m, int v, decltype(broadcast(0)) a, typename F::Weight b) {
+    auto& sum = acc[m][v / kGates * kSlots + Slot::slot(v % kGates)];
+    sum = F::add(sum, a, b);
+  };
+  if constexpr (kRows < kVectors) {
+    decltype(broadcast(0)) values[kRows];
 #pragma GCC unroll 16
-  for (int j = 0; j < kBlocks; ++j) {
+    for (int m = 0; m < kRows; ++m) values[m] = broadcast(m);
 #pragma GCC unroll 16
-    for (int g = 0; g < kGates; ++g) {
-      auto& sum = acc[m][j * kSlots + Slot::slot(g)];
-      sum = F::add(sum, a, w[j * kGates + g]);
+    for (int v = 0; v < kVectors; ++v) {
+      const typename F::Weight b = weight(v);
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) add(m, v, values[m], b);
     }
-  }
-}
-
-template <class F, int kBlocks, int kGates>
-SF_FN void load_weights(typename F::Weight (&weights)[kBlocks * kGates], const typename F::E* w, int64_t block_stride) {
+  } else {
+    typename F::Weight weights[kVectors];
 #pragma GCC unroll 16
-  for (int j = 0; j < kBlocks; ++j) {
+    for (int v = 0; v < kVectors; ++v) weights[v] = weight(v);
 #pragma GCC unroll 16
-    for (int g = 0; g < kGates; ++g) {
-      weights[j * kGates + g] = F::weight(w + j * block_stride + g * F::kLanes * F::kPack);
+    for (int m = 0; m < kRows; ++m) {
+      const auto a = broadcast(m);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) add(m, v, a, weights[v]);
     }
   }
 }
 
 // rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
-SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const (&rows)[kRows], int64_t K,
-                      const typename F::E* w, int64_t block_stride) {
-  constexpr int kStep = kGates * F::kLanes * F::kPack;
-  typename F::Weight weights[kBlocks * kGates];
+SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const (&rows)[kRows],
+                      int64_t K, const typename F::E* w, int64_t block_stride) {
   int64_t k = 0;
-  for (; k + F::kPack <= K; k += F::kPack) {
-    load_weights<F, kBlocks, kGates>(weights, w, block_stride);
-    w += kStep;
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      add_one<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, weights, m, F::broadcast(rows[m] + k));
-    }
+  for (; k + F::kPack <= K; k += F::kPack, w += kGates * F::kLanes * F::kPack) {
+    add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
+                                                   [&](int m) { return F::broadcast(rows[m] + k); });
   }
-  if (k < K) {
-    load_weights<F, kBlocks, kGates>(weights, w, block_stride);
-    w += kStep;
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      add_one<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, weights, m, F::broadcast_last(rows[m] + k));
+  if constexpr (F::kPack > 1) {
+    if (k < K) {
+      add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
+                                                     [&](int m) { return F::broadcast_last(rows[m] + k); });
     }
   }
 }

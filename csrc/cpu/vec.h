@@ -44,6 +44,10 @@ struct VecOf<double> {
   using Type = DoubleVec;
 };
 
+// taking away +0 keeps every bit, adding it would turn -0 into +0 and cost an instruction
+SF_FN FloatVec splat(float x) { return x - FloatVec{}; }
+SF_FN DoubleVec splat(double x) { return x - DoubleVec{}; }
+
 SF_FN FloatVec select(IntVec mask, FloatVec yes, FloatVec no) { return mask ? yes : no; }
 SF_FN DoubleVec select(LongVec mask, DoubleVec yes, DoubleVec no) { return mask ? yes : no; }
 

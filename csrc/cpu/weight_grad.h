@@ -1,7 +1,7 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
-// Rows (t, b) are taken in chunks that fit the caches. d_gates is read where it lies; the other side is packed, a panel of
-// columns at a time. Each chunk is summed on its own and then added to the total, in a fixed order that does not depend on
-// the number of threads.
+// Rows (t, b) are taken in chunks that fit the caches. d_gates is read where it lies; the other side is packed, a panel
+// of columns at a time. Each chunk is summed on its own and then added to the total, in a fixed order that does not
+// depend on the number of threads.
 #pragma once
 
 #include "forward.h"
@@ -15,8 +15,8 @@ struct GradTile {
 
 // total[m][kBlocks * kLanes] += sum over k of a[k][column + m] * b[k][kBlocks * kLanes]
 template <class F, int kRows, int kBlocks>
-__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b, int64_t K,
-                                         typename F::A* total) {
+__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b,
+                                         int64_t K, typename F::A* total) {
   constexpr int kL = F::kLanes;
   typename F::V acc[kRows][kBlocks] = {};
   for (int64_t k = 0; k < K; ++k) {
@@ -51,8 +51,8 @@ class WeightGradPass {
 
   // Columns of d_gates that one thread turns into rows of weight gradients.
   struct Strip {
-    int64_t column, count;        // in a row of d_gates
-    int64_t grad_row[kSources];   // first row in the gradient of each source's weight, or -1
+    int64_t column, count;       // in a row of d_gates
+    int64_t grad_row[kSources];  // first row in the gradient of each source's weight, or -1
     A *bias, *chunk_bias, *total[kSources];
   };
 
@@ -64,7 +64,8 @@ class WeightGradPass {
   static void run(const WeightGradTask& task) { WeightGradPass(task).go(); }
 
  private:
-  explicit WeightGradPass(const WeightGradTask& task) : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
+  explicit WeightGradPass(const WeightGradTask& task)
+      : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
     const Layer& l = layer_;
     width_[kInput] = l.I, width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
     Arena own(task.scratch);
@@ -85,9 +86,11 @@ class WeightGradPass {
     size_ = own.used();
   }
 
-  void add_strip(Arena& own, int64_t column, int64_t count, int64_t input_row, int64_t hidden_row, int64_t unprojected_row) {
+  void add_strip(Arena& own, int64_t column, int64_t count, int64_t input_row, int64_t hidden_row,
+                 int64_t unprojected_row) {
     const int64_t tiles = (count + kRows - 1) / kRows;
-    const int64_t begin = tiles * task_.part / task_.parts * kRows, end = tiles * (task_.part + 1) / task_.parts * kRows;
+    const int64_t begin = tiles * task_.part / task_.parts * kRows,
+                  end = tiles * (task_.part + 1) / task_.parts * kRows;
     const int64_t most = (tiles + task_.parts - 1) / task_.parts * kRows;  // so that measuring covers every part
     Strip& s = strips_[strip_count_++];
     s.column = column + begin;
