@@ -47,6 +47,7 @@ class BuildPerIsa(BuildExtension):
     def initialize_options(self) -> None:
         super().initialize_options()
         self.isas: str | None = None
+        self.build_temp = "build/temp"  # kept between builds; pip would start from nothing in a folder of its own
 
     def build_extension(self, ext: CppExtension) -> None:
         wanted = (self.isas.split(",") if self.isas else list(ISAS)) if X86 else []

@@ -342,8 +342,8 @@ void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh,
   };
   check_list("w_ih", w_ih, {rows, l.I}, true);
   check_list("w_hh", w_hh, {rows, l.out()}, true);
-  check_list("b_ih", b_ih, {rows}, false);
-  check_list("b_hh", b_hh, {rows}, false);
+  check_list("b_ih", b_ih, {rows}, !b_hh.empty());
+  check_list("b_hh", b_hh, {rows}, !b_ih.empty());
   check_list("w_hr", w_hr, {l.P, l.H}, false);
   if (h0) check_tensor("h0", *h0, type, Dims{l.directions, l.B, l.out()});
   if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
@@ -370,7 +370,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, T
                                                        Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths,
                                                        Maybe batch_sizes, Name cell, bool batch_first, bool want_output,
                                                        bool want_saved, Name impl) {
-  const Kernels& kernels = kernels_for(impl.value.c_str());
+  const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
   describe_weights(call, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0);
@@ -398,7 +398,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
                                                         Tensors w_ih, Tensors w_hh, Tensors w_hr, Maybe h0, Maybe c0,
                                                         Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved,
                                                         Name cell, bool batch_first, bool want_d_x, Name impl) {
-  const Kernels& kernels = kernels_for(impl.value.c_str());
+  const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
   describe_weights(call, w_ih, w_hh, {}, {}, w_hr, h0, c0);
@@ -434,7 +434,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
 
 Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
                         bool batch_first, int64_t proj_size, bool want_bias, Name impl) {
-  const Kernels& kernels = kernels_for(impl.value.c_str());
+  const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
   Layer& l = call.layer;
@@ -524,14 +524,8 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "The cells, in the order of the kernels' index.");
-  m.def(
-      "impls",
-      [] {
-        std::vector<std::string> names;
-        for (int i = 0; i < sf::impl_count(); ++i) names.emplace_back(sf::impl_name(i));
-        return names;
-      },
-      "The CPU implementations this machine can run, slowest first.");
+  m.def("impls", &sf::impl_names, "The CPU implementations this machine can run, slowest first.");
+  m.def("cpu_features", &sf::cpu_features, "The CPU features the choice of an implementation looks at, where present.");
   m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
   m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
   m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");

@@ -12,12 +12,14 @@ template <class T>
 struct Exp2Poly;
 template <>
 struct Exp2Poly<float> {
+  static constexpr double kLargest = 126;  // exponents beyond leave the normal numbers
   static constexpr int kTerms = 6;
   static constexpr float kC[kTerms] = {0x1.62e430p-1f, 0x1.ebfbe0p-3f,  0x1.c6af6cp-5f,
                                        0x1.3b2a54p-7f, 0x1.5f0890p-10f, 0x1.44138ap-13f};
 };
 template <>
 struct Exp2Poly<double> {
+  static constexpr double kLargest = 1022;
   static constexpr int kTerms = 12;
   static constexpr double kC[kTerms] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c58fp-3,  0x1.c6b08d704a0c6p-5,
                                         0x1.3b2ab6fba4e79p-7,  0x1.5d87fe78a3f9cp-10, 0x1.430912f86b7dbp-13,
@@ -47,10 +49,11 @@ SF_FN Exp2Split<V> exp2_split(V x, double scale, double limit) {
 constexpr double kLog2e = 1.4426950408889634;
 
 template <class V>
-SF_FN V sigmoid(V x) {  // 1 / (1 + 2^(-x log2 e))
+SF_FN V sigmoid(V x) {  // 1 / (1 + 2^(-x log2 e)), and 0 where that is not a normal number
   using T = typename ScalarOf<V>::Type;
-  const Exp2Split<V> e = exp2_split(x, -kLog2e, 126.0);
-  return T(1) / (T(1) + fma(e.s, e.q, e.s));
+  constexpr double kLargest = Exp2Poly<T>::kLargest;
+  const Exp2Split<V> e = exp2_split(x, -kLog2e, kLargest);
+  return select(x < static_cast<T>(-kLargest / kLog2e), V{}, T(1) / (T(1) + fma(e.s, e.q, e.s)));
 }
 
 template <class V>

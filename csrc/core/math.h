@@ -20,7 +20,7 @@ struct ScalarOf<double> {
   using Type = double;
 };
 
-// clamp passes NaN through; pow2 takes an integral value in [-126, 127].
+// clamp passes NaN through; pow2 takes an integral value in its type's normal range.
 SF_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 SF_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 SF_FN float nearest(float x) { return __builtin_rintf(x); }
@@ -31,6 +31,8 @@ SF_FN float clamp(float x, float low, float high) { return x < low ? low : x > h
 SF_FN double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 SF_FN float max0(float x) { return x < 0 ? 0 : x; }  // NaN stays NaN
 SF_FN double max0(double x) { return x < 0 ? 0 : x; }
+SF_FN float select(bool yes, float a, float b) { return yes ? a : b; }
+SF_FN double select(bool yes, double a, double b) { return yes ? a : b; }
 SF_FN float above0(float x) { return x <= 0 ? 0 : 1; }  // 1 for NaN, as torch's relu gradient
 SF_FN double above0(double x) { return x <= 0 ? 0 : 1; }
 

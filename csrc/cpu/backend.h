@@ -1,81 +1,17 @@
-// What bindings.cpp may call of the CPU backend, and the table of kernels that each ISA's build of kernels.cpp fills.
-// Kernels see one task at a time: some rows (or some units of all rows) of one direction, over all steps.
+// What bindings.cpp may call of the CPU backend.
 #pragma once
 
-#include "../core/args.h"
+#include <string>
+#include <vector>
+
+#include "kernels.h"
 
 namespace sf {
 
-// One thread's share of a direction. Rows are in descending order of length, so finished ones drop off the end.
-struct Task {
-  int direction;
-  const int64_t* rows;  // batch rows
-  int64_t count;
-  int64_t unit_begin, unit_end;  // of the hidden units; multiples of kSavedAlign, or H at the end
-  void (*barrier)(void* state);  // null unless several tasks share the rows; called once per step
-  void* barrier_state;
-  char* scratch;
-  char* shared;  // scratch of all tasks that share the rows
-};
-
-struct PackedForward {
-  const char *w_ih, *w_hh, *bias, *w_hr;
-};
-struct PackedBackward {
-  const char *w_ih, *w_hh, *w_hr;
-};
-
-struct ForwardTask {
-  const Forward* call;
-  PackedForward packed;
-  Task task;
-};
-struct BackwardTask {
-  const Backward* call;
-  PackedBackward packed;
-  Task task;
-};
-struct InputGradTask {  // d_x of rows [begin, end) of all (t, b), both directions summed
-  const Backward* call;
-  PackedBackward packed[kMaxDirections];
-  int64_t begin, end;
-  char* scratch;
-};
-struct WeightGradTask {
-  const WeightGrad* call;
-  int direction;
-  int64_t part, parts;  // which share of the gate rows
-  const int64_t* rows;  // all batch rows, longest first
-  char* scratch;
-};
-
-// Sizes in bytes, of packed weights and scratch.
-struct Kernels {
-  const char* name;
-  void (*pack_forward)(const Layer&, int direction, char* to);
-  int64_t (*packed_forward_size)(const Layer&);
-  PackedForward (*packed_forward)(const Layer&, const char* packed);
-  void (*pack_backward)(const Layer&, int direction, char* to);
-  int64_t (*packed_backward_size)(const Layer&);
-  PackedBackward (*packed_backward)(const Layer&, const char* packed);
-
-  int64_t (*forward_scratch)(const Forward&, int64_t rows);
-  int64_t (*forward_shared)(const Forward&, int64_t rows);
-  void (*forward)(const ForwardTask&);
-  int64_t (*backward_scratch)(const Backward&, int64_t rows);
-  void (*backward)(const BackwardTask&);
-  int64_t (*input_grad_scratch)(const Backward&);
-  void (*input_grad)(const InputGradTask&);
-  int64_t (*weight_grad_scratch)(const WeightGrad&, int64_t parts);
-  void (*weight_grad)(const WeightGradTask&);
-  void (*fingerprint)(const void* data, int64_t bytes, uint64_t (&state)[2]);  // folds data into state
-};
-
-// ---- What bindings.cpp calls. impl is "auto" or one of impl_names(); unknown names are refused with the choices.
-
-const Kernels& kernels_for(const char* impl);
-int impl_count();
-const char* impl_name(int index);  // slowest first
+// impl is "auto" or one of impl_names(); others are refused with the choices.
+const Kernels& kernels_for(const std::string& impl);
+std::vector<std::string> impl_names();  // slowest first
+std::vector<std::string> cpu_features();
 
 void run_forward(const Kernels&, const Forward&);
 void run_backward(const Kernels&, const Backward&);

@@ -31,22 +31,40 @@ extern const Kernels kernels_avx512_bf16;
 
 namespace {
 
-std::vector<const Kernels*> usable_kernels() {
-  std::vector<const Kernels*> found{&kernels_base};
 #if defined(__x86_64__)
-  __builtin_cpu_init();
+#define SF_FEATURES(X) X(avx2) X(fma) X(f16c) X(avx512f) X(avx512dq) X(avx512bw) X(avx512vl) X(avx512bf16)
+#else
+#define SF_FEATURES(X)
+#endif
+
+std::vector<std::string> detect_features() {
+  std::vector<std::string> found;
+#define SF_TEST(name) \
+  if (__builtin_cpu_supports(#name)) found.emplace_back(#name);
+  SF_FEATURES(SF_TEST)
+#undef SF_TEST
+  return found;
+}
+
+std::vector<const Kernels*> usable_kernels() {
+  const std::vector<std::string> present = detect_features();
+  const auto have = [&](std::initializer_list<const char*> wanted) {
+    return std::all_of(wanted.begin(), wanted.end(), [&](const char* name) {
+      return std::find(present.begin(), present.end(), name) != present.end();
+    });
+  };
+  (void)have;
+  std::vector<const Kernels*> found{&kernels_base};
 #if defined(SF_WITH_AVX2)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2) found.push_back(&kernels_avx2);
+  if (have({"avx2", "fma", "f16c"})) found.push_back(&kernels_avx2);
 #endif
 #if defined(SF_WITH_AVX512)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512) found.push_back(&kernels_avx512);
+  if (have({"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "f16c"})) found.push_back(&kernels_avx512);
+#endif
 #if defined(SF_WITH_AVX512_BF16)
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kernels_avx512_bf16);
-#endif
-#endif
+  if (have({"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "f16c", "avx512bf16"})) {
+    found.push_back(&kernels_avx512_bf16);
+  }
 #endif
   return found;
 }
@@ -311,18 +329,23 @@ Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
 
 }  // namespace
 
-const Kernels& kernels_for(const char* impl) {
-  const std::string name = impl;
-  if (name == "auto") return *impls().back();
+const Kernels& kernels_for(const std::string& impl) {
+  if (impl == "auto") return *impls().back();
   std::string choices = "auto";
   for (const Kernels* k : impls()) {
-    if (name == k->name) return *k;
+    if (impl == k->name) return *k;
     choices += std::string(", ") + k->name;
   }
-  throw std::runtime_error("impl: expected one of " + choices + " but got '" + name + "'");
+  throw std::runtime_error("impl: expected one of " + choices + " but got '" + impl + "'");
 }
-int impl_count() { return static_cast<int>(impls().size()); }
-const char* impl_name(int index) { return impls()[static_cast<size_t>(index)]->name; }
+
+std::vector<std::string> impl_names() {
+  std::vector<std::string> names;
+  for (const Kernels* k : impls()) names.emplace_back(k->name);
+  return names;
+}
+
+std::vector<std::string> cpu_features() { return detect_features(); }
 
 void run_forward(const Kernels& kernels, const Forward& call) {
   const Layer& layer = call.layer;

@@ -4,7 +4,7 @@
 // Both give the same bits: the sums run in the same order.
 #pragma once
 
-#include "backend.h"
+#include "kernels.h"
 #include "pack.h"
 #include "scratch.h"
 
