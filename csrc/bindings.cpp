@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -248,11 +249,14 @@ void read_lengths(LayerCall& call, const Tensor& lengths) {
   const auto* values = static_cast<const int64_t*>(lengths.data_ptr());
   const int64_t stride = lengths.strides()[0];
   call.lengths.resize(static_cast<size_t>(B));
+  int64_t low = 0, high = 0;
   for (int64_t b = 0; b < B; ++b) {
     const int64_t value = values[b * stride];
-    if (value < 0 || value > T) fail("lengths: expected values from 0 to ", T, " but got ", value, " for row ", b);
+    low = b ? std::min(low, value) : value;
+    high = b ? std::max(high, value) : value;
     call.lengths[static_cast<size_t>(b)] = value;
   }
+  if (low < 0 || high > T) fail("lengths: expected values from 0 to T = ", T, " but got ", low, " to ", high);
 }
 
 // Row offsets and lengths of a packed sequence.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from ._ext import C
@@ -108,7 +109,7 @@ def rnn_layer(
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0 = _autocast(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)
-    compiled = C is not None and impl != "reference" and device in ("cpu", "meta")
+    compiled = C is not None and impl != "reference" and device in ("cpu", "meta") and not _transformed()
     if lengths is not None:  # the kernels check the values themselves
         lengths = reference.check_lengths(lengths, x, batch_first, values=not compiled).to(x.device, torch.int64)
     if not compiled:
@@ -123,6 +124,11 @@ def rnn_layer(
         x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes, cell, batch_first, want_output, False, impl
     )
     return output if want_output else None, h_n, c_n if cell == "lstm" else None
+
+
+def _transformed() -> bool:
+    """Whether a functorch transform or forward-mode AD is active: the kernels have no tangents and no batching rules."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _any_requires_grad(x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Sequence[Tensor]) -> bool:
@@ -242,6 +248,13 @@ def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tup
     return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
 
 
+def _check_devices(x: Tensor, *groups: Sequence[Tensor] | Tensor | None) -> None:
+    for group in groups:
+        for t in [group] if isinstance(group, Tensor) else group or ():
+            if t.device != x.device:
+                raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
+
+
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -251,6 +264,7 @@ def _fake_forward(
     h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
     cell: str, batch_first: bool, want_output: bool, want_saved: bool, impl: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    _check_devices(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths)
     directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
     out = w_hr[0].size(0) if w_hr else hidden
     rows = _rows_shape(x, batch_first, batch_sizes)

@@ -38,7 +38,9 @@ PYTHON = [
     Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS:', 'if name == "none":'),
-    Mutant("lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not compiled)", "lengths"),
+    Mutant(
+        "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not compiled)", "lengths"
+    ),
 ]
 
 CELLS = "csrc/core/cells.h"

@@ -111,6 +111,15 @@ def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) 
         )
 
 
+@needs_extension
+@pytest.mark.parametrize("lengths", [[5, 1], [1, -1], [2**40, 1], [1], [1, 1, 1]])
+def test_op_checks_lengths_itself(lengths: list[int], compiled: str) -> None:
+    tensors, _ = flat_arguments(Case("gru", T=4, B=2), compiled)
+    tensors["lengths"] = torch.tensor(lengths)
+    with pytest.raises(RuntimeError, match="lengths: expected"):
+        torch.ops.seqcls_fast.rnn_forward.default(*tensors.values(), "gru", False, True, False, compiled)
+
+
 SOUND = Case("lstm", T=4, B=3, I=5, H=6, directions=2, proj=True)
 
 

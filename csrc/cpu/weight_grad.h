@@ -53,7 +53,7 @@ class WeightGradPass {
   struct Strip {
     int64_t column, count;       // in a row of d_gates
     int64_t grad_row[kSources];  // first row in the gradient of each source's weight, or -1
-    A *bias, *chunk_bias, *total[kSources];
+    A *bias, *chunk_bias, *run_bias, *total[kSources];
   };
 
  public:
@@ -98,6 +98,7 @@ class WeightGradPass {
     const int64_t rows[kSources] = {input_row, hidden_row, unprojected_row};
     s.bias = own.template take<A>(most);
     s.chunk_bias = own.template take<A>(most);
+    s.run_bias = own.template take<A>(most);
     for (int k = 0; k < kSources; ++k) {
       s.grad_row[k] = rows[k] < 0 ? -1 : rows[k] + begin;
       s.total[k] = own.template take<A>(rows[k] < 0 ? 0 : most * padded_width(k));
@@ -159,11 +160,18 @@ class WeightGradPass {
     for_row_groups<kBlocks>(blocks_of<F>(width_[source]), function);
   }
 
+  // Column sums, in short runs first: one long chain of additions would lose digits that torch's own sum keeps.
   void add_bias(Strip& s, int64_t K) {
+    constexpr int64_t kRun = 8;
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const A* from = gates_[k] + s.column;
-      for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += from[m];
+    for (int64_t first = 0; first < K; first += kRun) {
+      const int64_t last = first + kRun < K ? first + kRun : K;
+      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = gates_[first][s.column + m];
+      for (int64_t k = first + 1; k < last; ++k) {
+        const A* from = gates_[k] + s.column;
+        for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += from[m];
+      }
+      for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += s.run_bias[m];
     }
     for (int64_t m = 0; m < s.count; ++m) s.bias[m] += s.chunk_bias[m];
   }
