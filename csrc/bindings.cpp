@@ -167,20 +167,52 @@ Tensor empty(const Shape& shape, Dtype dtype) {
 char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr()); }
 
 // A state (D, B, width), gradient of one, or None: rows of direction d.
-Rows state_rows(const Maybe& state, Dtype dtype, int d) {
+Rows state_rows(const Tensor& state, Dtype dtype, int d) {
   Rows rows;
-  if (!state || state->numel() == 0) return rows;
-  const auto strides = state->strides();
-  rows.data = data_of(*state) + d * strides[0] * bytes_of(dtype);
+  const auto strides = state.strides();
+  rows.data = data_of(state) + d * strides[0] * bytes_of(dtype);
   rows.dtype = dtype;
   rows.b_stride = strides[1];
   rows.stride = strides[2];
   return rows;
 }
 
-Matrix matrix_of(const Tensors& list, int d) {
-  if (list.empty()) return {};
-  const Tensor& w = list[static_cast<size_t>(d)];
+Rows state_rows(const Maybe& state, Dtype dtype, int d) { return state ? state_rows(*state, dtype, d) : Rows{}; }
+
+// The tensors of one kind, one per direction, in the flat list that holds all of a layer's weights.
+struct Kind {
+  const Tensor* first = nullptr;
+  int64_t count = 0;
+  const Tensor& operator[](int64_t d) const { return first[d]; }
+};
+
+struct Weights {
+  Kind w_ih, w_hh, b_ih, b_hh, w_hr;
+};
+
+// Per direction there are w_ih and w_hh, then both biases or none, then w_hr or none.
+Weights by_kind(const Tensors& all, int64_t directions) {
+  if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
+  const auto n = static_cast<int64_t>(all.size()), each = n / directions;
+  if (each < 2 || each > 5 || n % directions) fail("weights: expected 2 to 5 tensors per direction but got ", n);
+  const Tensor* next = all.data();
+  const auto take = [&](bool present) {
+    if (!present) return Kind{};
+    next += directions;
+    return Kind{next - directions, directions};
+  };
+  Weights w;
+  w.w_ih = take(true);
+  w.w_hh = take(true);
+  w.b_ih = take(each >= 4);
+  w.b_hh = take(each >= 4);
+  w.w_hr = take(each == 3 || each == 5);
+  return w;
+}
+
+Matrix matrix_of(const Kind& kind, int d) {
+  if (!kind.count) return {};
+  const Tensor& w = kind[d];
   const auto sizes = w.sizes(), strides = w.strides();
   if (sizes.size() == 1) return {data_of(w), sizes[0], 1, strides[0], 1};
   return {data_of(w), sizes[0], sizes[1], strides[0], strides[1]};
@@ -322,33 +354,29 @@ void link(LayerCall& call) {
   if (call.packed()) call.layer.x.t_row = call.t_row.data();
 }
 
-void describe_weights(LayerCall& call, const Tensors& w_ih, const Tensors& w_hh, const Tensors& b_ih,
-                      const Tensors& b_hh, const Tensors& w_hr, const Maybe& h0, const Maybe& c0) {
+void describe_weights(LayerCall& call, const Tensors& weights, int64_t directions, const Maybe& h0, const Maybe& c0) {
   Layer& l = call.layer;
   const ScalarType type = scalar_of(l.dtype);
-  l.directions = static_cast<int>(w_ih.size());
-  if (l.directions < 1 || l.directions > kMaxDirections)
-    fail("w_ih: expected one tensor per direction, 1 or 2, but got ", w_ih.size());
+  const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);
+  l.directions = static_cast<int>(directions);
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
   if (rows <= 0 || rows % l.gates != 0)
     fail("w_ih: expected ", l.gates, " * hidden_size rows but got ", text(w_ih[0].sizes()));
   l.H = rows / l.gates;
-  if (!w_hr.empty()) {
+  if (w_hr.count) {
     if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);
     if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0)
       fail("w_hr: expected (proj_size, ", l.H, ") but got ", text(w_hr[0].sizes()));
     l.P = w_hr[0].sizes()[0];
   }
-  const auto check_list = [&](const char* name, const Tensors& list, Dims shape, bool needed) {
-    if ((needed || !list.empty()) && static_cast<int>(list.size()) != l.directions)
-      fail(name, ": expected ", l.directions, " tensors, one per direction, but got ", list.size());
-    for (const Tensor& t : list) check_tensor(name, t, type, shape);
+  const auto check_kind = [&](const char* name, const Kind& kind, Dims shape) {
+    for (int64_t d = 0; d < kind.count; ++d) check_tensor(name, kind[d], type, shape);
   };
-  check_list("w_ih", w_ih, {rows, l.I}, true);
-  check_list("w_hh", w_hh, {rows, l.out()}, true);
-  check_list("b_ih", b_ih, {rows}, !b_hh.empty());
-  check_list("b_hh", b_hh, {rows}, !b_ih.empty());
-  check_list("w_hr", w_hr, {l.P, l.H}, false);
+  check_kind("w_ih", w_ih, {rows, l.I});
+  check_kind("w_hh", w_hh, {rows, l.out()});
+  check_kind("b_ih", b_ih, {rows});
+  check_kind("b_hh", b_hh, {rows});
+  check_kind("w_hr", w_hr, {l.P, l.H});
   if (h0) check_tensor("h0", *h0, type, Dims{l.directions, l.B, l.out()});
   if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
   if (c0) check_tensor("c0", *c0, type, Dims{l.directions, l.B, l.H});
@@ -370,42 +398,46 @@ void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int6
 
 // ---- The ops
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_forward(Tensor x, Tensors w_ih, Tensors w_hh, Tensors b_ih, Tensors b_hh,
-                                                       Tensors w_hr, Maybe h0, Maybe c0, Maybe lengths,
-                                                       Maybe batch_sizes, Name cell, bool batch_first, bool want_output,
-                                                       bool want_saved, Name impl) {
+// Returns h_n, then c_n of an LSTM, output if wanted or saved, and saved if wanted: an absent tensor would cost as much
+// as a present one on its way through the dispatcher.
+Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
+                    int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) {
   const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
-  describe_weights(call, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0);
+  describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
-  const bool has_c = call.info->has_c;
-  const Dtype wide = compute_type(l.dtype);
-  Tensor output = empty(want_output || want_saved ? call.shape(l.directions * l.out()) : Shape{0}, l.dtype);
-  Tensor h_n = empty({l.directions, l.B, l.out()}, l.dtype);
-  Tensor c_n = empty(has_c ? Shape{l.directions, l.B, l.H} : Shape{0}, l.dtype);
-  Tensor saved = empty(want_saved ? call.buffer_shape(call.saved_width()) : Shape{0}, wide);
-  if (l.B == 0) return {output, h_n, c_n, saved};
   Forward forward{};
   forward.layer = l;
-  for (int d = 0; d < l.directions; ++d) {
-    if (want_output || want_saved) forward.output[d] = call.rows(output, d * l.out());
-    forward.h_n[d] = state_rows(h_n, l.dtype, d);
-    forward.c_n[d] = state_rows(c_n, l.dtype, d);
-    if (want_saved) forward.saved[d] = call.buffer_rows(saved, d);
+  Tensors results;
+  results.reserve(4);
+  results.push_back(empty({l.directions, l.B, l.out()}, l.dtype));
+  for (int d = 0; d < l.directions; ++d) forward.h_n[d] = state_rows(results.back(), l.dtype, d);
+  if (call.info->has_c) {
+    results.push_back(empty({l.directions, l.B, l.H}, l.dtype));
+    for (int d = 0; d < l.directions; ++d) forward.c_n[d] = state_rows(results.back(), l.dtype, d);
   }
-  run_forward(kernels, forward);
-  return {output, h_n, c_n, saved};
+  if (want_output || want_saved) {
+    results.push_back(empty(call.shape(l.directions * l.out()), l.dtype));
+    for (int d = 0; d < l.directions; ++d) forward.output[d] = call.rows(results.back(), d * l.out());
+  }
+  if (want_saved) {
+    results.push_back(empty(call.buffer_shape(call.saved_width()), compute_type(l.dtype)));
+    for (int d = 0; d < l.directions; ++d) forward.saved[d] = call.buffer_rows(results.back(), d);
+  }
+  if (l.B > 0) run_forward(kernels, forward);
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x,
-                                                        Tensors w_ih, Tensors w_hh, Tensors w_hr, Maybe h0, Maybe c0,
-                                                        Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved,
-                                                        Name cell, bool batch_first, bool want_d_x, Name impl) {
+                                                        Tensors weights, Maybe h0, Maybe c0, Maybe lengths,
+                                                        Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
+                                                        int64_t directions, bool batch_first, bool want_d_x,
+                                                        Name impl) {
   const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
-  describe_weights(call, w_ih, w_hh, {}, {}, w_hr, h0, c0);
+  describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
   const ScalarType type = scalar_of(l.dtype);
   const Shape state{l.directions, l.B, l.out()}, c_state{l.directions, l.B, l.H};
@@ -485,15 +517,13 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
 
 STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
-      "rnn_forward(Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor? h0, "
-      "Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, bool batch_first, bool want_output, bool "
-      "want_saved, "
-      "str impl) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor saved)");
+      "rnn_forward(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
+      "int directions, bool batch_first, bool want_output, bool want_saved, str impl) -> Tensor[]");
   m.def(
-      "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] w_ih, Tensor[] w_hh, Tensor[] "
-      "w_hr, "
-      "Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, "
-      "bool batch_first, bool want_d_x, str impl) -> (Tensor d_x, Tensor d_gates, Tensor d_h0, Tensor d_c0)");
+      "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] weights, Tensor? h0, Tensor? "
+      "c0, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, int directions, bool batch_first, "
+      "bool want_d_x, str impl) -> (Tensor d_x, Tensor d_gates, Tensor d_h0, Tensor d_c0)");
   m.def(
       "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
       "cell, "

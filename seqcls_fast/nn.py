@@ -8,6 +8,7 @@ pruning, ``functional_call`` and optimizers that write through ``p.data`` all ta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -26,6 +27,13 @@ def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
     """``getattr`` for each name; what is a plain parameter is found where getattr would find it, 0.4 us sooner."""
     own = module._parameters
     return [own[name] if name in own else getattr(module, name) for name in names]
+
+
+@lru_cache(maxsize=256)
+def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: bool) -> list[list[str]]:
+    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projected else [])]
+    suffixes = ["", "_reverse"] if bidirectional else [""]
+    return [[f"{kind}_l{k}{suffix}" for kind in kinds for suffix in suffixes] for k in range(num_layers)]
 
 
 class _RecurrentLayers(nn.RNNBase):
@@ -67,7 +75,7 @@ class _RecurrentLayers(nn.RNNBase):
         if lengths is not None:
             lengths = as_lengths(lengths, batched)
         weights = self._weights()
-        self._check(x, weights[0][0][0], states, x.size(0 if batch_first else 1))
+        self._check(x, weights[0][0], states, x.size(0 if batch_first else 1))
         output, states = self._run(x, weights, states, lengths, None, batch_first, want_output)
         if not batched:
             output = output.squeeze(1) if want_output else None
@@ -81,7 +89,7 @@ class _RecurrentLayers(nn.RNNBase):
             raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
         states = () if hx is None else as_states(hx, self.mode == "LSTM")
         weights = self._weights()
-        self._check(x, weights[0][0][0], states, int(batch_sizes[0]))
+        self._check(x, weights[0][0], states, int(batch_sizes[0]))
         if order is not None:
             states = [state.index_select(1, order) for state in states]
         output, states = self._run(x, weights, states, None, batch_sizes, False, want_output)
@@ -94,7 +102,7 @@ class _RecurrentLayers(nn.RNNBase):
     def _run(
         self,
         x: Tensor,
-        weights: list[tuple[Sequence[Tensor], ...]],
+        weights: list[list[Tensor]],
         states: Sequence[Tensor],
         lengths: Tensor | None,
         batch_sizes: Tensor | None,
@@ -103,35 +111,27 @@ class _RecurrentLayers(nn.RNNBase):
     ) -> tuple[Any, Sequence[Tensor]]:
         """Every layer in turn: the last one's output, and the final h (and c) of all of them, stacked."""
         cell, last = self.mode.lower(), self.num_layers - 1
+        directions = 2 if self.bidirectional else 1
         h0, c0 = (*states, None, None)[:2]
         if last:  # per layer, all its directions
-            directions = len(weights[0][0])
             h0s = [None] * len(weights) if h0 is None else h0.split(directions)
             c0s = [None] * len(weights) if c0 is None else c0.split(directions)
         finals = []
-        for k, (w_ih, w_hh, b_ih, b_hh, w_hr) in enumerate(weights):
+        for k, layer in enumerate(weights):
             if last:
                 h0, c0 = h0s[k], c0s[k]
-            output, h_n, c_n = ops.rnn_layer(
-                x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, cell=cell, lengths=lengths, batch_sizes=batch_sizes,
-                batch_first=batch_first, want_output=want_output or k < last,
-            )  # fmt: skip
+            output, h_n, c_n = ops.run_layer(
+                x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last
+            )
             finals.append((h_n,) if c_n is None else (h_n, c_n))
             if k < last and output is not None:
                 x = nn.functional.dropout(output, self.dropout) if self.dropout and self.training else output
         return output, [torch.cat(state) for state in zip(*finals, strict=True)] if last else finals[0]
 
-    def _weights(self) -> list[tuple[Sequence[Tensor], ...]]:
-        """For each layer ``(w_ih, w_hh, b_ih, b_hh, w_hr)`` as they are now, each a tuple over its directions."""
-        rows = [_current(self, names) for names in self._all_weights]  # a row is one layer and direction
-        directions = 2 if self.bidirectional else 1
-        layers: list[tuple[Sequence[Tensor], ...]] = []
-        for k in range(0, len(rows), directions):
-            layer = tuple(zip(*rows[k : k + directions], strict=True))
-            if not self.bias:
-                layer = (*layer[:2], (), (), *layer[2:])
-            layers.append(layer if self.proj_size else (*layer, ()))
-        return layers
+    def _weights(self) -> list[list[Tensor]]:
+        """Each layer's weights as they are now, kind after kind, each over its directions."""
+        names = _weight_names(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
+        return [_current(self, layer) for layer in names]
 
     def _check(self, x: Tensor, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:
         check_input(x, weight, ValueError)

@@ -21,6 +21,7 @@ from ._ext import C
 __all__ = ["available_impls", "rnn_layer", "use_impl"]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
+_Kind = Sequence[Tensor]
 
 _CELLS = {"rnn_tanh": (1, 1), "rnn_relu": (1, 1), "gru": (3, 4), "lstm": (4, 4)}  # gates, gradient slots
 _SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step
@@ -79,7 +80,7 @@ def rnn_layer(
     """One recurrent layer, all its directions, over a whole sequence.
 
     Args:
-        x: ``(T, B, I)`` with any strides, ``(B, T, I)`` if ``batch_first``, or packed rows ``(N, I)`` with ``batch_sizes``.
+        x: ``(T, B, I)`` of any strides, ``(B, T, I)`` if ``batch_first``, or packed rows ``(N, I)`` with ``batch_sizes``.
         w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
         h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
         cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
@@ -100,6 +101,31 @@ def rnn_layer(
         >>> output.shape, h_n.shape
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
     """
+    directions = len(w_ih)
+    if directions not in (1, 2):
+        raise RuntimeError(f"w_ih: expected 1 or 2 tensors, one per direction, but got {directions}")
+    for name, group in (("w_hh", w_hh), ("b_ih", b_ih), ("b_hh", b_hh), ("w_hr", w_hr)):
+        wanted = {"w_hh": (directions,), "b_hh": (len(b_ih),)}.get(name, (0, directions))
+        if len(group) not in wanted:
+            raise RuntimeError(f"{name}: expected {wanted[-1]} tensors, one per direction, but got {len(group)}")
+    weights = [*w_ih, *w_hh, *b_ih, *b_hh, *w_hr]
+    return run_layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, impl)
+
+
+def run_layer(
+    x: Tensor,
+    weights: list[Tensor],
+    directions: int,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    cell: str,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    want_output: bool,
+    impl: str = "auto",
+) -> Outputs:
+    """:func:`rnn_layer` with its weights in one list, kind after kind, as the ops take them."""
     if impl == "auto":
         impl = getattr(_default, "impl", "auto")
     if impl != "auto":
@@ -108,64 +134,52 @@ def rnn_layer(
         raise ValueError(f"cell: expected one of {', '.join(_CELLS)} but got {cell!r}")
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
-        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0 = _autocast(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0)
+        x, h0, c0, *weights = _autocast(x, h0, c0, *weights)
     compiled = C is not None and impl != "reference" and device in ("cpu", "meta") and not _transformed()
     if lengths is not None:  # the kernels check the values themselves
         lengths = reference.check_lengths(lengths, x, batch_first, values=not compiled).to(x.device, torch.int64)
     if not compiled:
         return reference.rnn_layer(
-            x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0,
+            x, *_by_kind(weights, directions), h0, c0,
             cell=cell, lengths=lengths, batch_sizes=batch_sizes, batch_first=batch_first, want_output=want_output,
         )  # fmt: skip
-    if torch.is_grad_enabled() and _any_requires_grad(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr):
-        spec = _Spec(len(w_ih), len(b_ih), len(w_hr), cell, batch_first, want_output, impl)
-        return _Layer.apply(spec, x, h0, c0, lengths, batch_sizes, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr)
-    output, h_n, c_n, _ = torch.ops.seqcls_fast.rnn_forward.default(
-        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes, cell, batch_first, want_output, False, impl
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
+        spec = _Spec(directions, cell, batch_first, want_output, impl)
+        return _Layer.apply(spec, x, h0, c0, lengths, batch_sizes, *weights)
+    results = torch.ops.seqcls_fast.rnn_forward.default(
+        x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
     )
-    return output if want_output else None, h_n, c_n if cell == "lstm" else None
+    return results[-1] if want_output else None, results[0], results[1] if cell == "lstm" else None
+
+
+def _by_kind(flat: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind]:
+    """``w_ih, w_hh, b_ih, b_hh, w_hr`` out of the flat list of all of them."""
+    kinds = [flat[k : k + directions] for k in range(0, len(flat), directions)]
+    w_hr = kinds.pop() if len(kinds) in (3, 5) else ()
+    b_ih, b_hh = kinds[2:] or ((), ())
+    return kinds[0], kinds[1], b_ih, b_hh, w_hr
 
 
 def _transformed() -> bool:
-    """Whether a functorch transform or forward-mode AD is active: the kernels have no tangents and no batching rules."""
+    """Whether functorch or forward-mode AD is at work: the kernels have no tangents and no batching rules."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def _any_requires_grad(x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Sequence[Tensor]) -> bool:
-    if x.requires_grad or (h0 is not None and h0.requires_grad) or (c0 is not None and c0.requires_grad):
-        return True
-    return any(w.requires_grad for group in weights for w in group)
-
-
-def _autocast(x: Tensor, *rest: Sequence[Tensor] | Tensor | None) -> tuple[Any, ...]:
+def _autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
     dtype = torch.get_autocast_dtype(x.device.type)
-
-    def cast(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
-        return value if value is None else [cast(item) for item in value]
-
-    return (cast(x), *map(cast, rest))
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *rest)
+    ]
 
 
 class _Spec:
-    """What ``_Layer`` knows besides tensors, and how its flat tensor list divides."""
+    """What ``_Layer`` knows besides tensors."""
 
-    __slots__ = ("batch_first", "bias", "cell", "directions", "impl", "projected", "want_output")
+    __slots__ = ("batch_first", "cell", "directions", "impl", "want_output")
 
-    def __init__(
-        self, directions: int, bias: int, projected: int, cell: str, batch_first: bool, want_output: bool, impl: str
-    ) -> None:
-        self.directions, self.bias, self.projected = directions, bias, projected
-        self.cell, self.batch_first, self.want_output, self.impl = cell, batch_first, want_output, impl
-
-    def split(self, flat: Sequence[Any]) -> list[Sequence[Any]]:
-        """``[w_ih, w_hh, b_ih, b_hh, w_hr]`` out of the flat list of all of them."""
-        groups, start = [], 0
-        for count in (self.directions, self.directions, self.bias, self.bias, self.projected):
-            groups.append(flat[start : start + count])
-            start += count
-        return groups
+    def __init__(self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str) -> None:
+        self.directions, self.cell, self.batch_first = directions, cell, batch_first
+        self.want_output, self.impl = want_output, impl
 
 
 class _Layer(torch.autograd.Function):
@@ -175,15 +189,14 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, spec: _Spec, x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor
     ) -> Outputs:
-        w_ih, w_hh, b_ih, b_hh, w_hr = spec.split(flat)
-        output, h_n, c_n, saved = torch.ops.seqcls_fast.rnn_forward.default(
-            x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths, batch_sizes,
-            spec.cell, spec.batch_first, spec.want_output, True, spec.impl,
+        h_n, *c_n, output, saved = torch.ops.seqcls_fast.rnn_forward.default(
+            x, flat, h0, c0, lengths, batch_sizes,
+            spec.cell, spec.directions, spec.batch_first, spec.want_output, True, spec.impl,
         )  # fmt: skip
         ctx.spec = spec
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, lengths, batch_sizes, output, saved, *flat)
-        return output if spec.want_output else None, h_n, c_n if spec.cell == "lstm" else None
+        return output if spec.want_output else None, h_n, c_n[0] if c_n else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -191,14 +204,14 @@ class _Layer(torch.autograd.Function):
             return (None, *_backward_with_graph(ctx, grads))
         spec = ctx.spec
         x, h0, c0, lengths, batch_sizes, output, saved, *flat = ctx.saved_tensors
-        w_ih, w_hh, b_ih, _, w_hr = spec.split(flat)
         needs = ctx.needs_input_grad
         d_x, d_gates, d_h0, d_c0 = torch.ops.seqcls_fast.rnn_backward.default(
-            *grads, x, w_ih, w_hh, w_hr, h0, c0, lengths, batch_sizes, output, saved,
-            spec.cell, spec.batch_first, needs[1], spec.impl,
+            *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
+            spec.cell, spec.directions, spec.batch_first, needs[1], spec.impl,
         )  # fmt: skip
         d_weights: Sequence[Tensor | None] = (None,) * len(flat)
         if any(needs[6:]):
+            _, _, b_ih, _, w_hr = _by_kind(flat, spec.directions)
             d_weights = torch.ops.seqcls_fast.rnn_weight_grad.default(
                 d_gates, x, output, h0, lengths, batch_sizes,
                 spec.cell, spec.batch_first, w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.impl,
@@ -223,9 +236,8 @@ def _backward_with_graph(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tenso
         t if t is None or not t.is_floating_point() else t.view_as(t) for t in (x, h0, c0, lengths, batch_sizes, *flat)
     ]
     x, h0, c0, lengths, batch_sizes, *flat = inputs
-    w_ih, w_hh, b_ih, b_hh, w_hr = spec.split(flat)
     outputs = reference.rnn_layer(
-        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        x, *_by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
         batch_first=spec.batch_first, want_output=spec.want_output,
     )  # fmt: skip
     used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out is not None and grad is not None]
@@ -248,11 +260,10 @@ def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tup
     return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
 
 
-def _check_devices(x: Tensor, *groups: Sequence[Tensor] | Tensor | None) -> None:
-    for group in groups:
-        for t in [group] if isinstance(group, Tensor) else group or ():
-            if t.device != x.device:
-                raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    for t in others:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -260,13 +271,12 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fake_forward(
-    x: Tensor, w_ih: list[Tensor], w_hh: list[Tensor], b_ih: list[Tensor], b_hh: list[Tensor], w_hr: list[Tensor],
-    h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
-    cell: str, batch_first: bool, want_output: bool, want_saved: bool, impl: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    _check_devices(x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, lengths)
-    directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
-    out = w_hr[0].size(0) if w_hr else hidden
+    x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
+    batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
+    impl: str,
+) -> list[Tensor]:  # fmt: skip
+    _check_devices(x, h0, c0, lengths, *weights)
+    hidden, out = _widths(weights, directions, cell)
     rows = _rows_shape(x, batch_first, batch_sizes)
     if batch_sizes is None:
         batch = rows[1]
@@ -274,31 +284,36 @@ def _fake_forward(
         batch = h0.size(1)
     else:
         batch = torch.library.get_ctx().new_dynamic_size()
-    outer = x.shape[:-1]
-    output = x.new_empty((*outer, directions * out) if want_output or want_saved else (0,))
-    h_n = x.new_empty(directions, batch, out)
-    c_n = x.new_empty((directions, batch, hidden) if cell == "lstm" else (0,))
-    padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
-    saved = x.new_empty(
-        (directions, *rows, _SAVED[cell] * padded) if want_saved else (0,), dtype=_compute_dtype(x.dtype)
-    )
-    return output, h_n, c_n, saved
+    results = [x.new_empty(directions, batch, out)]
+    if cell == "lstm":
+        results.append(x.new_empty(directions, batch, hidden))
+    if want_output or want_saved:
+        results.append(x.new_empty(*x.shape[:-1], directions * out))
+    if want_saved:
+        padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
+        results.append(x.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_compute_dtype(x.dtype)))
+    return results
 
 
 def _fake_backward(
-    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None,
-    x: Tensor, w_ih: list[Tensor], w_hh: list[Tensor], w_hr: list[Tensor],
+    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: list[Tensor],
     h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
-    output: Tensor, saved: Tensor, cell: str, batch_first: bool, want_d_x: bool, impl: str,
+    output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool, impl: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    directions, hidden = len(w_ih), w_ih[0].size(0) // _CELLS[cell][0]
+    hidden, out = _widths(weights, directions, cell)
     rows = _rows_shape(x, batch_first, batch_sizes)
-    width = _CELLS[cell][1] * hidden + (w_hr[0].size(0) + hidden if w_hr else 0)
+    projected = len(weights) // directions in (3, 5)
+    width = _CELLS[cell][1] * hidden + (out + hidden if projected else 0)
     d_x = x.new_empty(x.shape if want_d_x else (0,))
     d_gates = x.new_empty((directions, *rows, width), dtype=_compute_dtype(x.dtype))
     d_h0 = x.new_empty((0,) if h0 is None else h0.shape)
     d_c0 = x.new_empty((0,) if c0 is None else c0.shape)
     return d_x, d_gates, d_h0, d_c0
+
+
+def _widths(weights: list[Tensor], directions: int, cell: str) -> tuple[int, int]:
+    """``H`` and ``Hout``."""
+    return weights[0].size(0) // _CELLS[cell][0], weights[directions].size(1)
 
 
 def _fake_weight_grad(

@@ -34,7 +34,7 @@ PYTHON = [
     Mutant("packed states not in caller's order", NN, "state.index_select(1, restore)", "state"),
     Mutant("packed hx not sorted", NN, "state.index_select(1, order)", "state"),
     Mutant("dropout in eval", NN, "if self.dropout and self.training", "if self.dropout"),
-    Mutant("inner layers without output", NN, "want_output=want_output or k < last", "want_output=want_output"),
+    Mutant("inner layers without output", NN, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS:', 'if name == "none":'),
@@ -130,12 +130,12 @@ COMPILED = [
     Mutant(
         "stale packed weights", DISPATCH, "m->rows * m->columns * element, key.words", "m->rows * element, key.words"
     ),
-    Mutant("lengths beyond T accepted (C++)", BINDINGS, "value < 0 || value > T", "value < 0"),
+    Mutant("lengths beyond T accepted (C++)", BINDINGS, "low < 0 || high > T", "low < 0"),
     Mutant(
         "h0 of the first direction for both",
         BINDINGS,
-        "data_of(*state) + d * strides[0]",
-        "data_of(*state) + 0 * strides[0]",
+        "data_of(state) + d * strides[0]",
+        "data_of(state) + 0 * strides[0]",
     ),
 ]
 

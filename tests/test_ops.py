@@ -36,7 +36,7 @@ RAGGED = [
 
 
 def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of rnn_forward by the names of its schema, and its options."""
+    """The tensors of rnn_layer by name, and its options."""
     problem = build(case)
     leaves = {name: t.detach() for name, t in arguments(case, problem).items()}
     options = keywords(case, problem)
@@ -50,6 +50,12 @@ def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any
     return tensors, {"cell": case.cell, "batch_first": options["batch_first"], "impl": impl}
 
 
+def forward_arguments(tensors: dict[str, Any]) -> tuple[Any, ...]:
+    """The tensors as rnn_forward takes them: weights in one list, kind after kind."""
+    weights = [t for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr") for t in tensors[name]]
+    return tensors["x"], weights, *(tensors[name] for name in ("h0", "c0", "lengths", "batch_sizes"))
+
+
 def opcheck(op: Any, *args: Any) -> Any:
     torch.library.opcheck(op.default, args, test_utils=CHECKS)
     return op.default(*args)
@@ -60,8 +66,8 @@ def opcheck(op: Any, *args: Any) -> Any:
 def test_opcheck_inference(case: Case, compiled: str) -> None:
     tensors, options = flat_arguments(case, compiled)
     for want_output in (True, False):
-        tail = (options["cell"], options["batch_first"], want_output, False, compiled)
-        opcheck(torch.ops.seqcls_fast.rnn_forward, *tensors.values(), *tail)
+        tail = (options["cell"], case.directions, options["batch_first"], want_output, False, compiled)
+        opcheck(torch.ops.seqcls_fast.rnn_forward, *forward_arguments(tensors), *tail)
 
 
 @needs_extension
@@ -70,17 +76,18 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
     tensors, options = flat_arguments(case, compiled)
     library = torch.ops.seqcls_fast
     cell, batch_first, impl = options["cell"], options["batch_first"], options["impl"]
-    output, h_n, c_n, saved = opcheck(
-        library.rnn_forward, *tensors.values(), cell, batch_first, case.want_output, True, impl
+    fixed = forward_arguments(tensors)
+    h_n, *c_n, output, saved = opcheck(
+        library.rnn_forward, *fixed, cell, case.directions, batch_first, case.want_output, True, impl
     )
-
-    fixed = [tensors[name] for name in ("x", "w_ih", "w_hh", "w_hr", "h0", "c0", "lengths", "batch_sizes")]
     d_output = torch.randn_like(output) if case.want_output else None
-    d_c_n = torch.randn_like(c_n) if cell == "lstm" else None
+    d_c_n = torch.randn_like(c_n[0]) if c_n else None
     for grads in ((d_output, torch.randn_like(h_n), d_c_n), (None, torch.randn_like(h_n), None)):
-        _, d_gates, *_ = opcheck(library.rnn_backward, *grads, *fixed, output, saved, cell, batch_first, True, impl)
+        _, d_gates, *_ = opcheck(
+            library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first, True, impl
+        )
     opcheck(
-        library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[4:5], *fixed[6:], cell, batch_first, case.P,
+        library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.P,
         case.bias, impl,
     )  # fmt: skip
 
@@ -92,18 +99,17 @@ def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) 
     case = Case(cell, T=4, B=3, H=20)
     tensors, _ = flat_arguments(case, compiled)
     tail = (cell, False, compiled)
-    results = torch.ops.seqcls_fast.rnn_forward.default(*tensors.values(), cell, False, True, True, compiled)
-    output, h_n, _, saved = results
-    fixed = [tensors[name] for name in ("x", "w_ih", "w_hh", "w_hr", "h0", "c0", "lengths", "batch_sizes")]
+    fixed = forward_arguments(tensors)
+    h_n, *_, output, saved = torch.ops.seqcls_fast.rnn_forward.default(*fixed, cell, 1, False, True, True, compiled)
     wrong: dict[str, tuple[Tensor, Tensor]] = {"output": (output[:-1], saved), "output type": (output.double(), saved)}
     if saved.numel():
         wrong |= {"saved": (output, saved[..., :-1]), "saved empty": (output, saved.new_empty(0))}
     for name, pair in wrong.items():
         with pytest.raises(RuntimeError, match=name.split()[0]):
-            torch.ops.seqcls_fast.rnn_backward.default(None, h_n, None, *fixed, *pair, cell, False, True, compiled)
+            torch.ops.seqcls_fast.rnn_backward.default(None, h_n, None, *fixed, *pair, cell, 1, False, True, compiled)
     with pytest.raises(RuntimeError, match="d_h_n"):
         torch.ops.seqcls_fast.rnn_backward.default(
-            None, h_n[:, 1:], None, *fixed, output, saved, cell, False, True, compiled
+            None, h_n[:, 1:], None, *fixed, output, saved, cell, 1, False, True, compiled
         )
     with pytest.raises(RuntimeError, match="d_gates"):
         torch.ops.seqcls_fast.rnn_weight_grad.default(
@@ -117,7 +123,7 @@ def test_op_checks_lengths_itself(lengths: list[int], compiled: str) -> None:
     tensors, _ = flat_arguments(Case("gru", T=4, B=2), compiled)
     tensors["lengths"] = torch.tensor(lengths)
     with pytest.raises(RuntimeError, match="lengths: expected"):
-        torch.ops.seqcls_fast.rnn_forward.default(*tensors.values(), "gru", False, True, False, compiled)
+        torch.ops.seqcls_fast.rnn_forward.default(*forward_arguments(tensors), "gru", 1, False, True, False, compiled)
 
 
 SOUND = Case("lstm", T=4, B=3, I=5, H=6, directions=2, proj=True)
