@@ -80,7 +80,7 @@ def rnn_layer(
     """One recurrent layer, all its directions, over a whole sequence.
 
     Args:
-        x: ``(T, B, I)`` of any strides, ``(B, T, I)`` if ``batch_first``, or packed rows ``(N, I)`` with ``batch_sizes``.
+        x: ``(T, B, I)`` of any strides, ``(B, T, I)`` if ``batch_first``; packed rows ``(N, I)`` with ``batch_sizes``.
         w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
         h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
         cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
