@@ -135,20 +135,67 @@ SF_FN void add_k(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F
   }
 }
 
-// rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
+template <class V, int kRows, int kColumns>
+SF_FN void copy_sums(V (&to)[kRows][kColumns], const V (&from)[kRows][kColumns]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kColumns; ++v) to[m][v] = from[m][v];
+  }
+}
+
+// rows[m][begin..end) times the packed panels w, w + block_stride, ... from begin on, added to acc one k after the
+// other.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
-SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const (&rows)[kRows],
-                      int64_t K, const typename F::E* w, int64_t block_stride) {
-  int64_t k = 0;
-  for (; k + F::kPack <= K; k += F::kPack, w += kGates * F::kLanes * F::kPack) {
+SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows,
+                            int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride) {
+  const typename F::E* row[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) row[m] = rows[m];
+  int64_t k = begin;
+  for (; k + F::kPack <= end; k += F::kPack, w += kGates * F::kLanes * F::kPack) {
     add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
-                                                   [&](int m) { return F::broadcast(rows[m] + k); });
+                                                   [&](int m) { return F::broadcast(row[m] + k); });
   }
   if constexpr (F::kPack > 1) {
-    if (k < K) {
+    if (k < end) {
       add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
-                                                     [&](int m) { return F::broadcast_last(rows[m] + k); });
+                                                     [&](int m) { return F::broadcast_last(row[m] + k); });
     }
+  }
+}
+
+// How many ks one chain of additions spans: longer ones would lose digits that torch's blocked products keep.
+constexpr int64_t kChain = 256;
+
+// The chains after the first, each summed on its own and then added. Not inlined: the first chain, most often the only
+// one, must keep all registers.
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+__attribute__((noinline)) void add_further_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
+                                                  const typename F::E* const* rows, int64_t K, const typename F::E* w,
+                                                  int64_t block_stride) {
+  for (int64_t k = kChain; k < K; k += kChain) {
+    typename F::V acc[kRows][kBlocks * kSlots] = {};
+    accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, k, k + kChain < K ? k + kChain : K,
+                                                              w + k * kGates * F::kLanes, block_stride);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kBlocks * kSlots; ++v) sums[m][v] = sums[m][v] + acc[m][v];
+    }
+  }
+}
+
+// rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows, int64_t K,
+                      const typename F::E* w, int64_t block_stride) {
+  accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, 0, K < kChain ? K : kChain, w, block_stride);
+  if (K > kChain) {
+    typename F::V sums[kRows][kBlocks * kSlots];
+    copy_sums(sums, acc);
+    add_further_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride);
+    copy_sums(acc, sums);
   }
 }
 
