@@ -285,7 +285,8 @@ def summary(rows: Sequence[Row]) -> str:
         for threads in dict.fromkeys(threads for threads, _ in heads):
             judged = verdict([row for row in some.values() if row.threads == threads], rows)
             below += [f"{threads} thread{'s' if threads > 1 else ''}:\n", *judged, ""]
-        parts.append("\n".join([f"#### {what.replace('-', ' ')}\n", *lines, "", *below]))
+        goals = ["<details><summary>beside the project's own goals</summary>\n", *below, "</details>\n"]
+        parts.append("\n".join([f"#### {what.replace('-', ' ')}\n", *lines, "", *goals]))
     return "\n".join(parts)
 
 
@@ -301,7 +302,8 @@ def readme_section(run: dict[str, Any], rows: Sequence[Row]) -> str:
     head = (
         f"torch.nn / ours: how many times faster, and in brackets the share of the roofline reached. {run['machine']}; "
         f"torch {run['torch']}, seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, "
-        f"csrc {run['csrc']}), {run['time'][:10]}. Bold: slower than torch. Written by `benchmarks/report.py`."
+        f"csrc {run['csrc']}), {run['time'][:10]}. Bold: slower than torch; `*`: on a disturbed machine, good to 20 %. "
+        "Written by `benchmarks/report.py`."
     )
     return f"{BEGIN}\n{head}\n\n{summary(rows)}{END}"
 
