@@ -14,7 +14,7 @@
 #include <tuple>
 #include <vector>
 
-#include "core/cell_list.h"
+#include "core/cells.h"
 #include "cpu/backend.h"
 
 namespace sf {
@@ -58,7 +58,10 @@ struct CellInfo {
   bool has_c;
 };
 constexpr CellInfo kCells[] = {
-    {"rnn_tanh", 1, 1, 0, false}, {"rnn_relu", 1, 1, 0, false}, {"gru", 3, 4, 4, false}, {"lstm", 4, 4, 5, true}};
+#define SF_INFO(name, Type) {#name, Type::kGates, Type::kSlots, Type::kSaved, Type::kHasC},
+    SF_CELLS(SF_INFO)
+#undef SF_INFO
+};
 
 // ---- Checks: each a sentence that names the argument, what was expected and what came
 
@@ -135,7 +138,6 @@ ScalarType scalar_of(Dtype d) {
   constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
   return kTypes[static_cast<int>(d)];
 }
-int64_t bytes_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
 Dtype compute_type(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::kFloat32; }
 
 // ---- Tensors
@@ -152,8 +154,8 @@ Tensor empty(const Shape& shape, Dtype dtype) {
   int64_t elements = 1;
   for (int64_t n : shape) elements *= n;
   const torch::stable::Device cpu(DeviceType::CPU, -1);
-  if (elements * bytes_of(dtype) >= kPooledBytes) {
-    return torch::stable::from_blob(pool_take(elements * bytes_of(dtype)), shape, strides, cpu, scalar_of(dtype),
+  if (elements * size_of(dtype) >= kPooledBytes) {
+    return torch::stable::from_blob(pool_take(elements * size_of(dtype)), shape, strides, cpu, scalar_of(dtype),
                                     pool_give);
   }
   AtenTensorHandle handle;
@@ -170,7 +172,7 @@ char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr()); }
 Rows state_rows(const Tensor& state, Dtype dtype, int d) {
   Rows rows;
   const auto strides = state.strides();
-  rows.data = data_of(state) + d * strides[0] * bytes_of(dtype);
+  rows.data = data_of(state) + d * strides[0] * size_of(dtype);
   rows.dtype = dtype;
   rows.b_stride = strides[1];
   rows.stride = strides[2];
@@ -249,7 +251,7 @@ struct LayerCall {
     r.dtype = layer.dtype;
     const auto strides = t.strides();
     r.stride = strides[strides.size() - 1];
-    r.data = data_of(t) + column * r.stride * bytes_of(layer.dtype);
+    r.data = data_of(t) + column * r.stride * size_of(layer.dtype);
     if (packed()) {
       r.t_stride = r.b_stride = strides[0];
       r.t_row = t_row.data();
@@ -265,13 +267,13 @@ struct LayerCall {
     r.dtype = compute_type(layer.dtype);
     const auto sizes = t.sizes();
     const int64_t width = sizes[sizes.size() - 1], per_step = packed() ? 1 : layer.B;
-    r.data = data_of(t) + d * (t.numel() / layer.directions) * bytes_of(r.dtype);
+    r.data = data_of(t) + d * (t.numel() / layer.directions) * size_of(r.dtype);
     r.b_stride = width;
     r.t_stride = per_step * width;
     r.t_row = packed() ? t_row.data() : nullptr;
     return r;
   }
-  int64_t saved_width() const { return info->saved * ((layer.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign); }
+  int64_t saved_width() const { return info->saved * padded(layer.H); }
   int64_t gates_width() const { return info->slots * layer.H + (layer.P ? layer.P + layer.H : 0); }
 };
 
@@ -302,7 +304,7 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
   if (T <= 0) fail("batch_sizes: expected at least one step");
   call.layer.T = T;
   call.layer.B = values[0];
-  call.lengths.assign(static_cast<size_t>(values[0] > 0 ? values[0] : 0), 0);
+  call.lengths.assign(static_cast<size_t>(std::clamp<int64_t>(values[0], 0, rows)), 0);
   call.t_row.reserve(static_cast<size_t>(T) + 1);
   int64_t row = 0;
   for (int64_t t = 0; t < T; ++t) {

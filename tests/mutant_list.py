@@ -128,7 +128,10 @@ COMPILED = [
     ),
     Mutant("rows in the order of the batch", DISPATCH, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
     Mutant(
-        "stale packed weights", DISPATCH, "m->rows * m->columns * element, key.words", "m->rows * element, key.words"
+        "stale packed weights",
+        DISPATCH,
+        "m->rows * m->columns * size_of(layer.dtype)",
+        "m->rows * size_of(layer.dtype)",
     ),
     Mutant("lengths beyond T accepted (C++)", BINDINGS, "low < 0 || high > T", "low < 0"),
     Mutant(

@@ -10,8 +10,11 @@ namespace sf {
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+constexpr int64_t size_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
+
 constexpr int kMaxDirections = 2;
 constexpr int64_t kSavedAlign = 16;  // saved values come in blocks of this many units, whatever the ISA
+constexpr int64_t padded(int64_t units) { return (units + kSavedAlign - 1) / kSavedAlign * kSavedAlign; }
 
 struct Rows {
   char* data = nullptr;  // null: absent

@@ -123,8 +123,8 @@ class BackwardPass {
   BackwardPass(const Backward& call, int64_t rows, char* scratch, int direction)
       : call_(call), layer_(call.layer), n_(rows), d_(direction) {
     const Layer& l = layer_;
-    padded_ = (l.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
-    wide_ = (l.out() + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
+    padded_ = padded(l.H);
+    wide_ = padded(l.out());
     Arena own(scratch);
     auto reader = [&](const Rows& from, int64_t width, int64_t stride) {
       RowReader<A> r{from, width, nullptr, stride};

@@ -81,8 +81,6 @@ struct Storage<Dtype::kFloat16> {
   SF_FN static Bits16 cast(float v) { return float_to_float16(v); }
 };
 
-constexpr int64_t size_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
-
 template <class A>
 constexpr Dtype dtype_of();
 template <>

@@ -49,12 +49,11 @@ std::vector<std::string> detect_features() {
 
 std::vector<const Kernels*> usable_kernels() {
   const std::vector<std::string> present = detect_features();
-  const auto have = [&](std::initializer_list<const char*> wanted) {
+  [[maybe_unused]] const auto have = [&](std::initializer_list<const char*> wanted) {
     return std::all_of(wanted.begin(), wanted.end(), [&](const char* name) {
       return std::find(present.begin(), present.end(), name) != present.end();
     });
   };
-  (void)have;
   std::vector<const Kernels*> found{&kernels_base};
 #if defined(SF_WITH_AVX2)
   if (have({"avx2", "fma"})) found.push_back(&kernels_avx2);
@@ -171,7 +170,7 @@ Split split(const Layer& layer, int64_t work) {
   s.workers = threads_for(work);
   if (split_by_units(layer, s.workers)) {
     s.by_units = true;
-    s.workers = std::min(s.workers, (layer.H + kSavedAlign - 1) / kSavedAlign);
+    s.workers = std::min(s.workers, padded(layer.H) / kSavedAlign);
     return s;
   }
   s.workers = std::max<int64_t>(1, std::min(s.workers, layer.B * layer.directions));
@@ -204,7 +203,7 @@ void run_split(const Layer& layer, const Split& s, const std::function<int64_t(i
     const int64_t each = scratch(layer.B);
     Buffer buffer(each * s.workers + shared_size);
     SpinBarrier barrier(s.workers);
-    const int64_t blocks = (layer.H + kSavedAlign - 1) / kSavedAlign;
+    const int64_t blocks = padded(layer.H) / kSavedAlign;
     parallel(s.workers, [&](int64_t first, int64_t last) {
       SpinBarrier::Member member{&barrier, last - first};
       Task task{};
@@ -295,7 +294,6 @@ bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride =
 
 // Folds everything the packed form depends on into the key; false where a weight is not contiguous.
 bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
-  const int64_t element = layer.dtype == Dtype::kFloat64 ? 8 : layer.dtype == Dtype::kFloat32 ? 4 : 2;
   const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),       static_cast<uint64_t>(layer.dtype),
                             static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.I),
                             static_cast<uint64_t>(layer.H),          static_cast<uint64_t>(layer.P),
@@ -305,7 +303,7 @@ bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& k
     for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
       if (!m->data) continue;
       if (!contiguous(*m)) return false;
-      kernels.fingerprint(m->data, m->rows * m->columns * element, key.words);
+      kernels.fingerprint(m->data, m->rows * m->columns * size_of(layer.dtype), key.words);
     }
   }
   return true;

@@ -158,9 +158,9 @@ class ForwardPass {
   ForwardPass(const Forward& call, int64_t rows, char* scratch, char* shared)
       : call_(call), layer_(call.layer), n_(rows) {
     const Layer& l = layer_;
-    padded_ = (l.H + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
+    padded_ = padded(l.H);
     out_ = l.out();
-    h_stride_ = (out_ + kSavedAlign - 1) / kSavedAlign * kSavedAlign;
+    h_stride_ = padded(out_);
     start_size_ = padded_ * kS;
     Arena own(scratch);
     project_first_ = n_ <= 2;
