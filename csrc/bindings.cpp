@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/cells.h"
@@ -431,6 +432,13 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
   return results;
 }
 
+// What exported and traced programs hold: forward alone, its autograd registered with the dispatcher (ops.py).
+Tensors rnn_layer(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
+                  int64_t directions, bool batch_first, bool want_output, Name impl) {
+  return rnn_forward(x, std::move(weights), h0, c0, lengths, batch_sizes, std::move(cell), directions, batch_first,
+                     want_output, false, std::move(impl));
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x,
                                                         Tensors weights, Maybe h0, Maybe c0, Maybe lengths,
                                                         Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
@@ -470,8 +478,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
   return {d_x, d_gates, d_h0, d_c0};
 }
 
+// With samples, the batch is that many equal stretches, and each gets gradients of its own: (samples, ...).
 Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
-                        bool batch_first, int64_t proj_size, bool want_bias, Name impl) {
+                        bool batch_first, int64_t proj_size, bool want_bias, int64_t samples, Name impl) {
   const Kernels& kernels = kernels_for(impl.value);
   LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
   link(call);
@@ -488,8 +497,13 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   check_tensor("output", output, scalar_of(l.dtype), call.shape(l.directions * l.out()));
   if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), Dims{l.directions, l.B, l.out()});
 
+  if (samples < 0 || (samples && l.B % samples))
+    fail("samples: expected a divisor of the batch ", l.B, " but got ", samples);
+  if (samples && batch_sizes) fail("samples: expected 0 with batch_sizes but got ", samples);
+
   Tensors grads;
-  const auto add = [&](const Shape& shape, char*(&to)[kMaxDirections]) {
+  const auto add = [&](Shape shape, char*(&to)[kMaxDirections]) {
+    if (samples) shape.insert(shape.begin(), samples);
     for (int d = 0; d < l.directions; ++d) {
       grads.push_back(empty(shape, l.dtype));
       to[d] = data_of(grads.back());
@@ -510,6 +524,7 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
     grad.d_gates[d] = call.buffer_rows(d_gates, d);
   }
   grad.layer = l;
+  grad.samples = std::max<int64_t>(samples, 1);
   run_weight_grad(kernels, grad);
   return grads;
 }
@@ -522,6 +537,9 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
       "rnn_forward(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
       "int directions, bool batch_first, bool want_output, bool want_saved, str impl) -> Tensor[]");
   m.def(
+      "rnn_layer(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
+      "int directions, bool batch_first, bool want_output, str impl) -> Tensor[]");
+  m.def(
       "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] weights, Tensor? h0, Tensor? "
       "c0, "
       "Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, int directions, bool batch_first, "
@@ -529,11 +547,12 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
       "cell, "
-      "bool batch_first, int proj_size, bool want_bias, str impl) -> Tensor[]");
+      "bool batch_first, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m) {
   m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward));
+  m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));
   m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
   m.impl("rnn_weight_grad", TORCH_BOX(&sf::rnn_weight_grad));
 }

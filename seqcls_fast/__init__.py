@@ -15,25 +15,31 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "ConvertReport",
     "GRUCell",
     "LSTMCell",
     "RNNCell",
     "__version__",
     "available_impls",
+    "convert",
+    "revert",
     "rnn_layer",
     "use_impl",
 ]
 
 if TYPE_CHECKING:
+    from . import export as export
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from .conversion import ConvertReport, convert, revert
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .ops import available_impls, rnn_layer, use_impl
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
-_SUBMODULES = ("nn", "ops", "reference")
+_HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
+_SUBMODULES = ("export", "nn", "ops", "reference")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,14 @@ Kept apart from ``nn.py`` so that its forward passes stay readable. Only what th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+
+from .reference import autocasts
 
 __all__ = [
     "as_lengths",
@@ -20,18 +23,15 @@ __all__ = [
     "refuse_projection",
     "refuse_rank",
     "refuse_script",
+    "warn_float",
 ]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
-def _autocasts(x: Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
-
-
 def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
     """Refuses a dtype or device that the weights do not share."""
-    if x.dtype != weight.dtype and not _autocasts(x):
+    if x.dtype != weight.dtype and not autocasts(x):
         raise mismatch(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
@@ -47,7 +47,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
 
 def check_state(state: Tensor, x: Tensor) -> None:
     """Refuses a dtype or device that the input does not share."""
-    if state.dtype != x.dtype and not _autocasts(x):
+    if state.dtype != x.dtype and not autocasts(x):
         raise RuntimeError(f"hx: expected the input's dtype {x.dtype} but got {state.dtype}")
     if state.device != x.device:
         raise RuntimeError(
@@ -103,4 +103,14 @@ def refuse_script(module: nn.Module) -> NoReturn:
     raise RuntimeError(
         f"torch.jit.script cannot compile seqcls_fast.{kind}: use torch.jit.trace, torch.export or torch.compile, "
         f"or load its state_dict into torch.nn.{kind}"
+    )
+
+
+def warn_float(module: nn.Module) -> None:
+    """Says that torch's quantization, which swaps torch.nn's own classes, will pass this module by."""
+    kind = next(base for base in type(module).__mro__ if base.__module__ == "seqcls_fast.nn").__name__
+    warnings.warn(
+        f"seqcls_fast.{kind} stays in float: torch.ao.quantization swaps torch.nn.{kind} itself and no subclass of its "
+        f"base, so call seqcls_fast.revert(model) first if it should be quantized",
+        stacklevel=3,
     )

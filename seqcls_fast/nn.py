@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
-from ._checks import as_lengths, as_states, check_input, check_state, refuse_projection, refuse_rank, refuse_script
+from ._checks import (
+    as_lengths,
+    as_states,
+    check_input,
+    check_state,
+    refuse_projection,
+    refuse_rank,
+    refuse_script,
+    warn_float,
+)
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
@@ -44,6 +53,11 @@ class _RecurrentLayers(nn.RNNBase):
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig":  # set on every module by torch.ao.quantization
+            warn_float(self)
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -89,7 +103,9 @@ class _RecurrentLayers(nn.RNNBase):
             raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
         states = () if hx is None else as_states(hx, self.mode == "LSTM")
         weights = self._weights()
-        self._check(x, weights[0][0], states, int(batch_sizes[0]))
+        # a traced graph has no values: there the op alone compares the states with batch_sizes
+        batch = 0 if not states else states[0].size(1) if torch.compiler.is_compiling() else int(batch_sizes[0])
+        self._check(x, weights[0][0], states, batch)
         if order is not None:
             states = [state.index_select(1, order) for state in states]
         output, states = self._run(x, weights, states, None, batch_sizes, False, want_output)
@@ -312,6 +328,11 @@ class _RecurrentCell(nn.RNNCellBase):
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "qconfig":  # set on every module by torch.ao.quantization
+            warn_float(self)
+        super().__setattr__(name, value)
 
     def _step(self, cell: str, input: Tensor, hx: Any) -> tuple[Tensor, Tensor | None]:
         """The new h and c, from an input ``(B, I)`` or ``(I,)`` and states of as many dimensions."""

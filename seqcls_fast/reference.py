@@ -13,16 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import is_autocast_available
 from torch.nn.functional import linear
 
-__all__ = ["check_lengths", "rnn_layer"]
+__all__ = ["autocasts", "check_lengths", "rnn_layer"]
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is at work on the device of ``x``; meta tensors have none, and asking for it is an error."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
     """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
 
-    Values are not read where that would wait for another device or break a traced graph: there they act as if clamped.
+    Values are not read where that would wait for another device or break a traced graph, nor under vmap, which has no
+    one value to show: there they act as if clamped.
     ``values=False`` leaves them to the caller.
     """
     if x.dim() != 3:
@@ -32,7 +37,8 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, valu
         raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
-    if values and B and lengths.is_cpu and not torch.compiler.is_compiling():
+    readable = lengths.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if values and B and readable:
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise RuntimeError(f"lengths: expected values from 0 to T = {T} but got {low} to {high}")
@@ -82,8 +88,7 @@ def rnn_layer(
     x = x.to(compute) if valid is None else torch.where(valid, x, 0).to(compute)
 
     # autocast would narrow the projections, whose sums are the one thing kept wide
-    device = x.device.type
-    autocast_off = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
+    autocast_off = torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
     outputs, h_n, c_n = [], [], []
     for d in range(len(w_ih)):
         weights = [w[d].to(compute) if w else None for w in (w_ih, w_hh, b_ih, b_hh, w_hr)]

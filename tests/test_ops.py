@@ -88,7 +88,7 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
         )
     opcheck(
         library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.P,
-        case.bias, impl,
+        case.bias, 0, impl,
     )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ struct WeightGrad {
   Rows output[kMaxDirections], d_gates[kMaxDirections];
   char *d_w_ih[kMaxDirections], *d_w_hh[kMaxDirections], *d_b_ih[kMaxDirections], *d_b_hh[kMaxDirections],
       *d_w_hr[kMaxDirections];  // contiguous, in the layer's dtype; biases and w_hr may be null
+  int64_t samples;  // stretches of the batch, as long as one another, whose gradients lie one after the other
 };
 
 }  // namespace sf

@@ -128,11 +128,12 @@ class Buffer {
   char* data_;
 };
 
-std::vector<int64_t> longest_first(const Layer& layer) {
+// The batch's rows, each of `samples` equal stretches of it in descending order of length.
+std::vector<int64_t> longest_first(const Layer& layer, int64_t samples = 1) {
   std::vector<int64_t> rows(static_cast<size_t>(layer.B));
   for (int64_t b = 0; b < layer.B; ++b) rows[static_cast<size_t>(b)] = b;
-  if (layer.lengths) {
-    std::stable_sort(rows.begin(), rows.end(),
+  for (int64_t s = 0; layer.lengths && s < samples; ++s) {
+    std::stable_sort(rows.begin() + layer.B * s / samples, rows.begin() + layer.B * (s + 1) / samples,
                      [&](int64_t a, int64_t b) { return layer.lengths[a] > layer.lengths[b]; });
   }
   return rows;
@@ -387,15 +388,19 @@ void run_backward(const Kernels& kernels, const Backward& call) {
 
 void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
   const Layer& layer = call.layer;
-  const std::vector<int64_t> rows = longest_first(layer);
+  const std::vector<int64_t> rows = longest_first(layer, call.samples);
   const int64_t workers = threads_for(steps_of(layer) * layer.directions * weights_of(layer));
-  const int64_t parts = workers % layer.directions == 0 ? workers / layer.directions : workers;
-  const int64_t jobs = parts * layer.directions;
+  const int64_t whole = layer.directions * call.samples, count = layer.B / call.samples;
+  // each job is a share of the gate rows of one direction and sample, if those alone do not make even work
+  const int64_t parts = workers % whole == 0 ? workers / whole : whole >= 8 * workers ? 1 : workers;
+  const int64_t jobs = parts * whole;
   parallel(std::min(workers, jobs), [&](int64_t first, int64_t last) {
     const int64_t n = std::min(workers, jobs);
     Buffer scratch(kernels.weight_grad_scratch(call, parts));
     for (int64_t job = jobs * first / n; job < jobs * last / n; ++job) {
-      kernels.weight_grad({&call, static_cast<int>(job / parts), job % parts, parts, rows.data(), scratch.data()});
+      const int64_t sample = job / parts % call.samples;
+      kernels.weight_grad({&call, static_cast<int>(job / parts / call.samples), job % parts, parts, sample,
+                           rows.data() + sample * count, count, scratch.data()});
     }
   });
 }

@@ -45,7 +45,9 @@ struct WeightGradTask {
   const WeightGrad* call;
   int direction;
   int64_t part, parts;  // which share of the gate rows
-  const int64_t* rows;  // all batch rows, longest first
+  int64_t sample;
+  const int64_t* rows;  // the sample's batch rows, longest first
+  int64_t count;
   char* scratch;
 };
 

@@ -58,7 +58,7 @@ class WeightGradPass {
 
  public:
   static int64_t measure(const WeightGrad& call, int64_t parts) {
-    const WeightGradTask widest{&call, 0, 0, parts, nullptr, nullptr};
+    const WeightGradTask widest{&call, 0, 0, parts, 0, nullptr, 0, nullptr};
     return WeightGradPass(widest).size_;
   }
   static void run(const WeightGradTask& task) { WeightGradPass(task).go(); }
@@ -117,7 +117,7 @@ class WeightGradPass {
         }
       }
     }
-    int64_t count = 0, active = layer_.B;
+    int64_t count = 0, active = task_.count;
     for (int64_t t = 0; t < layer_.T; ++t) {
       while (active > 0 && layer_.length(task_.rows[active - 1]) <= t) --active;
       for (int64_t i = 0; i < active; ++i) {
@@ -214,20 +214,21 @@ class WeightGradPass {
   void finish(const Strip& s) {
     char* const weights[kSources] = {call_.d_w_ih[d_], call_.d_w_hh[d_], call_.d_w_hr[d_]};
     char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr};
-    const int64_t size = size_of(layer_.dtype);
+    const int64_t size = size_of(layer_.dtype), gate_rows = layer_.gates * layer_.H;
     for (int source = 0; source < kSources; ++source) {
       if (s.grad_row[source] < 0) continue;
-      const int64_t width = width_[source];
+      const int64_t width = width_[source], rows = source == kUnprojected ? layer_.P : gate_rows;
+      const int64_t first_row = task_.sample * rows + s.grad_row[source];
       for_panels(source, [&](int64_t block, auto blocks) {
         constexpr int kWidth = decltype(blocks)::value * kL;
         const int64_t first = block * kL, n = width - first < kWidth ? width - first : kWidth;
         const A* total = s.total[source] + s.count * first;
         for (int64_t m = 0; m < s.count; ++m) {
-          char* to = weights[source] + ((s.grad_row[source] + m) * width + first) * size;
+          char* to = weights[source] + ((first_row + m) * width + first) * size;
           write_row<A>(layer_.dtype, total + m * kWidth, to, n);
         }
       });
-      if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + s.grad_row[source] * size, s.count);
+      if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + first_row * size, s.count);
     }
   }
 

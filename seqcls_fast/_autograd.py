@@ -1,0 +1,335 @@
+"""Gradients of a layer: autograd Functions around the ops, for eager and compiled code, torch.func and double backward.
+
+First derivatives always come from the kernels; derivatives of derivatives, and forward mode, from differentiating the
+reference layer. vmap folds its dimension into the batch and lets the weight gradients keep it, sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+from ._ext import C
+from ._shapes import by_kind
+
+__all__ = ["Layer", "Spec", "needs_graph", "transformed_layer"]
+
+Outputs = tuple[Tensor | None, Tensor, Tensor | None]
+_Tensors = Sequence[Any]  # Tensor or None
+
+
+class Spec:
+    """What a Function knows besides tensors. Tensors always come as ``x, h0, c0, lengths, batch_sizes, *weights``."""
+
+    __slots__ = ("batch_first", "cell", "directions", "impl", "samples", "want_output", "want_saved")
+
+    def __init__(
+        self,
+        directions: int,
+        cell: str,
+        batch_first: bool,
+        want_output: bool,
+        impl: str,
+        want_saved: bool = True,
+        samples: int = 0,  # stretches of the batch with weight gradients of their own; 0: one gradient for all
+    ) -> None:
+        self.directions, self.cell, self.batch_first = directions, cell, batch_first
+        self.want_output, self.impl, self.want_saved, self.samples = want_output, impl, want_saved, samples
+
+    def but(self, **changes: Any) -> Spec:
+        return Spec(**{name: getattr(self, name) for name in self.__slots__} | changes)
+
+
+def needs_graph(tensors: _Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """``output, h_n, c_n, saved``; the output comes with saved, wanted or not."""
+    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    results = torch.ops.seqcls_fast.rnn_forward.default(
+        x, flat, h0, c0, lengths, batch_sizes,
+        spec.cell, spec.directions, spec.batch_first, spec.want_output, spec.want_saved, spec.impl,
+    )  # fmt: skip
+    steps = results[2 if spec.cell == "lstm" else 1 :]
+    return (
+        steps[0] if steps else None,
+        results[0],
+        results[1] if spec.cell == "lstm" else None,
+        steps[1] if spec.want_saved else None,
+    )
+
+
+def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
+    """The gradients of ``tensors`` by the kernels, None where not needed."""
+    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    d_x, d_gates, d_h0, d_c0 = torch.ops.seqcls_fast.rnn_backward.default(
+        *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
+        spec.cell, spec.directions, spec.batch_first, needs[0], spec.impl,
+    )  # fmt: skip
+    d_weights: _Tensors = (None,) * len(flat)
+    if any(needs[5:]):
+        _, _, b_ih, _, w_hr = by_kind(flat, spec.directions)
+        d_weights = torch.ops.seqcls_fast.rnn_weight_grad.default(
+            d_gates, x, output, h0, lengths, batch_sizes,
+            spec.cell, spec.batch_first, w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.samples, spec.impl,
+        )  # fmt: skip
+    found = (d_x, d_h0, d_c0, None, None, *d_weights)
+    return tuple(grad if needed else None for grad, needed in zip(found, needs, strict=True))
+
+
+# -- eager and compiled calls -----------------------------------------------------------------------------------------
+
+
+class Layer(torch.autograd.Function):
+    """What training runs. It has no ``setup_context``, which would cost a call 9 us, and so no rule for torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Spec, *tensors: Any) -> Outputs:
+        output, h_n, c_n, saved = _forward(spec, tensors)
+        ctx.spec, ctx.watch = spec, None
+        ctx.set_materialize_grads(False)
+        kept = output
+        if output is not None and spec.want_output and not torch.compiler.is_compiling():
+            kept, ctx.watch = output.data, _version_of(output)
+        ctx.save_for_backward(*tensors, kept, saved)
+        return output if spec.want_output else None, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, output, saved = ctx.saved_tensors
+        if ctx.watch is not None and ctx.watch._version:  # changed in place since: the forward's bits, once more
+            output = _forward(ctx.spec, tensors)[0]
+        return None, *_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
+
+
+def _version_of(t: Tensor) -> Tensor:
+    """A tensor without memory whose ``_version`` is that of ``t``, 0 until someone writes to it."""
+    watch = t.detach()
+    watch.data = t.new_empty(0)  # keeps the version counter it shares with t
+    return watch
+
+
+def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
+    """:func:`_gradients`, with a graph if one is asked for."""
+    if forward_ad._current_level >= 0:  # the kernels would return gradients without tangents
+        return _reference_gradients(spec, needs, grads, tensors)
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        # output and saved follow from the tensors, so their own graph would count twice
+        saved = None if saved is None else saved.detach()
+        return LayerGrad.apply(spec, needs, *grads, output.detach(), saved, *tensors)
+    return _gradients(spec, needs, grads, tensors, output, saved)
+
+
+# -- torch.func -------------------------------------------------------------------------------------------------------
+
+
+def transformed_layer(spec: Spec, *tensors: Any) -> Outputs:
+    """The layer under vmap, grad and their kin."""
+    output, h_n, c_n, _ = TransformedLayer.apply(spec.but(want_saved=needs_graph(tensors)), *tensors)
+    return output if spec.want_output else None, h_n, c_n
+
+
+class TransformedLayer(torch.autograd.Function):
+    """:class:`Layer` with the rules torch.func asks for. ``saved`` is an output, as it may pass through them too."""
+
+    @staticmethod
+    def forward(spec: Spec, *tensors: Any) -> Any:
+        return _forward(spec, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.spec, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        steps, _, _, saved = output
+        if saved is not None:
+            ctx.mark_non_differentiable(saved)
+        ctx.save_for_backward(*tensors, steps, saved)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, output, saved = ctx.saved_tensors
+        return None, *_backward(ctx.spec, ctx.needs_input_grad[1:], grads[:3], tensors, output, saved)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
+        # below this vmap there may be a transform or a graph that saves, though above it there is none
+        def function(*tensors: Any) -> Any:
+            *results, saved = TransformedLayer.apply(below, *tensors)
+            return *results, saved if spec.want_saved else None
+
+        below = spec.but(want_saved=spec.want_saved or needs_graph(tensors))
+        places = _Places(spec)
+        if not places.can_fold(tensors, in_dims[1:]):
+            return _one_by_one(function, info.batch_size, in_dims[1:], tensors)
+        folded = places.fold(tensors, in_dims[1:], places.tensors, info.batch_size)
+        return places.unfold(function(*folded), places.outputs, info.batch_size)
+
+
+class LayerGrad(torch.autograd.Function):
+    """The backward as a function of its own, so that it can be differentiated and mapped over."""
+
+    @staticmethod
+    def forward(spec: Spec, needs: Sequence[bool], *tensors: Any) -> Any:
+        return _gradients(spec, needs, tensors[:3], tensors[5:], *tensors[3:5])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.spec, ctx.needs, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:3], *tensors[5:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:5] + ctx.needs_input_grad[7:]) if needed]
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        result: list[Tensor | None] = [None] * len(tensors)
+
+        def first(*chosen: Tensor) -> tuple[Any, ...]:
+            given = list(tensors)
+            for i, t in zip(wanted, chosen, strict=True):
+                given[i] = t
+            found = _reference_gradients(ctx.spec, ctx.needs, given[:3], given[3:])
+            return tuple(found[i] for i in used)
+
+        if used:
+            vjp = torch.func.vjp(first, *(tensors[i] for i in wanted))[1]
+            for i, grad in zip(wanted, vjp(tuple(grads[i] for i in used)), strict=True):
+                result[i] = grad
+        return None, None, *result[:3], None, None, *result[3:]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, spec: Spec, needs: Sequence[bool], *tensors: Any) -> Any:
+        places, n, dims = _Places(spec), info.batch_size, in_dims[2:]
+        if not places.can_fold(tensors[5:], dims[5:]):
+            return _one_by_one(lambda *t: LayerGrad.apply(spec, needs, *t), n, dims, tensors)
+        folded = places.fold(
+            tensors, dims, [*places.outputs[:3], places.outputs[0], places.outputs[3], *places.tensors], n
+        )
+        found = LayerGrad.apply(spec.but(samples=n * max(spec.samples, 1)), needs, *folded)
+        outer = places.unfold(found[:5], places.tensors, n)
+        d_weights = [
+            grad if grad is None or not spec.samples else grad.unflatten(0, (n, spec.samples)) for grad in found[5:]
+        ]
+        return (*outer[0], *d_weights), (*outer[1], *(None if grad is None else 0 for grad in d_weights))
+
+
+class _Places:
+    """Where each tensor has its batch dimension, and what folds a mapped dimension into it."""
+
+    def __init__(self, spec: Spec) -> None:
+        steps = 0 if spec.batch_first else 1
+        self.tensors = (steps, 1, 1, 0, None)  # x, h0, c0, lengths, batch_sizes; weights have none
+        self.outputs = (steps, 1, 1, 2)  # output, h_n, c_n, saved
+
+    def can_fold(self, tensors: Any, dims: Any) -> bool:
+        """Not where weights differ from index to index, nor in the order of packed rows."""
+        return tensors[4] is None and all(dim is None for dim in dims[5:])
+
+    def fold(self, tensors: Any, dims: Any, places: Any, n: int) -> list[Any]:
+        places = [*places, *[None] * (len(tensors) - len(places))]
+        return [_fold(*item, n) for item in zip(tensors, dims, places, strict=True)]
+
+    def unfold(self, results: Any, places: Any, n: int) -> Any:
+        """The results with the mapped dimension in front of their batch dimension, and where that is."""
+        split = tuple(
+            t if t is None else t.unflatten(at, (n, t.size(at) // n)) for t, at in zip(results, places, strict=True)
+        )
+        return split, tuple(None if t is None else at for t, at in zip(results, places, strict=True))
+
+
+def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor | None:
+    if t is None or at is None:
+        return t
+    apart = t.unsqueeze(at).expand(*t.shape[:at], n, *t.shape[at:]) if dim is None else t.movedim(dim, at)
+    return apart.flatten(at, at + 1)
+
+
+def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -> Any:
+    """``function`` for each index of the mapped dimension; the results stacked."""
+    each = [
+        function(*(t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)))
+        for i in range(n)
+    ]
+    stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True))
+    return stacked, tuple(None if t is None else 0 for t in stacked)
+
+
+# -- derivatives of derivatives ---------------------------------------------------------------------------------------
+
+
+def _reference_gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors) -> list[Tensor | None]:
+    """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
+    if spec.samples:
+        return _reference_gradients_by_sample(spec, needs, grads, tensors)
+    wanted = [i for i, needed in enumerate(needs) if needed]
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    result: list[Tensor | None] = [None] * len(tensors)
+
+    def layer(*chosen: Tensor) -> tuple[Any, ...]:
+        given = list(tensors)
+        for i, t in zip(wanted, chosen, strict=True):
+            given[i] = t
+        x, h0, c0, lengths, batch_sizes, *flat = given
+        outputs = reference.rnn_layer(
+            x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+            batch_first=spec.batch_first, want_output=spec.want_output,
+        )  # fmt: skip
+        return tuple(outputs[i] for i in used)
+
+    vjp = torch.func.vjp(layer, *(tensors[i] for i in wanted))[1]
+    for i, grad in zip(wanted, vjp(tuple(grads[i] for i in used)), strict=True):
+        result[i] = grad
+    return result
+
+
+def _reference_gradients_by_sample(spec: Spec, needs: Any, grads: Any, tensors: Any) -> list[Tensor | None]:
+    places, n = _Places(spec), spec.samples
+    (apart, dims), (d_apart, d_dims) = (
+        places.unfold(tensors[:5], places.tensors, n),
+        places.unfold(grads, places.outputs[:3], n),
+    )
+    wanted = [i for i, needed in enumerate(needs) if needed]
+
+    def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
+        found = _reference_gradients(spec.but(samples=0), needs, grads, [*tensors, *flat])
+        return tuple(found[i] for i in wanted)
+
+    flat = tensors[5:]
+    found = torch.func.vmap(sample, in_dims=(d_dims, dims))(d_apart, apart)
+    result: list[Tensor | None] = [None] * len(tensors)
+    for i, grad in zip(wanted, found, strict=True):
+        result[i] = grad if i >= 5 else _fold(grad, 0, places.tensors[i], n)
+    return result
+
+
+# -- exported programs ------------------------------------------------------------------------------------------------
+
+
+def _exported_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, flat, h0, c0, lengths, batch_sizes, *ctx.rest = inputs
+    ctx.save_for_backward(x, h0, c0, lengths, batch_sizes, *flat)
+
+
+def _exported_backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
+    """The forward once more, now with what a backward needs: an exported program holds the forward alone."""
+    cell, directions, batch_first, want_output, impl = ctx.rest
+    spec = Spec(directions, cell, batch_first, want_output, impl)
+    tensors = ctx.saved_tensors
+    output, *_, saved = _forward(spec, tensors)
+    h_n, *rest = grads
+    d_c_n = rest.pop(0) if cell == "lstm" else None
+    d_output = rest.pop(0) if want_output else None
+    needs = [t is not None and t.is_floating_point() for t in tensors]
+    d_x, d_h0, d_c0, _, _, *d_flat = _backward(spec, needs, (d_output, h_n, d_c_n), tensors, output, saved)
+    return d_x, d_flat, d_h0, d_c0, *(None,) * 7
+
+
+if C is not None:
+    torch.library.register_autograd("seqcls_fast::rnn_layer", _exported_backward, setup_context=_exported_setup)

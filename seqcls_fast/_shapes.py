@@ -1,0 +1,126 @@
+"""What the ops take and return, without the numbers: the flat list of weights, and the ops' fake kernels.
+
+Tracing (torch.compile, torch.export), meta tensors and ``autograd`` rely on it; ``csrc/bindings.cpp`` checks the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._ext import C
+
+__all__ = ["CELLS", "by_kind"]
+
+CELLS = {"rnn_tanh": (1, 1), "rnn_relu": (1, 1), "gru": (3, 4), "lstm": (4, 4)}  # gates, gradient slots
+_SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step
+_SAVED_ALIGN = 16  # units are saved in blocks of this many, whatever the ISA
+
+_Kind = Sequence[Tensor]
+
+
+def by_kind(flat: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind]:
+    """``w_ih, w_hh, b_ih, b_hh, w_hr`` out of the flat list of all of them."""
+    kinds = [flat[k : k + directions] for k in range(0, len(flat), directions)]
+    w_hr = kinds.pop() if len(kinds) in (3, 5) else ()
+    b_ih, b_hh = kinds[2:] or ((), ())
+    return kinds[0], kinds[1], b_ih, b_hh, w_hr
+
+
+def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int, int]:
+    """``H`` and ``Hout``."""
+    return weights[0].size(0) // CELLS[cell][0], weights[directions].size(1)
+
+
+def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tuple[Any, ...]:
+    """Shape of the time-major buffers kept per row and step: ``(T, B)`` or ``(N,)``."""
+    if batch_sizes is not None:
+        return (x.size(0),)
+    return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
+
+
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    for t in others:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_forward(
+    x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
+    batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
+    impl: str,
+) -> list[Tensor]:  # fmt: skip
+    _check_devices(x, h0, c0, lengths, *weights)
+    hidden, out = _widths(weights, directions, cell)
+    rows = _rows_shape(x, batch_first, batch_sizes)
+    if batch_sizes is None:
+        batch = rows[1]
+    elif h0 is not None:
+        batch = h0.size(1)
+    else:  # the first entry of batch_sizes, which has no value here
+        batch = torch.library.get_ctx().new_dynamic_size()
+    results = [x.new_empty(directions, batch, out)]
+    if cell == "lstm":
+        results.append(x.new_empty(directions, batch, hidden))
+    if want_output or want_saved:
+        results.append(x.new_empty(*x.shape[:-1], directions * out))
+    if want_saved:
+        padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
+        results.append(x.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_compute_dtype(x.dtype)))
+    return results
+
+
+def _fake_layer(
+    x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
+    batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, impl: str,
+) -> list[Tensor]:  # fmt: skip
+    return _fake_forward(
+        x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
+    )
+
+
+def _fake_backward(
+    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: list[Tensor],
+    h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
+    output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool, impl: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    hidden, out = _widths(weights, directions, cell)
+    rows = _rows_shape(x, batch_first, batch_sizes)
+    projected = len(weights) // directions in (3, 5)
+    width = CELLS[cell][1] * hidden + (out + hidden if projected else 0)
+    d_x = x.new_empty(x.shape if want_d_x else (0,))
+    d_gates = x.new_empty((directions, *rows, width), dtype=_compute_dtype(x.dtype))
+    d_h0 = x.new_empty((0,) if h0 is None else h0.shape)
+    d_c0 = x.new_empty((0,) if c0 is None else c0.shape)
+    return d_x, d_gates, d_h0, d_c0
+
+
+def _fake_weight_grad(
+    d_gates: Tensor, x: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
+    cell: str, batch_first: bool, proj_size: int, want_bias: bool, samples: int, impl: str,
+) -> list[Tensor]:  # fmt: skip
+    gates, slots = CELLS[cell]
+    directions = d_gates.size(0)
+    hidden = d_gates.size(-1) // slots if not proj_size else (d_gates.size(-1) - proj_size) // (slots + 1)
+    out = proj_size or hidden
+    shapes: list[tuple[int, ...]] = [(gates * hidden, x.size(-1)), (gates * hidden, out)]
+    if want_bias:
+        shapes += [(gates * hidden,), (gates * hidden,)]
+    if proj_size:
+        shapes.append((out, hidden))
+    each = (samples,) if samples else ()
+    return [x.new_empty(each + shape) for shape in shapes for _ in range(directions)]
+
+
+if C is not None:
+    torch.library.register_fake("seqcls_fast::rnn_forward")(_fake_forward)
+    torch.library.register_fake("seqcls_fast::rnn_layer")(_fake_layer)
+    torch.library.register_fake("seqcls_fast::rnn_backward")(_fake_backward)
+    torch.library.register_fake("seqcls_fast::rnn_weight_grad")(_fake_weight_grad)

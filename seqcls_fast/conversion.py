@@ -1,0 +1,239 @@
+"""``convert`` and ``revert``: torch.nn's recurrent layers inside any model become ours, in place, and back.
+
+A layer keeps its identity and only its ``__class__`` is exchanged, since ours share torch's base classes and
+attributes. Parameters, hooks, optimizers, tied weights and every other reference to the layer thus need no care.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import nn as ours
+
+__all__ = ["ConvertReport", "Left", "convert", "revert"]
+
+_NAMES = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
+_TO_OURS: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in _NAMES}
+_TO_TORCH = {mine: theirs for theirs, mine in _TO_OURS.items()}
+_MARK = "_converted_from_torch"  # in the layer's __dict__: deepcopy and pickle keep it
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+_ADAPTER = re.compile(r"LoRA|LORA|Lora(?![a-z])|Adapter|(^|_)(lora|adapter)")  # but not ExplorationPolicy
+
+
+@dataclass(frozen=True)
+class Left:
+    """A recurrent layer that stayed as it was."""
+
+    name: str  # qualified, "" for the model itself
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What :func:`convert` or :func:`revert` did; printed as a short table.
+
+    Attributes:
+        swapped: the class before the exchange by qualified name (``""`` for the model itself), in the model's order.
+        left: the recurrent layers that stayed, each with its ``name``, ``type`` and ``reason``.
+
+    Example::
+
+        >>> import torch, seqcls_fast as sf
+        >>> class Peephole(torch.nn.LSTM):
+        ...     pass
+        >>> print(sf.convert(torch.nn.ModuleList([torch.nn.GRU(3, 4), Peephole(3, 4)])))
+        1 swapped, 1 left
+          0  torch.nn.GRU  swapped
+          1  ...Peephole   left: it is a subclass, whose own code may rely on torch's class
+    """
+
+    swapped: dict[str, str]
+    left: tuple[Left, ...]
+
+    def __str__(self) -> str:
+        rows = [(name, kind, "swapped") for name, kind in self.swapped.items()]
+        rows += [(layer.name, layer.type, f"left: {layer.reason}") for layer in self.left]
+        rows = [(name or "(the model)", kind, what) for name, kind, what in rows]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+        table = [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {what}" for name, kind, what in rows]
+        return "\n".join([f"{len(self.swapped)} swapped, {len(self.left)} left", *table])
+
+
+def convert(model: nn.Module) -> ConvertReport:
+    """Makes every :class:`torch.nn.RNN`, ``GRU``, ``LSTM`` and their cells inside ``model`` ours, in place.
+
+    The layers stay the same objects, so hooks, parametrizations, tied weights, state dicts and an optimizer built
+    before all go on working, and :func:`revert` undoes it. What cannot be swapped safely is left and reported:
+    subclasses, quantized, scripted or complex layers, layers inside a LoRA or another adapter, and layers whose
+    ``forward`` was replaced.
+
+    Code that looks for ``torch.nn.LSTM`` no longer finds a converted layer. So convert after initialising weights by
+    ``isinstance`` and after ``torch.fx.symbolic_trace``, and revert before ``torch.jit.script`` and
+    ``torch.ao.quantization.quantize_dynamic``, which leaves a converted layer in float (a warning says so). A model
+    pickled whole needs seqcls_fast to be loaded; its state dict does not.
+
+    Args:
+        model: any module, which may itself be a layer. Convert before wrapping it for distributed training.
+
+    Returns:
+        ConvertReport: what was swapped and what was left. Converting twice swaps nothing the second time.
+
+    Raises:
+        RuntimeError: if ``model`` is or contains a ``DistributedDataParallel`` or FSDP module. Nothing is changed then.
+
+    Example::
+
+        >>> import torch, seqcls_fast as sf
+        >>> model = torch.nn.ModuleDict({"encoder": torch.nn.LSTM(8, 16), "decoder": torch.nn.GRUCell(8, 16)})
+        >>> print(sf.convert(model))
+        2 swapped, 0 left
+          encoder  torch.nn.LSTM     swapped
+          decoder  torch.nn.GRUCell  swapped
+        >>> type(model["encoder"])
+        <class 'seqcls_fast.nn.LSTM'>
+    """
+    modules = _modules_of(model, "convert")
+    adapters = _adapters_in(modules)
+    return _exchange([(name, module, _why_left(module, adapters)) for name, module in modules], _TO_OURS)
+
+
+def revert(model: nn.Module) -> ConvertReport:
+    """Undoes :func:`convert`: layers that it swapped are torch's again, those built as ours stay ours.
+
+    Args:
+        model: a module that was converted, or contains such modules.
+
+    Returns:
+        ConvertReport: what was swapped back, and layers left because their ``forward`` was replaced since.
+
+    Raises:
+        RuntimeError: if ``model`` is or contains a ``DistributedDataParallel`` or FSDP module. Nothing is changed then.
+
+    Example::
+
+        >>> import torch, seqcls_fast as sf
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(8, 16))
+        >>> _ = sf.convert(model)
+        >>> print(sf.revert(model))
+        1 swapped, 0 left
+          0  seqcls_fast.LSTM  swapped
+        >>> type(model[0])
+        <class 'torch.nn.modules.rnn.LSTM'>
+    """
+    modules = [(name, module) for name, module in _modules_of(model, "revert") if _MARK in module.__dict__]
+    return _exchange([(name, module, _why_bound(module)) for name, module in modules], _TO_TORCH)
+
+
+def _exchange(modules: Iterable[tuple[str, nn.Module, str | None]], classes: dict[type, type]) -> ConvertReport:
+    """Exchanges the classes of the modules that ``classes`` knows and that have no reason to stay."""
+    swapped, left, plan = {}, [], []
+    for name, module, reason in modules:
+        kind = _class_of(module)
+        if reason:
+            left.append(Left(name, _describe(module, kind), reason))
+        elif kind in classes:
+            swapped[name] = _describe(module, kind)
+            plan.append((module, _class_over(module, classes[kind])))
+    for module, new_class in plan:  # nothing here can fail half-way
+        module.__class__ = new_class
+        if classes is _TO_OURS:
+            module.__dict__[_MARK] = True
+        else:
+            del module.__dict__[_MARK]
+    for module, _ in plan:
+        _renew_flat_weights(module)
+    return ConvertReport(swapped, tuple(left))
+
+
+def _modules_of(model: nn.Module, verb: str) -> list[tuple[str, nn.Module]]:
+    """Every module once, under its first name, or a sentence about the one that forbids the exchange."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module but got {type(model).__name__}")
+    modules = list(model.named_modules())
+    for name, module in modules:
+        for base in type(module).__mro__:  # by name: torch.distributed is missing from some builds
+            if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+                place = f" at {name!r}" if name else ""
+                raise RuntimeError(
+                    f"model: expected one not yet wrapped but got a {base.__name__}{place}: {verb} before wrapping"
+                )
+    return modules
+
+
+def _class_of(module: nn.Module) -> type:
+    """The module's class, seen through the one that torch.nn.utils.parametrize makes for each module."""
+    own = type(module)
+    return own.__bases__[0] if own.__module__ == parametrize.__name__ else own
+
+
+def _class_over(module: nn.Module, base: type) -> type:
+    """``base``, or the module's parametrized class with its properties rebuilt over ``base``."""
+    own = type(module)
+    if _class_of(module) is own:
+        return base
+    namespace = {key: value for key, value in vars(own).items() if key not in ("__dict__", "__weakref__")}
+    return type(own.__name__, (base,), namespace)
+
+
+def _adapters_in(modules: Iterable[tuple[str, nn.Module]]) -> dict[int, str]:
+    """Layers held by an adapter, by ``id``: the adapter's class and place."""
+    held = {}
+    for name, parent in modules:
+        adapter = any(_ADAPTER.search(base.__name__) for base in type(parent).__mro__)
+        for key, child in parent.named_children():
+            if adapter or key == "base_layer":
+                held[id(child)] = f"{type(parent).__name__} at {name!r}" if name else type(parent).__name__
+    return held
+
+
+def _why_left(module: nn.Module, adapters: dict[int, str]) -> str | None:
+    """Why a recurrent layer must stay; None if it need not, is ours already, or is no recurrent layer."""
+    kind = _class_of(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted or traced, with torch's layer compiled in" if module.original_name in _NAMES else None
+    if kind.__module__.startswith("torch.ao.nn"):
+        return "it is quantized or prepared for that" if kind.__name__ in _NAMES else None
+    if isinstance(module, tuple(_TO_TORCH)) or not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return None
+    if kind not in _TO_OURS:
+        return "it is a subclass, whose own code may rely on torch's class"
+    if id(module) in adapters:
+        return f"it is wrapped by {adapters[id(module)]}, which may rely on torch's class"
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        return "its parameters are complex"
+    return _why_bound(module)
+
+
+def _why_bound(module: nn.Module) -> str | None:
+    """Why an exchange of the class would not change what the module runs."""
+    return "its forward was replaced on the instance and would go on running" if "forward" in module.__dict__ else None
+
+
+def _describe(module: nn.Module, kind: type) -> str:
+    """The class as users write it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"torch.jit.ScriptModule of {module.original_name}"
+    package = "torch.nn" if kind in _TO_OURS else "seqcls_fast" if kind in _TO_TORCH else kind.__module__
+    return f"{package}.{kind.__qualname__}"
+
+
+def _renew_flat_weights(module: nn.Module) -> None:
+    """Brings torch's list of its weights up to date, which only torch's forward reads.
+
+    A computed weight (parametrized, pruned) is not computed here: spectral_norm would take that for a training step,
+    and a weight with a graph forbids deepcopy. An empty tensor stands for it until torch's next forward replaces it.
+    """
+    if isinstance(module, nn.RNNBase):
+        kept = [module._parameters.get(name) for name in module._flat_weights_names]
+        weights: list[Any] = [torch.empty(0, device="cpu") if weight is None else weight for weight in kept]
+        module._flat_weights, module._flat_weight_refs = weights, [weakref.ref(weight) for weight in weights]
+        module.flatten_parameters()  # for cuDNN; ours does nothing
