@@ -21,6 +21,7 @@ __all__ = ["Layer", "Spec", "needs_graph", "transformed_layer"]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
+_NOTHING = torch.empty(0)
 
 
 class Spec:
@@ -95,8 +96,11 @@ class Layer(torch.autograd.Function):
         ctx.spec, ctx.watch = spec, None
         ctx.set_materialize_grads(False)
         kept = output
-        if output is not None and spec.want_output and not torch.compiler.is_compiling():
-            kept, ctx.watch = output.data, _version_of(output)
+        if output is not None and spec.want_output:
+            if torch.compiler.is_compiling():  # Dynamo would save what an in-place change leaves, and say nothing
+                kept = output.clone()
+            else:
+                kept, ctx.watch = output.data, _version_of(output)
         ctx.save_for_backward(*tensors, kept, saved)
         return output if spec.want_output else None, h_n, c_n
 
@@ -111,7 +115,7 @@ class Layer(torch.autograd.Function):
 def _version_of(t: Tensor) -> Tensor:
     """A tensor without memory whose ``_version`` is that of ``t``, 0 until someone writes to it."""
     watch = t.detach()
-    watch.data = t.new_empty(0)  # keeps the version counter it shares with t
+    watch.data = _NOTHING if t.is_cpu else t.new_empty(0)  # keeps the version counter it shares with t
     return watch
 
 

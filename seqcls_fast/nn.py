@@ -146,7 +146,8 @@ class _RecurrentLayers(nn.RNNBase):
 
     def _weights(self) -> list[list[Tensor]]:
         """Each layer's weights as they are now, kind after kind, each over its directions."""
-        names = _weight_names(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
+        names_of = _weight_names.__wrapped__ if torch.compiler.is_compiling() else _weight_names  # Dynamo warns of caches
+        names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
         return [_current(self, layer) for layer in names]
 
     def _check(self, x: Tensor, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:

@@ -17,9 +17,11 @@ from checks import arguments, keywords
 from seqcls_fast import _ext, ops
 
 needs_extension = pytest.mark.skipif(_ext.C is None, reason=f"the compiled extension is missing: {_ext.why_missing}")
-# test_autograd_registration is left out: autograd is not registered with the dispatcher but lives in the
-# autograd.Function of ops.py, around the ops, so that a call without a graph pays nothing for it.
+# test_autograd_registration is left out for the ops that training runs: their autograd is not registered with the
+# dispatcher but lives in the Functions of _autograd.py, around the ops, so that a call without a graph pays nothing for
+# it. rnn_layer, the op of exported programs, has it registered and passes every check.
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+ALL_CHECKS = (*CHECKS, "test_autograd_registration")
 # H = 16 and no lengths: what is kept for the backward has the width of whole vectors and a place for every step, and
 # holds nothing where there is no unit or step, so that two runs would not compare as equal.
 FULL = [
@@ -56,8 +58,8 @@ def forward_arguments(tensors: dict[str, Any]) -> tuple[Any, ...]:
     return tensors["x"], weights, *(tensors[name] for name in ("h0", "c0", "lengths", "batch_sizes"))
 
 
-def opcheck(op: Any, *args: Any) -> Any:
-    torch.library.opcheck(op.default, args, test_utils=CHECKS)
+def opcheck(op: Any, *args: Any, checks: tuple[str, ...] = CHECKS) -> Any:
+    torch.library.opcheck(op.default, args, test_utils=checks)
     return op.default(*args)
 
 
@@ -68,6 +70,26 @@ def test_opcheck_inference(case: Case, compiled: str) -> None:
     for want_output in (True, False):
         tail = (options["cell"], case.directions, options["batch_first"], want_output, False, compiled)
         opcheck(torch.ops.seqcls_fast.rnn_forward, *forward_arguments(tensors), *tail)
+
+
+@needs_extension
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("case", RAGGED, ids=str)
+def test_opcheck_of_exported_programs(case: Case, train: bool, compiled: str) -> None:
+    tensors, options = flat_arguments(case, compiled)
+    for want_output in (True, False):
+        tail = (options["cell"], case.directions, options["batch_first"], want_output, compiled)
+        args = (*forward_arguments(tensors), *tail)
+        leaves = [t.requires_grad_() for t in (args[0], *args[1], *args[2:4]) if t is not None and train]
+        results = opcheck(torch.ops.seqcls_fast.rnn_layer, *args, checks=ALL_CHECKS)
+        if train:
+            given = (tensors[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "h0", "c0"))
+            keywords = {name: tensors[name] for name in ("lengths", "batch_sizes")}
+            output, *finals = ops.rnn_layer(tensors["x"], *given, **keywords, **options, want_output=want_output)
+            wanted = [t for t in (*finals, output if want_output else None) if t is not None]
+            found = (torch.autograd.grad(r, leaves, [t.cos() for t in r], allow_unused=True) for r in (results, wanted))
+            for a, b in zip(*found, strict=True):
+                assert torch.equal(a, b)
 
 
 @needs_extension
@@ -86,10 +108,11 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
         _, d_gates, *_ = opcheck(
             library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first, True, impl
         )
-    opcheck(
-        library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.P,
-        case.bias, 0, impl,
-    )  # fmt: skip
+    for samples in (0, case.B) if case.layout != "packed" else (0,):
+        opcheck(
+            library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.P,
+            case.bias, samples, impl,
+        )  # fmt: skip
 
 
 @needs_extension
