@@ -29,7 +29,7 @@ import layer_cases
 import pytest
 import report
 import torch
-from layer_cases import SHAPES, TINY, WHATS, Case, Shape, Side
+from layer_cases import PER_SAMPLE, SHAPES, TINY, WHATS, Case, Shape, Side
 from report import CELLS, Row
 
 import seqcls_fast as sf
@@ -90,8 +90,10 @@ class Budget:
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
     def _expected(self, case: Case, threads: int) -> float:
-        sides = 3 if case.ragged or case.what in ("bf16", "avx2") else 2
+        sides = 3 if case.ragged or case.what in ("bf16", "avx2", "per-sample") else 2
         torch_gflops = 60 if case.cell == "LSTM" and not case.ragged else 30  # a thread, roughly
+        if case.per_sample:
+            torch_gflops /= 10
         return self.rounds * sides * self.min_time + (self.rounds + 2) * 1.3 * layer_cases.gflop_of(case) / (
             torch_gflops * threads
         )
@@ -139,7 +141,7 @@ def measure_row(case: Case, threads: int, machine: Machine, allowance: float, ro
         ratio = harness.Ratio.of(times[rival], ours)
         row.torch_s, row.ratio, row.low, row.high = times[rival].seconds, ratio.value, ratio.low, ratio.high
         involved.append(times[rival])
-    for name in ("ours float32", "ours auto"):
+    for name in ("ours float32", "ours auto", "ours loop"):
         if name in times:
             row.other_s, row.other_ratio = times[name].seconds, times[name].seconds / ours.seconds
             involved.append(times[name])
@@ -192,9 +194,8 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, int]]:
                 if threads == arguments.threads[0]:  # one row of one step: nothing to share
                     yield from ((Case(what, cell, TINY), threads) for cell in arguments.cells)
             else:
-                yield from (
-                    (Case(what, cell, shape), threads) for cell in arguments.cells for shape in arguments.shapes
-                )
+                shapes = [s for s in arguments.shapes if what != "per-sample" or s not in set(SHAPES) - set(PER_SAMPLE)]
+                yield from ((Case(what, cell, shape), threads) for cell in arguments.cells for shape in shapes)
 
 
 def _line(row: Row, header: bool) -> str:

@@ -33,7 +33,8 @@ class Shape(NamedTuple):
 
 SHAPES = tuple(Shape(*sizes) for sizes in BAR_SHAPES)
 TINY = Shape(1, 1, 8, 8)
-WHATS = ("inference", "training", "ragged-inference", "ragged-training", "bf16", "avx2", "overhead")
+PER_SAMPLE = SHAPES[1:2] + SHAPES[3:6]  # the batch holds the samples; torch's loop over more takes minutes
+WHATS = ("inference", "training", "ragged-inference", "ragged-training", "per-sample", "bf16", "avx2", "overhead")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FORWARD_CLOCKS = {"RNN": 9.1, "GRU": 26.1, "LSTM": 43.7}  # activations, per 16 lanes and step
 BACKWARD_CLOCKS = {"RNN": 0.0, "GRU": 10.0, "LSTM": 21.0}  # elementwise part; none was ever set for RNN
@@ -51,6 +52,14 @@ class Case:
         return "training" in self.what
 
     @property
+    def per_sample(self) -> bool:
+        return self.what == "per-sample"
+
+    @property
+    def gradients(self) -> bool:
+        return self.training or self.per_sample
+
+    @property
     def ragged(self) -> bool:
         return "ragged" in self.what
 
@@ -60,7 +69,7 @@ class Case:
 
     @property
     def error_bound(self) -> float:
-        return ERROR_BOUND["gradient" if self.training else "bf16" if self.what == "bf16" else "forward"]
+        return ERROR_BOUND["gradient" if self.gradients else "bf16" if self.what == "bf16" else "forward"]
 
     def __str__(self) -> str:
         return f"{self.what} {self.cell} ({self.shape})"
@@ -78,7 +87,7 @@ def steps_of(case: Case) -> int:
 def gflop_of(case: Case) -> float:
     """Matrix products only, 2 per multiply-add; a training step costs three forwards."""
     _, _, inputs, hidden = case.shape
-    return 2e-9 * steps_of(case) * (inputs + hidden) * GATES[case.cell] * hidden * (3 if case.training else 1)
+    return 2e-9 * steps_of(case) * (inputs + hidden) * GATES[case.cell] * hidden * (3 if case.gradients else 1)
 
 
 def roofline_seconds(case: Case, gflops: float, clock_ghz: float, threads: int, lanes: int = 16) -> float:
@@ -86,7 +95,7 @@ def roofline_seconds(case: Case, gflops: float, clock_ghz: float, threads: int, 
 
     lanes: 16 by definition; 8 gives the activations of an instruction set with half-width vectors twice the clocks.
     """
-    clocks = FORWARD_CLOCKS[case.cell] + (BACKWARD_CLOCKS[case.cell] if case.training else 0.0)
+    clocks = FORWARD_CLOCKS[case.cell] + (BACKWARD_CLOCKS[case.cell] if case.gradients else 0.0)
     vectors = steps_of(case) * math.ceil(case.shape.H / 16) * 16 / lanes
     return gflop_of(case) / gflops + 1e-9 * vectors * clocks / (clock_ghz * threads)
 
@@ -125,6 +134,24 @@ def _packed(lengths: Tensor) -> Run:
 
 def _ours_ragged(lengths: Tensor) -> Run:
     return lambda module, x: {"h_n": _last_hidden(module(x, lengths=lengths, want_output=False))[0]}
+
+
+def _loss(result: Any) -> Tensor:
+    return _last_hidden(result).sum()
+
+
+def _per_sample(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Gradients of each sample's own loss by torch.func."""
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    gradient = torch.func.grad(lambda w, one: _loss(torch.func.functional_call(module, w, (one[None],))))
+    return torch.func.vmap(gradient, (None, 0))(weights, x)
+
+
+def _sample_by_sample(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The same by a loop, as one writes it where vmap does not work."""
+    weights = dict(module.named_parameters())
+    each = [torch.autograd.grad(_loss(module(one[None])), list(weights.values())) for one in x]
+    return dict(zip(weights, map(torch.stack, zip(*each, strict=True)), strict=True))
 
 
 @dataclass
@@ -177,6 +204,11 @@ def sides_of(case: Case) -> dict[str, Side]:
             "torch packed": side(nn, _packed(lengths)),
             "ours": side(sf, _ours_ragged(lengths)),
         }
+    if case.per_sample:
+        sides = {"torch loop": side(nn, _sample_by_sample)}
+        if case.cell == "LSTM":  # the one cell of torch's whose per-sample gradients vmap can take
+            sides["torch vmap"] = side(nn, _per_sample)
+        return sides | {"ours": side(sf, _per_sample), "ours loop": side(sf, _sample_by_sample)}
     if case.what == "bf16":
         return {"torch": side(nn, _full), "ours": side(sf, _full), "ours float32": side(sf, _full, torch.float32)}
     if case.what == "avx2":
@@ -186,7 +218,7 @@ def sides_of(case: Case) -> dict[str, Side]:
 
 def grad_mode(case: Case) -> contextlib.AbstractContextManager[None]:
     """Entered once around all calls of a case: entering it takes as long as a tiny call."""
-    return contextlib.nullcontext() if case.training else torch.inference_mode()
+    return contextlib.nullcontext() if case.gradients else torch.inference_mode()
 
 
 @lru_cache(maxsize=32)  # a table at two thread counts asks twice
@@ -194,7 +226,7 @@ def reference(case: Case) -> dict[str, Tensor]:
     """The case in float64 torch, from weights and inputs rounded to the case's own type; ragged ones are padded."""
     module = _module(nn, case, case.dtype).double()
     x = _input(case, case.dtype).detach().double().requires_grad_(case.training)
-    run = _padded_gather(lengths_of(case.shape)) if case.ragged else _full
+    run = _padded_gather(lengths_of(case.shape)) if case.ragged else _sample_by_sample if case.per_sample else _full
     side = Side(module, x, run, case.training)
     with grad_mode(case):
         values = side()
@@ -208,7 +240,7 @@ def error_of(case: Case, side: Side, values: dict[str, Tensor]) -> float:
     for name, expected in reference(case).items():
         distance = float((got[name].detach().double() - expected).abs().max())
         largest = float(expected.abs().max())
-        if case.training and largest > 0:  # the recurrent weight's gradient is 0 where every length is 1
+        if case.gradients and largest > 0:  # the recurrent weight's gradient is 0 where every length is 1
             distance /= largest
         worst = math.inf if math.isnan(distance) else max(worst, distance)
     return worst

@@ -35,12 +35,13 @@ RATIO_BARS = {  # torch / ours at one thread: geometric mean, lowest row
     "ragged-training": {"RNN": (4.5, 3.2), "GRU": (4.5, 3.2), "LSTM": (2.6, 1.7)},
 }
 BF16_BAR = 1.57  # ours float32 / ours bfloat16 where H >= 128 and B >= 32
+OTHERS = {"bf16": "float32", "avx2": "auto", "per-sample": "loop"}  # of ours, shown beside it
 THREAD_NOISE = 0.03  # a ratio at two threads may be this much lower than at one, or its spread if that is more
 
 
 @dataclass
 class Row:
-    """One line of a table; times in seconds. `other_*` is ours in float32 (bf16) or with impl="auto" (avx2)."""
+    """One line of a table; times in seconds. `other_*` is another of ours, see OTHERS."""
 
     what: str
     cell: str
@@ -113,8 +114,8 @@ def columns(row: Row) -> dict[str, str]:
     if row.what != "avx2":
         cells["torch / ours"] = _ratio(row)
         cells["quartiles"] = "-" if row.low is None else f"{_number(row.low)} - {_number(row.high)}"
-    if row.what in ("bf16", "avx2"):
-        name = "float32" if row.what == "bf16" else "auto"
+    if row.what in OTHERS:
+        name = OTHERS[row.what]
         cells[f"ours {name} ms"] = _time(row.other_s, row)
         cells[f"{name} / {row.what}"] = "-" if row.other_ratio is None else f"{_number(row.other_ratio)}x"
     if row.what != "overhead":
