@@ -27,7 +27,7 @@ _NOTHING = torch.empty(0)
 class Spec:
     """What a Function knows besides tensors. Tensors always come as ``x, h0, c0, lengths, batch_sizes, *weights``."""
 
-    __slots__ = ("batch_first", "cell", "directions", "impl", "samples", "want_output", "want_saved")
+    __slots__ = ("batch_first", "cell", "directions", "impl", "needs", "samples", "want_output", "want_saved")
 
     def __init__(
         self,
@@ -38,9 +38,11 @@ class Spec:
         impl: str,
         want_saved: bool = True,
         samples: int = 0,  # stretches of the batch with weight gradients of their own; 0: one gradient for all
+        needs: Sequence[bool] = (),  # which tensors' gradients a backward is to return
     ) -> None:
         self.directions, self.cell, self.batch_first = directions, cell, batch_first
-        self.want_output, self.impl, self.want_saved, self.samples = want_output, impl, want_saved, samples
+        self.want_output, self.impl, self.want_saved = want_output, impl, want_saved
+        self.samples, self.needs = samples, needs
 
     def but(self, **changes: Any) -> Spec:
         return Spec(**{name: getattr(self, name) for name in self.__slots__} | changes)
@@ -122,11 +124,11 @@ def _version_of(t: Tensor) -> Tensor:
 def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """:func:`_gradients`, with a graph if one is asked for."""
     if forward_ad._current_level >= 0:  # the kernels would return gradients without tangents
-        return _reference_gradients(spec, needs, grads, tensors)
+        return _reference_gradients(spec.but(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         # output and saved follow from the tensors, so their own graph would count twice
         saved = None if saved is None else saved.detach()
-        return LayerGrad.apply(spec, needs, *grads, output.detach(), saved, *tensors)
+        return LayerGrad.apply(spec.but(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
 
 
@@ -179,49 +181,35 @@ class LayerGrad(torch.autograd.Function):
     """The backward as a function of its own, so that it can be differentiated and mapped over."""
 
     @staticmethod
-    def forward(spec: Spec, needs: Sequence[bool], *tensors: Any) -> Any:
-        return _gradients(spec, needs, tensors[:3], tensors[5:], *tensors[3:5])
+    def forward(spec: Spec, *tensors: Any) -> Any:
+        return _gradients(spec, spec.needs, tensors[:3], tensors[5:], *tensors[3:5])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.spec, ctx.needs, *tensors = inputs
+        ctx.spec, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:3], *tensors[5:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:5] + ctx.needs_input_grad[7:]) if needed]
-        used = [i for i, grad in enumerate(grads) if grad is not None]
-        result: list[Tensor | None] = [None] * len(tensors)
-
-        def first(*chosen: Tensor) -> tuple[Any, ...]:
-            given = list(tensors)
-            for i, t in zip(wanted, chosen, strict=True):
-                given[i] = t
-            found = _reference_gradients(ctx.spec, ctx.needs, given[:3], given[3:])
-            return tuple(found[i] for i in used)
-
-        if used:
-            vjp = torch.func.vjp(first, *(tensors[i] for i in wanted))[1]
-            for i, grad in zip(wanted, vjp(tuple(grads[i] for i in used)), strict=True):
-                result[i] = grad
-        return None, None, *result[:3], None, None, *result[3:]
+        spec, needs = ctx.spec, ctx.needs_input_grad[1:4] + ctx.needs_input_grad[6:]
+        result = _vjp(lambda t: _reference_gradients(spec, t[:3], t[3:]), ctx.saved_tensors, needs, grads)
+        return None, *result[:3], None, None, *result[3:]
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, spec: Spec, needs: Sequence[bool], *tensors: Any) -> Any:
-        places, n, dims = _Places(spec), info.batch_size, in_dims[2:]
+    def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
+        places, n, dims = _Places(spec), info.batch_size, in_dims[1:]
         if not places.can_fold(tensors[5:], dims[5:]):
-            return _one_by_one(lambda *t: LayerGrad.apply(spec, needs, *t), n, dims, tensors)
+            return _one_by_one(lambda *t: LayerGrad.apply(spec, *t), n, dims, tensors)
         folded = places.fold(
             tensors, dims, [*places.outputs[:3], places.outputs[0], places.outputs[3], *places.tensors], n
         )
-        found = LayerGrad.apply(spec.but(samples=n * max(spec.samples, 1)), needs, *folded)
-        outer = places.unfold(found[:5], places.tensors, n)
-        d_weights = [
-            grad if grad is None or not spec.samples else grad.unflatten(0, (n, spec.samples)) for grad in found[5:]
-        ]
-        return (*outer[0], *d_weights), (*outer[1], *(None if grad is None else 0 for grad in d_weights))
+        found = LayerGrad.apply(spec.but(samples=n * max(spec.samples, 1)), *folded)
+        apart, apart_dims = places.unfold(found[:5], places.tensors, n)
+        d_weights = found[5:]
+        if spec.samples:
+            d_weights = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in d_weights]
+        return (*apart, *d_weights), (*apart_dims, *(None if grad is None else 0 for grad in d_weights))
 
 
 class _Places:
@@ -268,47 +256,54 @@ def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -
 # -- derivatives of derivatives ---------------------------------------------------------------------------------------
 
 
-def _reference_gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors) -> list[Tensor | None]:
-    """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
-    if spec.samples:
-        return _reference_gradients_by_sample(spec, needs, grads, tensors)
+def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool], grads: _Tensors) -> list[Any]:
+    """Gradients of ``function``, of a list of tensors, where needed, for those results that have an incoming one."""
     wanted = [i for i, needed in enumerate(needs) if needed]
     used = [i for i, grad in enumerate(grads) if grad is not None]
-    result: list[Tensor | None] = [None] * len(tensors)
+    found: list[Any] = [None] * len(tensors)
 
-    def layer(*chosen: Tensor) -> tuple[Any, ...]:
+    def of_wanted(*chosen: Tensor) -> tuple[Tensor, ...]:
         given = list(tensors)
         for i, t in zip(wanted, chosen, strict=True):
             given[i] = t
+        results = function(given)
+        return tuple(results[i] for i in used)
+
+    if used:
+        backward = torch.func.vjp(of_wanted, *(tensors[i] for i in wanted))[1]
+        for i, grad in zip(wanted, backward(tuple(grads[i] for i in used)), strict=True):
+            found[i] = grad
+    return found
+
+
+def _reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
+    """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
+    if spec.samples:
+        return _reference_gradients_by_sample(spec, grads, tensors)
+
+    def layer(given: list[Any]) -> Outputs:
         x, h0, c0, lengths, batch_sizes, *flat = given
-        outputs = reference.rnn_layer(
+        return reference.rnn_layer(
             x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
             batch_first=spec.batch_first, want_output=spec.want_output,
         )  # fmt: skip
-        return tuple(outputs[i] for i in used)
 
-    vjp = torch.func.vjp(layer, *(tensors[i] for i in wanted))[1]
-    for i, grad in zip(wanted, vjp(tuple(grads[i] for i in used)), strict=True):
-        result[i] = grad
-    return result
+    return _vjp(layer, tensors, spec.needs, grads)
 
 
-def _reference_gradients_by_sample(spec: Spec, needs: Any, grads: Any, tensors: Any) -> list[Tensor | None]:
+def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
     places, n = _Places(spec), spec.samples
-    (apart, dims), (d_apart, d_dims) = (
-        places.unfold(tensors[:5], places.tensors, n),
-        places.unfold(grads, places.outputs[:3], n),
-    )
-    wanted = [i for i, needed in enumerate(needs) if needed]
+    wanted = [i for i, needed in enumerate(spec.needs) if needed]
+    flat = tensors[5:]
 
     def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
-        found = _reference_gradients(spec.but(samples=0), needs, grads, [*tensors, *flat])
+        found = _reference_gradients(spec.but(samples=0), grads, [*tensors, *flat])
         return tuple(found[i] for i in wanted)
 
-    flat = tensors[5:]
-    found = torch.func.vmap(sample, in_dims=(d_dims, dims))(d_apart, apart)
-    result: list[Tensor | None] = [None] * len(tensors)
-    for i, grad in zip(wanted, found, strict=True):
+    apart, dims = places.unfold(tensors[:5], places.tensors, n)
+    grads_apart, grad_dims = places.unfold(grads, places.outputs[:3], n)
+    result: list[Any] = [None] * len(tensors)
+    for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
         result[i] = grad if i >= 5 else _fold(grad, 0, places.tensors[i], n)
     return result
 

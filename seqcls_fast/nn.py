@@ -146,7 +146,8 @@ class _RecurrentLayers(nn.RNNBase):
 
     def _weights(self) -> list[list[Tensor]]:
         """Each layer's weights as they are now, kind after kind, each over its directions."""
-        names_of = _weight_names.__wrapped__ if torch.compiler.is_compiling() else _weight_names  # Dynamo warns of caches
+        # Dynamo looks through a cache, and warns of it
+        names_of = _weight_names.__wrapped__ if torch.compiler.is_compiling() else _weight_names
         names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
         return [_current(self, layer) for layer in names]
 

@@ -14,6 +14,10 @@ class Mutant(NamedTuple):
 
 REFERENCE = "seqcls_fast/reference.py"
 OPS = "seqcls_fast/ops.py"
+AUTOGRAD = "seqcls_fast/_autograd.py"
+SHAPES = "seqcls_fast/_shapes.py"
+CONVERSION = "seqcls_fast/conversion.py"
+EXPORT = "seqcls_fast/export.py"
 NN = "seqcls_fast/nn.py"
 
 PYTHON = [
@@ -41,6 +45,63 @@ PYTHON = [
     Mutant(
         "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not compiled)", "lengths"
     ),
+    Mutant("compiled vmap through the op", OPS, "or (transformed and torch.compiler.is_compiling())", ""),
+    Mutant("forward mode through the op", OPS, "forward_ad._current_level >= 0 or (", "("),
+    Mutant("change of the output not seen", AUTOGRAD, "if ctx.watch is not None and ctx.watch._version:", "if False:"),
+    Mutant("output not kept from Dynamo", AUTOGRAD, "kept = output.clone()", "kept = output"),
+    Mutant("backward without tangents", AUTOGRAD, "    if forward_ad._current_level >= 0:", "    if False:"),
+    Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
+    Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
+    Mutant("nested samples", AUTOGRAD, "samples=n * max(spec.samples, 1)", "samples=n"),
+    Mutant(
+        "nothing saved below vmap",
+        AUTOGRAD,
+        "want_saved=spec.want_saved or needs_graph(tensors)",
+        "want_saved=spec.want_saved",
+    ),
+    Mutant("exported states swapped", AUTOGRAD, "return d_x, d_flat, d_h0, d_c0", "return d_x, d_flat, d_c0, d_h0"),
+    Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
+    Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),
+    Mutant("not marked as converted", CONVERSION, "module.__dict__[_MARK] = True", "pass"),
+    Mutant("everything reverted", CONVERSION, " if _MARK in module.__dict__]", "]"),
+    Mutant(
+        "cells of another kind",
+        CONVERSION,
+        "getattr(nn, name): getattr(ours, name) for",
+        "getattr(nn, name): getattr(ours, name.replace('GRUCell', 'RNNCell')) for",
+    ),
+    Mutant("parametrization lost", CONVERSION, 'if key not in ("__dict__", "__weakref__")}', 'if key == "__module__"}'),
+    Mutant("replaced forward kept", CONVERSION, 'if "forward" in module.__dict__ else None', "if False else None"),
+    Mutant("wrapped by DDP accepted", CONVERSION, '"DistributedDataParallel", ', ""),
+    Mutant(
+        "torch's flat weights stale",
+        CONVERSION,
+        "module._flat_weights, module._flat_weight_refs = weights, [weakref.ref(weight) for weight in weights]",
+        "pass",
+    ),
+    Mutant("adapter not seen", CONVERSION, 'if adapter or key == "base_layer":', "if adapter:"),
+    Mutant("onnx gru gates", EXPORT, '"gru": [1, 0, 2]', '"gru": [0, 1, 2]'),
+    Mutant("onnx gru resets before", EXPORT, ", linear_before_reset=1", ""),
+    Mutant(
+        "onnx biases swapped",
+        EXPORT,
+        "op.Concat(stacked(kinds[2]), stacked(kinds[3]), axis=1)",
+        "op.Concat(stacked(kinds[3]), stacked(kinds[2]), axis=1)",
+    ),
+    Mutant("onnx row of length 0", EXPORT, "end if start is None else op.Where(empty, start, end)", "end"),
+    Mutant(
+        "onnx directions apart",
+        EXPORT,
+        "perm=[2, 0, 1, 3] if batch_first else [0, 2, 1, 3]",
+        "perm=[2, 0, 1, 3] if batch_first else [0, 1, 2, 3]",
+    ),
+    Mutant(
+        "training flag not restored",
+        EXPORT,
+        "            module.training = training\n",
+        "            module.training = True\n",
+    ),
+    Mutant("file written in place", EXPORT, "program.save(Path(folder, path.name))", "program.save(path)"),
 ]
 
 CELLS = "csrc/core/cells.h"
@@ -53,6 +114,9 @@ DISPATCH = "csrc/cpu/dispatch.cpp"
 BINDINGS = "csrc/bindings.cpp"
 
 COMPILED = [
+    Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
+    Mutant("every sample the first", DISPATCH, "rows.data() + sample * count, count", "rows.data(), count"),
+    Mutant("only the first sample sorted", DISPATCH, "layer.lengths && s < samples", "layer.lengths && s < 1"),
     Mutant(
         "gru gates r and z swapped (C++)",
         CELLS,

@@ -25,8 +25,14 @@ ISA = "base"  # the quickest to build; the broken sources are those of every ISA
 KERNELS = ("test_backends.py", "test_bitwise.py", "test_gradients.py", "test_hypothesis.py", "test_limits.py")
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
     "csrc/bindings": ("test_ops.py", *KERNELS),
+    "csrc/cpu/dispatch": (*KERNELS, "test_func.py"),
+    "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
     "csrc": KERNELS,
-    "seqcls_fast/ops.py": ("test_ops.py", "test_gradients.py", "test_bitwise.py"),
+    "seqcls_fast/ops.py": ("test_ops.py", "test_gradients.py", "test_bitwise.py", "test_compile.py"),
+    "seqcls_fast/_autograd.py": ("test_ops.py", "test_gradients.py", "test_func.py", "test_compile.py"),
+    "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
+    "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
+    "seqcls_fast/export.py": ("test_export_onnx.py",),
     "seqcls_fast/reference.py": ("test_reference.py", "test_oracle_onnx.py", "test_ops.py", "test_bitwise.py"),
     "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py"),
 }
