@@ -126,8 +126,7 @@ def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tens
     if forward_ad._current_level >= 0:  # the kernels would return gradients without tangents
         return _reference_gradients(spec.but(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        # output and saved follow from the tensors, so their own graph would count twice
-        saved = None if saved is None else saved.detach()
+        # (LayerGrad has no gradient for the output: left in the graph, it would call this backward again, for nothing)
         return LayerGrad.apply(spec.but(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
 
