@@ -1,7 +1,8 @@
 """Tables and verdicts from the rows bench_layers.py measures, and the README section made of them.
 
-`python benchmarks/report.py benchmarks/results/NAME.json` rewrites what stands between the bench markers of README.md;
-no number there is typed. Of rows measured twice the latest counts, and only rows of the newest build (csrc hash) do.
+`python benchmarks/report.py benchmarks/results/NAME.json` rewrites what stands between the bench markers of README.md,
+and with `--section per-sample` the table of that name; no number there is typed. Of rows measured twice the latest
+counts, and only rows of the newest build (csrc hash) do.
 Needs the standard library alone. The bars are the project's goals on an AVX-512 machine.
 """
 
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 CELLS = ("RNN", "GRU", "LSTM")
 BAR_SHAPES = (  # B, T, I, H; the goals are set on these, and a geometric mean is judged over all of them
     (1, 50, 50, 64),
@@ -299,27 +299,43 @@ def _summary_cell(row: Row | None) -> str:
     return _ratio(row) + (f" ({_percent(row.share)})" if row.share is not None else "")
 
 
-def readme_section(run: dict[str, Any], rows: Sequence[Row]) -> str:
+SECTIONS = {
+    "bench": "torch.nn / ours: how many times faster, and in brackets the share of the roofline reached.",
+    "per-sample": (
+        "Gradients of each sample of a batch by `vmap(grad(functional_call))`, against torch.nn's by the faster of "
+        "the same (LSTM alone) and a loop over the samples: torch.nn / ours, and in brackets the share of the roofline."
+    ),
+}
+
+
+def readme_section(section: str, run: dict[str, Any], rows: Sequence[Row]) -> str:
+    shown = [row for row in rows if (row.what == "per-sample") == (section == "per-sample")]
     head = (
-        f"torch.nn / ours: how many times faster, and in brackets the share of the roofline reached. {run['machine']}; "
+        f"{SECTIONS[section]} {run['machine']}; "
         f"torch {run['torch']}, seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, "
         f"csrc {run['csrc']}), {run['time'][:10]}. Bold: slower than torch; `*`: on a disturbed machine, good to 20 %. "
         "Written by `benchmarks/report.py`."
     )
-    return f"{BEGIN}\n{head}\n\n{summary(rows)}{END}"
+    begin, end = _markers(section)
+    return f"{begin}\n{head}\n\n{summary(shown)}{end}"
+
+
+def _markers(section: str) -> tuple[str, str]:
+    return f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the README's benchmark section from measured rows.")
     parser.add_argument("json", nargs="+", type=Path, help="files written by bench_layers.py --json, of one machine")
     readme = Path(__file__).resolve().parent.parent / "README.md"
-    parser.add_argument("--readme", type=Path, default=readme, help="the file that holds the two markers")
+    parser.add_argument("--readme", type=Path, default=readme, help="the file that holds the markers")
+    parser.add_argument("--section", choices=SECTIONS, default="bench", help="which part of it to write")
     arguments = parser.parse_args(argv)
-    text = arguments.readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{arguments.readme}: expected one {BEGIN} and after it one {END}")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) + len(END) :]
-    arguments.readme.write_text(before + readme_section(*load(arguments.json)) + after)
+    text, (begin, end) = arguments.readme.read_text(), _markers(arguments.section)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SystemExit(f"{arguments.readme}: expected one {begin} and after it one {end}")
+    before, after = text[: text.index(begin)], text[text.index(end) + len(end) :]
+    arguments.readme.write_text(before + readme_section(arguments.section, *load(arguments.json)) + after)
     return 0
 
 

@@ -17,7 +17,7 @@ from . import reference
 from ._ext import C
 from ._shapes import by_kind
 
-__all__ = ["Layer", "Spec", "needs_graph", "transformed_layer"]
+__all__ = ["Layer", "Spec", "require_grad", "transformed_layer"]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
@@ -27,29 +27,23 @@ _NOTHING = torch.empty(0)
 class Spec:
     """What a Function knows besides tensors. Tensors always come as ``x, h0, c0, lengths, batch_sizes, *weights``."""
 
-    __slots__ = ("batch_first", "cell", "directions", "impl", "needs", "samples", "want_output", "want_saved")
+    want_saved = True
+    samples = 0  # stretches of the batch with weight gradients of their own; 0: one gradient for all
+    needs: Sequence[bool] = ()  # which tensors' gradients a backward is to return
 
-    def __init__(
-        self,
-        directions: int,
-        cell: str,
-        batch_first: bool,
-        want_output: bool,
-        impl: str,
-        want_saved: bool = True,
-        samples: int = 0,  # stretches of the batch with weight gradients of their own; 0: one gradient for all
-        needs: Sequence[bool] = (),  # which tensors' gradients a backward is to return
-    ) -> None:
+    def __init__(self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str) -> None:
         self.directions, self.cell, self.batch_first = directions, cell, batch_first
-        self.want_output, self.impl, self.want_saved = want_output, impl, want_saved
-        self.samples, self.needs = samples, needs
+        self.want_output, self.impl = want_output, impl
 
     def but(self, **changes: Any) -> Spec:
-        return Spec(**{name: getattr(self, name) for name in self.__slots__} | changes)
+        other = Spec.__new__(Spec)
+        other.__dict__ |= self.__dict__ | changes
+        return other
 
 
-def needs_graph(tensors: _Tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def require_grad(tensors: _Tensors) -> bool:
+    """Whether any of them does; what that means depends on the grad mode."""
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def _forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
@@ -69,7 +63,7 @@ def _forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tens
 
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
-    """The gradients of ``tensors`` by the kernels, None where not needed."""
+    """The gradients of ``tensors`` by the kernels: those of all weights where one is needed."""
     x, h0, c0, lengths, batch_sizes, *flat = tensors
     d_x, d_gates, d_h0, d_c0 = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
@@ -82,8 +76,8 @@ def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Ten
             d_gates, x, output, h0, lengths, batch_sizes,
             spec.cell, spec.batch_first, w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.samples, spec.impl,
         )  # fmt: skip
-    found = (d_x, d_h0, d_c0, None, None, *d_weights)
-    return tuple(grad if needed else None for grad, needed in zip(found, needs, strict=True))
+    d_h0, d_c0 = d_h0 if needs[1] else None, d_c0 if needs[2] else None
+    return d_x if needs[0] else None, d_h0, d_c0, None, None, *d_weights
 
 
 # -- eager and compiled calls -----------------------------------------------------------------------------------------
@@ -136,7 +130,9 @@ def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tens
 
 def transformed_layer(spec: Spec, *tensors: Any) -> Outputs:
     """The layer under vmap, grad and their kin."""
-    output, h_n, c_n, _ = TransformedLayer.apply(spec.but(want_saved=needs_graph(tensors)), *tensors)
+    output, h_n, c_n, _ = TransformedLayer.apply(
+        spec.but(want_saved=torch.is_grad_enabled() and require_grad(tensors)), *tensors
+    )
     return output if spec.want_output else None, h_n, c_n
 
 
@@ -168,7 +164,7 @@ class TransformedLayer(torch.autograd.Function):
             *results, saved = TransformedLayer.apply(below, *tensors)
             return *results, saved if spec.want_saved else None
 
-        below = spec.but(want_saved=spec.want_saved or needs_graph(tensors))
+        below = spec.but(want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors)))
         places = _Places(spec)
         if not places.can_fold(tensors, in_dims[1:]):
             return _one_by_one(function, info.batch_size, in_dims[1:], tensors)

@@ -129,13 +129,13 @@ def run_layer(
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
     device = x.device.type
-    if reference.autocasts(x):
+    if reference.autocasts(device):
         x, h0, c0, *weights = _autocast(x, h0, c0, *weights)
-    transformed = torch._C._are_functorch_transforms_active()
+    transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
     compiled = C is not None and impl != "reference" and device in ("cpu", "meta")
     # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
     # too, would be a silent zero.
-    if forward_ad._current_level >= 0 or (transformed and torch.compiler.is_compiling()):
+    if forward_ad._current_level >= 0 or (transformed and compiling):
         compiled = False
     if lengths is not None:  # the kernels check the values themselves
         lengths = reference.check_lengths(lengths, x, batch_first, values=not compiled).to(x.device, torch.int64)
@@ -147,11 +147,11 @@ def run_layer(
     if transformed:
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
         return _autograd.transformed_layer(spec, x, h0, c0, lengths, batch_sizes, *weights)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+    if torch.compiler.is_exporting() if compiling else torch._C._is_tracing():
         results = torch.ops.seqcls_fast.rnn_layer.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl
         )
-    elif _autograd.needs_graph((x, h0, c0, *weights)):
+    elif torch.is_grad_enabled() and _autograd.require_grad((x, h0, c0, *weights)):
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
         return _autograd.Layer.apply(spec, x, h0, c0, lengths, batch_sizes, *weights)
     else:

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 __all__ = ["autocasts", "check_lengths", "rnn_layer"]
 
 
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast is at work on the device of ``x``; meta tensors have none, and asking for it is an error."""
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+def autocasts(device: str) -> bool:
+    """Whether autocast is at work on a type of device; meta tensors have none, and asking for it is an error."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
@@ -88,7 +88,8 @@ def rnn_layer(
     x = x.to(compute) if valid is None else torch.where(valid, x, 0).to(compute)
 
     # autocast would narrow the projections, whose sums are the one thing kept wide
-    autocast_off = torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
+    device = x.device.type
+    autocast_off = torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
     outputs, h_n, c_n = [], [], []
     for d in range(len(w_ih)):
         weights = [w[d].to(compute) if w else None for w in (w_ih, w_hh, b_ih, b_hh, w_hr)]

@@ -45,7 +45,7 @@ PYTHON = [
     Mutant(
         "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not compiled)", "lengths"
     ),
-    Mutant("compiled vmap through the op", OPS, "or (transformed and torch.compiler.is_compiling())", ""),
+    Mutant("compiled vmap through the op", OPS, "or (transformed and compiling)", ""),
     Mutant("forward mode through the op", OPS, "forward_ad._current_level >= 0 or (", "("),
     Mutant("change of the output not seen", AUTOGRAD, "if ctx.watch is not None and ctx.watch._version:", "if False:"),
     Mutant("output not kept from Dynamo", AUTOGRAD, "kept = output.clone()", "kept = output"),
@@ -56,7 +56,7 @@ PYTHON = [
     Mutant(
         "nothing saved below vmap",
         AUTOGRAD,
-        "want_saved=spec.want_saved or needs_graph(tensors)",
+        "want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors))",
         "want_saved=spec.want_saved",
     ),
     Mutant("exported states swapped", AUTOGRAD, "return d_x, d_flat, d_h0, d_c0", "return d_x, d_flat, d_c0, d_h0"),
