@@ -117,12 +117,18 @@ def _version_of(t: Tensor) -> Tensor:
 
 def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """:func:`_gradients`, with a graph if one is asked for."""
-    if forward_ad._current_level >= 0:  # the kernels would return gradients without tangents
+    if forward_ad._current_level >= 0 or _grads_batched(grads):  # tangents and this vmap know no kernels
         return _reference_gradients(spec.but(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         # (LayerGrad has no gradient for the output: left in the graph, it would call this backward again, for nothing)
         return LayerGrad.apply(spec.but(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
+
+
+def _grads_batched(grads: _Tensors) -> bool:
+    """Whether they are those of ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor
+    return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
 
 
 # -- torch.func -------------------------------------------------------------------------------------------------------

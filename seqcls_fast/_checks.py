@@ -29,9 +29,16 @@ __all__ = [
 _DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
+def _dtypes_agree(x: Tensor, other: Tensor) -> bool:
+    """Whether they are the same, or autocast makes them so, which leaves float64 alone."""
+    if x.dtype == other.dtype:
+        return True
+    return autocasts(x.device.type) and torch.float64 not in (x.dtype, other.dtype)
+
+
 def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
     """Refuses a dtype or device that the weights do not share."""
-    if x.dtype != weight.dtype and not autocasts(x.device.type):
+    if not _dtypes_agree(x, weight):
         raise mismatch(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
@@ -47,7 +54,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
 
 def check_state(state: Tensor, x: Tensor) -> None:
     """Refuses a dtype or device that the input does not share."""
-    if state.dtype != x.dtype and not autocasts(x.device.type):
+    if not _dtypes_agree(x, state):
         raise RuntimeError(f"hx: expected the input's dtype {x.dtype} but got {state.dtype}")
     if state.device != x.device:
         raise RuntimeError(

@@ -49,7 +49,12 @@ PYTHON = [
     Mutant("forward mode through the op", OPS, "forward_ad._current_level >= 0 or (", "("),
     Mutant("change of the output not seen", AUTOGRAD, "if ctx.watch is not None and ctx.watch._version:", "if False:"),
     Mutant("output not kept from Dynamo", AUTOGRAD, "kept = output.clone()", "kept = output"),
-    Mutant("backward without tangents", AUTOGRAD, "    if forward_ad._current_level >= 0:", "    if False:"),
+    Mutant(
+        "backward without tangents",
+        AUTOGRAD,
+        "forward_ad._current_level >= 0 or _grads_batched(grads)",
+        "_grads_batched(grads)",
+    ),
     Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
     Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
     Mutant("nested samples", AUTOGRAD, "samples=n * max(spec.samples, 1)", "samples=n"),
@@ -60,6 +65,19 @@ PYTHON = [
         "want_saved=spec.want_saved",
     ),
     Mutant("exported states swapped", AUTOGRAD, "return d_x, d_flat, d_h0, d_c0", "return d_x, d_flat, d_c0, d_h0"),
+    Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or _grads_batched(grads)", "_current_level >= 0"),
+    Mutant(
+        "second derivative of grads lost", AUTOGRAD, "*result[:3], None, None, *result[3:]", "*[None] * 5, *result[3:]"
+    ),
+    Mutant(
+        "one dtype for every autocast", OPS, "dtype = torch.get_autocast_dtype(x.device.type)", "dtype = torch.bfloat16"
+    ),
+    Mutant(
+        "states not narrowed",
+        OPS,
+        "x, h0, c0, *weights = _autocast(x, h0, c0, *weights)",
+        "x, *weights = _autocast(x, *weights)",
+    ),
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
     Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),
     Mutant("not marked as converted", CONVERSION, "module.__dict__[_MARK] = True", "pass"),
