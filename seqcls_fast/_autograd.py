@@ -17,11 +17,11 @@ from . import reference
 from ._ext import C
 from ._shapes import by_kind
 
-__all__ = ["Layer", "Spec", "require_grad", "transformed_layer"]
+__all__ = ["Layer", "Outputs", "Spec", "autocast", "require_grad", "transformed_layer"]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")  # whatever the default device was at the first use
 
 
 class Spec:
@@ -39,6 +39,14 @@ class Spec:
         other = Spec.__new__(Spec)
         other.__dict__ |= self.__dict__ | changes
         return other
+
+
+def autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
+    """The tensors as autocast has them."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *rest)
+    ]
 
 
 def require_grad(tensors: _Tensors) -> bool:
@@ -103,13 +111,14 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, output, saved = ctx.saved_tensors
-        if ctx.watch is not None and ctx.watch._version:  # changed in place since: the forward's bits, once more
+        # changed in place since: the forward's bits once more; compiled autograd has no version to look at
+        if ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
             output = _forward(ctx.spec, tensors)[0]
         return None, *_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
 
 
 def _version_of(t: Tensor) -> Tensor:
-    """A tensor without memory whose ``_version`` is that of ``t``, 0 until someone writes to it."""
+    """A tensor whose ``_version`` is that of ``t``, 0 until someone writes to it, and that keeps no memory alive."""
     watch = t.detach()
     watch.data = _NOTHING if t.is_cpu else t.new_empty(0)  # keeps the version counter it shares with t
     return watch
@@ -165,17 +174,13 @@ class TransformedLayer(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
-        # below this vmap there may be a transform or a graph that saves, though above it there is none
+        # a vmap over x alone does not see that the weights have a graph outside it, where gradients will be asked for
         def function(*tensors: Any) -> Any:
             *results, saved = TransformedLayer.apply(below, *tensors)
             return *results, saved if spec.want_saved else None
 
         below = spec.but(want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors)))
-        places = _Places(spec)
-        if not places.can_fold(tensors, in_dims[1:]):
-            return _one_by_one(function, info.batch_size, in_dims[1:], tensors)
-        folded = places.fold(tensors, in_dims[1:], places.tensors, info.batch_size)
-        return places.unfold(function(*folded), places.outputs, info.batch_size)
+        return _mapped(function, spec, info.batch_size, in_dims[1:], tensors)
 
 
 class LayerGrad(torch.autograd.Function):
@@ -199,42 +204,58 @@ class LayerGrad(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
-        places, n, dims = _Places(spec), info.batch_size, in_dims[1:]
-        if not places.can_fold(tensors[5:], dims[5:]):
+        n, dims, (inputs, outputs) = info.batch_size, in_dims[1:], _batch_dims(spec)
+        if not _can_fold(tensors[5:], dims[5:]):
             return _one_by_one(lambda *t: LayerGrad.apply(spec, *t), n, dims, tensors)
-        folded = places.fold(
-            tensors, dims, [*places.outputs[:3], places.outputs[0], places.outputs[3], *places.tensors], n
-        )
-        found = LayerGrad.apply(spec.but(samples=n * max(spec.samples, 1)), *folded)
-        apart, apart_dims = places.unfold(found[:5], places.tensors, n)
-        d_weights = found[5:]
+        folded = _fold_all(tensors, dims, (*outputs[:3], outputs[0], outputs[3], *inputs), n)
+        found = LayerGrad.apply(spec.but(samples=max(n, 1) * max(spec.samples, 1)), *folded)
+        apart, apart_dims = _unfold_all(found[:5], inputs, n, _batch_of(tensors[5], dims[5], inputs[0]))
+        d_weights = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[5:]]
         if spec.samples:
             d_weights = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in d_weights]
         return (*apart, *d_weights), (*apart_dims, *(None if grad is None else 0 for grad in d_weights))
 
 
-class _Places:
-    """Where each tensor has its batch dimension, and what folds a mapped dimension into it."""
+_Dims = Sequence[int | None]
 
-    def __init__(self, spec: Spec) -> None:
-        steps = 0 if spec.batch_first else 1
-        self.tensors = (steps, 1, 1, 0, None)  # x, h0, c0, lengths, batch_sizes; weights have none
-        self.outputs = (steps, 1, 1, 2)  # output, h_n, c_n, saved
 
-    def can_fold(self, tensors: Any, dims: Any) -> bool:
-        """Not where weights differ from index to index, nor in the order of packed rows."""
-        return tensors[4] is None and all(dim is None for dim in dims[5:])
+def _mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
+    """What ``function``, that of ``output, h_n, c_n, saved``, gives over a mapped dimension, and where that then is."""
+    if not _can_fold(tensors, dims):
+        return _one_by_one(function, n, dims, tensors)
+    inputs, outputs = _batch_dims(spec)
+    folded = _fold_all(tensors, dims, inputs, n)
+    return _unfold_all(function(*folded), outputs, n, _batch_of(tensors[0], dims[0], inputs[0]))
 
-    def fold(self, tensors: Any, dims: Any, places: Any, n: int) -> list[Any]:
-        places = [*places, *[None] * (len(tensors) - len(places))]
-        return [_fold(*item, n) for item in zip(tensors, dims, places, strict=True)]
 
-    def unfold(self, results: Any, places: Any, n: int) -> Any:
-        """The results with the mapped dimension in front of their batch dimension, and where that is."""
-        split = tuple(
-            t if t is None else t.unflatten(at, (n, t.size(at) // n)) for t, at in zip(results, places, strict=True)
-        )
-        return split, tuple(None if t is None else at for t, at in zip(results, places, strict=True))
+def _batch_dims(spec: Spec) -> tuple[_Dims, _Dims]:
+    """Where the batch is in ``x, h0, c0, lengths, batch_sizes`` and in ``output, h_n, c_n, saved``; None: nowhere."""
+    steps = 0 if spec.batch_first else 1
+    return (steps, 1, 1, 0, None), (steps, 1, 1, 2)
+
+
+def _can_fold(tensors: _Tensors, dims: _Dims) -> bool:
+    """Not where weights differ from index to index, nor in the order of packed rows."""
+    return tensors[4] is None and all(dim is None for dim in dims[5:])
+
+
+def _batch_of(x: Tensor, dim: int | None, at: int | None) -> int:
+    """The size of the batch, which is at ``at`` in each index of ``x``."""
+    assert at is not None
+    return x.size(at if dim is None or dim > at else at + 1)
+
+
+def _fold_all(tensors: _Tensors, dims: _Dims, places: _Dims, n: int) -> list[Any]:
+    """The mapped dimension in front of the batch and one with it; the tensors beyond ``places`` have no batch."""
+    padded = [*places, *[None] * (len(tensors) - len(places))]
+    return [_fold(*item, n) for item in zip(tensors, dims, padded, strict=True)]
+
+
+def _unfold_all(results: _Tensors, places: _Dims, n: int, batch: int) -> Any:
+    """The inverse, and where the mapped dimension then is."""
+    pairs = list(zip(results, places, strict=True))
+    apart = tuple(t if t is None or at is None else t.unflatten(at, (n, batch)) for t, at in pairs)
+    return apart, tuple(None if t is None else at for t, at in pairs)
 
 
 def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor | None:
@@ -246,6 +267,8 @@ def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor |
 
 def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -> Any:
     """``function`` for each index of the mapped dimension; the results stacked."""
+    if not n:
+        raise RuntimeError("vmap: expected at least one index to map weights or packed rows over but got none")
     each = [
         function(*(t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)))
         for i in range(n)
@@ -282,18 +305,20 @@ def _reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list
     if spec.samples:
         return _reference_gradients_by_sample(spec, grads, tensors)
 
-    def layer(given: list[Any]) -> Outputs:
-        x, h0, c0, lengths, batch_sizes, *flat = given
-        return reference.rnn_layer(
-            x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
-            batch_first=spec.batch_first, want_output=spec.want_output,
-        )  # fmt: skip
+    return _vjp(lambda given: _reference_layer(spec, *given), tensors, spec.needs, grads)
 
-    return _vjp(layer, tensors, spec.needs, grads)
+
+def _reference_layer(spec: Spec, *tensors: Any) -> Outputs:
+    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    return reference.rnn_layer(
+        x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        batch_first=spec.batch_first, want_output=spec.want_output,
+    )  # fmt: skip
 
 
 def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
-    places, n = _Places(spec), spec.samples
+    n, (inputs, outputs) = spec.samples, _batch_dims(spec)
+    batch = _batch_of(tensors[0], None, inputs[0]) // n
     wanted = [i for i, needed in enumerate(spec.needs) if needed]
     flat = tensors[5:]
 
@@ -301,35 +326,90 @@ def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensor
         found = _reference_gradients(spec.but(samples=0), grads, [*tensors, *flat])
         return tuple(found[i] for i in wanted)
 
-    apart, dims = places.unfold(tensors[:5], places.tensors, n)
-    grads_apart, grad_dims = places.unfold(grads, places.outputs[:3], n)
+    apart, dims = _unfold_all(tensors[:5], inputs, n, batch)
+    grads_apart, grad_dims = _unfold_all(grads, outputs[:3], n, batch)
     result: list[Any] = [None] * len(tensors)
     for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
-        result[i] = grad if i >= 5 else _fold(grad, 0, places.tensors[i], n)
+        result[i] = grad if i >= 5 else _fold(grad, 0, inputs[i], n)
     return result
 
 
 # -- exported programs ------------------------------------------------------------------------------------------------
 
 
-def _exported_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, flat, h0, c0, lengths, batch_sizes, *ctx.rest = inputs
-    ctx.save_for_backward(x, h0, c0, lengths, batch_sizes, *flat)
+class ExportedLayer(torch.autograd.Function):
+    """The op that exported programs hold, which saves nothing: the backward begins with a forward that does."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Sequence[Any], *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return tuple(_exported_op(options, tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        spec, tensors = Spec(*ctx.options), ctx.saved_tensors
+        output, *_, saved = _forward(spec, tensors)
+        d_output = grads[-1] if spec.want_output else None
+        d_c_n = grads[1] if spec.cell == "lstm" else None
+        return None, *_backward(spec, ctx.needs_input_grad[1:], (d_output, grads[0], d_c_n), tensors, output, saved)
 
 
-def _exported_backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
-    """The forward once more, now with what a backward needs: an exported program holds the forward alone."""
-    cell, directions, batch_first, want_output, impl = ctx.rest
-    spec = Spec(directions, cell, batch_first, want_output, impl)
-    tensors = ctx.saved_tensors
-    output, *_, saved = _forward(spec, tensors)
-    h_n, *rest = grads
-    d_c_n = rest.pop(0) if cell == "lstm" else None
-    d_output = rest.pop(0) if want_output else None
-    needs = [t is not None and t.is_floating_point() for t in tensors]
-    d_x, d_h0, d_c0, _, _, *d_flat = _backward(spec, needs, (d_output, h_n, d_c_n), tensors, output, saved)
-    return d_x, d_flat, d_h0, d_c0, *(None,) * 7
+def _exported_op(options: Sequence[Any], tensors: _Tensors) -> list[Tensor]:
+    directions, cell, *rest = options
+    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, cell, directions, *rest)
+
+
+def _exported_autograd(
+    x: Tensor,
+    flat: list[Tensor],
+    h0: Any,
+    c0: Any,
+    lengths: Any,
+    batch_sizes: Any,
+    cell: str,
+    directions: int,
+    *rest: Any,
+) -> list[Tensor]:
+    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *flat)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        output, h_n, c_n = _reference_layer(Spec(*options), *tensors)
+        return [t for t in (h_n, c_n, output) if t is not None]
+    if torch.is_grad_enabled() and require_grad(tensors):
+        return list(ExportedLayer.apply(options, *tensors))
+    return _exported_op(options, tensors)
+
+
+def _exported_vmap(
+    info: Any, dims: Any, x: Tensor, flat: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
+) -> Any:
+    cell, directions, *options = rest
+
+    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Any:
+        results = torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, *rest)
+        lstm = cell == "lstm"
+        return results[-1] if len(results) > 1 + lstm else None, results[0], results[1] if lstm else None, None
+
+    spec = Spec(directions, cell, *options)
+    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *flat), (dims[0], *dims[2:6], *dims[1])
+    (output, *finals, _), (output_dim, *final_dims, _) = _mapped(function, spec, info.batch_size, tensor_dims, tensors)
+    pairs = [(t, dim) for t, dim in zip((*finals, output), (*final_dims, output_dim), strict=True) if t is not None]
+    return [t for t, _ in pairs], [dim for _, dim in pairs]
+
+
+def _exported_autocast(x: Tensor, flat: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
+    device = x.device.type
+    x, h0, c0, *flat = autocast(x, h0, c0, *flat)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, *rest)
 
 
 if C is not None:
-    torch.library.register_autograd("seqcls_fast::rnn_layer", _exported_backward, setup_context=_exported_setup)
+    _LIBRARY = torch.library.Library("seqcls_fast", "IMPL")
+    _LIBRARY.impl("rnn_layer", _exported_autograd, "Autograd")
+    torch.library.register_vmap("seqcls_fast::rnn_layer", _exported_vmap)
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        _LIBRARY.impl("rnn_layer", _exported_autocast, _key)

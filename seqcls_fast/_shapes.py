@@ -59,6 +59,8 @@ def _fake_forward(
 ) -> list[Tensor]:  # fmt: skip
     _check_devices(x, h0, c0, lengths, *weights)
     hidden, out = _widths(weights, directions, cell)
+    if weights[0].size(1) != x.size(-1):
+        raise RuntimeError(f"w_ih: expected {x.size(-1)} columns, as x has features, but got {weights[0].size(1)}")
     rows = _rows_shape(x, batch_first, batch_sizes)
     if batch_sizes is None:
         batch = rows[1]

@@ -9,19 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _autograd, reference
+from ._autograd import Outputs
 from ._ext import C
 from ._shapes import CELLS, by_kind
 
 __all__ = ["available_impls", "rnn_layer", "use_impl"]
 
-Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 
 _IMPLS: tuple[str, ...] = ("reference", *(C.impls() if C is not None else ()))
 _default = threading.local()
@@ -130,39 +129,30 @@ def run_layer(
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
     device = x.device.type
     if reference.autocasts(device):
-        x, h0, c0, *weights = _autocast(x, h0, c0, *weights)
+        x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
-    compiled = C is not None and impl != "reference" and device in ("cpu", "meta")
     # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
     # too, would be a silent zero.
-    if forward_ad._current_level >= 0 or (transformed and compiling):
-        compiled = False
+    differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
+    has_kernel = C is not None and impl != "reference" and device in ("cpu", "meta") and differentiable
     if lengths is not None:  # the kernels check the values themselves
-        lengths = reference.check_lengths(lengths, x, batch_first, values=not compiled).to(x.device, torch.int64)
-    if not compiled:
+        lengths = reference.check_lengths(lengths, x, batch_first, values=not has_kernel).to(x.device, torch.int64)
+    if not has_kernel:
         return reference.rnn_layer(
             x, *by_kind(weights, directions), h0, c0,
             cell=cell, lengths=lengths, batch_sizes=batch_sizes, batch_first=batch_first, want_output=want_output,
         )  # fmt: skip
-    if transformed:
+    exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
+    if transformed or (torch.is_grad_enabled() and not exported and _autograd.require_grad((x, h0, c0, *weights))):
+        function = _autograd.transformed_layer if transformed else _autograd.Layer.apply
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
-        return _autograd.transformed_layer(spec, x, h0, c0, lengths, batch_sizes, *weights)
-    if torch.compiler.is_exporting() if compiling else torch._C._is_tracing():
+        return function(spec, x, h0, c0, lengths, batch_sizes, *weights)
+    if exported:
         results = torch.ops.seqcls_fast.rnn_layer.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl
         )
-    elif torch.is_grad_enabled() and _autograd.require_grad((x, h0, c0, *weights)):
-        spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
-        return _autograd.Layer.apply(spec, x, h0, c0, lengths, batch_sizes, *weights)
     else:
         results = torch.ops.seqcls_fast.rnn_forward.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
         )
     return results[-1] if want_output else None, results[0], results[1] if cell == "lstm" else None
-
-
-def _autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *rest)
-    ]

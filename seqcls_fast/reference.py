@@ -37,12 +37,22 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, valu
         raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
-    readable = lengths.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if values and B and readable:
+    if values and B and _readable(lengths):
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise RuntimeError(f"lengths: expected values from 0 to T = {T} but got {low} to {high}")
     return lengths
+
+
+def _readable(t: Tensor) -> bool:
+    if not t.is_cpu or torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return False
+        t = functorch.get_unwrapped(t)
+    return True
 
 
 def rnn_layer(

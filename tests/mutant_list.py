@@ -43,11 +43,11 @@ PYTHON = [
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS:', 'if name == "none":'),
     Mutant(
-        "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not compiled)", "lengths"
+        "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not has_kernel)", "lengths"
     ),
-    Mutant("compiled vmap through the op", OPS, "or (transformed and compiling)", ""),
-    Mutant("forward mode through the op", OPS, "forward_ad._current_level >= 0 or (", "("),
-    Mutant("change of the output not seen", AUTOGRAD, "if ctx.watch is not None and ctx.watch._version:", "if False:"),
+    Mutant("compiled vmap through the op", OPS, " and not (transformed and compiling)", ""),
+    Mutant("forward mode through the op", OPS, "forward_ad._current_level < 0 and", "True and"),
+    Mutant("change of the output not seen", AUTOGRAD, "torch.compiler.is_compiling() or ctx.watch._version", "False"),
     Mutant("output not kept from Dynamo", AUTOGRAD, "kept = output.clone()", "kept = output"),
     Mutant(
         "backward without tangents",
@@ -57,26 +57,33 @@ PYTHON = [
     ),
     Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
     Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
-    Mutant("nested samples", AUTOGRAD, "samples=n * max(spec.samples, 1)", "samples=n"),
+    Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
     Mutant(
         "nothing saved below vmap",
         AUTOGRAD,
         "want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors))",
         "want_saved=spec.want_saved",
     ),
-    Mutant("exported states swapped", AUTOGRAD, "return d_x, d_flat, d_h0, d_c0", "return d_x, d_flat, d_c0, d_h0"),
+    Mutant(
+        "exported c_n without gradient", AUTOGRAD, 'd_c_n = grads[1] if spec.cell == "lstm" else None', "d_c_n = None"
+    ),
+    Mutant("exported without autocast", AUTOGRAD, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
+    Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
     Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or _grads_batched(grads)", "_current_level >= 0"),
     Mutant(
         "second derivative of grads lost", AUTOGRAD, "*result[:3], None, None, *result[3:]", "*[None] * 5, *result[3:]"
     ),
     Mutant(
-        "one dtype for every autocast", OPS, "dtype = torch.get_autocast_dtype(x.device.type)", "dtype = torch.bfloat16"
+        "one dtype for every autocast",
+        AUTOGRAD,
+        "dtype = torch.get_autocast_dtype(x.device.type)",
+        "dtype = torch.bfloat16",
     ),
     Mutant(
         "states not narrowed",
         OPS,
-        "x, h0, c0, *weights = _autocast(x, h0, c0, *weights)",
-        "x, *weights = _autocast(x, *weights)",
+        "x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)",
+        "x, *weights = _autograd.autocast(x, *weights)",
     ),
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
     Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),

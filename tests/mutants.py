@@ -38,8 +38,10 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/_autograd.py": (
         "test_ops.py",
         "test_gradients.py",
-        "test_func.py",
+        "test_autocast.py",
         "test_training.py",
+        "test_export.py",
+        "test_func.py",
         "test_compile.py",
     ),
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),

@@ -5,6 +5,7 @@ depend on who calls it, so most tests run on one; test_transforms.py has every t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -198,6 +199,24 @@ def test_autocast(name: str) -> None:
     found, wanted = compiled_by("aot_eager", function)(x), function(x)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, wanted)
+
+
+@EACH
+def test_compiled_autograd(name: str) -> None:
+    """The backward of an eager forward, compiled: it cannot look at versions, and is right all the same."""
+    layer = LAYERS[name](I, H)
+    x = torch.randn(4, 2, I, requires_grad=True)
+    found = []
+    for change in (False, True):
+        for context in (torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")), nullcontext()):
+            output = layer(x)[0]
+            output = output.mul_(2) if change else output * 2
+            x.grad = None
+            with context:
+                output.sin().sum().backward()
+            found.append(x.grad)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_padding_is_not_read() -> None:

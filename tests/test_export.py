@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.export import Dim, ExportedProgram, export
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import seqcls_fast as sf
 from seqcls_fast import ops
@@ -148,6 +150,69 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path, compiled: str) -> None
     found = dict(loaded.named_parameters())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(found[key].grad, parameter.grad, rtol=0, atol=1e-5)
+
+
+@EACH
+@pytest.mark.parametrize("kind", ["exported", "traced"])
+def test_transforms_of_what_was_exported(name: str, kind: str) -> None:
+    """An op without a rule for tangents would answer with silent zeros."""
+    layer = LAYERS[name](I, H, bidirectional=True).double()
+    x = torch.randn(4, 2, I, dtype=torch.float64)
+    program = export(layer, (x,)).module() if kind == "exported" else torch.jit.trace(layer, (x,))
+    each = torch.stack([x, x.sin(), x.exp()])
+    transforms: dict[str, Any] = {
+        "jvp": lambda f: jvp(f, (x,), (x.cos(),)),
+        "jacfwd": lambda f: jacfwd(lambda x: f(x)[0])(x),
+        "jacrev": lambda f: jacrev(lambda x: f(x)[0])(x),
+        "grad": lambda f: grad(lambda x: f(x)[0].sin().sum())(x),
+        "hessian": lambda f: hessian(lambda x: f(x)[0].sin().sum())(x),
+        "vmap": lambda f: vmap(f, in_dims=1)(each.movedim(0, 1)),
+        "per-sample": lambda f: vmap(grad(lambda x: f(x)[0].sin().sum()))(each),
+        "dual": lambda f: dual(f, x, x.cos()),
+    }
+    for transform in transforms.values():
+        torch.testing.assert_close(transform(program), transform(layer))
+
+
+def dual(function: Any, x: Tensor, tangent: Tensor) -> Any:
+    with torch.no_grad(), forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))[0]).tangent
+
+
+def test_vmap_of_the_exported_op_without_an_output(compiled: str) -> None:
+    gru, lstm = sf.GRU(I, H), sf.LSTM(I, H)
+    x, lengths = torch.randn(3, 4, 2, I), torch.tensor([[4, 0], [1, 2], [3, 3]])
+    for layer in (gru, lstm):
+        weights, cell = [p.detach() for p in layer.parameters()], layer.mode.lower()
+
+        def op(x: Tensor, lengths: Tensor, weights: Any = weights, cell: str = cell) -> Any:
+            tail = (None, None, lengths, None, cell, 1, False, False, compiled)
+            return tuple(torch.ops.seqcls_fast.rnn_layer(x, weights, *tail))
+
+        wanted = [op(*pair) for pair in zip(x, lengths, strict=True)]
+        for found, parts in zip(vmap(op)(x, lengths), zip(*wanted, strict=True), strict=True):
+            assert torch.equal(found, torch.stack(parts))
+
+
+@EACH
+def test_autocast_of_what_was_exported(name: str) -> None:
+    model = nn.Sequential(nn.Linear(I, I), LAYERS[name](I, H))
+    x = torch.randn(4, 2, I)
+    programs = export(model, (x,)).module(), torch.jit.trace(model, (x,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = model(x)[0]
+        for program in programs:
+            found = program(x)[0]
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, wanted)
+
+
+def test_an_exported_program_compiles() -> None:
+    gru = sf.GRU(I, H)
+    x = torch.randn(4, 2, I, requires_grad=True)
+    program = torch.compile(export(gru, (x,)).module(), fullgraph=True, backend="aot_eager")
+    found, wanted = (torch.autograd.grad(f(x)[0].sin().sum(), [x])[0] for f in (program, gru))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_bad_lengths_are_refused_by_what_was_exported(tmp_path: Path) -> None:

@@ -268,6 +268,33 @@ def test_bad_lengths_are_refused_under_vmap(compiled: str) -> None:
         vmap(partial(s.call, s.weights))(s.x, LENGTHS + 1)
 
 
+@pytest.mark.parametrize("transform", ["jvp", "hessian", "grad"])
+def test_bad_lengths_are_refused_by_other_transforms(transform: str, impl: str) -> None:
+    s = Setting("lstm")
+    loss = lambda x: s.loss(s.weights, x, torch.tensor([-3, 9]))  # noqa: E731
+    function = {"jvp": lambda x: jvp(loss, (x,), (x,)), "hessian": hessian(loss), "grad": grad(loss)}[transform]
+    with sf.use_impl(impl), pytest.raises(RuntimeError, match="lengths: expected values from 0 to T = 5"):
+        function(s.x[0])
+
+
+@EACH
+def test_vmap_over_nothing(name: str, impl: str) -> None:
+    """As torch's own: results with an empty dimension, of the right shapes."""
+    s = Setting(name)
+    with sf.use_impl(impl):
+        for function, dims in ((s.call, (None, 0)), (grad(s.loss, (0, 1)), (None, 0))):
+            found, each = vmap(function, dims)(s.weights, s.x[:0]), vmap(function, dims)(s.weights, s.x)
+            for a, b in zip(tree_leaves(found), tree_leaves(each), strict=True):
+                assert a.shape == (0, *b.shape[1:])
+
+
+def test_an_ensemble_of_nothing_is_refused(compiled: str) -> None:
+    s = Setting("gru")
+    none = {key: w.expand(0, *w.shape) for key, w in s.weights.items()}
+    with sf.use_impl(compiled), pytest.raises(RuntimeError, match="vmap: expected at least one index"):
+        vmap(s.call, (0, None))(none, s.x[0])
+
+
 def test_impl_reaches_the_transforms(compiled: str) -> None:
     """The implementation asked for is the one that runs, forward and backward, under vmap."""
     s, seen = Setting("gru"), []

@@ -32,6 +32,15 @@ def test_torch_on_first_use() -> None:
     assert run(code) == "True True"
 
 
+def test_first_use_under_another_default_device() -> None:
+    """Nothing made once at the first use may be on the device of that moment."""
+    code = (
+        "import torch, seqcls_fast as sf\nwith torch.device('meta'): sf.GRU(3, 4)\n"
+        "output, _ = sf.GRU(3, 4)(torch.zeros(5, 2, 3))\noutput.sum().backward()\nprint(output.device)"
+    )
+    assert run(code) == "cpu"
+
+
 def test_public_names() -> None:
     for name in seqcls_fast.__all__:
         assert getattr(seqcls_fast, name) is not None

@@ -295,6 +295,12 @@ def test_meta_tensors_have_the_right_shapes(cell: str, impl: str) -> None:
             assert (found.device.type, found.shape, found.dtype) == ("meta", want.shape, want.dtype)
 
 
+def test_meta_tensors_of_wrong_shapes_are_refused(compiled: str) -> None:
+    x, w_ih, w_hh = (torch.zeros(*shape, device="meta") for shape in ((3, 2, 5), (21, 7), (21, 7)))
+    with pytest.raises(RuntimeError, match="w_ih: expected 5 columns, as x has features, but got 7"):
+        ops.rnn_layer(x, [w_ih], [w_hh], cell="gru", impl=compiled)
+
+
 def test_use_impl_is_per_thread_and_restored(impl: str) -> None:
     given = sound() | {"impl": "auto"}
 

@@ -391,8 +391,10 @@ void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
   const std::vector<int64_t> rows = longest_first(layer, call.samples);
   const int64_t workers = threads_for(steps_of(layer) * layer.directions * weights_of(layer));
   const int64_t whole = layer.directions * call.samples, count = layer.B / call.samples;
-  // each job is a share of the gate rows of one direction and sample, if those alone do not make even work
-  const int64_t parts = workers % whole == 0 ? workers / whole : whole >= 8 * workers ? 1 : workers;
+  // a job is one direction of a sample, or a part of its gate rows where whole ones would come out uneven
+  constexpr int64_t kEnoughJobs = 8;
+  const bool even = whole % workers == 0 || whole >= kEnoughJobs * workers;
+  const int64_t parts = even ? 1 : workers % whole == 0 ? workers / whole : workers;
   const int64_t jobs = parts * whole;
   parallel(std::min(workers, jobs), [&](int64_t first, int64_t last) {
     const int64_t n = std::min(workers, jobs);
