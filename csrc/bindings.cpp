@@ -432,7 +432,7 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
   return results;
 }
 
-// What exported and traced programs hold: forward alone, its autograd registered with the dispatcher (_autograd.py).
+// What exported and traced programs hold: forward alone, its autograd registered with the dispatcher (_exported.py).
 Tensors rnn_layer(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
                   int64_t directions, bool batch_first, bool want_output, Name impl) {
   return rnn_forward(x, std::move(weights), h0, c0, lengths, batch_sizes, std::move(cell), directions, batch_first,

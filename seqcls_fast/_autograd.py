@@ -14,10 +14,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
-from ._ext import C
 from ._shapes import by_kind
 
-__all__ = ["Layer", "Outputs", "Spec", "autocast", "require_grad", "transformed_layer"]
+__all__ = [
+    "Layer",
+    "Outputs",
+    "Spec",
+    "autocast",
+    "mapped",
+    "reference_layer",
+    "require_grad",
+    "run_backward",
+    "run_forward",
+    "transformed_layer",
+]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
@@ -54,7 +64,7 @@ def require_grad(tensors: _Tensors) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """``output, h_n, c_n, saved``; the output comes with saved, wanted or not."""
     x, h0, c0, lengths, batch_sizes, *flat = tensors
     results = torch.ops.seqcls_fast.rnn_forward.default(
@@ -96,7 +106,7 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: Spec, *tensors: Any) -> Outputs:
-        output, h_n, c_n, saved = _forward(spec, tensors)
+        output, h_n, c_n, saved = run_forward(spec, tensors)
         ctx.spec, ctx.watch = spec, None
         ctx.set_materialize_grads(False)
         kept = output
@@ -113,8 +123,8 @@ class Layer(torch.autograd.Function):
         *tensors, output, saved = ctx.saved_tensors
         # changed in place since: the forward's bits once more; compiled autograd has no version to look at
         if ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
-            output = _forward(ctx.spec, tensors)[0]
-        return None, *_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
+            output = run_forward(ctx.spec, tensors)[0]
+        return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
 
 
 def _version_of(t: Tensor) -> Tensor:
@@ -124,7 +134,7 @@ def _version_of(t: Tensor) -> Tensor:
     return watch
 
 
-def _backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
+def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """:func:`_gradients`, with a graph if one is asked for."""
     if forward_ad._current_level >= 0 or _grads_batched(grads):  # tangents and this vmap know no kernels
         return _reference_gradients(spec.but(needs=needs), grads, tensors)
@@ -156,7 +166,7 @@ class TransformedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(spec: Spec, *tensors: Any) -> Any:
-        return _forward(spec, tensors)
+        return run_forward(spec, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -170,7 +180,7 @@ class TransformedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, output, saved = ctx.saved_tensors
-        return None, *_backward(ctx.spec, ctx.needs_input_grad[1:], grads[:3], tensors, output, saved)
+        return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads[:3], tensors, output, saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
@@ -180,7 +190,7 @@ class TransformedLayer(torch.autograd.Function):
             return *results, saved if spec.want_saved else None
 
         below = spec.but(want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors)))
-        return _mapped(function, spec, info.batch_size, in_dims[1:], tensors)
+        return mapped(function, spec, info.batch_size, in_dims[1:], tensors)
 
 
 class LayerGrad(torch.autograd.Function):
@@ -219,7 +229,7 @@ class LayerGrad(torch.autograd.Function):
 _Dims = Sequence[int | None]
 
 
-def _mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
+def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
     """What ``function``, that of ``output, h_n, c_n, saved``, gives over a mapped dimension, and where that then is."""
     if not _can_fold(tensors, dims):
         return _one_by_one(function, n, dims, tensors)
@@ -304,11 +314,10 @@ def _reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list
     """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
     if spec.samples:
         return _reference_gradients_by_sample(spec, grads, tensors)
+    return _vjp(lambda given: reference_layer(spec, *given), tensors, spec.needs, grads)
 
-    return _vjp(lambda given: _reference_layer(spec, *given), tensors, spec.needs, grads)
 
-
-def _reference_layer(spec: Spec, *tensors: Any) -> Outputs:
+def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
     x, h0, c0, lengths, batch_sizes, *flat = tensors
     return reference.rnn_layer(
         x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
@@ -332,84 +341,3 @@ def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensor
     for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
         result[i] = grad if i >= 5 else _fold(grad, 0, inputs[i], n)
     return result
-
-
-# -- exported programs ------------------------------------------------------------------------------------------------
-
-
-class ExportedLayer(torch.autograd.Function):
-    """The op that exported programs hold, which saves nothing: the backward begins with a forward that does."""
-
-    @staticmethod
-    def forward(ctx: Any, options: Sequence[Any], *tensors: Any) -> tuple[Tensor, ...]:
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        return tuple(_exported_op(options, tensors))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        spec, tensors = Spec(*ctx.options), ctx.saved_tensors
-        output, *_, saved = _forward(spec, tensors)
-        d_output = grads[-1] if spec.want_output else None
-        d_c_n = grads[1] if spec.cell == "lstm" else None
-        return None, *_backward(spec, ctx.needs_input_grad[1:], (d_output, grads[0], d_c_n), tensors, output, saved)
-
-
-def _exported_op(options: Sequence[Any], tensors: _Tensors) -> list[Tensor]:
-    directions, cell, *rest = options
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, cell, directions, *rest)
-
-
-def _exported_autograd(
-    x: Tensor,
-    flat: list[Tensor],
-    h0: Any,
-    c0: Any,
-    lengths: Any,
-    batch_sizes: Any,
-    cell: str,
-    directions: int,
-    *rest: Any,
-) -> list[Tensor]:
-    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *flat)
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        output, h_n, c_n = _reference_layer(Spec(*options), *tensors)
-        return [t for t in (h_n, c_n, output) if t is not None]
-    if torch.is_grad_enabled() and require_grad(tensors):
-        return list(ExportedLayer.apply(options, *tensors))
-    return _exported_op(options, tensors)
-
-
-def _exported_vmap(
-    info: Any, dims: Any, x: Tensor, flat: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
-) -> Any:
-    cell, directions, *options = rest
-
-    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Any:
-        results = torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, *rest)
-        lstm = cell == "lstm"
-        return results[-1] if len(results) > 1 + lstm else None, results[0], results[1] if lstm else None, None
-
-    spec = Spec(directions, cell, *options)
-    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *flat), (dims[0], *dims[2:6], *dims[1])
-    (output, *finals, _), (output_dim, *final_dims, _) = _mapped(function, spec, info.batch_size, tensor_dims, tensors)
-    pairs = [(t, dim) for t, dim in zip((*finals, output), (*final_dims, output_dim), strict=True) if t is not None]
-    return [t for t, _ in pairs], [dim for _, dim in pairs]
-
-
-def _exported_autocast(x: Tensor, flat: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
-    device = x.device.type
-    x, h0, c0, *flat = autocast(x, h0, c0, *flat)
-    with torch.autocast(device, enabled=False):
-        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, *rest)
-
-
-if C is not None:
-    _LIBRARY = torch.library.Library("seqcls_fast", "IMPL")
-    _LIBRARY.impl("rnn_layer", _exported_autograd, "Autograd")
-    torch.library.register_vmap("seqcls_fast::rnn_layer", _exported_vmap)
-    for _key in ("AutocastCPU", "AutocastCUDA"):
-        _LIBRARY.impl("rnn_layer", _exported_autocast, _key)

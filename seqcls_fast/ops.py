@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, reference
+from . import _autograd, _exported, reference  # noqa: F401  (_exported registers itself)
 from ._autograd import Outputs
 from ._ext import C
 from ._shapes import CELLS, by_kind

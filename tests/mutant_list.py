@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
 REFERENCE = "seqcls_fast/reference.py"
 OPS = "seqcls_fast/ops.py"
 AUTOGRAD = "seqcls_fast/_autograd.py"
+EXPORTED = "seqcls_fast/_exported.py"
 SHAPES = "seqcls_fast/_shapes.py"
 CONVERSION = "seqcls_fast/conversion.py"
 EXPORT = "seqcls_fast/export.py"
@@ -65,9 +66,9 @@ PYTHON = [
         "want_saved=spec.want_saved",
     ),
     Mutant(
-        "exported c_n without gradient", AUTOGRAD, 'd_c_n = grads[1] if spec.cell == "lstm" else None', "d_c_n = None"
+        "exported c_n without gradient", EXPORTED, 'd_c_n = grads[1] if spec.cell == "lstm" else None', "d_c_n = None"
     ),
-    Mutant("exported without autocast", AUTOGRAD, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
+    Mutant("exported without autocast", EXPORTED, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
     Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
     Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or _grads_batched(grads)", "_current_level >= 0"),
     Mutant(

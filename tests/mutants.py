@@ -44,6 +44,7 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
         "test_func.py",
         "test_compile.py",
     ),
+    "seqcls_fast/_exported.py": ("test_ops.py", "test_export.py"),
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
     "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
     "seqcls_fast/export.py": ("test_export_onnx.py",),

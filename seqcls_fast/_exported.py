@@ -1,0 +1,97 @@
+"""``seqcls_fast::rnn_layer``, the op that exported and traced programs hold, in every transform.
+
+Such a program has no Python of ours around it, so autograd, autocast and vmap are registered with the dispatcher here;
+``ops.run_layer`` makes the same choices for calls from Python, where the dispatcher's way would cost each 6 us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._autograd import Spec, autocast, mapped, reference_layer, require_grad, run_backward, run_forward
+from ._ext import C
+
+__all__ = ["ExportedLayer"]
+
+
+class ExportedLayer(torch.autograd.Function):
+    """The op saves nothing, as it is the forward alone: the backward begins with a forward that does."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Sequence[Any], *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return tuple(_exported_op(options, tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        spec, tensors = Spec(*ctx.options), ctx.saved_tensors
+        output, *_, saved = run_forward(spec, tensors)
+        d_output = grads[-1] if spec.want_output else None
+        d_c_n = grads[1] if spec.cell == "lstm" else None
+        return None, *run_backward(spec, ctx.needs_input_grad[1:], (d_output, grads[0], d_c_n), tensors, output, saved)
+
+
+def _exported_op(options: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]:
+    directions, cell, *rest = options
+    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, cell, directions, *rest)
+
+
+def _exported_autograd(
+    x: Tensor,
+    flat: list[Tensor],
+    h0: Any,
+    c0: Any,
+    lengths: Any,
+    batch_sizes: Any,
+    cell: str,
+    directions: int,
+    *rest: Any,
+) -> list[Tensor]:
+    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *flat)
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        output, h_n, c_n = reference_layer(Spec(*options), *tensors)
+        return [t for t in (h_n, c_n, output) if t is not None]
+    if torch.is_grad_enabled() and require_grad(tensors):
+        return list(ExportedLayer.apply(options, *tensors))
+    return _exported_op(options, tensors)
+
+
+def _exported_vmap(
+    info: Any, dims: Any, x: Tensor, flat: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
+) -> Any:
+    cell, directions, *options = rest
+
+    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Any:
+        results = torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, *rest)
+        lstm = cell == "lstm"
+        return results[-1] if len(results) > 1 + lstm else None, results[0], results[1] if lstm else None, None
+
+    spec = Spec(directions, cell, *options)
+    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *flat), (dims[0], *dims[2:6], *dims[1])
+    (output, *finals, _), (output_dim, *final_dims, _) = mapped(function, spec, info.batch_size, tensor_dims, tensors)
+    pairs = [(t, dim) for t, dim in zip((*finals, output), (*final_dims, output_dim), strict=True) if t is not None]
+    return [t for t, _ in pairs], [dim for _, dim in pairs]
+
+
+def _exported_autocast(x: Tensor, flat: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
+    device = x.device.type
+    x, h0, c0, *flat = autocast(x, h0, c0, *flat)
+    with torch.autocast(device, enabled=False):
+        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, *rest)
+
+
+if C is not None:
+    _LIBRARY = torch.library.Library("seqcls_fast", "IMPL")
+    _LIBRARY.impl("rnn_layer", _exported_autograd, "Autograd")
+    torch.library.register_vmap("seqcls_fast::rnn_layer", _exported_vmap)
+    for _key in ("AutocastCPU", "AutocastCUDA"):
+        _LIBRARY.impl("rnn_layer", _exported_autocast, _key)
