@@ -304,7 +304,8 @@ SECTIONS = {
     "per-sample": (
         "Gradients of each sample of a batch by `vmap(grad(functional_call))`, against torch.nn's by the faster of "
         "the same (LSTM alone) and a loop over the samples: torch.nn / ours, and in brackets the share of the "
-        "roofline. The batch holds the samples. A few tiny ones are quicker in a loop of ours, as torch.func's own cost decides."
+        "roofline. The batch holds the samples. A few tiny ones are quicker in a loop of ours, as torch.func's own "
+        "cost decides."
     ),
 }
 
