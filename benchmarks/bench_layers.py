@@ -90,7 +90,7 @@ class Budget:
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
     def _expected(self, case: Case, threads: int) -> float:
-        sides = 3 if case.ragged or case.what in ("bf16", "avx2", "per-sample") else 2
+        sides = 3 if case.ragged or case.what in report.OTHERS else 2
         torch_gflops = 60 if case.cell == "LSTM" and not case.ragged else 30  # a thread, roughly
         if case.per_sample:
             torch_gflops /= 10
@@ -141,7 +141,7 @@ def measure_row(case: Case, threads: int, machine: Machine, allowance: float, ro
         ratio = harness.Ratio.of(times[rival], ours)
         row.torch_s, row.ratio, row.low, row.high = times[rival].seconds, ratio.value, ratio.low, ratio.high
         involved.append(times[rival])
-    for name in ("ours float32", "ours auto", "ours loop"):
+    for name in (f"ours {other}" for other in report.OTHERS.values()):
         if name in times:
             row.other_s, row.other_ratio = times[name].seconds, times[name].seconds / ours.seconds
             involved.append(times[name])

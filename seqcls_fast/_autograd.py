@@ -22,8 +22,8 @@ __all__ = [
     "Spec",
     "autocast",
     "mapped",
+    "needs_graph",
     "reference_layer",
-    "require_grad",
     "run_backward",
     "run_forward",
     "transformed_layer",
@@ -59,9 +59,8 @@ def autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
     ]
 
 
-def require_grad(tensors: _Tensors) -> bool:
-    """Whether any of them does; what that means depends on the grad mode."""
-    return any(t is not None and t.requires_grad for t in tensors)
+def needs_graph(tensors: _Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
@@ -155,9 +154,7 @@ def _grads_batched(grads: _Tensors) -> bool:
 
 def transformed_layer(spec: Spec, *tensors: Any) -> Outputs:
     """The layer under vmap, grad and their kin."""
-    output, h_n, c_n, _ = TransformedLayer.apply(
-        spec.but(want_saved=torch.is_grad_enabled() and require_grad(tensors)), *tensors
-    )
+    output, h_n, c_n, _ = TransformedLayer.apply(spec.but(want_saved=needs_graph(tensors)), *tensors)
     return output if spec.want_output else None, h_n, c_n
 
 
@@ -189,7 +186,7 @@ class TransformedLayer(torch.autograd.Function):
             *results, saved = TransformedLayer.apply(below, *tensors)
             return *results, saved if spec.want_saved else None
 
-        below = spec.but(want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors)))
+        below = spec.but(want_saved=spec.want_saved or needs_graph(tensors))
         return mapped(function, spec, info.batch_size, in_dims[1:], tensors)
 
 
@@ -318,6 +315,7 @@ def _reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list
 
 
 def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
+    """The layer in plain PyTorch."""
     x, h0, c0, lengths, batch_sizes, *flat = tensors
     return reference.rnn_layer(
         x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,

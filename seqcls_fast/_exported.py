@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._autograd import Spec, autocast, mapped, reference_layer, require_grad, run_backward, run_forward
+from ._autograd import Spec, autocast, mapped, needs_graph, reference_layer, run_backward, run_forward
 from ._ext import C
 
 __all__ = ["ExportedLayer"]
@@ -60,7 +60,7 @@ def _exported_autograd(
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         output, h_n, c_n = reference_layer(Spec(*options), *tensors)
         return [t for t in (h_n, c_n, output) if t is not None]
-    if torch.is_grad_enabled() and require_grad(tensors):
+    if needs_graph(tensors):
         return list(ExportedLayer.apply(options, *tensors))
     return _exported_op(options, tensors)
 

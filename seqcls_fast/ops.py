@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.autograd import forward_ad
 from . import _autograd, _exported, reference  # noqa: F401  (_exported registers itself)
 from ._autograd import Outputs
 from ._ext import C
-from ._shapes import CELLS, by_kind
+from ._shapes import CELLS
 
 __all__ = ["available_impls", "rnn_layer", "use_impl"]
 
@@ -137,14 +138,15 @@ def run_layer(
     has_kernel = C is not None and impl != "reference" and device in ("cpu", "meta") and differentiable
     if lengths is not None:  # the kernels check the values themselves
         lengths = reference.check_lengths(lengths, x, batch_first, values=not has_kernel).to(x.device, torch.int64)
-    if not has_kernel:
-        return reference.rnn_layer(
-            x, *by_kind(weights, directions), h0, c0,
-            cell=cell, lengths=lengths, batch_sizes=batch_sizes, batch_first=batch_first, want_output=want_output,
-        )  # fmt: skip
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
-    if transformed or (torch.is_grad_enabled() and not exported and _autograd.require_grad((x, h0, c0, *weights))):
-        function = _autograd.transformed_layer if transformed else _autograd.Layer.apply
+    function: Any = None
+    if not has_kernel:
+        function = _autograd.reference_layer
+    elif transformed:
+        function = _autograd.transformed_layer
+    elif torch.is_grad_enabled() and not exported and _autograd.needs_graph((x, h0, c0, *weights)):
+        function = _autograd.Layer.apply
+    if function is not None:
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
         return function(spec, x, h0, c0, lengths, batch_sizes, *weights)
     if exported:

@@ -62,7 +62,7 @@ PYTHON = [
     Mutant(
         "nothing saved below vmap",
         AUTOGRAD,
-        "want_saved=spec.want_saved or (torch.is_grad_enabled() and require_grad(tensors))",
+        "want_saved=spec.want_saved or needs_graph(tensors)",
         "want_saved=spec.want_saved",
     ),
     Mutant(
