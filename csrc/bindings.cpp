@@ -2,11 +2,14 @@
 // pybind11 module for introspection. Built on the stable ABI, so one binary serves every torch >= 2.11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -17,6 +20,11 @@
 
 #include "core/cells.h"
 #include "cpu/backend.h"
+#include "cuda/plan.h"
+#include "runner.h"
+#if defined(SF_WITH_CUDA)
+#include "cuda/runner.h"
+#endif
 
 namespace sf {
 
@@ -99,9 +107,17 @@ const char* text(ScalarType type) {
   }
 }
 
+std::string text(const torch::stable::Device& device) {
+  if (device.type() == DeviceType::CPU) return "the CPU";
+  if (device.type() == DeviceType::CUDA) return "cuda:" + std::to_string(device.index());
+  return "another device";
+}
+
 template <class Expected>
-void check_tensor(const char* name, const Tensor& t, ScalarType type, const Expected& shape) {
-  if (t.device().type() != DeviceType::CPU) fail(name, ": expected a CPU tensor, like the input");
+void check_tensor(const char* name, const Tensor& t, const torch::stable::Device& device, ScalarType type,
+                  const Expected& shape) {
+  if (t.device() != device)
+    fail(name, ": expected a tensor on ", text(device), ", like the input, but got one on ", text(t.device()));
   if (t.scalar_type() != type) fail(name, ": expected dtype ", text(type), " but got ", text(t.scalar_type()));
   const auto sizes = t.sizes();
   bool same = sizes.size() == shape.size();
@@ -139,13 +155,104 @@ ScalarType scalar_of(Dtype d) {
   constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
   return kTypes[static_cast<int>(d)];
 }
-Dtype compute_type(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::kFloat32; }
+
+// ---- Implementations
+
+class CpuRunner : public Runner {
+ public:
+  explicit CpuRunner(const std::string& impl) : kernels_(kernels_for(impl)) {}
+  Dtype buffer_dtype(Dtype storage) const override {  // the compute type
+    return storage == Dtype::kFloat64 ? storage : Dtype::kFloat32;
+  }
+  void forward(const Forward& f) override { run_forward(kernels_, f); }
+  void backward(const Backward& b) override { run_backward(kernels_, b); }
+  void weight_grad(const WeightGrad& g) override { run_weight_grad(kernels_, g); }
+
+ private:
+  const Kernels& kernels_;
+};
+
+std::vector<const Plugin*>& plugins() {
+  static std::vector<const Plugin*> all;
+  return all;
+}
+
+#if defined(SF_WITH_CUDA)
+bool sync_check() {
+  const char* value = std::getenv("SEQCLS_SYNC_CHECK");
+  return value && std::string(value) == "1";
+}
+
+// A word that kernels raise and the next call reads, in memory both see. It lives as long as the process.
+uint32_t* error_word() {
+  static uint32_t* const word = [] {
+    AtenTensorHandle handle;
+    const int64_t size = 1, stride = 1;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided_pinned(
+        1, &size, &stride, torch::stable::detail::to<int32_t>(torch::stable::detail::from(ScalarType::Int)),
+        aoti_torch_device_type_cpu(), -1, &handle));
+    auto* kept = new Tensor(handle);
+    auto* data = static_cast<uint32_t*>(kept->data_ptr());
+    *data = 0;
+    return data;
+  }();
+  return word;
+}
+#endif
+
+// The runner of a call, and what must live until its work is queued.
+struct Call {
+  std::unique_ptr<Runner> runner;
+  Tensors kept;  // scratch
+
+  Call(const Tensor& x, const Name& impl) {
+    if (x.device().type() == DeviceType::CPU) {
+      for (const Plugin* plugin : plugins())
+        if (std::count(plugin->names.begin(), plugin->names.end(), impl.value)) runner = plugin->make(impl.value);
+      if (!runner) runner = std::make_unique<CpuRunner>(impl.value);
+      return;
+    }
+#if defined(SF_WITH_CUDA)
+    uint32_t* const error = error_word();
+    if (*error) {
+      *error = 0;
+      fail(
+          "a recurrent kernel of an earlier call gave up waiting for the other blocks of its grid: its results and "
+          "those computed from them are wrong");
+    }
+    device = x.device();
+    guard.emplace(device.index());
+    cuda::TorchDevice found{};
+    found.index = device.index();
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(found.index, &found.stream));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&found.cublas));
+    found.keep = this;
+    found.allocate = [](void* keep, int64_t bytes) {
+      auto& call = *static_cast<Call*>(keep);
+      call.kept.push_back(
+          torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte, std::nullopt, call.device));
+      return call.kept.back().data_ptr();
+    };
+    found.error_word = error;
+    found.check_launches = sync_check();
+    runner = cuda::make_runner(found, impl.value);
+#else
+    fail("x: expected a tensor on the CPU, as this build has no CUDA, but got one on ", text(x.device()));
+#endif
+  }
+  Call(const Call&) = delete;  // the runner points to it
+
+ private:
+  torch::stable::Device device{DeviceType::CPU, -1};
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+};
 
 // ---- Tensors
 
 constexpr int64_t kPooledBytes = 1 << 20;  // from here on a fresh buffer's page faults cost more than the pool
 
-Tensor empty(const Shape& shape, Dtype dtype) {
+Tensor empty(const Shape& shape, Dtype dtype, const torch::stable::Device& device) {
+  if (device.type() != DeviceType::CPU) return torch::stable::empty(shape, scalar_of(dtype), std::nullopt, device);
   int64_t count = 1;
   Shape strides(shape.size());
   for (size_t i = shape.size(); i-- > 0;) {
@@ -154,9 +261,8 @@ Tensor empty(const Shape& shape, Dtype dtype) {
   }
   int64_t elements = 1;
   for (int64_t n : shape) elements *= n;
-  const torch::stable::Device cpu(DeviceType::CPU, -1);
   if (elements * size_of(dtype) >= kPooledBytes) {
-    return torch::stable::from_blob(pool_take(elements * size_of(dtype)), shape, strides, cpu, scalar_of(dtype),
+    return torch::stable::from_blob(pool_take(elements * size_of(dtype)), shape, strides, device, scalar_of(dtype),
                                     pool_give);
   }
   AtenTensorHandle handle;
@@ -226,7 +332,18 @@ struct LayerCall {
   Layer layer{};
   const CellInfo* info = nullptr;
   bool batch_first = false;
+  Dtype buffer_dtype = Dtype::kFloat32;
+  torch::stable::Device device{DeviceType::CPU, -1};
   std::vector<int64_t> lengths, t_row;
+  Tensors kept;  // what the layer points to, where that is not memory of the arguments
+
+  Tensor empty(const Shape& shape, Dtype dtype) const { return sf::empty(shape, dtype, device); }
+  template <class Expected>
+  void check(const char* name, const Tensor& t, const Expected& shape) const {
+    check_tensor(name, t, device, scalar_of(layer.dtype), shape);
+  }
+
+  const int64_t* packed_offsets = nullptr;  // t_row where the kernels read it
 
   bool packed() const { return !t_row.empty(); }
   // shape of a tensor of rows, in the input's order or (time-major buffers) in ours
@@ -255,23 +372,23 @@ struct LayerCall {
     r.data = data_of(t) + column * r.stride * size_of(layer.dtype);
     if (packed()) {
       r.t_stride = r.b_stride = strides[0];
-      r.t_row = t_row.data();
+      r.t_row = packed_offsets;
     } else {
       r.t_stride = strides[batch_first ? 1 : 0];
       r.b_stride = strides[batch_first ? 0 : 1];
     }
     return r;
   }
-  // rows of a contiguous time-major buffer in the compute type
+  // rows of a contiguous time-major buffer
   Rows buffer_rows(const Tensor& t, int d) const {
     Rows r;
-    r.dtype = compute_type(layer.dtype);
+    r.dtype = buffer_dtype;
     const auto sizes = t.sizes();
     const int64_t width = sizes[sizes.size() - 1], per_step = packed() ? 1 : layer.B;
     r.data = data_of(t) + d * (t.numel() / layer.directions) * size_of(r.dtype);
     r.b_stride = width;
     r.t_stride = per_step * width;
-    r.t_row = packed() ? t_row.data() : nullptr;
+    r.t_row = packed_offsets;
     return r;
   }
   int64_t saved_width() const { return info->saved * padded(layer.H); }
@@ -280,7 +397,12 @@ struct LayerCall {
 
 void read_lengths(LayerCall& call, const Tensor& lengths) {
   const int64_t B = call.layer.B, T = call.layer.T;
-  check_tensor("lengths", lengths, ScalarType::Long, Dims{B});
+  check_tensor("lengths", lengths, call.device, ScalarType::Long, Dims{B});
+  if (call.device.type() != DeviceType::CPU) {  // values out of range are clamped where they are
+    call.kept.push_back(torch::stable::contiguous(lengths));
+    call.layer.lengths = static_cast<const int64_t*>(call.kept.back().data_ptr());
+    return;
+  }
   const auto* values = static_cast<const int64_t*>(lengths.data_ptr());
   const int64_t stride = lengths.strides()[0];
   call.lengths.resize(static_cast<size_t>(B));
@@ -323,20 +445,22 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
 
 // What every op is told about the input's side of the layer.
 LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& batch_sizes, const Name& cell,
-                         bool batch_first) {
+                         bool batch_first, const Runner& runner) {
   LayerCall call;
+  call.device = x.device();
   call.info = &kCells[cell_index(cell.value)];
   call.batch_first = batch_first;
   Layer& l = call.layer;
   l.cell = static_cast<int>(call.info - kCells);
   l.gates = call.info->gates;
-  if (x.device().type() != DeviceType::CPU) fail("x: expected a CPU tensor");
   l.dtype = dtype_of(x);
+  call.buffer_dtype = runner.buffer_dtype(l.dtype);
   const auto sizes = x.sizes();
   if (batch_sizes) {
     if (sizes.size() != 2) fail("x: expected packed rows (N, I) with batch_sizes but got ", text(sizes));
     if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
+    l.packed_rows = sizes[0];
     l.I = sizes[1];
   } else {
     if (sizes.size() != 3) fail("x: expected 3 dimensions but got ", text(sizes));
@@ -351,15 +475,27 @@ LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& bat
   return call;
 }
 
-// The struct's pointers into the vectors, once the call has its final place.
+// The struct's pointers into the vectors, once the call has its final place; copies of them where the device is
+// another.
 void link(LayerCall& call) {
-  call.layer.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
-  if (call.packed()) call.layer.x.t_row = call.t_row.data();
+  const auto place = [&](const std::vector<int64_t>& values) -> const int64_t* {
+    if (call.device.type() == DeviceType::CPU) return values.data();
+    const Shape shape{static_cast<int64_t>(values.size())}, stride{1};
+    const Tensor here = torch::stable::from_blob(const_cast<int64_t*>(values.data()), shape, stride,
+                                                 torch::stable::Device(DeviceType::CPU, -1), ScalarType::Long);
+    Tensor there = torch::stable::empty(shape, ScalarType::Long, std::nullopt, call.device);
+    torch::stable::copy_(there, here, true);  // from pageable memory: read before this returns
+    call.kept.push_back(there);
+    return static_cast<const int64_t*>(there.data_ptr());
+  };
+  if (!call.lengths.empty()) call.layer.lengths = place(call.lengths);
+  if (call.packed()) call.layer.x.t_row = call.packed_offsets = place(call.t_row);
 }
 
-void describe_weights(LayerCall& call, const Tensors& weights, int64_t directions, const Maybe& h0, const Maybe& c0) {
+void describe_weights(LayerCall& call, Tensors& weights, int64_t directions, const Maybe& h0, const Maybe& c0) {
   Layer& l = call.layer;
-  const ScalarType type = scalar_of(l.dtype);
+  if (call.device.type() != DeviceType::CPU)  // cuBLAS reads them
+    for (Tensor& w : weights) w = torch::stable::contiguous(w);
   const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);
   l.directions = static_cast<int>(directions);
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
@@ -373,16 +509,16 @@ void describe_weights(LayerCall& call, const Tensors& weights, int64_t direction
     l.P = w_hr[0].sizes()[0];
   }
   const auto check_kind = [&](const char* name, const Kind& kind, Dims shape) {
-    for (int64_t d = 0; d < kind.count; ++d) check_tensor(name, kind[d], type, shape);
+    for (int64_t d = 0; d < kind.count; ++d) call.check(name, kind[d], shape);
   };
   check_kind("w_ih", w_ih, {rows, l.I});
   check_kind("w_hh", w_hh, {rows, l.out()});
   check_kind("b_ih", b_ih, {rows});
   check_kind("b_hh", b_hh, {rows});
   check_kind("w_hr", w_hr, {l.P, l.H});
-  if (h0) check_tensor("h0", *h0, type, Dims{l.directions, l.B, l.out()});
+  if (h0) call.check("h0", *h0, Dims{l.directions, l.B, l.out()});
   if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
-  if (c0) check_tensor("c0", *c0, type, Dims{l.directions, l.B, l.H});
+  if (c0) call.check("c0", *c0, Dims{l.directions, l.B, l.H});
   for (int d = 0; d < l.directions; ++d) {
     l.w_ih[d] = matrix_of(w_ih, d);
     l.w_hh[d] = matrix_of(w_hh, d);
@@ -395,7 +531,7 @@ void describe_weights(LayerCall& call, const Tensors& weights, int64_t direction
 }
 
 void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int64_t width) {
-  check_tensor(name, t, scalar_of(compute_type(call.layer.dtype)), call.buffer_shape(width));
+  check_tensor(name, t, call.device, scalar_of(call.buffer_dtype), call.buffer_shape(width));
   if (!t.is_contiguous()) fail(name, ": expected a contiguous tensor");
 }
 
@@ -405,8 +541,9 @@ void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int6
 // as a present one on its way through the dispatcher.
 Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
                     int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) {
-  const Kernels& kernels = kernels_for(impl.value);
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  const Call implementation(x, impl);
+  Runner& runner = *implementation.runner;
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
@@ -414,21 +551,21 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
   forward.layer = l;
   Tensors results;
   results.reserve(4);
-  results.push_back(empty({l.directions, l.B, l.out()}, l.dtype));
+  results.push_back(call.empty({l.directions, l.B, l.out()}, l.dtype));
   for (int d = 0; d < l.directions; ++d) forward.h_n[d] = state_rows(results.back(), l.dtype, d);
   if (call.info->has_c) {
-    results.push_back(empty({l.directions, l.B, l.H}, l.dtype));
+    results.push_back(call.empty({l.directions, l.B, l.H}, l.dtype));
     for (int d = 0; d < l.directions; ++d) forward.c_n[d] = state_rows(results.back(), l.dtype, d);
   }
   if (want_output || want_saved) {
-    results.push_back(empty(call.shape(l.directions * l.out()), l.dtype));
+    results.push_back(call.empty(call.shape(l.directions * l.out()), l.dtype));
     for (int d = 0; d < l.directions; ++d) forward.output[d] = call.rows(results.back(), d * l.out());
   }
   if (want_saved) {
-    results.push_back(empty(call.buffer_shape(call.saved_width()), compute_type(l.dtype)));
+    results.push_back(call.empty(call.buffer_shape(call.saved_width()), call.buffer_dtype));
     for (int d = 0; d < l.directions; ++d) forward.saved[d] = call.buffer_rows(results.back(), d);
   }
-  if (l.B > 0) run_forward(kernels, forward);
+  if (l.B > 0) runner.forward(forward);
   return results;
 }
 
@@ -444,22 +581,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
                                                         Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
                                                         int64_t directions, bool batch_first, bool want_d_x,
                                                         Name impl) {
-  const Kernels& kernels = kernels_for(impl.value);
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  const Call implementation(x, impl);
+  Runner& runner = *implementation.runner;
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
-  const ScalarType type = scalar_of(l.dtype);
   const Shape state{l.directions, l.B, l.out()}, c_state{l.directions, l.B, l.H};
-  check_tensor("output", output, type, call.shape(l.directions * l.out()));
+  call.check("output", output, call.shape(l.directions * l.out()));
   check_buffer("saved", saved, call, call.saved_width());
-  if (d_output) check_tensor("d_output", *d_output, type, call.shape(l.directions * l.out()));
-  if (d_h_n) check_tensor("d_h_n", *d_h_n, type, state);
-  if (d_c_n) check_tensor("d_c_n", *d_c_n, type, c_state);
-  Tensor d_x = empty(want_d_x ? call.shape(l.I) : Shape{0}, l.dtype);
-  Tensor d_gates = empty(call.buffer_shape(call.gates_width()), compute_type(l.dtype));
-  Tensor d_h0 = empty(h0 ? state : Shape{0}, l.dtype);
-  Tensor d_c0 = empty(c0 ? c_state : Shape{0}, l.dtype);
+  if (d_output) call.check("d_output", *d_output, call.shape(l.directions * l.out()));
+  if (d_h_n) call.check("d_h_n", *d_h_n, state);
+  if (d_c_n) call.check("d_c_n", *d_c_n, c_state);
+  Tensor d_x = call.empty(want_d_x ? call.shape(l.I) : Shape{0}, l.dtype);
+  Tensor d_gates = call.empty(call.buffer_shape(call.gates_width()), call.buffer_dtype);
+  Tensor d_h0 = call.empty(h0 ? state : Shape{0}, l.dtype);
+  Tensor d_c0 = call.empty(c0 ? c_state : Shape{0}, l.dtype);
   if (l.B == 0) return {d_x, d_gates, d_h0, d_c0};
   Backward backward{};
   backward.layer = l;
@@ -474,15 +611,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
     if (c0) backward.d_c0[d] = state_rows(d_c0, l.dtype, d);
   }
   if (want_d_x) backward.d_x = call.rows(d_x);
-  run_backward(kernels, backward);
+  runner.backward(backward);
   return {d_x, d_gates, d_h0, d_c0};
 }
 
 // With samples, the batch is that many equal stretches, and each gets gradients of its own: (samples, ...).
 Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
                         bool batch_first, int64_t proj_size, bool want_bias, int64_t samples, Name impl) {
-  const Kernels& kernels = kernels_for(impl.value);
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first);
+  const Call implementation(x, impl);
+  Runner& runner = *implementation.runner;
+  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   Layer& l = call.layer;
   const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
@@ -494,8 +632,8 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
   if (l.H <= 0) fail("d_gates: expected at least ", call.info->slots, " columns but got ", width);
   check_buffer("d_gates", d_gates, call, call.gates_width());
-  check_tensor("output", output, scalar_of(l.dtype), call.shape(l.directions * l.out()));
-  if (h0) check_tensor("h0", *h0, scalar_of(l.dtype), Dims{l.directions, l.B, l.out()});
+  call.check("output", output, call.shape(l.directions * l.out()));
+  if (h0) call.check("h0", *h0, Dims{l.directions, l.B, l.out()});
 
   if (samples < 0 || (samples && l.B % samples))
     fail("samples: expected a divisor of the batch ", l.B, " but got ", samples);
@@ -505,7 +643,7 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   const auto add = [&](Shape shape, char*(&to)[kMaxDirections]) {
     if (samples) shape.insert(shape.begin(), samples);
     for (int d = 0; d < l.directions; ++d) {
-      grads.push_back(empty(shape, l.dtype));
+      grads.push_back(call.empty(shape, l.dtype));
       to[d] = data_of(grads.back());
     }
   };
@@ -525,7 +663,7 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   }
   grad.layer = l;
   grad.samples = std::max<int64_t>(samples, 1);
-  run_weight_grad(kernels, grad);
+  runner.weight_grad(grad);
   return grads;
 }
 
@@ -550,14 +688,97 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
       "bool batch_first, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m) {
-  m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward));
-  m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));
-  m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
+#define SF_IMPLEMENT(m)                                 \
+  m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward));   \
+  m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));       \
+  m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward)); \
   m.impl("rnn_weight_grad", TORCH_BOX(&sf::rnn_weight_grad));
+
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m){SF_IMPLEMENT(m)}
+#if defined(SF_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CUDA, m) {
+  SF_IMPLEMENT(m)
 }
+#endif
+#undef SF_IMPLEMENT
 
 namespace py = pybind11;
+
+namespace sf {
+namespace {
+
+cuda::Limits limits_from(const py::dict& given) {
+  cuda::Limits limits;
+  limits.architecture = given["architecture"].cast<int>();
+  limits.multiprocessors = given["multiprocessors"].cast<int>();
+  limits.shared_bytes = given["shared_bytes"].cast<int>();
+  limits.cluster = given["cluster"].cast<int>();
+  limits.warps = given["warps"].cast<int>();
+  return limits;
+}
+
+py::dict to_dict(const cuda::Limits& limits) {
+  py::dict d;
+  d["architecture"] = limits.architecture;
+  d["multiprocessors"] = limits.multiprocessors;
+  d["shared_bytes"] = limits.shared_bytes;
+  d["cluster"] = limits.cluster;
+  d["warps"] = limits.warps;
+  return d;
+}
+
+// What plan.h says of one pass. regime: a name, or "auto". No GPU is needed.
+py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
+                      int directions, bool backward, const std::string& regime, const py::dict& limits) {
+  constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};
+  constexpr int kMufu[][2] = {{2, 0}, {0, 0}, {6, 0}, {10, 2}};  // of a cell, going forward and back
+  const auto index_in = [](const char* what, const auto& names, const std::string& name) {
+    std::string choices;
+    for (int i = 0; i < static_cast<int>(std::size(names)); ++i) {
+      if (name == names[i]) return i;
+      choices += (i ? ", " : "") + std::string(names[i]);
+    }
+    fail(what, ": expected one of ", choices, " but got '", name, "'");
+    return -1;
+  };
+  if (hidden < 1 || batch < 1) fail("plan: expected hidden and batch of at least 1 but got ", hidden, ", ", batch);
+  if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
+  const int which = cell_index(cell);
+  cuda::Request request{};
+  request.gates = static_cast<int>(kCells[which].gates);
+  request.pass = backward ? cuda::Pass::kBackward : cuda::Pass::kForward;
+  request.precision = static_cast<cuda::Precision>(index_in("precision", kPrecisions, precision));
+  request.hidden = hidden;
+  request.batch = batch;
+  request.directions = directions;
+  const cuda::Limits device = limits_from(limits);
+  const cuda::Plan plan =
+      regime == "auto"
+          ? cuda::make_plan(request, device)
+          : cuda::fit(request, device, static_cast<cuda::Regime>(index_in("regime", cuda::kRegimes, regime)));
+  py::dict d;
+  d["regime"] = cuda::kRegimes[static_cast<int>(plan.regime)];
+  d["fits"] = cuda::fits(plan);
+  d["why"] = plan.why;
+  d["splits"] = plan.tiling.splits;
+  d["k_tiles"] = plan.tiling.k_tiles;
+  d["padded"] = plan.padded;
+  d["groups"] = plan.groups;
+  d["block_groups"] = plan.block_groups;
+  d["blocks"] = plan.blocks;
+  d["tiles"] = plan.tiles;
+  d["teams"] = plan.teams;
+  d["threads"] = plan.threads;
+  d["registers"] = plan.registers;
+  d["weight_registers"] = cuda::weight_registers(plan.tiling, request.gates, request.precision);
+  d["shared_bytes"] = plan.shared_bytes;
+  d["mma_cycles"] = cuda::mma_cycles(request, plan);
+  d["mufu_cycles"] = cuda::mufu_cycles(request, plan, kMufu[which][backward]);
+  return d;
+}
+
+}  // namespace
+}  // namespace sf
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Introspection of the compiled part of seqcls_fast; the ops are under torch.ops.seqcls_fast.";
@@ -567,7 +788,12 @@ PYBIND11_MODULE(_C, m) {
         py::dict info;
         info["compiler"] = __VERSION__;
         info["torch_target"] = "2.11";
+#if defined(SF_WITH_CUDA)
+        info["cuda"] = true;
+        info["cuda_archs"] = SF_CUDA_ARCHS;
+#else
         info["cuda"] = false;
+#endif
         return info;
       },
       "How this extension was built.");
@@ -579,10 +805,40 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "The cells, in the order of the kernels' index.");
-  m.def("impls", &sf::impl_names, "The CPU implementations this machine can run, slowest first.");
+  m.def(
+      "impls",
+      [] {
+        std::vector<std::string> names = sf::impl_names();
+        for (const auto* plugin : sf::plugins()) names.insert(names.end(), plugin->names.begin(), plugin->names.end());
+        return names;
+      },
+      "The implementations for CPU tensors this machine can run, slowest first, then those of plugins.");
   m.def("cpu_features", &sf::cpu_features, "The CPU features the choice of an implementation looks at, where present.");
   m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
   m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
   m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");
+  m.def(
+      "regimes", [] { return std::vector<std::string>(std::begin(sf::cuda::kRegimes), std::end(sf::cuda::kRegimes)); },
+      "The implementations on CUDA, in the order in which a plan tries them.");
+  m.def("plan", &sf::explain_plan, py::arg("cell"), py::arg("hidden"), py::arg("batch"), py::arg("precision"),
+        py::arg("directions"), py::arg("backward"), py::arg("regime"), py::arg("limits"),
+        "How a layer would run on a device with these limits; see csrc/cuda/plan.h. Needs no GPU.");
+  m.def(
+      "known_devices",
+      [] {
+        py::dict all;
+        for (const auto& device : sf::cuda::kDevices) all[device.name] = sf::to_dict(device.limits);
+        return all;
+      },
+      "The limits of devices by name, for plan().");
+#if defined(SF_WITH_CUDA)
+  m.def(
+      "device_limits", [](int device) { return sf::to_dict(sf::cuda::limits_of(device)); },
+      "The limits of a CUDA device of this machine.");
+#endif
+  m.def(
+      "register_plugin",
+      [](const py::capsule& plugin) { sf::plugins().push_back(plugin.get_pointer<const sf::Plugin>()); },
+      "Adds implementations for CPU tensors; see csrc/runner.h. They stay for as long as the process runs.");
   m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
 }

@@ -6,6 +6,7 @@ PyTorch of ``reference`` stands in where no kernel applies.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ __all__ = ["available_impls", "rnn_layer", "use_impl"]
 
 
 _IMPLS: tuple[str, ...] = ("reference", *(C.impls() if C is not None else ()))
+_HAS_CUDA = C is not None and bool(C.build_info()["cuda"])
+_REGIMES: tuple[str, ...] = tuple(C.regimes()) if C is not None and _HAS_CUDA else ()
+_DEVICES = ("cpu", "meta", "cuda") if _HAS_CUDA else ("cpu", "meta")
 _default = threading.local()
 
 
@@ -52,8 +56,19 @@ def use_impl(name: str) -> Iterator[None]:
 
 
 def _check_impl(name: str) -> None:
-    if name != "auto" and name not in _IMPLS:
-        raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS))} but got {name!r}")
+    if name != "auto" and name not in _IMPLS and not (C is not None and name in (*C.impls(), *_REGIMES)):
+        raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS, *_REGIMES))} but got {name!r}")
+
+
+def _waits_for_checks() -> bool:
+    """Whether values on a GPU are to be checked too, which waits for it."""
+    return os.environ.get("SEQCLS_SYNC_CHECK") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    """Whether torch's switches let float32 products on CUDA be rounded to TF32, as torch.nn's layers ask it."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def rnn_layer(
@@ -135,9 +150,13 @@ def run_layer(
     # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
     # too, would be a silent zero.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
-    has_kernel = C is not None and impl != "reference" and device in ("cpu", "meta") and differentiable
-    if lengths is not None:  # the kernels check the values themselves
-        lengths = reference.check_lengths(lengths, x, batch_first, values=not has_kernel).to(x.device, torch.int64)
+    has_kernel = C is not None and impl != "reference" and device in _DEVICES and differentiable
+    if lengths is not None:  # the CPU's kernels check the values themselves
+        shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
+        reference.check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
+        lengths = lengths.to(x.device, torch.int64, non_blocking=True)
+    if has_kernel and device == "cuda" and x.dtype == torch.float32 and not impl.endswith("-tf32") and _allows_tf32():
+        impl += "-tf32"
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
     function: Any = None
     if not has_kernel:

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "math.h"
+
 namespace sf {
 
 enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -22,7 +24,7 @@ struct Rows {
   int64_t t_stride = 0, b_stride = 0, stride = 1;  // in elements; stride: between neighbours in a row
   const int64_t* t_row = nullptr;                  // packed: row index of (t, 0); then t_stride is that of one row
 
-  int64_t offset(int64_t t, int64_t b) const { return (t_row ? t_row[t] : t) * t_stride + b * b_stride; }
+  SF_FN int64_t offset(int64_t t, int64_t b) const { return (t_row ? t_row[t] : t) * t_stride + b * b_stride; }
 };
 
 struct Matrix {  // a weight, or a bias with one column
@@ -37,6 +39,7 @@ struct Layer {
   int64_t T, B, I, H, P;  // P: projected size, 0 without projection
   Matrix w_ih[kMaxDirections], w_hh[kMaxDirections], b_ih[kMaxDirections], b_hh[kMaxDirections], w_hr[kMaxDirections];
   const int64_t* lengths;  // (B,), null: all T
+  int64_t packed_rows;     // 0: padded
   Rows x;
   Rows h0[kMaxDirections], c0[kMaxDirections];  // t ignored
 

@@ -1,0 +1,59 @@
+// Finds a kernel by what a plan says, and thereby instantiates every one that a plan can say.
+#pragma once
+
+#include <utility>
+
+#include "cluster.cuh"
+#include "grid.cuh"
+#include "kernels.h"
+#include "onchip.cuh"
+#include "recurrence.cuh"
+
+namespace sf::cuda {
+
+#ifdef SF_EVERY_REGIME  // the shim has toy devices, on which any tiling may span blocks
+constexpr bool kEveryRegime = true;
+#else
+constexpr bool kEveryRegime = false;
+#endif
+
+template <class Cell, class Math, Pass kPass, int kIndex>
+RecurrentKernel kernel_of(Tiling wanted, Regime regime) {
+  constexpr Tiling kTiling = tilings(Cell::kGates, Math::kPrecision).first[kIndex];
+  using S = Shape<Cell, Math, kTiling.splits, kTiling.k_tiles, kPass>;
+  if (wanted.splits != kTiling.splits || wanted.k_tiles != kTiling.k_tiles) return nullptr;
+  if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kOnchip)) {
+    if (regime == Regime::kOnchip) return recur<S, Onchip>;
+  }
+  if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kCluster)) {
+    if (regime == Regime::kCluster) return recur<S, Cluster>;
+  }
+  if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kGrid)) {
+    if (regime == Regime::kGrid) return recur<S, Grid>;
+  }
+  return nullptr;
+}
+
+template <class Cell, class Math, Pass kPass, int... kIndex>
+RecurrentKernel kernel_of_any(Tiling tiling, Regime regime, std::integer_sequence<int, kIndex...>) {
+  RecurrentKernel found = nullptr;
+  ((found = found ? found : kernel_of<Cell, Math, kPass, kIndex>(tiling, regime)), ...);
+  return found;
+}
+
+template <class Math>
+RecurrentKernel find_kernel(int cell, Pass pass, Tiling tiling, Regime regime) {
+  switch (cell) {
+#define SF_CASE(name, Cell)                                                                           \
+  case kCell_##name: {                                                                                \
+    constexpr std::make_integer_sequence<int, tilings(Cell::kGates, Math::kPrecision).count> kAll{};  \
+    return pass == Pass::kForward ? kernel_of_any<Cell, Math, Pass::kForward>(tiling, regime, kAll)   \
+                                  : kernel_of_any<Cell, Math, Pass::kBackward>(tiling, regime, kAll); \
+  }
+    SF_CELLS(SF_CASE)
+#undef SF_CASE
+  }
+  return nullptr;
+}
+
+}  // namespace sf::cuda

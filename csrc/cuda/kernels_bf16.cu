@@ -1,0 +1,9 @@
+#include "kernels.cuh"
+
+namespace sf::cuda {
+
+RecurrentKernel kernel_bf16(int cell, Pass pass, Tiling tiling, Regime regime) {
+  return find_kernel<Bf16>(cell, pass, tiling, regime);
+}
+
+}  // namespace sf::cuda

@@ -1,0 +1,9 @@
+#include "kernels.cuh"
+
+namespace sf::cuda {
+
+RecurrentKernel kernel_fp16(int cell, Pass pass, Tiling tiling, Regime regime) {
+  return find_kernel<Fp16>(cell, pass, tiling, regime);
+}
+
+}  // namespace sf::cuda

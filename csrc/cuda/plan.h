@@ -1,0 +1,223 @@
+// Which regime runs a pass and how it is cut up: arithmetic over sizes and device limits, no CUDA. Everything else asks
+// this file, the kernels for their constants too, so a plan is right or wrong in one place.
+//
+// A warp keeps 16 units' rows of R, all gates of them, in registers: an m-tile of 16 rows per gate going forward, one
+// m-tile of R^T going back. `splits` warps share the 16 units and take a part of K each; together they are a group.
+// Blocks that hold all groups are a team; a team runs `tiles` batch tiles of 8 rows in turn with R where it is.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace sf::cuda {
+
+enum class Pass : int { kForward, kBackward };
+enum class Regime : int { kOnchip, kCluster, kGrid, kStepwise };
+enum class Precision : int { kBf16, kFp16, kTf32, kTf32x3 };  // of the products; x3: as exact as float32
+
+constexpr const char* kRegimes[] = {"onchip", "cluster", "grid", "stepwise"};
+constexpr int kTileRows = 8, kGroupUnits = 16;
+
+constexpr int element_size(Precision p) { return p == Precision::kBf16 || p == Precision::kFp16 ? 2 : 4; }
+constexpr int planes(Precision p) { return p == Precision::kTf32x3 ? 2 : 1; }  // an operand is the sum of so many
+constexpr int products(Precision p) { return p == Precision::kTf32x3 ? 3 : 1; }
+constexpr int k_tile_units(Precision p) { return 32 / element_size(p); }  // a k-tile is 32 bytes of a row
+
+// How K is cut: `splits` warps, `k_tiles` tiles of H each (of every gate's H going back). The kernels that exist.
+struct Tiling {
+  int splits, k_tiles;
+};
+constexpr Tiling kGated[] = {{1, 4}, {1, 8}, {2, 6}, {2, 8}, {4, 6}, {4, 8}, {8, 6}, {8, 8}};
+constexpr Tiling kGatedX3[] = {{1, 2}, {2, 2}, {2, 4}, {4, 4}, {8, 4}};
+constexpr Tiling kElman[] = {{1, 4}, {1, 8}, {1, 16}, {1, 32}, {2, 32}};
+constexpr Tiling kElmanX3[] = {{1, 4}, {1, 8}, {1, 16}, {2, 16}};
+
+struct Tilings {
+  const Tiling* first;
+  int count;
+};
+constexpr Tilings tilings(int gates, Precision p) {
+  if (gates == 1) return p == Precision::kTf32x3 ? Tilings{kElmanX3, 4} : Tilings{kElman, 5};
+  return p == Precision::kTf32x3 ? Tilings{kGatedX3, 5} : Tilings{kGated, 8};
+}
+
+constexpr int padded_hidden(Tiling t, Precision p) { return t.splits * t.k_tiles * k_tile_units(p); }
+constexpr int weight_registers(Tiling t, int gates, Precision p) { return 4 * gates * t.k_tiles * planes(p); }
+// Blocks of 8 warps leave a thread 255 registers, of 16 warps 128.
+constexpr int max_warps(Tiling t, int gates, Precision p) { return weight_registers(t, gates, p) <= 32 ? 16 : 8; }
+constexpr int owners(int splits) { return splits < 4 ? splits : 4; }  // of a group's warps, those that hold cells
+constexpr int cells_per_lane(int splits) { return 4 / owners(splits); }
+constexpr int operands(Pass pass, int gates) { return pass == Pass::kForward ? 1 : gates; }  // values a cell gives on
+constexpr int m_tiles(Pass pass, int gates) { return pass == Pass::kForward ? gates : 1; }
+
+struct Limits {
+  int architecture = 90;  // 10 * major + minor
+  int multiprocessors = 132;
+  int shared_bytes = 232448;                     // of one block
+  int cluster = 16;                              // most blocks in a cluster; 1: none
+  int warps = 16;                                // most warps in a block
+  int64_t projected_bytes = int64_t{256} << 20;  // how much of the projected input is kept at a time
+};
+
+struct Device {
+  const char* name;
+  Limits limits;
+};
+constexpr Device kDevices[] = {{"h200", {90, 132, 232448, 16, 16}},
+                               {"h100", {90, 132, 232448, 16, 16}},
+                               {"a100", {80, 108, 166912, 1, 16}},
+                               {"l40s", {89, 142, 101376, 1, 16}},
+                               {"toy", {90, 4, 65536, 4, 2, 4096}}};
+
+struct Request {
+  int gates;
+  Pass pass;
+  Precision precision;
+  int64_t hidden, batch;
+  int directions;
+};
+
+struct Plan {
+  Regime regime = Regime::kStepwise;
+  const char* why = "";
+  Tiling tiling{};
+  int padded = 0;  // H as the kernel has it
+  int groups = 0;  // of 16 units, in all; at most padded / 16
+  int block_groups = 0;
+  int blocks = 0;  // of a team
+  int tiles = 0;   // batch tiles a team runs in turn
+  int teams = 0;   // per direction
+  int threads = 0;
+  int registers = 0;  // a thread may use
+  int shared_bytes = 0;
+};
+
+// How many registers a thread of a block may have: the register file is cut in steps of four warps.
+constexpr int register_cap(int warps) {
+  const int cap = 16384 / (32 * ((warps + 3) / 4)) / 8 * 8;
+  return cap < 255 ? cap : 255;
+}
+
+// Bytes from one row of a batch tile's operand to the next: an odd multiple of 16, so that 8 rows meet no bank twice.
+constexpr int operand_pitch(const Request& r, int padded) {
+  return operands(r.pass, r.gates) * padded * element_size(r.precision) + 16;
+}
+
+// What recurrence.cuh carves, region after region, each of whose sizes is a multiple of 16 bytes.
+constexpr int shared_bytes(const Request& r, const Plan& p) {
+  const int warps = p.block_groups * p.tiling.splits, values = planes(r.precision) * operands(r.pass, r.gates);
+  const int rows = p.tiles * kTileRows * 8;
+  const int operand = 2 * p.tiles * planes(r.precision) * kTileRows * operand_pitch(r, p.padded);
+  const int state = p.tiles * 2 * cells_per_lane(p.tiling.splits) * warps * 32 * 4;
+  const int partial = p.tiling.splits == 1 ? 0 : 2 * warps * m_tiles(r.pass, r.gates) * 4 * 32 * 4;
+  const int units = p.tiling.splits == 1 ? 16 : 8;
+  const int stage = p.regime == Regime::kOnchip ? 0 : warps * values * kTileRows * units * element_size(r.precision);
+  const int barriers = p.regime == Regime::kCluster ? p.tiles * 2 * 8 : 0;
+  return rows + operand + state + partial + stage + barriers;
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The plan of one regime, or one with no tiles and the reason why not.
+constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
+  Plan p{};
+  p.regime = regime;
+  if (regime == Regime::kStepwise) return p;
+  const Tilings all = tilings(r.gates, r.precision);
+  int chosen = 0;
+  while (chosen < all.count && padded_hidden(all.first[chosen], r.precision) < r.hidden) ++chosen;
+  if (chosen == all.count) {
+    p.why = "the recurrent weights do not fit the registers of any kernel";
+    return p;
+  }
+  p.tiling = all.first[chosen];
+  p.padded = padded_hidden(p.tiling, r.precision);
+  p.groups = static_cast<int>(ceil_div(r.hidden, kGroupUnits));
+  const int most_warps = max_warps(p.tiling, r.gates, r.precision);
+  const int most_groups = (most_warps < limits.warps ? most_warps : limits.warps) / p.tiling.splits;
+  if (most_groups == 0) {
+    p.why = "a block has too few warps for the parts K is cut into";
+    return p;
+  }
+  p.blocks = static_cast<int>(ceil_div(p.groups, most_groups));
+  p.block_groups = static_cast<int>(ceil_div(p.groups, p.blocks));
+  p.groups = p.blocks * p.block_groups;  // every warp works, if on zeros: cluster.cuh counts on it
+  p.threads = 32 * p.block_groups * p.tiling.splits;
+  p.registers = register_cap(most_warps);
+  if (regime == Regime::kOnchip && p.blocks > 1) {
+    p.why = "the recurrent weights do not fit one multiprocessor";
+    return p;
+  }
+  if (regime == Regime::kCluster && p.blocks > limits.cluster) {
+    p.why = limits.cluster > 1 ? "the recurrent weights do not fit one cluster" : "the device has no clusters";
+    return p;
+  }
+  const int64_t resident = limits.multiprocessors / (p.blocks * r.directions);
+  if (regime == Regime::kGrid && resident == 0) {
+    p.why = "the recurrent weights do not fit all multiprocessors at once";
+    return p;
+  }
+  const int64_t batch_tiles = ceil_div(r.batch > 0 ? r.batch : 1, kTileRows);
+  const int64_t wanted = ceil_div(batch_tiles, resident > 0 ? resident : 1);
+  // onchip: more blocks than multiprocessors simply queue, and two tiles in flight hide each other's latency
+  const int64_t most = regime == Regime::kOnchip ? (wanted < 2 ? wanted : 2) : wanted;
+  for (p.tiles = static_cast<int>(most < 16 ? most : 16); p.tiles > 0; --p.tiles) {
+    p.shared_bytes = shared_bytes(r, p);
+    if (p.shared_bytes <= limits.shared_bytes) break;
+  }
+  if (p.tiles == 0) {
+    p.why = "one batch tile does not fit shared memory";
+    return p;
+  }
+  p.teams = static_cast<int>(ceil_div(batch_tiles, p.tiles));
+  if (regime == Regime::kGrid && p.teams > resident) {
+    p.why = "so many rows do not fit all multiprocessors at once";
+    p.tiles = 0;
+  }
+  return p;
+}
+
+// Whether any plan of a device as large as today's runs a tiling under a regime: the kernels that are compiled.
+constexpr bool reachable(int gates, Precision precision, Tiling t, Regime regime) {
+  const Tilings all = tilings(gates, precision);
+  int smallest = 1;  // H
+  for (int i = 0; i < all.count; ++i) {
+    const int padded = padded_hidden(all.first[i], precision);
+    if (padded < padded_hidden(t, precision) && padded >= smallest) smallest = padded + 1;
+  }
+  const int most_groups = max_warps(t, gates, precision) / t.splits;
+  const auto blocks = [&](int hidden) { return ceil_div(ceil_div(hidden, kGroupUnits), most_groups); };
+  const int64_t low = blocks(smallest), high = blocks(padded_hidden(t, precision));
+  if (regime == Regime::kOnchip) return low == 1;
+  return high > 1 && (regime == Regime::kGrid || low <= 16);
+}
+
+constexpr bool fits(const Plan& p) { return p.regime == Regime::kStepwise || p.tiles > 0; }
+
+constexpr Plan make_plan(const Request& r, const Limits& limits) {
+  const char* why = "";
+  for (const Regime regime : {Regime::kOnchip, Regime::kCluster, Regime::kGrid}) {
+    Plan p = fit(r, limits, regime);
+    if (fits(p)) {
+      p.why = why;  // why not the regime before
+      return p;
+    }
+    why = p.why;
+  }
+  Plan p = fit(r, limits, Regime::kStepwise);
+  p.why = why;
+  return p;
+}
+
+// Cycles a step cannot do without, per team: tensor cores at the 6.4 cycles an m16n8k16 takes, the special function
+// unit at 8 a warp. mufu: the instructions of one cell.
+constexpr double mma_cycles(const Request& r, const Plan& p) {
+  const int warps = p.block_groups * p.tiling.splits;
+  return 6.4 * static_cast<double>(ceil_div(warps, 4)) * r.gates * p.tiling.k_tiles * products(r.precision) * p.tiles;
+}
+constexpr double mufu_cycles(const Request&, const Plan& p, int mufu) {
+  const int busy = static_cast<int>(ceil_div(p.block_groups * owners(p.tiling.splits), 4));
+  return 8.0 * busy * cells_per_lane(p.tiling.splits) * mufu * p.tiles;
+}
+
+}  // namespace sf::cuda
