@@ -28,21 +28,21 @@ struct Cluster {
       for (int i = 0; i < 2 * a.tiles; ++i) barrier_init(full, i);
   }
   SF_DEVICE void begin() const { cluster_sync(); }  // every block has its barriers and its first operand
-  SF_DEVICE void wait(const Lane<S>&, int64_t step, int64_t steps, int tile) const {
-    const int now = static_cast<int>(step & 1);
+  SF_DEVICE void wait(const Lane<S>&, int step, int steps, int tile) const {
+    const int now = step & 1;
     if (thread_id() == 0 && step + 1 < steps) barrier_expect(full, 2 * tile + 1 - now, bytes);
-    if (step > 0) barrier_wait(full, 2 * tile + now, static_cast<int>((step - 1) / 2 & 1));
+    if (step > 0) barrier_wait(full, 2 * tile + now, (step - 1) / 2 & 1);
   }
-  SF_DEVICE void put(const Lane<S>& at, int64_t, int, int column, int index, int unit, float value) const {
-    slice.store(at, column, index, unit, value);
+  SF_DEVICE void put(const Lane<S>& at, int, int, int column, int unit, const float (&v)[S::kOperands]) const {
+    slice.store(at, column, unit, v);
   }
-  SF_DEVICE void send(const Lane<S>& at, int64_t step, int tile) const {
+  SF_DEVICE void send(const Lane<S>& at, int step, int tile) const {
     warp_sync();
     if (at.owns()) {
       for (int i = at.lane; i < Slice<S>::kPieces * blocks; i += 32) {
         const auto piece = slice.piece(at, i % Slice<S>::kPieces);
-        const int to = operand.row(step, tile, piece.plane, piece.column) + piece.operand * S::kPadded + piece.unit;
-        send_piece(to, piece.from, 2 * tile + static_cast<int>(step & 1), i / Slice<S>::kPieces);
+        const int to = operand.row(step, tile, piece.plane, piece.column) + piece.in_operand;
+        send_piece(to, piece.from, 2 * tile + (step & 1), i / Slice<S>::kPieces);
       }
     }
     warp_sync();  // the slice may be written again

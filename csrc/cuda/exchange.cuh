@@ -8,6 +8,12 @@
 
 namespace sf::cuda {
 
+// Values that are moved as one.
+template <class T, int kCount>
+struct alignas(kCount == 3 ? sizeof(T) : sizeof(T) * kCount) Vector {
+  T v[kCount];
+};
+
 // The constants of one kernel. An operand is what the product reads: h going forward, the gradients of all gates back.
 template <class Cell_, class Math_, int kSplits_, int kHiddenTiles, Pass kPass_>
 struct Shape {
@@ -24,6 +30,11 @@ struct Shape {
   static constexpr int kChains = kMTiles >= 4 ? 1 : kMTiles >= 2 ? 2 : 4;            // an HMMA waits 24 cycles, 6 apart
   static constexpr int kOwners = owners(kSplits), kCells = cells_per_lane(kSplits);  // see Lane
   static constexpr int kUnits = kSplits == 1 ? 16 : 8, kColumns = kSplits < 4 ? 8 : 4;  // of a warp's slice
+  // of a lane's cells: in how many columns, side by side, and in how many halves of 8 units
+  static constexpr int kLaneColumns = kSplits < 4 ? 2 : 1, kLaneHalves = kSplits == 1 ? 2 : 1;
+  static constexpr SF_DEVICE int column_of(int cell) { return kLaneColumns == 2 ? cell & 1 : 0; }
+  static constexpr SF_DEVICE int half_of(int cell) { return kLaneHalves == 2 ? cell >> 1 : 0; }
+  static constexpr SF_DEVICE int cell_of(int half, int column) { return half * kLaneColumns + column; }
   static constexpr int kPieceElements = 16 / sizeof(Element);
   static constexpr int kPitch = kOperands * kPadded + kPieceElements;  // elements from row to row of the operand
   static constexpr int kThreads = 32 * max_warps(kTiling, kGates, kPrecision);
@@ -53,7 +64,8 @@ struct Lane {
   SF_DEVICE int slice_column(int i) const { return S::kSplits < 4 ? i : 2 * i + (split & 1); }
 };
 
-// (2 steps, tiles, planes, 8 rows, kPitch): step s is read from half s & 1, step s + 1 written to the other.
+// (2 steps, tiles, planes, 8 rows, kPitch): step s is read from half s & 1, step s + 1 written to the other. In a row
+// all of a unit's values lie side by side, then those of the next.
 template <class S>
 struct Operand {
   using Element = typename S::Element;
@@ -63,51 +75,63 @@ struct Operand {
   SF_DEVICE Operand(Carve& carve, const Sweep& a)
       : region(carve.take<Element>(2 * a.tiles * S::kPlanes * kTileRows * S::kPitch)), tiles(a.tiles) {}
   SF_DEVICE int size() const { return 2 * tiles * S::kPlanes * kTileRows * S::kPitch; }
-  SF_DEVICE int row(int64_t step, int tile, int plane, int column) const {
-    return (((static_cast<int>(step & 1) * tiles + tile) * S::kPlanes + plane) * kTileRows + column) * S::kPitch;
-  }
-  SF_DEVICE void store(int64_t step, int tile, int column, int operand, int unit, float value) const {
-    Element e[S::kPlanes];
-    S::Math::split(value, e);
-    SF_UNROLL
-    for (int plane = 0; plane < S::kPlanes; ++plane)
-      region.store(row(step, tile, plane, column) + operand * S::kPadded + unit, e[plane]);
+  SF_DEVICE int row(int step, int tile, int plane, int column) const {
+    return (((step & 1) * tiles + tile) * S::kPlanes + plane) * kTileRows * S::kPitch + column * S::kPitch;
   }
 };
 
-// A warp's slice of the next operand on its way to other blocks: (planes, operands, 8 columns, kUnits), in pieces of 16
-// bytes that lie side by side here and there.
+// Values of one unit as operand elements, to each plane's place.
+template <class S, class PlaceOf>
+SF_DEVICE void store_split(Shared<typename S::Element> region, const float (&values)[S::kOperands], PlaceOf place_of) {
+  using Element = typename S::Element;
+  Vector<Element, S::kOperands> parts[S::kPlanes];
+  SF_UNROLL
+  for (int i = 0; i < S::kOperands; ++i) {
+    Element e[S::kPlanes];
+    S::Math::split(values[i], e);
+    SF_UNROLL
+    for (int plane = 0; plane < S::kPlanes; ++plane) parts[plane].v[i] = e[plane];
+  }
+  SF_UNROLL
+  for (int plane = 0; plane < S::kPlanes; ++plane) {
+    const int at = place_of(plane);
+    if constexpr (S::kOperands == 3) {
+      SF_UNROLL
+      for (int i = 0; i < 3; ++i) region.store(at + i, parts[plane].v[i]);
+    } else {
+      region.store_as(at, parts[plane]);
+    }
+  }
+}
+
+// A warp's slice of the next operand on its way to other blocks: (planes, 8 columns, kUnits * kOperands), in pieces of
+// 16 bytes that lie side by side here and there.
 template <class S>
 struct Slice {
   using Element = typename S::Element;
-  static constexpr int kRowPieces = S::kUnits / S::kPieceElements;
-  static constexpr int kPieces = S::kPlanes * S::kOperands * S::kColumns * kRowPieces;
-  static constexpr int kSize = S::kPlanes * S::kOperands * kTileRows * S::kUnits;
+  static constexpr int kRow = S::kUnits * S::kOperands, kRowPieces = kRow / S::kPieceElements;
+  static constexpr int kPieces = S::kPlanes * S::kColumns * kRowPieces;
+  static constexpr int kSize = S::kPlanes * kTileRows * kRow;
   Shared<Element> region;
   int base;
 
   struct Piece {
-    int from;                          // element of the region
-    int plane, column, operand, unit;  // where it belongs
+    int from;                       // element of the region
+    int plane, column, in_operand;  // where it belongs
   };
 
   SF_DEVICE Slice(Carve& carve, const Lane<S>& at)
       : region(carve.take<Element>(block_threads() / 32 * kSize)), base(at.warp * kSize) {}
-  SF_DEVICE int index(int plane, int operand, int column, int unit) const {
-    return base + ((plane * S::kOperands + operand) * kTileRows + column) * S::kUnits + unit;
-  }
-  SF_DEVICE void store(const Lane<S>& at, int column, int operand, int unit, float value) const {
-    Element e[S::kPlanes];
-    S::Math::split(value, e);
-    SF_UNROLL
-    for (int plane = 0; plane < S::kPlanes; ++plane)
-      region.store(index(plane, operand, column, unit - at.slice_unit()), e[plane]);
+  SF_DEVICE void store(const Lane<S>& at, int column, int unit, const float (&values)[S::kOperands]) const {
+    store_split<S>(region, values, [&](int plane) {
+      return base + (plane * kTileRows + column) * kRow + (unit - at.slice_unit()) * S::kOperands;
+    });
   }
   SF_DEVICE Piece piece(const Lane<S>& at, int i) const {
     const int in_row = i % kRowPieces * S::kPieceElements, column = at.slice_column(i / kRowPieces % S::kColumns);
-    const int operand = i / (kRowPieces * S::kColumns) % S::kOperands;
-    const int plane = i / (kRowPieces * S::kColumns * S::kOperands);
-    return {index(plane, operand, column, in_row), plane, column, operand, at.slice_unit() + in_row};
+    const int plane = i / (kRowPieces * S::kColumns);
+    return {base + (plane * kTileRows + column) * kRow + in_row, plane, column,
+            at.slice_unit() * S::kOperands + in_row};
   }
 };
 

@@ -13,58 +13,62 @@ constexpr int kMostPeeks = 1 << 24;  // seconds
 
 template <class S>
 struct Grid {
-  static constexpr int kPieceWords = 4;
-  static constexpr int kUnitsOfWord = 4 / sizeof(typename S::Element);
+  static constexpr int kPieceWords = 4, kAtOnce = 4;
+  static constexpr int kElements = 4 / sizeof(typename S::Element);  // of a word
   Operand<S> operand;
   Slice<S> slice;
-  uint64_t* words;  // (2 steps, tiles, planes, 8 rows, operands, units of all groups) of this team, 4 bytes to a word
+  uint64_t* words;  // (2 steps, tiles, planes, 8 rows, row_words) of this team
   uint32_t* error;
-  int row_words, groups;
+  int row_words;  // what the groups of all blocks give to a row
 
   SF_DEVICE Grid(Carve& carve, const Sweep& a, const Lane<S>& at)
       : operand(carve, a),
         slice(carve, at),
         error(a.error),
-        row_words(S::kOperands * a.groups * kGroupUnits / kUnitsOfWord),
-        groups(a.groups) {
+        row_words(S::kOperands * a.groups * kGroupUnits / kElements) {
     words = a.words + static_cast<int64_t>(block_id() / a.blocks) * 2 * a.tiles * S::kPlanes * kTileRows * row_words;
   }
-  SF_DEVICE uint64_t* tile_words(int64_t step, int tile) const {
+  SF_DEVICE uint64_t* tile_words(int step, int tile) const {
     return words + ((step & 1) * operand.tiles + tile) * S::kPlanes * kTileRows * row_words;
   }
   SF_DEVICE void begin() const { cta_sync(); }
-  SF_DEVICE void wait(const Lane<S>&, int64_t step, int64_t, int tile) {
-    if (step > 0) {
-      const uint64_t* from = tile_words(step, tile);
-      const int gate_words = row_words / S::kOperands;
-      for (int i = thread_id(); i < S::kPlanes * kTileRows * row_words; i += block_threads()) {
-        uint64_t word = peek(from + i);
-        while (static_cast<uint32_t>(word >> 32) != static_cast<uint32_t>(step) && peeks < kMostPeeks) {
-          word = peek(from + i);
+  SF_DEVICE void wait(const Lane<S>&, int step, int, int tile) {
+    if (step == 0) return;
+    const uint64_t* from = tile_words(step, tile);
+    const int count = S::kPlanes * kTileRows * row_words;
+    for (int first = thread_id(); first < count; first += kAtOnce * block_threads()) {
+      uint64_t found[kAtOnce];
+      SF_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * block_threads();
+        found[j] = peek(from + (i < count ? i : first));
+      }
+      SF_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * block_threads();
+        if (i >= count) break;
+        while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < kMostPeeks) {
+          found[j] = peek(from + i);
           if (++peeks == kMostPeeks) raise(error);
         }
-        const int at_row = i % row_words, row = i / row_words;
-        const int to = operand.row(step, tile, row / kTileRows, row % kTileRows) + at_row / gate_words * S::kPadded +
-                       at_row % gate_words * kUnitsOfWord;
-        operand.region.template store_as<uint32_t>(to, static_cast<uint32_t>(word));
+        const int row = i / row_words, to = operand.row(step, tile, row / kTileRows, row % kTileRows);
+        operand.region.store_as(to + i % row_words * kElements, static_cast<uint32_t>(found[j]));
       }
-      cta_sync();
     }
+    cta_sync();
   }
-  SF_DEVICE void put(const Lane<S>& at, int64_t, int, int column, int index, int unit, float value) const {
-    slice.store(at, column, index, unit, value);
+  SF_DEVICE void put(const Lane<S>& at, int, int, int column, int unit, const float (&v)[S::kOperands]) const {
+    slice.store(at, column, unit, v);
   }
-  SF_DEVICE void send(const Lane<S>& at, int64_t step, int tile) const {
+  SF_DEVICE void send(const Lane<S>& at, int step, int tile) const {
     warp_sync();
     if (at.owns()) {
       uint64_t* to = tile_words(step, tile);
       for (int i = at.lane; i < Slice<S>::kPieces * kPieceWords; i += 32) {
         const auto piece = slice.piece(at, i / kPieceWords);
-        const int units = i % kPieceWords * kUnitsOfWord;
-        const int row = piece.plane * kTileRows + piece.column;
-        const int unit = piece.operand * groups * kGroupUnits + piece.unit + units;
-        post(to + row * row_words + unit / kUnitsOfWord, slice.region.template load_as<uint32_t>(piece.from + units),
-             static_cast<uint32_t>(step));
+        const int row = piece.plane * kTileRows + piece.column, word = i % kPieceWords;
+        post(to + row * row_words + piece.in_operand / kElements + word,
+             slice.region.template load_as<uint32_t>(piece.from + word * kElements), static_cast<uint32_t>(step));
       }
     }
     warp_sync();

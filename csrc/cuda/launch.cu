@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kMostBlocks = 2048;
 constexpr int64_t kMostOrdered = 65536;  // batch rows; ordering takes their square
 constexpr int64_t kSumParts = 128;
+constexpr int64_t kFar = int64_t{1} << 32;  // bytes that a Track cannot say
 
 template <class Args>
 void launch_over(Queue& queue, void (*kernel)(Args), int64_t count, const Args& args) {
@@ -72,17 +73,17 @@ Precision precision_of(Dtype d, bool tf32) {
   return tf32 ? Precision::kTf32 : Precision::kTf32x3;
 }
 
-// Rows of `width` side by side from `data`, by time, by batch row or packed as in the layer.
-enum class Order { kTime, kBatch };
-Rows contiguous_rows(const void* data, Dtype dtype, const Layer& l, int64_t steps, int64_t width, Order order) {
+// Rows of `width` side by side from `data`, by time or packed as in the layer.
+Rows contiguous_rows(const void* data, Dtype dtype, const Layer& l, int64_t width) {
   Rows rows;
   rows.data = static_cast<char*>(const_cast<void*>(data));
   rows.dtype = dtype;
   rows.t_row = l.x.t_row;
-  rows.t_stride = rows.t_row || order == Order::kBatch ? width : l.B * width;
-  rows.b_stride = order == Order::kTime ? width : steps * width;
+  rows.t_stride = rows.t_row ? width : l.B * width;
+  rows.b_stride = width;
   return rows;
 }
+enum class Order { kTime, kBatch };
 int64_t row_count(const Layer& l) { return l.packed_rows ? l.packed_rows : l.T * l.B; }
 
 // A layer's rows as the kernels take them: lengths within 0 .. T, and an order in which tiles are of about one length.
@@ -128,42 +129,47 @@ ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool m
   return {copy, width, Order::kTime};
 }
 
-// Steps begin .. end of x times W_ih^T, in the compute type, by time or by batch row as x is.
-Rows project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, const Choice& choice, void* to,
-             Queue& q) {
-  const int64_t width = l.gates * l.H, steps = end - begin;
+// Steps begin .. end of x times W_ih^T, in the compute type, by time; each gate's units `gate_width` apart.
+Rows project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, int64_t gate_width,
+             const Choice& choice, void* to, Queue& q) {
+  const int64_t width = l.gates * gate_width, size = size_of(l.dtype);
+  const int at_once = gate_width == l.H ? static_cast<int>(l.gates) : 1;
   Product p{};
-  p.n = width;
+  p.n = at_once * l.H;
   p.k = l.I;
-  p.b = l.w_ih[d].data;
   p.b_stride = l.I;
   p.b_transposed = true;
   p.in = l.dtype;
   p.out = compute_dtype(l.dtype);
   p.tf32 = choice.tf32;
   p.a_stride = x.stride;
-  p.c = to;
+  p.a = x.data;
   p.c_stride = width;
-  const int64_t row_bytes = x.stride * size_of(l.dtype);
-  const auto* data = static_cast<const char*>(x.data);
-  if (l.packed_rows || x.order == Order::kTime) {
-    p.m = l.packed_rows ? l.packed_rows : steps * l.B;
-    p.a = data + (l.packed_rows ? 0 : begin * l.B * row_bytes);
+  if (l.packed_rows) {
+    p.m = l.packed_rows;
+  } else if (x.order == Order::kTime) {
+    p.m = (end - begin) * l.B;
+    p.a = static_cast<const char*>(x.data) + begin * l.B * x.stride * size;
   } else {
-    p.m = steps;
+    p.m = end - begin;
+    p.a = static_cast<const char*>(x.data) + begin * x.stride * size;
+    p.c_stride = l.B * width;
     p.batch = l.B;
-    p.a = data + begin * row_bytes;
     p.a_batch = l.T * x.stride;
-    p.c_batch = steps * width;
+    p.c_batch = width;
   }
-  q.multiply(p);
-  return contiguous_rows(to, p.out, l, steps, width, x.order);
+  for (int gate = 0; gate < l.gates; gate += at_once) {
+    p.b = l.w_ih[d].data + gate * l.H * l.I * size;
+    p.c = static_cast<char*>(to) + gate * gate_width * size_of(p.out);
+    q.multiply(p);
+  }
+  return contiguous_rows(to, p.out, l, width);
 }
 
 // How many steps of the projected input are kept at a time.
-int64_t chunk_steps(const Layer& l, const Limits& limits) {
+int64_t chunk_steps(const Layer& l, int64_t gate_width, const Limits& limits) {
   if (l.packed_rows) return l.T;
-  const int64_t step_bytes = l.directions * l.B * l.gates * l.H * size_of(compute_dtype(l.dtype));
+  const int64_t step_bytes = l.directions * l.B * l.gates * gate_width * size_of(compute_dtype(l.dtype));
   return std::clamp<int64_t>(limits.projected_bytes / step_bytes, 1, l.T);
 }
 
@@ -173,20 +179,22 @@ struct Chunk {
   int64_t begin[kMaxDirections], end[kMaxDirections];
   bool first, last;
 };
-void for_chunks(const Forward& f, const Choice& choice, Queue& q, const std::function<void(const Chunk&)>& run) {
+void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, Queue& q,
+                const std::function<void(const Chunk&)>& run) {
   const Layer& l = f.layer;
-  const int64_t steps = chunk_steps(l, q.limits());
+  const int64_t steps = chunk_steps(l, gate_width, q.limits());
   const ProductRows x = product_rows(l, l.x, l.I, false, q);
   const int64_t rows = l.packed_rows ? l.packed_rows : steps * l.B;
   void* buffers[kMaxDirections];
-  for (int d = 0; d < l.directions; ++d) buffers[d] = q.take(rows * l.gates * l.H * size_of(compute_dtype(l.dtype)));
+  for (int d = 0; d < l.directions; ++d)
+    buffers[d] = q.take(rows * l.gates * gate_width * size_of(compute_dtype(l.dtype)));
   for (int64_t begin = 0; begin < l.T; begin += steps) {
     const int64_t end = std::min(begin + steps, l.T);
     Chunk chunk{};
     for (int d = 0; d < l.directions; ++d) {
       chunk.begin[d] = d ? l.T - end : begin;
       chunk.end[d] = d ? l.T - begin : end;
-      chunk.projected[d] = project(l, x, d, chunk.begin[d], chunk.end[d], choice, buffers[d], q);
+      chunk.projected[d] = project(l, x, d, chunk.begin[d], chunk.end[d], gate_width, choice, buffers[d], q);
     }
     chunk.first = begin == 0;
     chunk.last = end == l.T;
@@ -224,7 +232,6 @@ const void* make_weights(const Layer& l, const Request& r, const Plan& p, Queue&
                p.blocks,
                p.tiling.splits,
                p.tiling.k_tiles,
-               p.padded,
                r.pass,
                l.H});
   return to;
@@ -232,6 +239,25 @@ const void* make_weights(const Layer& l, const Request& r, const Plan& p, Queue&
 
 Request request_of(const Layer& l, Pass pass, bool tf32) {
   return {static_cast<int>(l.gates), pass, precision_of(l.dtype, tf32), l.H, l.B, l.directions};
+}
+
+// Rows for a sweep: a copy where values do not lie side by side.
+bool near(const Rows& rows) {
+  return rows.t_stride * size_of(rows.dtype) < kFar && rows.b_stride * size_of(rows.dtype) < kFar;
+}
+Track track_of(const Rows& rows) {
+  if (!rows.data) return {};
+  const int64_t size = size_of(rows.dtype);
+  return {rows.data, static_cast<uint32_t>(rows.t_stride * size), static_cast<uint32_t>(rows.b_stride * size)};
+}
+Track track_of(const Layer& l, const Rows& rows, int64_t width, int64_t steps, Queue& q) {
+  if (!rows.data || (rows.stride == 1 && near(rows))) return track_of(rows);
+  Layer part = l;  // h0 and c0 are of one step
+  part.T = steps;
+  if (steps == 1) part.packed_rows = 0, part.x.t_row = nullptr;
+  void* copy = q.take((steps == 1 ? l.B : row_count(l)) * width * size_of(l.dtype));
+  gather(part, rows, {}, 0, 1, width, nullptr, copy, q);
+  return track_of(contiguous_rows(copy, l.dtype, part, width));
 }
 
 // All of a sweep but what one pass alone has.
@@ -274,14 +300,15 @@ struct Sweeper {
     for (int d = 0; d < l.directions; ++d) {
       SweepDirection& io = sweep.direction[d];
       io.weights = static_cast<const uint4*>(weights) + d * pieces;
-      io.h0 = l.h0[d];
-      io.c0 = l.c0[d];
+      io.h0 = track_of(l, l.h0[d], l.H, 1, q);
+      io.c0 = track_of(l, l.c0[d], l.H, 1, q);
       io.begin = 0;
-      io.end = l.T;
+      io.end = static_cast<int>(l.T);
     }
-    sweep.T = l.T;
-    sweep.B = l.B;
-    sweep.H = l.H;
+    sweep.T = static_cast<int>(l.T);
+    sweep.B = static_cast<int>(l.B);
+    sweep.H = static_cast<int>(l.H);
+    sweep.t_row = l.x.t_row;
     sweep.first = sweep.last = true;
     sweep.lengths = lengths.lengths;
     sweep.order = lengths.order;
@@ -318,16 +345,18 @@ void sweep_forward(const Forward& f, const Plan& plan, const Choice& choice, con
   for (int d = 0; d < l.directions; ++d) {
     SweepDirection& io = s.sweep.direction[d];
     io.bias = static_cast<const float*>(bias_of(bias, l, d));
-    io.saved = f.saved[d];
-    io.output = f.output[d];
+    io.saved = track_of(f.saved[d]);
+    io.output = track_of(f.output[d]);
     io.h_n = f.h_n[d];
     io.c_n = f.c_n[d];
   }
-  for_chunks(f, choice, q, [&](const Chunk& chunk) {
+  for_chunks(f, plan.padded, choice, q, [&](const Chunk& chunk) {
     for (int d = 0; d < l.directions; ++d) {
-      s.sweep.direction[d].projected = chunk.projected[d];
-      s.sweep.direction[d].begin = chunk.begin[d];
-      s.sweep.direction[d].end = chunk.end[d];
+      SweepDirection& io = s.sweep.direction[d];
+      io.projected = track_of(chunk.projected[d]);
+      io.projected.data -= chunk.begin[d] * io.projected.t_bytes;  // as if it began with step 0
+      io.begin = static_cast<int>(chunk.begin[d]);
+      io.end = static_cast<int>(chunk.end[d]);
     }
     s.sweep.first = chunk.first;
     s.sweep.last = chunk.last;
@@ -342,12 +371,12 @@ void sweep_backward(const Backward& b, const Plan& plan, const Choice& choice, c
   Sweeper s(b.layer, Pass::kBackward, plan, choice, lengths, q);
   for (int d = 0; d < b.layer.directions; ++d) {
     SweepDirection& io = s.sweep.direction[d];
-    io.saved = b.saved[d];
-    io.output = b.output[d];
-    io.d_output = b.d_output[d];
+    io.saved = track_of(b.saved[d]);
+    io.output = track_of(b.output[d]);
+    io.d_output = track_of(b.layer, b.d_output[d], b.layer.H, b.layer.T, q);
     io.d_h_n = b.d_h_n[d];
     io.d_c_n = b.d_c_n[d];
-    io.d_gates = b.d_gates[d];
+    io.d_gates = track_of(b.d_gates[d]);
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
   }
@@ -428,7 +457,7 @@ void stepwise_forward_pass(const Forward& f, const Choice& choice, const Lengths
     using Math = decltype(math);
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(q, stepwise_begin<Math>, cells, a);
-    for_chunks(f, choice, q, [&](const Chunk& chunk) {
+    for_chunks(f, l.H, choice, q, [&](const Chunk& chunk) {
       for (int64_t s = 0; s < chunk.end[0] - chunk.begin[0]; ++s) {
         for (int d = 0; d < l.directions; ++d) {
           StepwiseDirection& io = a.direction[d];
@@ -533,6 +562,9 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   const char* why = nullptr;
   if (l.dtype == Dtype::kFloat64) why = "float64 has no kernel that keeps its weights on the chip";
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
+  if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H}) >=
+      kFar / 2)
+    why = "rows lie too far apart";
   const Request r = request_of(l, pass, choice.tf32);
   Plan plan;
   if (why) {

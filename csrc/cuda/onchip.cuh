@@ -12,13 +12,14 @@ struct Onchip {
 
   SF_DEVICE Onchip(Carve& carve, const Sweep& a, const Lane<S>&) : operand(carve, a) {}
   SF_DEVICE void begin() const { cta_sync(); }
-  SF_DEVICE void wait(const Lane<S>&, int64_t step, int64_t, int tile) const {
+  SF_DEVICE void wait(const Lane<S>&, int step, int, int tile) const {
     if (tile == 0 && step > 0) cta_sync();
   }
-  SF_DEVICE void put(const Lane<S>&, int64_t step, int tile, int column, int index, int unit, float value) const {
-    operand.store(step, tile, column, index, unit, value);
+  SF_DEVICE void put(const Lane<S>&, int step, int tile, int column, int unit, const float (&v)[S::kOperands]) const {
+    store_split<S>(operand.region, v,
+                   [&](int plane) { return operand.row(step, tile, plane, column) + unit * S::kOperands; });
   }
-  SF_DEVICE void send(const Lane<S>&, int64_t, int) const {}
+  SF_DEVICE void send(const Lane<S>&, int, int) const {}
   SF_DEVICE void end() const {}
 };
 

@@ -31,6 +31,12 @@ struct Bf16 {
   static SF_DEVICE float widen(Storage v) { return from_bf16(v); }
   static SF_DEVICE Storage narrow(float v) { return to_bf16(v); }
   static SF_DEVICE void split(float v, Element (&e)[1]) { e[0] = to_bf16(v); }
+  using Four = uint2;  // the first four of a cell's saved values, as they are stored
+  static SF_DEVICE Four pack(const float (&v)[5]) { return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])}; }
+  static SF_DEVICE void unpack(Four f, float (&v)[5]) {
+    v[0] = float_of(f.x << 16), v[1] = float_of(f.x & 0xFFFF0000u);
+    v[2] = float_of(f.y << 16), v[3] = float_of(f.y & 0xFFFF0000u);
+  }
   static SF_DEVICE void mma(float (&d)[4], const uint32_t (&a)[1][4], const uint32_t (&b)[1][2]) {
     mma_bf16(d, a[0], b[0][0], b[0][1]);
   }
@@ -44,6 +50,12 @@ struct Fp16 {
   static SF_DEVICE float widen(Storage v) { return from_fp16(v); }
   static SF_DEVICE Storage narrow(float v) { return to_fp16(v); }
   static SF_DEVICE void split(float v, Element (&e)[1]) { e[0] = to_fp16(v); }
+  using Four = uint2;
+  static SF_DEVICE Four pack(const float (&v)[5]) { return {pack_fp16(v[0], v[1]), pack_fp16(v[2], v[3])}; }
+  static SF_DEVICE void unpack(Four f, float (&v)[5]) {
+    v[0] = from_fp16(static_cast<uint16_t>(f.x)), v[1] = from_fp16(static_cast<uint16_t>(f.x >> 16));
+    v[2] = from_fp16(static_cast<uint16_t>(f.y)), v[3] = from_fp16(static_cast<uint16_t>(f.y >> 16));
+  }
   static SF_DEVICE void mma(float (&d)[4], const uint32_t (&a)[1][4], const uint32_t (&b)[1][2]) {
     mma_fp16(d, a[0], b[0][0], b[0][1]);
   }
@@ -53,6 +65,9 @@ struct Float32 {  // what both of float32's ways of multiplying store
   using Storage = float;
   using Element = float;
   using Compute = float;
+  using Four = float4;
+  static SF_DEVICE Four pack(const float (&v)[5]) { return {v[0], v[1], v[2], v[3]}; }
+  static SF_DEVICE void unpack(Four f, float (&v)[5]) { v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w; }
   static SF_DEVICE float widen(float v) { return v; }
   static SF_DEVICE float narrow(float v) { return v; }
 };

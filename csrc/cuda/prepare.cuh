@@ -16,7 +16,7 @@ SF_DEVICE int64_t all_threads() { return static_cast<int64_t>(grid_blocks()) * b
 struct PackWeights {
   Matrix w_hh[kMaxDirections];
   uint4* to;
-  int directions, gates, warps, blocks, splits, hidden_tiles, padded;
+  int directions, gates, warps, blocks, splits, hidden_tiles;
   Pass pass;
   int64_t H;
 };
@@ -42,9 +42,10 @@ pack_weights(SF_PARAMETER PackWeights a) {
       for (int e = 0; e < kPerRegister; ++e) {
         const int64_t unit = group * kGroupUnits + lane / 4 + 8 * (reg & 1);
         const int in_k = (split * k_tiles + k_tile) * kTileUnits + (lane % 4 + 4 * (reg >> 1)) * kPerRegister + e;
-        const int64_t other = in_k % a.padded;  // the unit whose value or gradient is multiplied
         const bool forward = a.pass == Pass::kForward;
-        const int64_t gate = forward ? m_tile : in_k / a.padded;
+        const int values = operands(a.pass, a.gates);
+        const int64_t other = in_k / values;  // the unit whose value or gradient is multiplied
+        const int64_t gate = forward ? m_tile : in_k % values;
         const int64_t row = gate * a.H + (forward ? unit : other), column = forward ? other : unit;
         float value = 0;
         if (unit < a.H && other < a.H) {

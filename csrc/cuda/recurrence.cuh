@@ -8,25 +8,33 @@
 namespace sf::cuda {
 
 // Per batch tile and cell a thread keeps two floats in shared memory: h and c going forward; going back d(loss)/dh that
-// has come but was not used yet, and the cell's carry.
+// has come but was not used yet, and the cell's carry. (tiles, 2, threads, cells), so that a warp meets no bank twice.
 template <class S>
 struct States {
   Shared<float> region;
+  int threads = block_threads();
 
   SF_DEVICE States(Carve& carve, const Sweep& a)
       : region(carve.take<float>(a.tiles * 2 * S::kCells * block_threads())) {}
-  SF_DEVICE int index(int tile, int which, int cell) const {
-    return ((tile * 2 + which) * S::kCells + cell) * block_threads() + thread_id();
+  SF_DEVICE int index(int tile, int which) const { return ((tile * 2 + which) * threads + thread_id()) * S::kCells; }
+  SF_DEVICE Vector<float, S::kCells> load(int tile, int which) const {
+    return region.template load_as<Vector<float, S::kCells>>(index(tile, which));
   }
-  SF_DEVICE float load(int tile, int which, int cell) const { return region.load(index(tile, which, cell)); }
-  SF_DEVICE void store(int tile, int which, int cell, float v) const { region.store(index(tile, which, cell), v); }
+  SF_DEVICE void store(int tile, int which, const Vector<float, S::kCells>& v) const {
+    region.store_as(index(tile, which), v);
+  }
 };
 
-// One cell at one step: batch row, length, whether the row has this step.
-struct Place {
-  int64_t t, b;
-  int unit, length;
-  bool live;
+// The step a lane is at: its time, where that time's rows and those of the time before start, and the batch rows of the
+// lane's columns with their lengths.
+template <class S>
+struct Moment {
+  int t;
+  uint32_t t_row, t_row_before;
+  uint32_t b[S::kLaneColumns];
+  int length[S::kLaneColumns];
+
+  SF_DEVICE bool has(int column) const { return t < length[column]; }
 };
 
 template <class S>
@@ -37,55 +45,79 @@ struct ForwardStep {
   struct Inputs {
     float x[S::kCells][S::kGates];
   };
-  static constexpr int kUnitsHeld = S::kSplits == 1 ? 2 : 1;
 
-  float bias[kUnitsHeld][Cell::kSlots];
-  int64_t padded_units;
+  float bias[S::kLaneHalves][Cell::kSlots];
+  bool in_layer[S::kLaneHalves];
+  int unit, fifth;  // the lane's first; where a fifth saved value is, in values
 
-  SF_DEVICE ForwardStep(const Sweep& a, const SweepDirection& io, const Lane<S>& at) : padded_units(padded(a.H)) {
+  SF_DEVICE ForwardStep(const Sweep& a, const SweepDirection& io, const Lane<S>& at)
+      : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
     SF_UNROLL
-    for (int i = 0; i < kUnitsHeld; ++i) {
-      const int unit = at.unit(2 * i);
+    for (int half = 0; half < S::kLaneHalves; ++half) {
+      in_layer[half] = unit + 8 * half < a.H;
       SF_UNROLL
-      for (int s = 0; s < Cell::kSlots; ++s) bias[i][s] = unit < a.H ? io.bias[s * a.H + unit] : 0;
+      for (int s = 0; s < Cell::kSlots; ++s) bias[half][s] = in_layer[half] ? io.bias[s * a.H + unit + 8 * half] : 0;
     }
   }
-  static SF_DEVICE float first(const SweepDirection& io, int which, int64_t b, int unit) {
-    const Rows& from = which == 0 ? io.h0 : io.c0;
-    return from.data ? Math::widen(*element<const Storage>(from, 0, b, unit)) : 0;
+  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
+    const Track& from = which == 0 ? io.h0 : io.c0;
+    return from.data ? Math::widen(reinterpret_cast<const Storage*>(from.row(0, 0, b))[at]) : 0;
   }
-  SF_DEVICE void load(const Sweep& a, const SweepDirection& io, const Place& p, bool, Inputs& in, int cell) const {
-    SF_UNROLL
-    for (int g = 0; g < S::kGates; ++g)
-      in.x[cell][g] = p.live ? *element<const float>(io.projected, p.t - io.begin, p.b, g * a.H + p.unit) : 0;
+  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
+    return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Place& p, const Inputs& in, int cell,
-                     const float (&sum)[S::kMTiles], float& h, float& c, float (&gives)[S::kOperands]) const {
-    float slots[Cell::kSlots], saved[Cell::kSaved + 1];
+  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool, Inputs& in) const {
     SF_UNROLL
-    for (int s = 0; s < Cell::kSlots; ++s) slots[s] = bias[cell * kUnitsHeld / S::kCells][s];
-    SF_UNROLL
-    for (int g = 0; g < S::kGates; ++g) slots[g] += in.x[cell][g];
-    SF_UNROLL
-    for (int g = 0; g < S::kGates; ++g) slots[Cell::hidden_slot(g)] += sum[g];
-    float next_h = h, next_c = c;
-    Cell::forward(slots, next_h, next_c, saved);
-    const Storage stored = Math::narrow(next_h);
-    if (p.live) {
-      h = Math::widen(stored);  // what the next step reads is what is stored
-      c = next_c;
-      if (a.write_output) *element<Storage>(io.output, p.t, p.b, p.unit) = stored;
-      if (io.saved.data) {
-        Storage* to = element<Storage>(io.saved, p.t, p.b, 0);
+    for (int column = 0; column < S::kLaneColumns; ++column) {
+      const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
+      SF_UNROLL
+      for (int half = 0; half < S::kLaneHalves; ++half) {
+        const int cell = S::cell_of(half, column);
         SF_UNROLL
-        for (int s = 0; s < Cell::kSaved; ++s) to[saved_at(s, p.unit, padded_units)] = Math::narrow(saved[s]);
+        for (int g = 0; g < S::kGates; ++g)
+          if (live(now, cell)) in.x[cell][g] = x[g * S::kPadded + 8 * half];
       }
     }
-    gives[0] = h;
   }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int unit, float h, float c) {
-    *element<Storage>(io.h_n, 0, b, unit) = Math::narrow(h);
-    if (Cell::kHasC) *element<Storage>(io.c_n, 0, b, unit) = Math::narrow(c);
+  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Inputs& in,
+                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& h,
+                     Vector<float, S::kCells>& c, float (&gives)[S::kCells][S::kOperands]) const {
+    SF_UNROLL
+    for (int column = 0; column < S::kLaneColumns; ++column) {
+      const auto row_of = [&](const Track& track, int values) {
+        return reinterpret_cast<Storage*>(
+            track.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
+      };
+      Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, 4);
+      SF_UNROLL
+      for (int half = 0; half < S::kLaneHalves; ++half) {
+        const int cell = S::cell_of(half, column);
+        float slots[Cell::kSlots], saved[5];
+        SF_UNROLL
+        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = bias[half][s];
+        SF_UNROLL
+        for (int g = 0; g < S::kGates; ++g) slots[g] += in.x[cell][g];
+        SF_UNROLL
+        for (int g = 0; g < S::kGates; ++g) slots[Cell::hidden_slot(g)] += sums[cell][g];
+        float next_h = h.v[cell], next_c = c.v[cell];
+        Cell::forward(slots, next_h, next_c, saved);
+        const Storage stored = Math::narrow(next_h);
+        if (live(now, cell)) {
+          h.v[cell] = Math::widen(stored);  // what the next step reads is what is stored
+          c.v[cell] = next_c;
+          if (a.write_output) output[8 * half] = stored;
+          if (Cell::kSaved >= 4 && io.saved.data) {
+            *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
+            if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
+          }
+        }
+        gives[cell][0] = h.v[cell];
+      }
+    }
+  }
+  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float h, float c) {
+    *element<Storage>(io.h_n, 0, b, at) = Math::narrow(h);
+    if (Cell::kHasC) *element<Storage>(io.c_n, 0, b, at) = Math::narrow(c);
   }
 };
 
@@ -95,67 +127,92 @@ struct BackwardStep {
   using Math = typename S::Math;
   using Storage = typename Math::Storage;
   struct Inputs {
-    Storage saved[S::kCells][Cell::kSaved + 1], h[S::kCells], h_prev[S::kCells], c_prev[S::kCells], d[S::kCells];
+    typename Math::Four four[S::kCells];
+    Storage c[S::kCells], c_before[S::kCells], h[S::kCells], h_before[S::kCells], d[S::kCells];
   };
-  int64_t padded_units;
 
-  SF_DEVICE BackwardStep(const Sweep& a, const SweepDirection&, const Lane<S>&) : padded_units(padded(a.H)) {}
-  static SF_DEVICE float first(const SweepDirection& io, int which, int64_t b, int unit) {
+  bool in_layer[S::kLaneHalves];
+  int unit, fifth;
+
+  SF_DEVICE BackwardStep(const Sweep& a, const SweepDirection&, const Lane<S>& at)
+      : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
+    SF_UNROLL
+    for (int half = 0; half < S::kLaneHalves; ++half) in_layer[half] = unit + 8 * half < a.H;
+  }
+  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
     if (which == 1 && !Cell::kHasC) return 0;
     const Rows& from = which == 0 ? io.d_h_n : io.d_c_n;
-    return from.data ? Math::widen(*element<const Storage>(from, 0, b, unit)) : 0;
+    return from.data ? Math::widen(*element<const Storage>(from, 0, b, at)) : 0;
   }
-  SF_DEVICE void load(const Sweep&, const SweepDirection& io, const Place& p, bool reverse, Inputs& in,
-                      int cell) const {
-    const Storage zero = Math::narrow(0);
+  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
+    return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
+  }
+  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool reverse, Inputs& in) const {
+    const int before = reverse ? now.t + 1 : now.t - 1;
     SF_UNROLL
-    for (int s = 0; s < Cell::kSaved; ++s) in.saved[cell][s] = zero;
-    in.h[cell] = in.h_prev[cell] = in.c_prev[cell] = in.d[cell] = zero;
-    if (!p.live) return;
-    const Storage* saved = element<const Storage>(io.saved, p.t, p.b, 0);
-    SF_UNROLL
-    for (int s = 0; s < Cell::kSaved; ++s) in.saved[cell][s] = saved[saved_at(s, p.unit, padded_units)];
-    const int64_t before = reverse ? p.t + 1 : p.t - 1;
-    const bool has_before = reverse ? before < p.length : before >= 0;
-    if (Cell::kReadsH) in.h[cell] = *element<const Storage>(io.output, p.t, p.b, p.unit);
-    if (Cell::kReadsHPrev) {
-      if (has_before)
-        in.h_prev[cell] = *element<const Storage>(io.output, before, p.b, p.unit);
-      else if (io.h0.data)
-        in.h_prev[cell] = *element<const Storage>(io.h0, 0, p.b, p.unit);
-    }
-    if (Cell::kHasC) {
-      if (has_before) {
-        const int64_t at = saved_at(Cell::kSaved - 1, p.unit, padded_units);
-        in.c_prev[cell] = element<const Storage>(io.saved, before, p.b, 0)[at];
-      } else if (io.c0.data) {
-        in.c_prev[cell] = *element<const Storage>(io.c0, 0, p.b, p.unit);
+    for (int column = 0; column < S::kLaneColumns; ++column) {
+      const bool has_before = reverse ? before < now.length[column] : before >= 0;
+      const uint32_t b = now.b[column];
+      const int size = sizeof(Storage);
+      const auto at = [](const char* row) { return reinterpret_cast<const Storage*>(row); };
+      const Storage* saved = at(io.saved.row(size * 4 * unit, now.t_row, b));
+      const Storage* fifth_now = at(io.saved.row(size * (fifth + unit), now.t_row, b));
+      const Storage* fifth_before =
+          at(has_before ? io.saved.row(size * (fifth + unit), now.t_row_before, b) : io.c0.row(size * unit, 0, b));
+      const Storage* h = at(io.output.row(size * unit, now.t_row, b));
+      const Storage* h_before =
+          at(has_before ? io.output.row(size * unit, now.t_row_before, b) : io.h0.row(size * unit, 0, b));
+      const Storage* d = at(io.d_output.row(size * unit, now.t_row, b));
+      SF_UNROLL
+      for (int half = 0; half < S::kLaneHalves; ++half) {
+        const int cell = S::cell_of(half, column), i = 8 * half;
+        if (!live(now, cell)) continue;  // what an earlier step left is not used
+        if (Cell::kSaved >= 4) in.four[cell] = *reinterpret_cast<const typename Math::Four*>(saved + 4 * i);
+        if (Cell::kSaved > 4) in.c[cell] = fifth_now[i];
+        if (Cell::kHasC) in.c_before[cell] = has_before || io.c0.data ? fifth_before[i] : Math::narrow(0);
+        if (Cell::kReadsH) in.h[cell] = h[i];
+        if (Cell::kReadsHPrev) in.h_before[cell] = has_before || io.h0.data ? h_before[i] : Math::narrow(0);
+        if (io.d_output.data) in.d[cell] = d[i];
       }
     }
-    if (io.d_output.data) in.d[cell] = *element<const Storage>(io.d_output, p.t, p.b, p.unit);
   }
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Place& p, const Inputs& in, int cell,
-                     const float (&sum)[S::kMTiles], float& pending, float& carry, float (&gives)[S::kOperands]) const {
-    float saved[Cell::kSaved + 1], d[Cell::kSlots];
+  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Inputs& in,
+                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
+                     Vector<float, S::kCells>& carry, float (&gives)[S::kCells][S::kOperands]) const {
     SF_UNROLL
-    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = Math::widen(in.saved[cell][s]);
-    pending += sum[0];
-    float next_carry = carry;
-    Cell::backward(saved, Math::widen(in.h[cell]), Math::widen(in.h_prev[cell]), Math::widen(in.c_prev[cell]),
-                   pending + Math::widen(in.d[cell]), next_carry, d);
-    if (p.live) {
-      pending = 0;
-      carry = next_carry;
-      Storage* to = element<Storage>(io.d_gates, p.t, p.b, p.unit);
+    for (int column = 0; column < S::kLaneColumns; ++column) {
+      Storage* d_slots[Cell::kSlots];
       SF_UNROLL
-      for (int s = 0; s < Cell::kSlots; ++s) to[s * a.H] = Math::narrow(d[s]);
+      for (int s = 0; s < Cell::kSlots; ++s) {
+        const int64_t offset = static_cast<int64_t>(sizeof(Storage)) * (s * a.H + unit);
+        d_slots[s] = reinterpret_cast<Storage*>(io.d_gates.row(offset, now.t_row, now.b[column]));
+      }
+      SF_UNROLL
+      for (int half = 0; half < S::kLaneHalves; ++half) {
+        const int cell = S::cell_of(half, column);
+        const auto used = [](bool used_by_cell, Storage v) { return used_by_cell ? Math::widen(v) : 0; };
+        float saved[5], d[Cell::kSlots];
+        if (Cell::kSaved >= 4) Math::unpack(in.four[cell], saved);
+        if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
+        pending.v[cell] += sums[cell][0];
+        float next_carry = carry.v[cell];
+        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), used(Cell::kReadsHPrev, in.h_before[cell]),
+                       used(Cell::kHasC, in.c_before[cell]), pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
+        const bool is_live = live(now, cell);
+        if (is_live) {
+          pending.v[cell] = 0;
+          carry.v[cell] = next_carry;
+          SF_UNROLL
+          for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
+        }
+        SF_UNROLL
+        for (int g = 0; g < S::kGates; ++g) gives[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
+      }
     }
-    SF_UNROLL
-    for (int g = 0; g < S::kGates; ++g) gives[g] = p.live ? d[Cell::hidden_slot(g)] : 0;
   }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int unit, float pending, float carry) {
-    if (io.d_h0.data) *element<Storage>(io.d_h0, 0, b, unit) = Math::narrow(pending + (Cell::kCarriesH ? carry : 0));
-    if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, b, unit) = Math::narrow(carry);
+  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float pending, float carry) {
+    if (io.d_h0.data) *element<Storage>(io.d_h0, 0, b, at) = Math::narrow(pending + (Cell::kCarriesH ? carry : 0));
+    if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, b, at) = Math::narrow(carry);
   }
 };
 
@@ -186,7 +243,7 @@ struct Weights {
     }
   }
 
-  SF_DEVICE void multiply(const Operand<S>& operand, int64_t step, int tile, const Lane<S>& at,
+  SF_DEVICE void multiply(const Operand<S>& operand, int step, int tile, const Lane<S>& at,
                           float (&sums)[S::kMTiles][4]) const {
     float chains[S::kChains][S::kMTiles][4] = {};
     SF_UNROLL
@@ -250,120 +307,155 @@ struct Partials {
   }
 };
 
+// Which batch row each row of a team's tiles is, and its length: (tiles, 8, 2); beyond the batch a row of length 0.
+template <class S>
+struct RowTable {
+  Shared<int> region;
+
+  SF_DEVICE RowTable(Carve& carve, const Sweep& a, int first_row) : region(carve.take<int>(a.tiles * kTileRows * 2)) {
+    for (int i = thread_id(); i < a.tiles * kTileRows; i += block_threads()) {
+      const int slot = first_row + i;
+      const int b = slot >= a.B ? -1 : a.order ? static_cast<int>(a.order[slot]) : slot;
+      region.store(2 * i, b);
+      region.store(2 * i + 1, b < 0 ? 0 : a.lengths ? static_cast<int>(a.lengths[b]) : a.T);
+    }
+  }
+  SF_DEVICE int b(int slot) const { return region.load(2 * slot); }
+  SF_DEVICE int length(int slot) const { return region.load(2 * slot + 1); }
+  SF_DEVICE void load(int slot, Moment<S>& to) const {  // of the lane's columns, which lie side by side
+    const auto v = region.template load_as<Vector<int, 2 * S::kLaneColumns>>(2 * slot);
+    SF_UNROLL
+    for (int i = 0; i < S::kLaneColumns; ++i) {
+      to.b[i] = static_cast<uint32_t>(v.v[2 * i]);
+      to.length[i] = v.v[2 * i + 1];
+    }
+  }
+};
+
 template <class S, template <class> class ExchangeOf>
 SF_KERNEL(S::kThreads)
 recur(SF_PARAMETER Sweep a) {
   using Step = typename StepOf<S>::Type;
+  using Floats = Vector<float, S::kCells>;
   constexpr bool kForward = S::kPass == Pass::kForward;
   const Lane<S> at(a);
   const int team = block_id() / a.blocks, direction = team % a.directions;
-  const int64_t first_row = static_cast<int64_t>(team / a.directions) * a.tiles * kTileRows;
   const SweepDirection& io = a.direction[direction];
 
   Carve carve;
-  const auto rows = carve.take<int>(a.tiles * kTileRows), lengths = carve.take<int>(a.tiles * kTileRows);
+  const RowTable<S> rows(carve, a, team / a.directions * a.tiles * kTileRows);
   const States<S> states(carve, a);
   ExchangeOf<S> exchange(carve, a, at);
   const Partials<S> partials(carve, a);
   const Weights<S> weights(io, at);
   const Step step(a, io, at);
 
-  // Which batch row each row of the team's tiles is, and its length; beyond the batch: -1, 0.
-  for (int i = thread_id(); i < a.tiles * kTileRows; i += block_threads()) {
-    const int64_t slot = first_row + i, b = slot >= a.B ? -1 : a.order ? a.order[slot] : slot;
-    rows.store(i, static_cast<int>(b));
-    lengths.store(i, b < 0 ? 0 : static_cast<int>(a.lengths ? a.lengths[b] : a.T));
-  }
   for (int i = thread_id(); i < exchange.operand.size(); i += block_threads()) exchange.operand.region.store(i, 0);
   cta_sync();
   const bool ascending = (direction == 0) == kForward;
-  int64_t end = io.begin;
-  for (int i = 0; i < a.tiles * kTileRows; ++i) end = lengths.load(i) > end ? lengths.load(i) : end;
+  int end = io.begin;
+  for (int i = 0; i < a.tiles * kTileRows; ++i) end = rows.length(i) > end ? rows.length(i) : end;
   end = end < io.end ? end : io.end;
-  const int64_t steps = end - io.begin;
-  const int64_t turns = steps + (kForward ? 0 : 1);  // going back, the last only gathers what the first step is owed
+  const int steps = end - io.begin, stride = ascending ? 1 : -1;
+  const int turns = steps + (kForward ? 0 : 1);  // going back, the last only gathers what the first step is owed
 
   // The states before the first step, and going forward the operand it reads.
-  const auto state_before = [&](int which, int64_t b, int unit) {
+  const auto state_before = [&](int which, int b, int unit) {
     if (b < 0 || unit >= a.H) return 0.0f;
-    return a.first ? Step::first(io, which, b, unit) : a.carried_in[((direction * 2 + which) * a.B + b) * a.H + unit];
+    return a.first ? Step::first(io, which, b, unit)
+                   : a.carried_in[(static_cast<int64_t>(direction * 2 + which) * a.B + b) * a.H + unit];
   };
-  if (at.owns()) {
-    for (int tile = 0; tile < a.tiles; ++tile) SF_UNROLL
-    for (int cell = 0; cell < S::kCells; ++cell)
-      for (int which = 0; which < 2; ++which)
-        states.store(tile, which, cell,
-                     state_before(which, rows.load(tile * kTileRows + at.column(cell)), at.unit(cell)));
-  }
+  for (int tile = 0; tile < a.tiles && at.owns(); ++tile)
+    for (int which = 0; which < 2; ++which) {
+      Floats v;
+      SF_UNROLL
+      for (int cell = 0; cell < S::kCells; ++cell)
+        v.v[cell] = state_before(which, rows.b(tile * kTileRows + at.column(cell)), at.unit(cell));
+      states.store(tile, which, v);
+    }
   if (kForward) {
     for (int i = thread_id(); i < a.tiles * kTileRows * a.H; i += block_threads()) {
-      const int unit = static_cast<int>(i % a.H), row = static_cast<int>(i / a.H);
-      exchange.operand.store(0, row / kTileRows, row % kTileRows, 0, unit, state_before(0, rows.load(row), unit));
+      const int unit = i % a.H, row = i / a.H;
+      const float h[S::kOperands] = {state_before(0, rows.b(row), unit)};
+      store_split<S>(exchange.operand.region, h, [&](int plane) {
+        return exchange.operand.row(0, row / kTileRows, plane, row % kTileRows) + unit;
+      });
     }
   }
   exchange.begin();
 
-  const auto place = [&](int64_t s, int tile, int cell) {
-    const int slot = tile * kTileRows + at.column(cell);
-    const int64_t t = ascending ? io.begin + s : end - 1 - s;
-    const int length = lengths.load(slot), unit = at.unit(cell);
-    return Place{t, rows.load(slot), unit, length, t < length && unit < a.H};
+  // Row offsets of packed sequences are read a step early, and a step's inputs a turn early.
+  const auto row_of = [&](int t) {
+    if (!a.t_row) return static_cast<uint32_t>(t);
+    return static_cast<uint32_t>(t < 0 ? 0 : a.t_row[t]);  // (there are T + 1)
   };
-  typename Step::Inputs ahead{};
-  if (at.owns() && steps > 0) SF_UNROLL
-  for (int cell = 0; cell < S::kCells; ++cell) step.load(a, io, place(0, 0, cell), direction == 1, ahead, cell);
+  Moment<S> ahead{};
+  typename Step::Inputs inputs_ahead{};
+  ahead.t = ascending ? io.begin : end - 1;
+  ahead.t_row = steps > 0 ? row_of(ahead.t) : 0;
+  ahead.t_row_before = steps > 0 ? row_of(ahead.t + stride) : 0;
+  if (at.owns() && steps > 0) {
+    rows.load(at.column(0), ahead);
+    step.load(io, ahead, direction == 1, inputs_ahead);
+  }
 
-  int64_t s = 0;
-  for (int64_t i = 0, tile = 0; s < turns; ++i) {
-    const int now_tile = static_cast<int>(tile);
-    const int64_t now = s;
-    if (++tile == a.tiles) tile = 0, ++s;  // of the next turn of this loop
-    const typename Step::Inputs in = ahead;
-    if (at.owns() && s < steps) SF_UNROLL
-    for (int cell = 0; cell < S::kCells; ++cell)
-      step.load(a, io, place(s, static_cast<int>(tile), cell), direction == 1, ahead, cell);
+  int turn = 0, tile = 0;
+  for (int i = 0; turn < turns; ++i) {
+    const int now_tile = tile, now_turn = turn;
+    const Moment<S> now = ahead;
+    const typename Step::Inputs inputs = inputs_ahead;
+    if (++tile == a.tiles) {
+      tile = 0;
+      ++turn;
+      ahead.t += stride;
+      ahead.t_row = ahead.t_row_before;
+      if (turn < steps) ahead.t_row_before = row_of(ahead.t + stride);
+    }
+    if (at.owns() && turn < steps) {
+      rows.load(tile * kTileRows + at.column(0), ahead);
+      step.load(io, ahead, direction == 1, inputs_ahead);
+    }
 
-    exchange.wait(at, now, turns, now_tile);
+    exchange.wait(at, now_turn, turns, now_tile);
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
-    weights.multiply(exchange.operand, now, now_tile, at, products);
+    weights.multiply(exchange.operand, now_turn, now_tile, at, products);
     if constexpr (S::kSplits == 1) {
       SF_UNROLL
       for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
       for (int m = 0; m < S::kMTiles; ++m) sums[cell][m] = products[m][cell];
     } else {
-      partials.reduce(at, static_cast<int>(i & 1), products, sums);
+      partials.reduce(at, i & 1, products, sums);
     }
+    const bool more = now_turn + 1 < turns;
     if (at.owns()) {
-      SF_UNROLL
-      for (int cell = 0; cell < S::kCells; ++cell) {
-        const Place p = place(now, now_tile, cell);
-        float s0 = states.load(now_tile, 0, cell), s1 = states.load(now_tile, 1, cell), gives[S::kOperands];
-        if (now < steps)
-          step.run(a, io, p, in, cell, sums[cell], s0, s1, gives);
-        else
-          s0 += sums[cell][0];
-        states.store(now_tile, 0, cell, s0);
-        states.store(now_tile, 1, cell, s1);
-        if (now + 1 < turns) SF_UNROLL
-        for (int g = 0; g < S::kOperands; ++g)
-          exchange.put(at, now + 1, now_tile, at.column(cell), g, at.unit(cell), gives[g]);
+      Floats s0 = states.load(now_tile, 0), s1 = states.load(now_tile, 1);
+      if (kForward || now_turn < steps) {
+        float gives[S::kCells][S::kOperands];
+        step.run(a, io, now, inputs, sums, s0, s1, gives);
+        if (more) SF_UNROLL
+        for (int cell = 0; cell < S::kCells; ++cell)
+          exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), gives[cell]);
+      } else {
+        SF_UNROLL
+        for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += sums[cell][0];
       }
+      states.store(now_tile, 0, s0);
+      states.store(now_tile, 1, s1);
     }
-    if (now + 1 < turns) exchange.send(at, now + 1, now_tile);
+    if (more) exchange.send(at, now_turn + 1, now_tile);
   }
 
-  if (at.owns()) {
-    for (int tile = 0; tile < a.tiles; ++tile) SF_UNROLL
+  for (int t = 0; t < a.tiles && at.owns(); ++t) {
+    const Floats s0 = states.load(t, 0), s1 = states.load(t, 1);
+    SF_UNROLL
     for (int cell = 0; cell < S::kCells; ++cell) {
-      const int64_t b = rows.load(tile * kTileRows + at.column(cell));
-      const int unit = at.unit(cell);
+      const int b = rows.b(t * kTileRows + at.column(cell)), unit = at.unit(cell);
       if (b < 0 || unit >= a.H) continue;
-      const float s0 = states.load(tile, 0, cell), s1 = states.load(tile, 1, cell);
       if (a.last) {
-        Step::finish(io, b, unit, s0, s1);
+        Step::finish(io, b, unit, s0.v[cell], s1.v[cell]);
       } else {
-        a.carried_out[((direction * 2 + 0) * a.B + b) * a.H + unit] = s0;
-        a.carried_out[((direction * 2 + 1) * a.B + b) * a.H + unit] = s1;
+        a.carried_out[(static_cast<int64_t>(direction * 2) * a.B + b) * a.H + unit] = s0.v[cell];
+        a.carried_out[(static_cast<int64_t>(direction * 2 + 1) * a.B + b) * a.H + unit] = s1.v[cell];
       }
     }
   }

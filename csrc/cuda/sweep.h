@@ -6,23 +6,37 @@
 
 namespace sf::cuda {
 
+// Rows whose values lie side by side: that of (t, b) starts t_bytes * (t, or t_row[t] if packed) + b_bytes * b after
+// data. 32 bits, so that an address is two multiply-adds; rows further apart go stepwise.
+struct Track {
+  char* data = nullptr;  // null: absent
+  uint32_t t_bytes = 0, b_bytes = 0;
+
+  SF_FN char* row(int64_t offset, uint32_t t_row, uint32_t b) const {
+    return data + offset + static_cast<uint64_t>(t_row) * t_bytes + static_cast<uint64_t>(b) * b_bytes;
+  }
+};
+
 struct SweepDirection {
   const void* weights;  // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes) fragments of 16 bytes
   const float* bias;    // (slots, H)
-  int64_t begin, end;   // steps of this launch
-  Rows h0, c0;          // absent: zeros
-  Rows saved, output;   // saved: see SavedLayout
+  int begin, end;       // steps of this launch
+  Track h0, c0;         // absent: zeros
+  Track output, saved;  // saved: see saved_at
   // forward
-  Rows projected;  // (end - begin, B, gates * H) float32
+  Track projected;  // (T, B, gates * padded) float32
   Rows h_n, c_n;
   // backward
-  Rows d_output, d_h_n, d_c_n, d_gates, d_h0, d_c0;
+  Track d_output, d_gates;
+  Rows d_h_n, d_c_n, d_h0, d_c0;
 };
 
 struct Sweep {
   SweepDirection direction[kMaxDirections];
-  int64_t T, B, H;
-  bool first, last;        // of the launches a pass is cut into: states come from and go to the layer's tensors
+  int T, B, H;
+  bool first, last;  // of the launches a pass is cut into: states come from and go to the layer's tensors
+  bool write_output;
+  const int64_t* t_row;    // of packed sequences
   const int64_t* lengths;  // (B,), clamped to 0 .. T; null: all T
   const int64_t* order;    // (B,): batch rows by descending length; null: as they are
   // (directions, 2, B, H): states between launches. Not one buffer: a block may be done before another has begun.
@@ -30,7 +44,6 @@ struct Sweep {
   float* carried_out;
   uint64_t* words;  // grid.cuh: operands on their way, tagged; zeroed before each launch
   uint32_t* error;
-  bool write_output;
   int directions, blocks, block_groups, groups, tiles;  // as in Plan
 };
 
