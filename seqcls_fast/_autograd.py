@@ -38,6 +38,7 @@ class Spec:
     """What a Function knows besides tensors. Tensors always come as ``x, h0, c0, lengths, batch_sizes, *weights``."""
 
     want_saved = True
+    recompute = False  # a backward runs the forward again instead of keeping what it saved
     samples = 0  # stretches of the batch with weight gradients of their own; 0: one gradient for all
     needs: Sequence[bool] = ()  # which tensors' gradients a backward is to return
 
@@ -105,11 +106,11 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: Spec, *tensors: Any) -> Outputs:
-        output, h_n, c_n, saved = run_forward(spec, tensors)
+        output, h_n, c_n, saved = run_forward(spec.but(want_saved=False) if spec.recompute else spec, tensors)
         ctx.spec, ctx.watch = spec, None
         ctx.set_materialize_grads(False)
-        kept = output
-        if output is not None and spec.want_output:
+        kept = None if spec.recompute else output
+        if kept is not None and spec.want_output:
             if torch.compiler.is_compiling():  # Dynamo would save what an in-place change leaves, and say nothing
                 kept = output.clone()
             else:
@@ -120,8 +121,10 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, output, saved = ctx.saved_tensors
+        if saved is None:
+            output, _, _, saved = run_forward(ctx.spec, tensors)
         # changed in place since: the forward's bits once more; compiled autograd has no version to look at
-        if ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
+        elif ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
             output = run_forward(ctx.spec, tensors)[0]
         return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
 

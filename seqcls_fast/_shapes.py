@@ -48,8 +48,9 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _buffer_dtype(x: Tensor) -> torch.dtype:
+    """Of what is kept per row and step: the CPU's sums, or on CUDA, whose products read it, the dtype of ``x``."""
+    return x.dtype if x.device.type == "cuda" or x.dtype == torch.float64 else torch.float32
 
 
 def _fake_forward(
@@ -75,7 +76,7 @@ def _fake_forward(
         results.append(x.new_empty(*x.shape[:-1], directions * out))
     if want_saved:
         padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
-        results.append(x.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_compute_dtype(x.dtype)))
+        results.append(x.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_buffer_dtype(x)))
     return results
 
 
@@ -98,7 +99,7 @@ def _fake_backward(
     projected = len(weights) // directions in (3, 5)
     width = CELLS[cell][1] * hidden + (out + hidden if projected else 0)
     d_x = x.new_empty(x.shape if want_d_x else (0,))
-    d_gates = x.new_empty((directions, *rows, width), dtype=_compute_dtype(x.dtype))
+    d_gates = x.new_empty((directions, *rows, width), dtype=_buffer_dtype(x))
     d_h0 = x.new_empty((0,) if h0 is None else h0.shape)
     d_c0 = x.new_empty((0,) if c0 is None else c0.shape)
     return d_x, d_gates, d_h0, d_c0

@@ -48,6 +48,10 @@ def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: b
 class _RecurrentLayers(nn.RNNBase):
     """What RNN, GRU and LSTM share: everything but the constructor. The cell's name is ``mode`` in lower case."""
 
+    recompute_gates: bool = False
+    """Set it on a module or a class to train in less memory: the forward keeps none of its gates, and the backward runs
+    it once more. Results and gradients are the same, bit for bit."""
+
     def flatten_parameters(self) -> None:
         """Does nothing: no call needs the weights in one piece. It exists so that code written for torch.nn runs."""
 
@@ -137,8 +141,9 @@ class _RecurrentLayers(nn.RNNBase):
             if last:
                 h0, c0 = h0s[k], c0s[k]
             output, h_n, c_n = ops.run_layer(
-                x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last
-            )
+                x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last,
+                self.recompute_gates,
+            )  # fmt: skip
             finals.append((h_n,) if c_n is None else (h_n, c_n))
             if k < last and output is not None:
                 x = nn.functional.dropout(output, self.dropout) if self.dropout and self.training else output

@@ -86,6 +86,7 @@ def rnn_layer(
     batch_sizes: Tensor | None = None,
     batch_first: bool = False,
     want_output: bool = True,
+    recompute: bool = False,
     impl: str = "auto",
 ) -> Outputs:
     """One recurrent layer, all its directions, over a whole sequence.
@@ -98,6 +99,8 @@ def rnn_layer(
         lengths: ``(B,)`` integers, in any order, zeros allowed. What lies beyond a row's length is never read.
         batch_sizes: ``(T,)`` as in a ``PackedSequence``.
         want_output: without it the per-step output is None.
+        recompute: keep nothing of the forward for the backward, which then runs it once more; the gradients are the
+            same. (Under ``torch.func`` transforms it is kept all the same.)
         impl: ``"auto"`` or one of :func:`available_impls`.
 
     Returns:
@@ -120,7 +123,9 @@ def rnn_layer(
         if len(group) not in wanted:
             raise RuntimeError(f"{name}: expected {wanted[-1]} tensors, one per direction, but got {len(group)}")
     weights = [*w_ih, *w_hh, *b_ih, *b_hh, *w_hr]
-    return run_layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, impl)
+    return run_layer(
+        x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, recompute, impl
+    )
 
 
 def run_layer(
@@ -134,6 +139,7 @@ def run_layer(
     batch_sizes: Tensor | None,
     batch_first: bool,
     want_output: bool,
+    recompute: bool = False,
     impl: str = "auto",
 ) -> Outputs:
     """:func:`rnn_layer` with its weights in one list, kind after kind, as the ops take them."""
@@ -167,6 +173,8 @@ def run_layer(
         function = _autograd.Layer.apply
     if function is not None:
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
+        if recompute:
+            spec.recompute = True
         return function(spec, x, h0, c0, lengths, batch_sizes, *weights)
     if exported:
         results = torch.ops.seqcls_fast.rnn_layer.default(

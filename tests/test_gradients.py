@@ -181,6 +181,27 @@ def test_function_transforms_are_right_or_refused(cell: str, impl: str) -> None:
         torch.testing.assert_close(found, transform(plain), msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_recomputed_gates_are_the_same(case: Case, impl: str) -> None:
+    problem = build(case)
+    inputs, options = arguments(case, problem), keywords(case, problem) | {"impl": impl}
+    found, kept = [], []
+    for recompute in (False, True):
+        numbers = 0
+
+        def count(t: Tensor) -> Tensor:
+            nonlocal numbers
+            numbers += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            results = layer(inputs, recompute=recompute, **options)
+        found.append(results | gradients(results, inputs, problem.cotangents))
+        kept.append(numbers)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert impl == "reference" or kept[1] < kept[0]
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_empty_batch(cell: str, impl: str) -> None:
     check(Case(cell, B=0, dtype="float64"), impl)

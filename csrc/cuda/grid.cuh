@@ -9,8 +9,6 @@
 
 namespace sf::cuda {
 
-constexpr int kMostPeeks = 1 << 24;  // seconds
-
 template <class S>
 struct Grid {
   static constexpr int kPieceWords = 4, kAtOnce = 4;
@@ -19,12 +17,14 @@ struct Grid {
   Slice<S> slice;
   uint64_t* words;  // (2 steps, tiles, planes, 8 rows, row_words) of this team
   uint32_t* error;
+  int most_peeks;
   int row_words;  // what the groups of all blocks give to a row
 
   SF_DEVICE Grid(Carve& carve, const Sweep& a, const Lane<S>& at)
       : operand(carve, a),
         slice(carve, at),
         error(a.error),
+        most_peeks(a.most_peeks),
         row_words(S::kOperands * a.groups * kGroupUnits / kElements) {
     words = a.words + static_cast<int64_t>(block_id() / a.blocks) * 2 * a.tiles * S::kPlanes * kTileRows * row_words;
   }
@@ -47,9 +47,9 @@ struct Grid {
       for (int j = 0; j < kAtOnce; ++j) {
         const int i = first + j * block_threads();
         if (i >= count) break;
-        while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < kMostPeeks) {
+        while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < most_peeks) {
           found[j] = peek(from + i);
-          if (++peeks == kMostPeeks) raise(error);
+          if (++peeks == most_peeks) raise(error);
         }
         const int row = i / row_words, to = operand.row(step, tile, row / kTileRows, row % kTileRows);
         operand.region.store_as(to + i % row_words * kElements, static_cast<uint32_t>(found[j]));

@@ -313,6 +313,7 @@ struct Sweeper {
     sweep.lengths = lengths.lengths;
     sweep.order = lengths.order;
     sweep.error = q.error_word();
+    sweep.most_peeks = q.limits().most_peeks;
     sweep.directions = l.directions;
     sweep.blocks = plan.blocks;
     sweep.block_groups = plan.block_groups;

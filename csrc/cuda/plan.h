@@ -57,6 +57,7 @@ struct Limits {
   int cluster = 16;                              // most blocks in a cluster; 1: none
   int warps = 16;                                // most warps in a block
   int64_t projected_bytes = int64_t{256} << 20;  // how much of the projected input is kept at a time
+  int most_peeks = 1 << 24;  // a thread's looks in vain at other blocks' words, seconds, before the launch is given up
 };
 
 struct Device {
