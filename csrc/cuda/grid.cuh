@@ -32,27 +32,26 @@ struct Grid {
     return words + ((step & 1) * operand.tiles + tile) * S::kPlanes * kTileRows * row_words;
   }
   SF_DEVICE void begin() const { cta_sync(); }
-  SF_DEVICE void wait(const Lane<S>&, int step, int, int tile) {
+  // A warp brings whole rows, several words of each in flight.
+  SF_DEVICE void wait(const Lane<S>& at, int step, int, int tile) {
     if (step == 0) return;
-    const uint64_t* from = tile_words(step, tile);
-    const int count = S::kPlanes * kTileRows * row_words;
-    for (int first = thread_id(); first < count; first += kAtOnce * block_threads()) {
-      uint64_t found[kAtOnce];
-      SF_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * block_threads();
-        found[j] = peek(from + (i < count ? i : first));
-      }
-      SF_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * block_threads();
-        if (i >= count) break;
-        while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < most_peeks) {
-          found[j] = peek(from + i);
-          if (++peeks == most_peeks) raise(error);
+    for (int row = at.warp; row < S::kPlanes * kTileRows; row += block_threads() / 32) {
+      const uint64_t* from = tile_words(step, tile) + row * row_words;
+      const int to = operand.row(step, tile, row / kTileRows, row % kTileRows);
+      for (int first = at.lane; first < row_words; first += kAtOnce * 32) {
+        uint64_t found[kAtOnce];
+        SF_UNROLL
+        for (int j = 0; j < kAtOnce; ++j) found[j] = peek(from + (first + 32 * j < row_words ? first + 32 * j : first));
+        SF_UNROLL
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = first + 32 * j;
+          if (i >= row_words) break;
+          while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < most_peeks) {
+            found[j] = peek(from + i);
+            if (++peeks == most_peeks) raise(error);
+          }
+          operand.region.store_as(to + i * kElements, static_cast<uint32_t>(found[j]));
         }
-        const int row = i / row_words, to = operand.row(step, tile, row / kTileRows, row % kTileRows);
-        operand.region.store_as(to + i % row_words * kElements, static_cast<uint32_t>(found[j]));
       }
     }
     cta_sync();

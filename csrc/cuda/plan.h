@@ -170,6 +170,10 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
     p.why = "one batch tile does not fit shared memory";
     return p;
   }
+  // as few rounds of teams as that makes, all of about one size
+  const int64_t at_once = resident > 0 ? resident : 1, rounds = ceil_div(batch_tiles, at_once * p.tiles);
+  p.tiles = static_cast<int>(ceil_div(batch_tiles, at_once * rounds));
+  p.shared_bytes = shared_bytes(r, p);
   p.teams = static_cast<int>(ceil_div(batch_tiles, p.tiles));
   if (regime == Regime::kGrid && p.teams > resident) {
     p.why = "so many rows do not fit all multiprocessors at once";

@@ -67,6 +67,7 @@ struct ForwardStep {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
   SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool, Inputs& in) const {
+    in = Inputs{};  // not what was there: the compiler would carry it along
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
@@ -79,7 +80,22 @@ struct ForwardStep {
       }
     }
   }
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Inputs& in,
+  // What is known before the product: the slots without the state's part.
+  struct Known {
+    float slots[S::kCells][Cell::kSlots];
+  };
+  SF_DEVICE Known know(const Inputs& in) const {
+    Known k;
+    SF_UNROLL
+    for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
+    for (int s = 0; s < Cell::kSlots; ++s)
+      k.slots[cell][s] = bias[S::half_of(cell)][s] + (s < S::kGates ? in.x[cell][s < S::kGates ? s : 0] : 0);
+    return k;
+  }
+  // Where the product of m-tile m starts from in a group of one warp; with more, what it starts from is added later.
+  static SF_DEVICE float start(const Known& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
+
+  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& known,
                      const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& h,
                      Vector<float, S::kCells>& c, float (&gives)[S::kCells][S::kOperands]) const {
     SF_UNROLL
@@ -94,11 +110,10 @@ struct ForwardStep {
         const int cell = S::cell_of(half, column);
         float slots[Cell::kSlots], saved[5];
         SF_UNROLL
-        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = bias[half][s];
+        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = known.slots[cell][s];
         SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) slots[g] += in.x[cell][g];
-        SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) slots[Cell::hidden_slot(g)] += sums[cell][g];
+        for (int g = 0; g < S::kGates; ++g)
+          slots[Cell::hidden_slot(g)] = S::kSplits == 1 ? sums[cell][g] : start(known, cell, g) + sums[cell][g];
         float next_h = h.v[cell], next_c = c.v[cell];
         Cell::forward(slots, next_h, next_c, saved);
         const Storage stored = Math::narrow(next_h);
@@ -148,6 +163,7 @@ struct BackwardStep {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
   SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool reverse, Inputs& in) const {
+    in = Inputs{};
     const int before = reverse ? now.t + 1 : now.t - 1;
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
@@ -166,7 +182,7 @@ struct BackwardStep {
       SF_UNROLL
       for (int half = 0; half < S::kLaneHalves; ++half) {
         const int cell = S::cell_of(half, column), i = 8 * half;
-        if (!live(now, cell)) continue;  // what an earlier step left is not used
+        if (!live(now, cell)) continue;
         if (Cell::kSaved >= 4) in.four[cell] = *reinterpret_cast<const typename Math::Four*>(saved + 4 * i);
         if (Cell::kSaved > 4) in.c[cell] = fifth_now[i];
         if (Cell::kHasC) in.c_before[cell] = has_before || io.c0.data ? fifth_before[i] : Math::narrow(0);
@@ -176,7 +192,11 @@ struct BackwardStep {
       }
     }
   }
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Inputs& in,
+  using Known = Inputs;
+  static SF_DEVICE const Inputs& know(const Inputs& in) { return in; }
+  static SF_DEVICE float start(const Known&, int, int) { return 0; }
+
+  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& in,
                      const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
                      Vector<float, S::kCells>& carry, float (&gives)[S::kCells][S::kOperands]) const {
     SF_UNROLL
@@ -245,7 +265,10 @@ struct Weights {
 
   SF_DEVICE void multiply(const Operand<S>& operand, int step, int tile, const Lane<S>& at,
                           float (&sums)[S::kMTiles][4]) const {
-    float chains[S::kChains][S::kMTiles][4] = {};
+    float chains[S::kChains][S::kMTiles][4] = {};  // the first goes on from what sums hold
+    SF_UNROLL
+    for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
+    for (int i = 0; i < 4; ++i) chains[0][m][i] = sums[m][i];
     SF_UNROLL
     for (int k = 0; k < S::kKTiles; k += 2) {
       uint4 loaded[S::kPlanes];
@@ -322,12 +345,13 @@ struct RowTable {
   }
   SF_DEVICE int b(int slot) const { return region.load(2 * slot); }
   SF_DEVICE int length(int slot) const { return region.load(2 * slot + 1); }
-  SF_DEVICE void load(int slot, Moment<S>& to) const {  // of the lane's columns, which lie side by side
+  // Of the lane's columns, which lie side by side; as if of length 0 where there is no step to come.
+  SF_DEVICE void load(int slot, bool any, Moment<S>& to) const {
     const auto v = region.template load_as<Vector<int, 2 * S::kLaneColumns>>(2 * slot);
     SF_UNROLL
     for (int i = 0; i < S::kLaneColumns; ++i) {
       to.b[i] = static_cast<uint32_t>(v.v[2 * i]);
-      to.length[i] = v.v[2 * i + 1];
+      to.length[i] = any ? v.v[2 * i + 1] : 0;
     }
   }
 };
@@ -394,8 +418,8 @@ recur(SF_PARAMETER Sweep a) {
   ahead.t = ascending ? io.begin : end - 1;
   ahead.t_row = steps > 0 ? row_of(ahead.t) : 0;
   ahead.t_row_before = steps > 0 ? row_of(ahead.t + stride) : 0;
-  if (at.owns() && steps > 0) {
-    rows.load(at.column(0), ahead);
+  if (at.owns()) {
+    rows.load(at.column(0), steps > 0, ahead);
     step.load(io, ahead, direction == 1, inputs_ahead);
   }
 
@@ -403,7 +427,7 @@ recur(SF_PARAMETER Sweep a) {
   for (int i = 0; turn < turns; ++i) {
     const int now_tile = tile, now_turn = turn;
     const Moment<S> now = ahead;
-    const typename Step::Inputs inputs = inputs_ahead;
+    const typename Step::Known known = step.know(inputs_ahead);
     if (++tile == a.tiles) {
       tile = 0;
       ++turn;
@@ -411,13 +435,16 @@ recur(SF_PARAMETER Sweep a) {
       ahead.t_row = ahead.t_row_before;
       if (turn < steps) ahead.t_row_before = row_of(ahead.t + stride);
     }
-    if (at.owns() && turn < steps) {
-      rows.load(tile * kTileRows + at.column(0), ahead);
+    if (at.owns()) {
+      rows.load(tile * kTileRows + at.column(0), turn < steps, ahead);
       step.load(io, ahead, direction == 1, inputs_ahead);
     }
 
     exchange.wait(at, now_turn, turns, now_tile);
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
+    SF_UNROLL
+    for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
+    for (int i = 0; i < 4; ++i) products[m][i] = S::kSplits == 1 ? Step::start(known, i < S::kCells ? i : 0, m) : 0;
     weights.multiply(exchange.operand, now_turn, now_tile, at, products);
     if constexpr (S::kSplits == 1) {
       SF_UNROLL
@@ -431,7 +458,7 @@ recur(SF_PARAMETER Sweep a) {
       Floats s0 = states.load(now_tile, 0), s1 = states.load(now_tile, 1);
       if (kForward || now_turn < steps) {
         float gives[S::kCells][S::kOperands];
-        step.run(a, io, now, inputs, sums, s0, s1, gives);
+        step.run(a, io, now, known, sums, s0, s1, gives);
         if (more) SF_UNROLL
         for (int cell = 0; cell < S::kCells; ++cell)
           exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), gives[cell]);

@@ -44,7 +44,7 @@ struct Sweep {
   float* carried_out;
   uint64_t* words;  // grid.cuh: operands on their way, tagged; zeroed before each launch
   uint32_t* error;
-  int most_peeks;  // as in Limits
+  int most_peeks;                                       // as in Limits
   int directions, blocks, block_groups, groups, tiles;  // as in Plan
 };
 
