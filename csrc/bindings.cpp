@@ -209,7 +209,10 @@ struct Call {
     if (x.device().type() == DeviceType::CPU) {
       for (const Plugin* plugin : plugins())
         if (std::count(plugin->names.begin(), plugin->names.end(), impl.value)) runner = plugin->make(impl.value);
-      if (!runner) runner = std::make_unique<CpuRunner>(impl.value);
+      // a program traced on a GPU may say so
+      const std::string tf32 = "-tf32", &name = impl.value;
+      const bool said = name.size() > tf32.size() && name.compare(name.size() - tf32.size(), tf32.size(), tf32) == 0;
+      if (!runner) runner = std::make_unique<CpuRunner>(said ? name.substr(0, name.size() - tf32.size()) : name);
       return;
     }
 #if defined(SF_WITH_CUDA)
@@ -489,7 +492,10 @@ void link(LayerCall& call) {
     return static_cast<const int64_t*>(there.data_ptr());
   };
   if (!call.lengths.empty()) call.layer.lengths = place(call.lengths);
-  if (call.packed()) call.layer.x.t_row = call.packed_offsets = place(call.t_row);
+  if (call.packed()) {
+    call.layer.host_t_row = call.t_row.data();
+    call.layer.x.t_row = call.packed_offsets = place(call.t_row);
+  }
 }
 
 void describe_weights(LayerCall& call, Tensors& weights, int64_t directions, const Maybe& h0, const Maybe& c0) {
@@ -663,7 +669,11 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   }
   grad.layer = l;
   grad.samples = std::max<int64_t>(samples, 1);
-  runner.weight_grad(grad);
+  if (l.B > 0) {
+    runner.weight_grad(grad);
+  } else {
+    for (Tensor& g : grads) torch::stable::zero_(g);
+  }
   return grads;
 }
 

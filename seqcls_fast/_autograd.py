@@ -110,7 +110,7 @@ class Layer(torch.autograd.Function):
         ctx.spec, ctx.watch = spec, None
         ctx.set_materialize_grads(False)
         kept = None if spec.recompute else output
-        if kept is not None and spec.want_output:
+        if output is not None and kept is not None and spec.want_output:
             if torch.compiler.is_compiling():  # Dynamo would save what an in-place change leaves, and say nothing
                 kept = output.clone()
             else:

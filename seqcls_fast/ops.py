@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,6 +62,23 @@ def _check_impl(name: str) -> None:
         raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS, *_REGIMES))} but got {name!r}")
 
 
+@torch.compiler.assume_constant_result
+@lru_cache
+def _runs_on(index: int | None) -> bool:
+    """Whether the kernels were built for a GPU; a warning says where they were not."""
+    if C is None or not torch.cuda.is_available():  # fake tensors
+        return True
+    try:
+        with torch.cuda.device(index):
+            C.device_limits(torch.cuda.current_device())
+    except RuntimeError as error:
+        warnings.warn(
+            f"seqcls_fast runs on its slow reference path on cuda:{index}: {error}", UserWarning, stacklevel=2
+        )
+        return False
+    return True
+
+
 def _waits_for_checks() -> bool:
     """Whether values on a GPU are to be checked too, which waits for it."""
     return os.environ.get("SEQCLS_SYNC_CHECK") == "1"
@@ -68,7 +87,7 @@ def _waits_for_checks() -> bool:
 @torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """Whether torch's switches let float32 products on CUDA be rounded to TF32, as torch.nn's layers ask it."""
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 def rnn_layer(
@@ -157,10 +176,12 @@ def run_layer(
     # too, would be a silent zero.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
     has_kernel = C is not None and impl != "reference" and device in _DEVICES and differentiable
+    if has_kernel and device == "cuda" and impl == "auto":
+        has_kernel = _runs_on(x.device.index)
     if lengths is not None:  # the CPU's kernels check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         reference.check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
-        lengths = lengths.to(x.device, torch.int64, non_blocking=True)
+        lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
     if has_kernel and device == "cuda" and x.dtype == torch.float32 and not impl.endswith("-tf32") and _allows_tf32():
         impl += "-tf32"
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()

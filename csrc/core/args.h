@@ -38,8 +38,9 @@ struct Layer {
   int directions;
   int64_t T, B, I, H, P;  // P: projected size, 0 without projection
   Matrix w_ih[kMaxDirections], w_hh[kMaxDirections], b_ih[kMaxDirections], b_hh[kMaxDirections], w_hr[kMaxDirections];
-  const int64_t* lengths;  // (B,), null: all T
-  int64_t packed_rows;     // 0: padded
+  const int64_t* lengths;     // (B,), null: all T
+  int64_t packed_rows;        // 0: padded
+  const int64_t* host_t_row;  // x.t_row where the host can read it
   Rows x;
   Rows h0[kMaxDirections], c0[kMaxDirections];  // t ignored
 

@@ -1,9 +1,10 @@
 // Regime 2: the blocks of a cluster share R and push their slices into one another's shared memory. A slice's bytes
-// are counted on the receiver's mbarrier, so there is no barrier in the loop, and none of clusters, whose release would
-// wait for the output's stores.
+// are counted on the receiver's mbarrier, so there is no barrier in the loop, and none of clusters, whose release
+// would wait for the output's stores.
 //
-// Two halves and "full" barriers are enough: a block can be sent step s + 2 only by one that has all of step s + 1, so
-// after every group of every block has sent its part of s + 1, that is after it has read s, whose place s + 2 takes.
+// Two halves and "full" barriers are enough: a block can be sent step s + 2 only by one that has all of step s + 1,
+// so after every group of every block has sent its part of s + 1, that is after it has read s, whose place s + 2
+// takes.
 #pragma once
 
 #include "exchange.cuh"

@@ -1,5 +1,6 @@
 // The whole vocabulary of the kernels. Compiled by nvcc this file is the device; compiled by any other compiler it is
-// tests/simt/simt.h, which has the same names over fibers on the CPU, with detectors. Kernels use nothing else of CUDA.
+// tests/simt/simt.h, which has the same names over fibers on the CPU, with detectors. Kernels use nothing else of
+// CUDA.
 #pragma once
 
 #include <cstddef>
@@ -116,7 +117,8 @@ struct Carve {
 
 // -- mbarriers: element i of a region counts arrivals and bytes; wait(parity) waits for the phase of that parity
 using Barriers = Shared<uint64_t>;
-SF_DEVICE uint32_t in_block(uint32_t address, int block) {  // the same address in another block of the cluster
+SF_DEVICE uint32_t in_block(uint32_t address,
+                            int block) {  // the same address in another block of the cluster
   uint32_t r;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(block));
   return r;
@@ -124,8 +126,11 @@ SF_DEVICE uint32_t in_block(uint32_t address, int block) {  // the same address 
 SF_DEVICE void barrier_init(Barriers b, int i) {  // for one arrival per phase
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(b.address(i)) : "memory");
 }
-SF_DEVICE void barrier_expect(Barriers b, int i, int bytes) {  // the one arrival, and how many bytes are to come
+// The one arrival, and how many bytes are to come.
+SF_DEVICE void barrier_expect(Barriers b, int i, int bytes) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b.address(i)), "r"(bytes) : "memory");
+#endif
 }
 // A relaxed wait and a fence of shared memory alone: .acquire.cluster would drop L1 at every try (CCTL.IVALL).
 SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
@@ -133,7 +138,9 @@ SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
   uint32_t done = 0;
   while (!done) {
     asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+        "{ .reg .pred p; "
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, "
+        "[%1], %2; selp.u32 %0, 1, 0, p; }"
         : "=r"(done)
         : "r"(b.address(i)), "r"(parity)
         : "memory");
@@ -145,10 +152,11 @@ SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
 template <class T>
 SF_DEVICE void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
-                   in_block(to.address(i), block)),
-               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(in_block(b.address(j), block))
-               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
+      "{%1,%2,%3,%4}, [%5];" ::"r"(in_block(to.address(i), block)),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(in_block(b.address(j), block))
+      : "memory");
 #endif
 }
 
@@ -168,22 +176,28 @@ SF_DEVICE void raise(volatile uint32_t* flag) { *flag = 1; }
 // -- tensor cores. Lane l, g = l / 4, q = l % 4: D and C rows g, g + 8, columns 2q, 2q + 1. A k-tile is 32 bytes of a
 // row in every type: register i of A is row g + 8 (i & 1), bytes 4q + 16 (i >> 1); of B column g, bytes 4q + 16 i.
 SF_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 SF_DEVICE void mma_fp16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 SF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// Four 8 x 16-byte matrices: lane l brings the element where row l % 8 of matrix l / 8 starts; register m of a lane is
-// bytes 4q .. 4q + 3 of row g of matrix m.
+// Four 8 x 16-byte matrices: lane l brings the element where row l % 8 of matrix l / 8 starts; register m of a lane
+// is bytes 4q .. 4q + 3 of row g of matrix m.
 template <class T>
 SF_DEVICE uint4 load_matrices(Shared<T> s, int i) {
   uint4 v;

@@ -1,6 +1,6 @@
-// What the regimes share: the geometry of a kernel, the operand in shared memory, and the slice of it that a warp
-// has ready for other blocks. A regime is an Exchange: wait() until the whole operand of a batch tile is here, put()
-// what a cell gives for the next step, send() it.
+// What the regimes share: the geometry of a kernel, the operand in shared memory, and the slice of it that a warp has
+// ready for other blocks. A regime is an Exchange: wait() until the whole operand of a batch tile is here, put() what
+// a cell gives for the next step, send() it.
 #pragma once
 
 #include "precision.cuh"
@@ -14,7 +14,8 @@ struct alignas(kCount == 3 ? sizeof(T) : sizeof(T) * kCount) Vector {
   T v[kCount];
 };
 
-// The constants of one kernel. An operand is what the product reads: h going forward, the gradients of all gates back.
+// The constants of one kernel. An operand is what the product reads: h going forward, the gradients of all gates
+// back.
 template <class Cell_, class Math_, int kSplits_, int kHiddenTiles, Pass kPass_>
 struct Shape {
   using Cell = Cell_;
@@ -26,10 +27,12 @@ struct Shape {
   static constexpr int kSplits = kSplits_, kGates = Cell::kGates;
   static constexpr int kPlanes = planes(kPrecision), kPadded = padded_hidden(kTiling, kPrecision);
   static constexpr int kOperands = operands(kPass, kGates), kMTiles = m_tiles(kPass, kGates);
-  static constexpr int kKTiles = kHiddenTiles * kOperands;                           // of one warp and m-tile
-  static constexpr int kChains = kMTiles >= 4 ? 1 : kMTiles >= 2 ? 2 : 4;            // an HMMA waits 24 cycles, 6 apart
-  static constexpr int kOwners = owners(kSplits), kCells = cells_per_lane(kSplits);  // see Lane
-  static constexpr int kUnits = kSplits == 1 ? 16 : 8, kColumns = kSplits < 4 ? 8 : 4;  // of a warp's slice
+  static constexpr int kKTiles = kHiddenTiles * kOperands;                 // of one warp and m-tile
+  static constexpr int kChains = kMTiles >= 4 ? 1 : kMTiles >= 2 ? 2 : 4;  // an HMMA waits 24 cycles, 6 apart
+  static constexpr int kOwners = owners(kSplits),
+                       kCells = cells_per_lane(kSplits);  // see Lane
+  static constexpr int kUnits = kSplits == 1 ? 16 : 8,
+                       kColumns = kSplits < 4 ? 8 : 4;  // of a warp's slice
   // of a lane's cells: in how many columns, side by side, and in how many halves of 8 units
   static constexpr int kLaneColumns = kSplits < 4 ? 2 : 1, kLaneHalves = kSplits == 1 ? 2 : 1;
   static constexpr SF_DEVICE int column_of(int cell) { return kLaneColumns == 2 ? cell & 1 : 0; }
@@ -38,6 +41,8 @@ struct Shape {
   static constexpr int kPieceElements = 16 / sizeof(Element);
   static constexpr int kPitch = kOperands * kPadded + kPieceElements;  // elements from row to row of the operand
   static constexpr int kThreads = 32 * max_warps(kTiling, kGates, kPrecision);
+  // Products add to what the input gives, but where they are to be as exact as float32: tensor cores cut sums off.
+  static constexpr bool kStartsFromInput = kSplits == 1 && kPlanes == 1;
   static_assert(kKTiles % 2 == 0, "k-tiles are loaded in pairs");
   static_assert(kPadded % kGroupUnits == 0, "a group has 16 units");
 };
@@ -104,8 +109,8 @@ SF_DEVICE void store_split(Shared<typename S::Element> region, const float (&val
   }
 }
 
-// A warp's slice of the next operand on its way to other blocks: (planes, 8 columns, kUnits * kOperands), in pieces of
-// 16 bytes that lie side by side here and there.
+// A warp's slice of the next operand on its way to other blocks: (planes, 8 columns, kUnits * kOperands), in pieces
+// of 16 bytes that lie side by side here and there.
 template <class S>
 struct Slice {
   using Element = typename S::Element;

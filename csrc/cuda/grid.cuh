@@ -50,6 +50,7 @@ struct Grid {
             found[j] = peek(from + i);
             if (++peeks == most_peeks) raise(error);
           }
+          if (peeks < most_peeks) peeks = 0;  // else the launch is given up for good
           operand.region.store_as(to + i * kElements, static_cast<uint32_t>(found[j]));
         }
       }
@@ -75,7 +76,7 @@ struct Grid {
   SF_DEVICE void end() const {}
 
  private:
-  int peeks = 0;  // in vain, in the whole launch
+  int peeks = 0;  // in vain, at a stretch
 };
 
 }  // namespace sf::cuda

@@ -11,7 +11,8 @@
 
 namespace sf::cuda {
 
-#ifdef SF_EVERY_REGIME  // the shim has toy devices, on which any tiling may span blocks
+#ifdef SF_EVERY_REGIME  // the shim has toy devices, on which any tiling may span
+                        // blocks
 constexpr bool kEveryRegime = true;
 #else
 constexpr bool kEveryRegime = false;

@@ -1,5 +1,5 @@
-// Which regime runs a pass and how it is cut up: arithmetic over sizes and device limits, no CUDA. Everything else asks
-// this file, the kernels for their constants too, so a plan is right or wrong in one place.
+// Which regime runs a pass and how it is cut up: arithmetic over sizes and device limits, no CUDA. Everything else
+// asks this file, the kernels for their constants too, so a plan is right or wrong in one place.
 //
 // A warp keeps 16 units' rows of R, all gates of them, in registers: an m-tile of 16 rows per gate going forward, one
 // m-tile of R^T going back. `splits` warps share the 16 units and take a part of K each; together they are a group.
@@ -46,7 +46,7 @@ constexpr int weight_registers(Tiling t, int gates, Precision p) { return 4 * ga
 // Blocks of 8 warps leave a thread 255 registers, of 16 warps 128.
 constexpr int max_warps(Tiling t, int gates, Precision p) { return weight_registers(t, gates, p) <= 32 ? 16 : 8; }
 constexpr int owners(int splits) { return splits < 4 ? splits : 4; }  // of a group's warps, those that hold cells
-constexpr int cells_per_lane(int splits) { return 4 / owners(splits); }
+constexpr int cells_per_lane(int splits) { return splits ? 4 / owners(splits) : 0; }
 constexpr int operands(Pass pass, int gates) { return pass == Pass::kForward ? 1 : gates; }  // values a cell gives on
 constexpr int m_tiles(Pass pass, int gates) { return pass == Pass::kForward ? gates : 1; }
 
@@ -57,7 +57,9 @@ struct Limits {
   int cluster = 16;                              // most blocks in a cluster; 1: none
   int warps = 16;                                // most warps in a block
   int64_t projected_bytes = int64_t{256} << 20;  // how much of the projected input is kept at a time
-  int most_peeks = 1 << 24;  // a thread's looks in vain at other blocks' words, seconds, before the launch is given up
+  int64_t most_ordered = 65536;                  // batch rows; ordering takes their square
+  int most_peeks = 1 << 24;                      // a thread's looks in vain at other blocks' words,
+                                                 // seconds, before the launch is given up
 };
 
 struct Device {

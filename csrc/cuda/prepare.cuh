@@ -1,75 +1,12 @@
-// The small kernels around the recurrence: weights as fragments, biases as slots, rows by length, rows brought into an
-// order that a product can read, and sums over rows in a fixed order.
+// The small kernels around the recurrence: biases as slots, rows by length, rows brought into an order that a product
+// can read, and sums over rows in a fixed order.
 #pragma once
 
-#include "precision.cuh"
-#include "sweep.h"
+#include "elements.cuh"
 
 namespace sf::cuda {
 
-constexpr int kBlockThreads = 256;
-
-SF_DEVICE int64_t global_thread() { return static_cast<int64_t>(block_id()) * block_threads() + thread_id(); }
-SF_DEVICE int64_t all_threads() { return static_cast<int64_t>(grid_blocks()) * block_threads(); }
-
-// -- R or R^T in the order that Weights loads it: (directions, blocks, warps, m-tiles, k-tiles, planes, 32 lanes).
-struct PackWeights {
-  Matrix w_hh[kMaxDirections];
-  uint4* to;
-  int directions, gates, warps, blocks, splits, hidden_tiles;
-  Pass pass;
-  int64_t H;
-};
-
-template <class Math>
-SF_KERNEL(kBlockThreads)
-pack_weights(SF_PARAMETER PackWeights a) {
-  using Element = typename Math::Element;
-  constexpr int kPlanes = planes(Math::kPrecision), kTileUnits = k_tile_units(Math::kPrecision);
-  constexpr int kPerRegister = 4 / sizeof(Element);
-  const int k_tiles = a.hidden_tiles * operands(a.pass, a.gates), tiles = m_tiles(a.pass, a.gates);
-  const int64_t count = static_cast<int64_t>(a.directions) * a.blocks * a.warps * tiles * k_tiles * 32;
-  for (int64_t i = global_thread(); i < count; i += all_threads()) {
-    const int lane = static_cast<int>(i % 32), k_tile = static_cast<int>(i / 32 % k_tiles);
-    const int m_tile = static_cast<int>(i / 32 / k_tiles % tiles);
-    const int64_t warp = i / 32 / k_tiles / tiles;
-    const int split = static_cast<int>(warp % a.warps % a.splits);
-    const int group = static_cast<int>(warp / a.warps % a.blocks * (a.warps / a.splits) + warp % a.warps / a.splits);
-    const Matrix& w = a.w_hh[warp / a.warps / a.blocks];
-    uint32_t words[kPlanes][4];
-    for (int reg = 0; reg < 4; ++reg) {
-      Element parts[kPlanes][kPerRegister];
-      for (int e = 0; e < kPerRegister; ++e) {
-        const int64_t unit = group * kGroupUnits + lane / 4 + 8 * (reg & 1);
-        const int in_k = (split * k_tiles + k_tile) * kTileUnits + (lane % 4 + 4 * (reg >> 1)) * kPerRegister + e;
-        const bool forward = a.pass == Pass::kForward;
-        const int values = operands(a.pass, a.gates);
-        const int64_t other = in_k / values;  // the unit whose value or gradient is multiplied
-        const int64_t gate = forward ? m_tile : in_k % values;
-        const int64_t row = gate * a.H + (forward ? unit : other), column = forward ? other : unit;
-        float value = 0;
-        if (unit < a.H && other < a.H) {
-          const auto* data = reinterpret_cast<const typename Math::Storage*>(w.data);
-          value = Math::widen(data[row * w.row_stride + column * w.column_stride]);
-        }
-        Element split_value[kPlanes];
-        Math::split(value, split_value);
-        for (int plane = 0; plane < kPlanes; ++plane) parts[plane][e] = split_value[plane];
-      }
-      for (int plane = 0; plane < kPlanes; ++plane) {
-        uint32_t word = 0;
-        for (int e = 0; e < kPerRegister; ++e) word |= element_bits(parts[plane][e]) << (16 * e);
-        words[plane][reg] = word;
-      }
-    }
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      const uint4 v{words[plane][0], words[plane][1], words[plane][2], words[plane][3]};
-      a.to[(i / 32 * kPlanes + plane) * 32 + lane] = v;
-    }
-  }
-}
-
-// -- What both biases give to each slot: (directions, slots, H).
+// What both biases give to each slot: (directions, slots, H).
 struct PackBias {
   Matrix b_ih[kMaxDirections], b_hh[kMaxDirections];  // absent: zeros
   void* to;
@@ -110,12 +47,13 @@ order_rows(SF_PARAMETER OrderRows a) {
   const auto clamped = [&](int64_t b) { return a.given[b] < 0 ? 0 : a.given[b] > a.T ? a.T : a.given[b]; };
   for (int64_t b = global_thread(); b < a.B; b += all_threads()) {
     const int64_t mine = clamped(b);
+    a.lengths[b] = mine;
+    if (!a.order) continue;
     int64_t rank = 0;
     for (int64_t other = 0; other < a.B; ++other) {
       const int64_t theirs = clamped(other);
       rank += theirs > mine || (theirs == mine && other < b);
     }
-    a.lengths[b] = mine;
     a.order[rank] = b;
   }
 }
@@ -126,25 +64,37 @@ struct GatherRows {
   Rows from, first;
   void* to;
   const int64_t *lengths, *t_row;  // may be null
-  int64_t T, B, samples, width, shift;
+  int64_t T, B, samples, width, shift, packed_rows;
 };
+
+// The step that row i of a packed sequence belongs to: the last one that starts at or before it.
+SF_DEVICE int64_t step_of(const int64_t* t_row, int64_t T, int64_t i) {
+  int64_t low = 0, high = T;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (t_row[middle] <= i)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
 
 template <class Storage>
 SF_KERNEL(kBlockThreads)
 gather_rows(SF_PARAMETER GatherRows a) {
-  const int64_t each = a.B / a.samples;
-  for (int64_t i = global_thread(); i < a.T * a.B * a.width; i += all_threads()) {
-    const int64_t column = i % a.width, b = i / a.width % a.B, t = i / a.width / a.B;
-    const int64_t length = a.lengths ? a.lengths[b] : a.T, source = t + a.shift;
-    const bool live = t < length;
-    if (a.t_row && !live) continue;
-    const int64_t row = a.t_row ? a.t_row[t] + b : ((b / each) * a.T + t) * each + b % each;
+  const int64_t each = a.B / a.samples, rows = a.t_row ? a.packed_rows : a.T * a.B;
+  for (int64_t i = global_thread(); i < rows * a.width; i += all_threads()) {
+    const int64_t column = i % a.width, row = i / a.width;
+    const int64_t t = a.t_row ? step_of(a.t_row, a.T, row) : row / a.B, b = a.t_row ? row - a.t_row[t] : row % a.B;
+    const int64_t length = a.lengths && a.lengths[b] < a.T ? a.lengths[b] : a.T, source = t + a.shift;
     Storage value{};
-    if (live && source >= 0 && source < length)
+    if (t < length && source >= 0 && source < length)
       value = *element<const Storage>(a.from, source, b, column);
-    else if (live && a.first.data)
+    else if (t < length && a.first.data)
       value = *element<const Storage>(a.first, 0, b, column);
-    static_cast<Storage*>(a.to)[row * a.width + column] = value;
+    const int64_t to = a.t_row ? row : ((b / each) * a.T + t) * each + b % each;
+    static_cast<Storage*>(a.to)[to * a.width + column] = value;
   }
 }
 
@@ -152,7 +102,8 @@ gather_rows(SF_PARAMETER GatherRows a) {
 // width)
 struct SumRows {
   const void* from;
-  void *partial, *to;  // (samples, parts, width) and (samples, width) in the compute type
+  void *partial,
+      *to;  // (samples, parts, width) and (samples, width) in the compute type
   int64_t samples, rows, width, parts;
 };
 

@@ -1,14 +1,15 @@
 // The recurrent kernel: one text for every cell, precision, pass and regime. R stays in registers; per step and batch
-// tile a warp multiplies the operand by its part of R, the cells it holds turn the sums into the next operand, and the
-// exchange brings that to all who read it. The two passes differ in what a cell reads and gives.
+// tile a warp multiplies the operand by its part of R, the cells it holds turn the sums into the next operand, and
+// the exchange brings that to all who read it. The two passes differ in what a cell reads and gives.
 #pragma once
 
-#include "exchange.cuh"
+#include "steps.cuh"
 
 namespace sf::cuda {
 
-// Per batch tile and cell a thread keeps two floats in shared memory: h and c going forward; going back d(loss)/dh that
-// has come but was not used yet, and the cell's carry. (tiles, 2, threads, cells), so that a warp meets no bank twice.
+// Per batch tile and cell a thread keeps two floats in shared memory: h and c going forward; going back d(loss)/dh
+// that has come but was not used yet, and the cell's carry. (tiles, 2, threads, cells), so that a warp meets no bank
+// twice.
 template <class S>
 struct States {
   Shared<float> region;
@@ -23,226 +24,6 @@ struct States {
   SF_DEVICE void store(int tile, int which, const Vector<float, S::kCells>& v) const {
     region.store_as(index(tile, which), v);
   }
-};
-
-// The step a lane is at: its time, where that time's rows and those of the time before start, and the batch rows of the
-// lane's columns with their lengths.
-template <class S>
-struct Moment {
-  int t;
-  uint32_t t_row, t_row_before;
-  uint32_t b[S::kLaneColumns];
-  int length[S::kLaneColumns];
-
-  SF_DEVICE bool has(int column) const { return t < length[column]; }
-};
-
-template <class S>
-struct ForwardStep {
-  using Cell = typename S::Cell;
-  using Math = typename S::Math;
-  using Storage = typename Math::Storage;
-  struct Inputs {
-    float x[S::kCells][S::kGates];
-  };
-
-  float bias[S::kLaneHalves][Cell::kSlots];
-  bool in_layer[S::kLaneHalves];
-  int unit, fifth;  // the lane's first; where a fifth saved value is, in values
-
-  SF_DEVICE ForwardStep(const Sweep& a, const SweepDirection& io, const Lane<S>& at)
-      : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
-    SF_UNROLL
-    for (int half = 0; half < S::kLaneHalves; ++half) {
-      in_layer[half] = unit + 8 * half < a.H;
-      SF_UNROLL
-      for (int s = 0; s < Cell::kSlots; ++s) bias[half][s] = in_layer[half] ? io.bias[s * a.H + unit + 8 * half] : 0;
-    }
-  }
-  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
-    const Track& from = which == 0 ? io.h0 : io.c0;
-    return from.data ? Math::widen(reinterpret_cast<const Storage*>(from.row(0, 0, b))[at]) : 0;
-  }
-  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
-    return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
-  }
-  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool, Inputs& in) const {
-    in = Inputs{};  // not what was there: the compiler would carry it along
-    SF_UNROLL
-    for (int column = 0; column < S::kLaneColumns; ++column) {
-      const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
-      SF_UNROLL
-      for (int half = 0; half < S::kLaneHalves; ++half) {
-        const int cell = S::cell_of(half, column);
-        SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g)
-          if (live(now, cell)) in.x[cell][g] = x[g * S::kPadded + 8 * half];
-      }
-    }
-  }
-  // What is known before the product: the slots without the state's part.
-  struct Known {
-    float slots[S::kCells][Cell::kSlots];
-  };
-  SF_DEVICE Known know(const Inputs& in) const {
-    Known k;
-    SF_UNROLL
-    for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
-    for (int s = 0; s < Cell::kSlots; ++s)
-      k.slots[cell][s] = bias[S::half_of(cell)][s] + (s < S::kGates ? in.x[cell][s < S::kGates ? s : 0] : 0);
-    return k;
-  }
-  // Where the product of m-tile m starts from in a group of one warp; with more, what it starts from is added later.
-  static SF_DEVICE float start(const Known& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
-
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& known,
-                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& h,
-                     Vector<float, S::kCells>& c, float (&gives)[S::kCells][S::kOperands]) const {
-    SF_UNROLL
-    for (int column = 0; column < S::kLaneColumns; ++column) {
-      const auto row_of = [&](const Track& track, int values) {
-        return reinterpret_cast<Storage*>(
-            track.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
-      };
-      Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, 4);
-      SF_UNROLL
-      for (int half = 0; half < S::kLaneHalves; ++half) {
-        const int cell = S::cell_of(half, column);
-        float slots[Cell::kSlots], saved[5];
-        SF_UNROLL
-        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = known.slots[cell][s];
-        SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g)
-          slots[Cell::hidden_slot(g)] = S::kSplits == 1 ? sums[cell][g] : start(known, cell, g) + sums[cell][g];
-        float next_h = h.v[cell], next_c = c.v[cell];
-        Cell::forward(slots, next_h, next_c, saved);
-        const Storage stored = Math::narrow(next_h);
-        if (live(now, cell)) {
-          h.v[cell] = Math::widen(stored);  // what the next step reads is what is stored
-          c.v[cell] = next_c;
-          if (a.write_output) output[8 * half] = stored;
-          if (Cell::kSaved >= 4 && io.saved.data) {
-            *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
-            if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
-          }
-        }
-        gives[cell][0] = h.v[cell];
-      }
-    }
-  }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float h, float c) {
-    *element<Storage>(io.h_n, 0, b, at) = Math::narrow(h);
-    if (Cell::kHasC) *element<Storage>(io.c_n, 0, b, at) = Math::narrow(c);
-  }
-};
-
-template <class S>
-struct BackwardStep {
-  using Cell = typename S::Cell;
-  using Math = typename S::Math;
-  using Storage = typename Math::Storage;
-  struct Inputs {
-    typename Math::Four four[S::kCells];
-    Storage c[S::kCells], c_before[S::kCells], h[S::kCells], h_before[S::kCells], d[S::kCells];
-  };
-
-  bool in_layer[S::kLaneHalves];
-  int unit, fifth;
-
-  SF_DEVICE BackwardStep(const Sweep& a, const SweepDirection&, const Lane<S>& at)
-      : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
-    SF_UNROLL
-    for (int half = 0; half < S::kLaneHalves; ++half) in_layer[half] = unit + 8 * half < a.H;
-  }
-  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
-    if (which == 1 && !Cell::kHasC) return 0;
-    const Rows& from = which == 0 ? io.d_h_n : io.d_c_n;
-    return from.data ? Math::widen(*element<const Storage>(from, 0, b, at)) : 0;
-  }
-  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
-    return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
-  }
-  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool reverse, Inputs& in) const {
-    in = Inputs{};
-    const int before = reverse ? now.t + 1 : now.t - 1;
-    SF_UNROLL
-    for (int column = 0; column < S::kLaneColumns; ++column) {
-      const bool has_before = reverse ? before < now.length[column] : before >= 0;
-      const uint32_t b = now.b[column];
-      const int size = sizeof(Storage);
-      const auto at = [](const char* row) { return reinterpret_cast<const Storage*>(row); };
-      const Storage* saved = at(io.saved.row(size * 4 * unit, now.t_row, b));
-      const Storage* fifth_now = at(io.saved.row(size * (fifth + unit), now.t_row, b));
-      const Storage* fifth_before =
-          at(has_before ? io.saved.row(size * (fifth + unit), now.t_row_before, b) : io.c0.row(size * unit, 0, b));
-      const Storage* h = at(io.output.row(size * unit, now.t_row, b));
-      const Storage* h_before =
-          at(has_before ? io.output.row(size * unit, now.t_row_before, b) : io.h0.row(size * unit, 0, b));
-      const Storage* d = at(io.d_output.row(size * unit, now.t_row, b));
-      SF_UNROLL
-      for (int half = 0; half < S::kLaneHalves; ++half) {
-        const int cell = S::cell_of(half, column), i = 8 * half;
-        if (!live(now, cell)) continue;
-        if (Cell::kSaved >= 4) in.four[cell] = *reinterpret_cast<const typename Math::Four*>(saved + 4 * i);
-        if (Cell::kSaved > 4) in.c[cell] = fifth_now[i];
-        if (Cell::kHasC) in.c_before[cell] = has_before || io.c0.data ? fifth_before[i] : Math::narrow(0);
-        if (Cell::kReadsH) in.h[cell] = h[i];
-        if (Cell::kReadsHPrev) in.h_before[cell] = has_before || io.h0.data ? h_before[i] : Math::narrow(0);
-        if (io.d_output.data) in.d[cell] = d[i];
-      }
-    }
-  }
-  using Known = Inputs;
-  static SF_DEVICE const Inputs& know(const Inputs& in) { return in; }
-  static SF_DEVICE float start(const Known&, int, int) { return 0; }
-
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& in,
-                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
-                     Vector<float, S::kCells>& carry, float (&gives)[S::kCells][S::kOperands]) const {
-    SF_UNROLL
-    for (int column = 0; column < S::kLaneColumns; ++column) {
-      Storage* d_slots[Cell::kSlots];
-      SF_UNROLL
-      for (int s = 0; s < Cell::kSlots; ++s) {
-        const int64_t offset = static_cast<int64_t>(sizeof(Storage)) * (s * a.H + unit);
-        d_slots[s] = reinterpret_cast<Storage*>(io.d_gates.row(offset, now.t_row, now.b[column]));
-      }
-      SF_UNROLL
-      for (int half = 0; half < S::kLaneHalves; ++half) {
-        const int cell = S::cell_of(half, column);
-        const auto used = [](bool used_by_cell, Storage v) { return used_by_cell ? Math::widen(v) : 0; };
-        float saved[5], d[Cell::kSlots];
-        if (Cell::kSaved >= 4) Math::unpack(in.four[cell], saved);
-        if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
-        pending.v[cell] += sums[cell][0];
-        float next_carry = carry.v[cell];
-        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), used(Cell::kReadsHPrev, in.h_before[cell]),
-                       used(Cell::kHasC, in.c_before[cell]), pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
-        const bool is_live = live(now, cell);
-        if (is_live) {
-          pending.v[cell] = 0;
-          carry.v[cell] = next_carry;
-          SF_UNROLL
-          for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
-        }
-        SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) gives[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
-      }
-    }
-  }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float pending, float carry) {
-    if (io.d_h0.data) *element<Storage>(io.d_h0, 0, b, at) = Math::narrow(pending + (Cell::kCarriesH ? carry : 0));
-    if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, b, at) = Math::narrow(carry);
-  }
-};
-
-template <class S>
-struct StepOf {
-  using Type = ForwardStep<S>;
-};
-template <class Cell, class Math, int kSplits, int kHiddenTiles>
-struct StepOf<Shape<Cell, Math, kSplits, kHiddenTiles, Pass::kBackward>> {
-  using Type = BackwardStep<Shape<Cell, Math, kSplits, kHiddenTiles, Pass::kBackward>>;
 };
 
 // The warp's part of R times a batch tile's operand.
@@ -351,7 +132,7 @@ struct RowTable {
     SF_UNROLL
     for (int i = 0; i < S::kLaneColumns; ++i) {
       to.b[i] = static_cast<uint32_t>(v.v[2 * i]);
-      to.length[i] = any ? v.v[2 * i + 1] : 0;
+      to.length[i] = any ? v.v[2 * i + 1] : INT32_MIN;
     }
   }
 };
@@ -381,7 +162,8 @@ recur(SF_PARAMETER Sweep a) {
   for (int i = 0; i < a.tiles * kTileRows; ++i) end = rows.length(i) > end ? rows.length(i) : end;
   end = end < io.end ? end : io.end;
   const int steps = end - io.begin, stride = ascending ? 1 : -1;
-  const int turns = steps + (kForward ? 0 : 1);  // going back, the last only gathers what the first step is owed
+  const int turns = steps + (kForward ? 0 : 1);  // going back, the last only gathers what the
+                                                 // first step is owed
 
   // The states before the first step, and going forward the operand it reads.
   const auto state_before = [&](int which, int b, int unit) {
@@ -444,7 +226,7 @@ recur(SF_PARAMETER Sweep a) {
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
     SF_UNROLL
     for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
-    for (int i = 0; i < 4; ++i) products[m][i] = S::kSplits == 1 ? Step::start(known, i < S::kCells ? i : 0, m) : 0;
+    for (int i = 0; i < 4; ++i) products[m][i] = S::kStartsFromInput ? Step::start(known, i < S::kCells ? i : 0, m) : 0;
     weights.multiply(exchange.operand, now_turn, now_tile, at, products);
     if constexpr (S::kSplits == 1) {
       SF_UNROLL

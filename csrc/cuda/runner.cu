@@ -25,17 +25,19 @@ void check(cudaError_t error, const char* what) {
 struct Cublas {
   using Handle = void*;
   static constexpr int kN = 0, kT = 1;
-  static constexpr int kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 14;  // cudaDataType_t
+  static constexpr int kFloat = 0, kDouble = 1, kHalf = 2,
+                       kBFloat16 = 14;  // cudaDataType_t
   static constexpr int kCompute32 = 68, kCompute64 = 70, kCompute32Tf32 = 77;
-  static constexpr int kDefaultMath = 0;
+  static constexpr int kWideSums = 16;  // no partial sums in 16 bits, and TF32 only where the call says so
   int (*gemm)(Handle, int, int, int64_t, int64_t, int64_t, const void*, const void*, int, int64_t, int64_t, const void*,
               int, int64_t, int64_t, const void*, void*, int, int64_t, int64_t, int64_t, int, int);
   int (*get_math_mode)(Handle, int*);
   int (*set_math_mode)(Handle, int);
 
   Cublas() {
+    // torch's own: a search in its library goes through what that needs, and another package may have brought another
     void* library = nullptr;
-    for (const char* name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so"})
+    for (const char* name : {"libtorch_cuda.so", "libcublas.so.13", "libcublas.so.12"})
       if (!library) library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
     const auto find = [&](auto& function, const char* name) {
       void* symbol = library ? dlsym(library, name) : nullptr;
@@ -78,7 +80,7 @@ class CudaQueue : public Queue {
     if (p.in == Dtype::kFloat32) compute = p.tf32 ? Cublas::kCompute32Tf32 : Cublas::kCompute32;
     int mode = 0;
     cublas().get_math_mode(device_.cublas, &mode);
-    cublas().set_math_mode(device_.cublas, Cublas::kDefaultMath);  // TF32 only where the call says so
+    cublas().set_math_mode(device_.cublas, Cublas::kWideSums);
     const int status = cublas().gemm(
         device_.cublas, p.b_transposed ? Cublas::kT : Cublas::kN, p.a_transposed ? Cublas::kT : Cublas::kN, p.n, p.m,
         p.k, wide ? static_cast<const void*>(&one64) : &one, p.b, data_type(p.in), p.b_stride, p.b_batch, p.a,
@@ -95,8 +97,8 @@ class CudaQueue : public Queue {
   using Queue::launch;
   void launch(const void* kernel, const LaunchShape& shape, void** arguments, Call) override {
     constexpr int kWithoutAsking = 48 << 10, kPortableCluster = 8;
-    if (shape.shared > kWithoutAsking)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared),
+    if (shape.shared > kWithoutAsking)  // all there is: another thread may be launching the kernel with more
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits_.shared_bytes),
             "asking for shared memory");
     if (shape.cluster > kPortableCluster)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
@@ -156,6 +158,21 @@ class CudaRunner : public Runner {
   CudaQueue queue_;
 };
 
+// How many blocks of the kernel that asks for most can form a cluster here.
+int largest_cluster(const Limits& limits) {
+  const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+        "asking for shared memory");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(16);
+  config.blockDim = dim3(256);
+  config.dynamicSmemBytes = static_cast<size_t>(limits.shared_bytes);
+  int blocks = 1;
+  check(cudaOccupancyMaxPotentialClusterSize(&blocks, kernel, &config), "asking for the largest cluster");
+  return blocks < 16 ? blocks : 16;
+}
+
 Limits read_limits(int device) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
@@ -167,7 +184,6 @@ Limits read_limits(int device) {
       10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  limits.cluster = limits.architecture == 90 ? 16 : 1;  // the cluster kernels are compiled for 9.0 alone
   cudaFuncAttributes found{};
   const auto* any = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, kGated[0], Regime::kOnchip));
   if (cudaFuncGetAttributes(&found, any) != cudaSuccess) {
@@ -176,6 +192,7 @@ Limits read_limits(int device) {
                              std::to_string(limits.architecture % 10) + ", but seqcls_fast was built for " +
                              SF_CUDA_ARCHS + " alone");
   }
+  limits.cluster = limits.architecture == 90 ? largest_cluster(limits) : 1;  // compiled for 9.0 alone
   return limits;
 }
 

@@ -1,8 +1,9 @@
-// Regime 4: one product and one cell kernel per step, for any size, any dtype and projected states. R is read anew each
-// step; the launches can be captured in a CUDA graph.
+// Regime 4: one product and one cell kernel per step, for any size, any dtype and projected states. R is read anew
+// each step; the launches can be captured in a CUDA graph.
 #pragma once
 
-#include "prepare.cuh"
+#include "elements.cuh"
+#include "sweep.h"
 
 namespace sf::cuda {
 
@@ -11,12 +12,16 @@ struct StepwiseDirection {
   Rows d_output, d_h_n, d_c_n, d_gates, d_h0, d_c0;
   Rows projected;        // compute type
   const void* bias;      // (slots, H) compute type
-  const void* products;  // (B, gates * H) going forward; (B, Hout) going back, of the step before; compute type
-  void* h;               // (B, Hout) storage: what the next product reads; going back (B, gates * H)
-  void *state, *carry;   // (B, H or Hout) compute type: c; going back d(loss)/dh not used yet, and the cell's carry
-  void* projections;  // with a projection: (B, Hout) of h going forward, (B, H) of d(loss)/dh going back; compute type
-  void* unprojected;  // (B, H) storage going forward, (B, Hout) storage going back
-  int64_t t, begin;   // the step, and the first that `projected` holds
+  const void* products;  // (B, gates * H) going forward; (B, Hout) going back,
+                         // of the step before; compute type
+  void* h;               // (B, Hout) storage: what the next product reads; going back (B,
+                         // gates * H)
+  void *state, *carry;   // (B, H or Hout) compute type: c; going back d(loss)/dh
+                         // not used yet, and the cell's carry
+  void* projections;     // with a projection: (B, Hout) of h going forward, (B, H)
+                         // of d(loss)/dh going back; compute type
+  void* unprojected;     // (B, H) storage going forward, (B, Hout) storage going back
+  int64_t t;             // the step
 };
 
 struct Stepwise {
@@ -27,6 +32,7 @@ struct Stepwise {
   int directions;
 
   SF_FN int64_t out() const { return P ? P : H; }
+  SF_FN int64_t widest() const { return P > H ? P : H; }
 };
 
 // Element i of `count` over all directions and batch rows: where it is.
@@ -55,10 +61,12 @@ SF_KERNEL(kBlockThreads)
 stepwise_begin(SF_PARAMETER Stepwise a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
+    const StepwisePlace p(a, i, a.widest());
+    const int64_t at = p.b * a.H + p.unit;  // in (B, H)
+    const bool has_cell = p.unit < a.H;
     const StepwiseDirection& io = a.direction[p.d];
-    static_cast<Compute*>(io.state)[p.at] = value_or_zero<Math>(io.c0, p.b, p.unit);
+    if (has_cell) static_cast<Compute*>(io.state)[at] = value_or_zero<Math>(io.c0, p.b, p.unit);
     if (p.unit < a.out())
       static_cast<Storage*>(io.h)[p.b * a.out() + p.unit] = Math::narrow(value_or_zero<Math>(io.h0, p.b, p.unit));
   }
@@ -91,7 +99,7 @@ stepwise_forward(SF_PARAMETER Stepwise a) {
     Compute slots[Cell::kSlots], saved[Cell::kSaved + 1];
     for (int s = 0; s < Cell::kSlots; ++s) slots[s] = bias[s * a.H + p.unit];
     for (int g = 0; g < Cell::kGates; ++g)
-      slots[g] += *element<const Compute>(io.projected, io.t - io.begin, p.b, g * a.H + p.unit);
+      slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
     for (int g = 0; g < Cell::kGates; ++g) slots[Cell::hidden_slot(g)] += products[g * a.H + p.unit];
     Compute& c = static_cast<Compute*>(io.state)[p.at];
     Compute h = a.P ? 0 : Math::widen(static_cast<const Storage*>(io.h)[p.at]), next_c = c;
@@ -108,7 +116,8 @@ stepwise_forward(SF_PARAMETER Stepwise a) {
   }
 }
 
-template <class Math>  // with a projection: h is what the product of the unprojected one gave
+template <class Math>  // with a projection: h is what the product of the
+                       // unprojected one gave
 SF_KERNEL(kBlockThreads) stepwise_project(SF_PARAMETER Stepwise a) {
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
     const StepwisePlace p(a, i, a.P);
@@ -120,14 +129,16 @@ template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_end(SF_PARAMETER Stepwise a) {
   using Storage = typename Math::Storage;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
+    const StepwisePlace p(a, i, a.widest());
+    const int64_t at = p.b * a.H + p.unit;  // in (B, H)
+    const bool has_cell = p.unit < a.H;
     const StepwiseDirection& io = a.direction[p.d];
     if (p.unit < a.out())
       *element<Storage>(io.h_n, 0, p.b, p.unit) = static_cast<const Storage*>(io.h)[p.b * a.out() + p.unit];
-    if (Cell::kHasC)
+    if (Cell::kHasC && has_cell)
       *element<Storage>(io.c_n, 0, p.b, p.unit) =
-          Math::narrow(static_cast<const typename Math::Compute*>(io.state)[p.at]);
+          Math::narrow(static_cast<const typename Math::Compute*>(io.state)[at]);
   }
 }
 
@@ -137,10 +148,12 @@ template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin_back(SF_PARAMETER Stepwise a) {
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
+    const StepwisePlace p(a, i, a.widest());
+    const int64_t at = p.b * a.H + p.unit;  // in (B, H)
+    const bool has_cell = p.unit < a.H;
     const StepwiseDirection& io = a.direction[p.d];
-    static_cast<Compute*>(io.carry)[p.at] = value_or_zero<Math>(io.d_c_n, p.b, p.unit);
+    if (has_cell) static_cast<Compute*>(io.carry)[at] = value_or_zero<Math>(io.d_c_n, p.b, p.unit);
     if (p.unit < a.out())
       static_cast<Compute*>(io.state)[p.b * a.out() + p.unit] = value_or_zero<Math>(io.d_h_n, p.b, p.unit);
   }
@@ -160,7 +173,8 @@ SF_DEVICE typename Math::Compute stepwise_take_d(const Stepwise& a, const Stepwi
   return d;
 }
 
-template <class Math>  // with a projection: d(loss) of the projected h, for the product with W_hr
+template <class Math>  // with a projection: d(loss) of the projected h, for the
+                       // product with W_hr
 SF_KERNEL(kBlockThreads) stepwise_project_back(SF_PARAMETER Stepwise a) {
   using Storage = typename Math::Storage;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
@@ -215,16 +229,19 @@ SF_KERNEL(kBlockThreads)
 stepwise_end_back(SF_PARAMETER Stepwise a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
+    const StepwisePlace p(a, i, a.widest());
+    const int64_t at = p.b * a.H + p.unit;  // in (B, H)
+    const bool has_cell = p.unit < a.H;
     const StepwiseDirection& io = a.direction[p.d];
-    const Compute carry = static_cast<const Compute*>(io.carry)[p.at];
+    const Compute carry = has_cell ? static_cast<const Compute*>(io.carry)[at] : 0;
     if (p.unit < a.out() && io.d_h0.data) {
-      const int64_t at = p.b * a.out() + p.unit;
-      const Compute d = static_cast<const Compute*>(io.state)[at] + static_cast<const Compute*>(io.products)[at];
+      const int64_t in_out = p.b * a.out() + p.unit;
+      const Compute d =
+          static_cast<const Compute*>(io.state)[in_out] + static_cast<const Compute*>(io.products)[in_out];
       *element<Storage>(io.d_h0, 0, p.b, p.unit) = Math::narrow(d + (Cell::kCarriesH ? carry : 0));
     }
-    if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, p.b, p.unit) = Math::narrow(carry);
+    if (Cell::kHasC && has_cell && io.d_c0.data) *element<Storage>(io.d_c0, 0, p.b, p.unit) = Math::narrow(carry);
   }
 }
 

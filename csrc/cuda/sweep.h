@@ -18,7 +18,8 @@ struct Track {
 };
 
 struct SweepDirection {
-  const void* weights;  // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes) fragments of 16 bytes
+  const void* weights;  // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes)
+                        // fragments of 16 bytes
   const float* bias;    // (slots, H)
   int begin, end;       // steps of this launch
   Track h0, c0;         // absent: zeros
@@ -34,7 +35,8 @@ struct SweepDirection {
 struct Sweep {
   SweepDirection direction[kMaxDirections];
   int T, B, H;
-  bool first, last;  // of the launches a pass is cut into: states come from and go to the layer's tensors
+  bool first, last;  // of the launches a pass is cut into: states come from and
+                     // go to the layer's tensors
   bool write_output;
   const int64_t* t_row;    // of packed sequences
   const int64_t* lengths;  // (B,), clamped to 0 .. T; null: all T
@@ -42,7 +44,8 @@ struct Sweep {
   // (directions, 2, B, H): states between launches. Not one buffer: a block may be done before another has begun.
   const float* carried_in;
   float* carried_out;
-  uint64_t* words;  // grid.cuh: operands on their way, tagged; zeroed before each launch
+  uint64_t* words;  // grid.cuh: operands on their way, tagged; zeroed before
+                    // each launch
   uint32_t* error;
   int most_peeks;                                       // as in Limits
   int directions, blocks, block_groups, groups, tiles;  // as in Plan
