@@ -5,18 +5,27 @@ PYTHON ?= python3
 # What pip installs as torch. Any release from 2.11 on works; name another, or a build for some accelerator, with pip's
 # own syntax: make test TORCH="torch==2.11.0 --find-links FOLDER". Read when .venv is made, so `make distclean` first.
 TORCH ?= torch==2.13.0
+# The CUDA part is built with nvcc and this torch, in a second environment. CUDA_PYTHON=PATH names an interpreter that
+# has such a torch, pytest, setuptools, ninja and pybind11 already. With REQUIRE_CUDA=1 a missing nvcc is a failure.
+TORCH_CUDA ?= torch==2.14.1
+REQUIRE_CUDA ?=
 # Passed on: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
 PYTEST ?=
 DEMO ?=
 BENCH ?=
+CUDA_CHECK ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
+CUDA_VENV := .venv-cuda
+CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
+NVCC := $(shell PATH="$${CUDA_HOME:+$$CUDA_HOME/bin:}$$PATH" command -v nvcc)
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # torch's build finds ninja on the PATH alone
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build setup demo demo-small test lint check bench bench-quick mutants mutants-sample asan clean distclean
+.PHONY: help build setup demo demo-small test lint check bench bench-quick mutants mutants-sample asan clean distclean \
+  cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -58,7 +67,7 @@ test: setup ## every test, and the examples in docstrings and README
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 check: ## what .ci/run runs; each stage prints its own time
-	@for stage in setup lint test demo-small mutants-sample; do \
+	@for stage in setup lint test demo-small cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -90,6 +99,32 @@ asan: setup ## kernel tests on an extension with AddressSanitizer and UBSan
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py tests/test_limits.py $(PYTEST)
 
+# -- CUDA -------------------------------------------------------------------------------------------------------------
+
+$(CUDA_VENV)/.ready:
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet $(TORCH_CUDA)
+	$(CUDA_VENV)/bin/python -m pip install --quiet 'setuptools>=77' wheel ninja pybind11 pytest
+	touch $@
+
+ifeq ($(NVCC),)
+cuda-setup cuda-check cuda-build:
+	@echo "$@ skipped: no nvcc in CUDA_HOME or on the PATH"
+	@test -z "$(REQUIRE_CUDA)" || { echo "$@: expected nvcc, as REQUIRE_CUDA is set" >&2; exit 1; }
+else
+cuda-setup: $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
+
+cuda-check: cuda-setup ## compile the CUDA kernels: spills, registers, what is in their time loops
+	$(CUDA_PYTHON) tools/cuda_check.py $(CUDA_CHECK)
+
+# Beside the CPU build, as asan's. The tests run in the folder that has the package, or the one of the tree would be it.
+cuda-build: cuda-setup ## the whole extension with CUDA, imported and tested without a GPU
+	PATH="$(dir $(abspath $(CUDA_PYTHON))):$$PATH" SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
+	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
+	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) -m pytest -p no:cacheprovider \
+	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_build.py)
+endif
+
 # -- measurements -----------------------------------------------------------------------------------------------------
 
 bench: setup ## every benchmark, written to benchmarks/results (long; an idle machine)
@@ -98,6 +133,12 @@ bench: setup ## every benchmark, written to benchmarks/results (long; an idle ma
 bench-quick: setup ## a few sizes of each, to see that they run
 	$(PY) -m benchmarks --quick $(BENCH)
 
+# PYTHON, if it is given, else .venv's
+GPU ?=
+.PHONY: gpu
+gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## where a GPU and nvcc are: build, check and measure the CUDA part
+	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) benchmarks/gpu_check.py $(GPU)
+
 # -- tidying ----------------------------------------------------------------------------------------------------------
 
 clean: ## what was built and cached, but not .venv
@@ -105,5 +146,5 @@ clean: ## what was built and cached, but not .venv
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and .venv
-	rm -rf $(VENV)
+distclean: clean ## clean, and the environments
+	rm -rf $(VENV) $(CUDA_VENV)

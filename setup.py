@@ -1,21 +1,25 @@
-"""Builds ``seqcls_fast._C``: kernels.cpp once per instruction set, the rest once.
+"""Builds ``seqcls_fast._C``: kernels.cpp once per instruction set, csrc/cuda where there is nvcc, the rest once.
 
 ``python setup.py build_ext --inplace --isas=avx2`` builds fewer sets (the portable one is always there), which is what
-the mutation tests do.
+the mutation tests do. A GPU is never looked for: SEQCLS_CUDA=0 or 1 decides, else whether torch and nvcc are for CUDA.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from setuptools import setup
+import torch
+from setuptools import Extension, setup
+from setuptools.errors import CompileError
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -44,6 +48,113 @@ VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if GNU else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+CUDA_SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+CUDA_HEADERS = [path for glob in ("*.h", "core/*.h", "cuda/*.*h") for path in (ROOT / "csrc").glob(glob)]
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "--expt-relaxed-constexpr",  # plan.h and core/ are host and device alike
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    f"-Xcompiler=-ffile-prefix-map={ROOT.resolve()}=.",
+    "-diag-suppress=161,1675",  # pragmas of other compilers
+    "-Xfatbin=-compress-all",  # to a fifth
+]
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """An nvcc, the CUDA release it belongs to, and where its libraries are."""
+
+    nvcc: str
+    release: str
+    library_dirs: tuple[str, ...]
+
+
+def find_toolkit() -> Toolkit | None:
+    """The toolkit of CUDA_HOME, else of the nvcc on the PATH."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
+    if not nvcc:
+        return None
+    # asked, for the nvcc on the PATH may be a script or a link far from its toolkit
+    dryrun = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    answers = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    answers += subprocess.run(dryrun, capture_output=True, text=True, check=True).stderr
+    release = re.search(r"release ([\d.]+)", answers)
+    libraries = re.search(r"^#\$ LIBRARIES=(.*)", answers, re.MULTILINE)
+    if release is None or libraries is None:
+        raise SystemExit(f"{nvcc}: expected a release and LIBRARIES= in what --version and --dryrun print")
+    folders = (word.removeprefix("-L") for word in shlex.split(libraries[1]))
+    return Toolkit(nvcc, release[1], tuple(os.path.normpath(folder) for folder in folders))
+
+
+def cuda_toolkit() -> Toolkit | None:
+    """What to build the CUDA part with, or None, having said why where that may surprise."""
+    choice = os.environ.get("SEQCLS_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise SystemExit(f"SEQCLS_CUDA: expected 0 or 1 but got {choice}")
+    if choice == "0" or not CUDA_SOURCES:
+        return None
+    built_for = torch.version.cuda
+    toolkit = find_toolkit() if built_for else None
+    if built_for is None:
+        reason = f"torch {torch.__version__} is built without CUDA"
+    elif toolkit is None:
+        reason = "no nvcc in CUDA_HOME or on the PATH"
+    elif toolkit.release.split(".")[0] != built_for.split(".")[0]:
+        reason = f"nvcc is of CUDA {toolkit.release} but torch {torch.__version__} is built for CUDA {built_for}"
+    else:
+        return toolkit
+    if choice == "1":
+        raise SystemExit(f"SEQCLS_CUDA=1: {reason}")
+    if built_for:
+        print(f"seqcls_fast: building without the CUDA part: {reason}", file=sys.stderr)
+    return None
+
+
+def architectures(wanted: str | None = None) -> list[str]:
+    """The GPUs to build for, as nvcc names them: those of TORCH_CUDA_ARCH_LIST, else sm_80 and sm_90a.
+
+    No PTX for later ones: the kernels use what sm_90a alone has.
+    """
+    if wanted is None:
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    names = re.split(r"[;,\s]+", wanted.strip()) if wanted.strip() else ["8.0", "9.0a"]
+    found: list[str] = []
+    for name in names:
+        parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if parts is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0 but got {name}")
+        major, minor, suffix = int(parts[1]), parts[2], parts[3]
+        if major < 8:
+            print(f"seqcls_fast: TORCH_CUDA_ARCH_LIST: {name} is left out, the kernels need 8.0", file=sys.stderr)
+            continue
+        found.append(f"{major}{minor}{'a' if (major, minor) == (9, '0') else suffix}")
+    if not found:
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected one of 8.0 or above but got {wanted}")
+    return list(dict.fromkeys(found))
+
+
+def nvcc_flags(archs: list[str]) -> list[str]:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*NVCC_FLAGS, *targets, f'-DSF_CUDA_ARCHS="{",".join(archs)}"']
+
+
+def compile_cuda(toolkit: Toolkit, archs: list[str], source: Path, folder: Path) -> str:
+    """The object of one .cu, kept while neither it, a header it may include nor this file is newer."""
+    built = folder / f"{source.stem}.o"
+    inputs = [source, *CUDA_HEADERS, Path(__file__)]
+    if built.exists() and built.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
+        return str(built)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = built.with_suffix(".partial.o")  # nothing half-written is ever taken for an object
+    command = [toolkit.nvcc, *nvcc_flags(archs), "-c", str(source.relative_to(ROOT)), "-o", str(partial.resolve())]
+    print(shlex.join(command), flush=True)
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise CompileError(f"nvcc could not compile {source.relative_to(ROOT)}")
+    partial.replace(built)
+    return str(built)
 
 
 class BuildPerIsa(BuildExtension):
@@ -77,29 +188,45 @@ class BuildPerIsa(BuildExtension):
                 extra_postargs=[*flags, *macros],
             )
 
-        with ThreadPoolExecutor() as pool:
+        toolkit = cuda_toolkit()
+        archs = architectures() if toolkit else []
+        folder = Path(self.build_temp) / "-".join(["cuda", *archs])
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            # CUDA first: these take longest
+            cuda = [pool.submit(compile_cuda, toolkit, archs, cu, folder) for cu in CUDA_SOURCES if toolkit]
             ext.extra_objects = [obj for objects in pool.map(compile_isa, names) for obj in objects]
+            ext.extra_objects += [task.result() for task in cuda]
         ext.define_macros += [(f"SF_WITH_{name.upper()}", None) for name in names]
+        if toolkit:
+            # USE_CUDA shows the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which comes
+            # with libtorch; no other symbol of ours needs that, so the linker would drop it. CUDA's own runtime is
+            # linked in, hidden as its archive has it: torch brings another copy, which may be of another release.
+            ext.define_macros += [("SF_WITH_CUDA", None), ("USE_CUDA", None), ("SF_CUDA_ARCHS", f'"{",".join(archs)}"')]
+            ext.library_dirs += toolkit.library_dirs
+            ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+            ext.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
+        self.force = True  # without ninja only the files' times would be looked at, and not the macros
         super().build_extension(ext)
 
 
-if not HAVE_COMPILER:
-    print(
-        "seqcls_fast: no C++ compiler here: installing without the extension, on the slow reference path",
-        file=sys.stderr,
-    )
-
-setup(
-    ext_modules=[]
-    if not HAVE_COMPILER
-    else [
+def extensions() -> list[Extension]:
+    if not HAVE_COMPILER:
+        print(
+            "seqcls_fast: no C++ compiler here: installing without the extension, on the slow reference path",
+            file=sys.stderr,
+        )
+        return []
+    headers = [path for pattern in ("*.h", "*.cuh", "*.cu") for path in (ROOT / "csrc").rglob(pattern)]
+    return [
         CppExtension(
             "seqcls_fast._C",
             ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
             define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
             extra_compile_args=FLAGS,
-            depends=sorted(str(p) for p in (ROOT / "csrc").rglob("*.h")),
+            depends=sorted(map(str, headers)),
         )
-    ],
-    cmdclass={"build_ext": BuildPerIsa},
-)
+    ]
+
+
+if __name__ == "__main__":  # so that tools/cuda_check.py compiles with the same flags
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildPerIsa})

@@ -1,6 +1,6 @@
 """The layers that tests and benchmarks run, as data: what a case is, which cases there are, and their numbers.
 
-pairwise() is the one generator: every pair of values of any two axes meets in at least one case, which finds what a
+covering() is the one generator: every pair of values of any two axes meets in at least one case, which finds what a
 full grid finds (a fault of one or two parameters) at a thousandth of its price. The numbers of a case depend on the
 case alone, and are exact in its dtype, so that a float64 reference sees what the kernel sees.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 FLOATS = ("float32", "float64")
 HALVES = ("bfloat16", "float16")
+ROUNDED = (*HALVES, "tf32")  # what is multiplied is rounded; "tf32" is float32 whose products may be, on CUDA
 LENGTHS = ("none", "random", "zeros", "equal", "all_zero", "one_long")
 # features_first: the features are not innermost; expanded: stride 0 over time; strided: rows of a larger tensor.
 LAYOUTS = ("time_first", "batch_first", "packed", "strided", "features_first", "expanded")
@@ -61,7 +62,7 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
 
     @property
     def seed(self) -> int:
@@ -103,47 +104,58 @@ AXES: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def _pairs(case: Case) -> Iterator[tuple[str, Any, str, Any]]:
-    for a, b in itertools.combinations(AXES, 2):
-        yield a, getattr(case, a), b, getattr(case, b)
+Values = dict[str, Any]
 
 
-@lru_cache
-def pairwise(max_cost: int = 8_000_000, seed: int = 0) -> tuple[Case, ...]:
-    """A few hundred valid cases of at most `max_cost` in which any two values of two axes meet, greedily chosen."""
+def covering(
+    axes: Mapping[str, tuple[Any, ...]], fits: Callable[[Values], bool], easy: Sequence[Values], seed: int = 0
+) -> list[Values]:
+    """Choices of a value per axis that fit, greedily chosen: any two values of two axes meet in one, if any fits.
+
+    Whether any fits is asked with all else as in each of ``easy``, or the first value of its axis.
+    """
     rng = random.Random(seed)
+    first = {name: values[0] for name, values in axes.items()}
     missing = {
         (a, u, b, v)
-        for a, b in itertools.combinations(AXES, 2)
-        for u in AXES[a]
-        for v in AXES[b]
-        if _possible(a, u, b, v)
+        for a, b in itertools.combinations(axes, 2)
+        for u in axes[a]
+        for v in axes[b]
+        if any(fits(first | values | {a: u, b: v}) for values in easy)
     }
     order = sorted(missing, key=repr)
     rng.shuffle(order)
-    cases: list[Case] = []
+    chosen: list[Values] = []
     for pair in order:
         if pair not in missing:
             continue
         a, u, b, v = pair
-        candidates = (replace(c, **{a: u, b: v}) for c in _random_cases(rng))
-        fitting = itertools.islice((c for c in candidates if c.valid and c.cost <= max_cost), 24)
-        best = max(fitting, key=lambda c: sum(p in missing for p in _pairs(c)))
+        candidates = (c | {a: u, b: v} for c in _random_choices(axes, rng))
+        best = max(itertools.islice(filter(fits, candidates), 24), key=lambda c: sum(p in missing for p in _pairs(c)))
         missing.difference_update(_pairs(best))
-        cases.append(best)
-    return tuple(cases)
+        chosen.append(best)
+    return chosen
 
 
-def _random_cases(rng: random.Random) -> Iterator[Case]:
+def _pairs(values: Values) -> Iterator[tuple[str, Any, str, Any]]:
+    for (a, u), (b, v) in itertools.combinations(values.items(), 2):
+        yield a, u, b, v
+
+
+def _random_choices(axes: Mapping[str, tuple[Any, ...]], rng: random.Random) -> Iterator[Values]:
     while True:
-        yield Case(**{name: rng.choice(values) for name, values in AXES.items()})
+        yield {name: rng.choice(values) for name, values in axes.items()}
 
 
-def _possible(a: str, u: Any, b: str, v: Any) -> bool:
-    """Whether a valid case can hold both values."""
-    chosen = {a: u, b: v}
-    defaults = {"H": 2, "cell": "lstm" if chosen.get("proj") else "gru", **chosen}
-    return Case(**defaults).valid
+@lru_cache
+def pairwise(max_cost: int = 8_000_000, seed: int = 0) -> tuple[Case, ...]:
+    """A few hundred valid cases of at most `max_cost` in which any two values of two axes meet."""
+
+    def fits(values: Values) -> bool:
+        case = Case(**values)
+        return case.valid and case.cost <= max_cost
+
+    return tuple(Case(**values) for values in covering(AXES, fits, ({"H": 2}, {"H": 2, "cell": "lstm"}), seed))
 
 
 # Beyond the pairwise grid: widths past every blocking factor of a kernel, and the shapes people use.
@@ -206,10 +218,10 @@ def build(case: Case) -> Problem:
 
 
 def _keep_off_the_kink(inputs: dict[str, Tensor], case: Case) -> None:
-    """Where h is rounded to 16 bits, some relu would sit on the other side of 0 than the float64 reference's, and the
+    """Where h is rounded to few bits, some relu would sit on the other side of 0 than the float64 reference's, and the
     gradients would differ by their full size: make every unit clearly on or clearly off. float32 and float64 keep
     their mixed signs."""
-    if case.dtype not in HALVES:
+    if case.dtype not in ROUNDED:
         return
     for name, t in inputs.items():
         if name in ("x", "h0"):

@@ -1,7 +1,8 @@
 """Shared fixtures. `impl` runs a test once per implementation of this machine, `compiled` once per compiled one.
 
 An instruction set this CPU lacks is absent from the parametrisation (the report header lists what is there, and
-test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one.
+test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one, which may
+be a simt-... of tests/simt: the CUDA kernels on the CPU.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import pytest
 import torch
 
 from seqcls_fast import _ext, ops
+from simt.build import load_plugin, why_no_plugin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--impl", default=None, help="run only this implementation, one of seqcls_fast.available_impls()")
+    parser.addoption(
+        "--impl", default=None, help="run only this implementation, one of seqcls_fast.available_impls() or a simt-..."
+    )
+    parser.addoption("--simt-full", action="store_true", help="test_simt.py: the whole product of cases (an hour)")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -27,6 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("impl")
     impls = ops.available_impls()
     if chosen is not None:
+        if chosen.startswith("simt-") and why_no_plugin() is None:
+            impls += load_plugin()
         if chosen not in impls:
             raise pytest.UsageError(f"--impl: expected one of {', '.join(impls)} but got {chosen!r}")
         impls = (chosen,)

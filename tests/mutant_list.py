@@ -42,10 +42,8 @@ PYTHON = [
     Mutant("inner layers without output", NN, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
-    Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS:', 'if name == "none":'),
-    Mutant(
-        "lengths not checked", OPS, "reference.check_lengths(lengths, x, batch_first, values=not has_kernel)", "lengths"
-    ),
+    Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
+    Mutant("lengths not checked", OPS, "reference.check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
     Mutant("compiled vmap through the op", OPS, " and not (transformed and compiling)", ""),
     Mutant("forward mode through the op", OPS, "forward_ad._current_level < 0 and", "True and"),
     Mutant("change of the output not seen", AUTOGRAD, "torch.compiler.is_compiling() or ctx.watch._version", "False"),
@@ -232,4 +230,102 @@ COMPILED = [
     ),
 ]
 
-MUTANTS = PYTHON + COMPILED
+STEPS = "csrc/cuda/steps.cuh"
+RECURRENCE = "csrc/cuda/recurrence.cuh"
+CLUSTER = "csrc/cuda/cluster.cuh"
+GRID = "csrc/cuda/grid.cuh"
+PREPARE = "csrc/cuda/prepare.cuh"
+PRODUCTS = "csrc/cuda/products.cu"
+LAUNCH = "csrc/cuda/launch.cu"
+STEPWISE = "csrc/cuda/stepwise.cuh"
+
+CUDA = [
+    Mutant(
+        "CUDA: gru's sums in the input's slots",
+        STEPS,
+        "slots[Cell::hidden_slot(g)] = S::kStartsFromInput",
+        "slots[g] = S::kStartsFromInput",
+    ),
+    Mutant(
+        "CUDA: gru gives on the input's slots", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "is_live ? d[g] : 0"
+    ),
+    Mutant("CUDA: rows that ended give on", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "d[Cell::hidden_slot(g)]"),
+    Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
+    Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),
+    Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
+    Mutant("CUDA: one k-tile less", RECURRENCE, "k < S::kKTiles; k += 2", "k < S::kKTiles - 2; k += 2"),
+    Mutant("CUDA: d_h0 without the first step", RECURRENCE, "turns = steps + (kForward ? 0 : 1);", "turns = steps;"),
+    Mutant("CUDA: parts of sums in one place", RECURRENCE, "partials.reduce(at, i & 1,", "partials.reduce(at, 0,"),
+    Mutant(
+        "CUDA: parts of sums not awaited", RECURRENCE, "group_sync(at.group_in_block, 32 * S::kSplits)", "warp_sync()"
+    ),
+    Mutant("CUDA: states of the first launch for all", RECURRENCE, "return a.first ? Step", "return true ? Step"),
+    Mutant(
+        "CUDA: no barrier before the second step",
+        "csrc/cuda/onchip.cuh",
+        "step > 0) cta_sync()",
+        "step > 1) cta_sync()",
+    ),
+    Mutant("CUDA: slice sent before it is whole", CLUSTER, "int tile) const {\n    warp_sync();", "int tile) const {"),
+    Mutant("CUDA: waits for the wrong phase", CLUSTER, "(step - 1) / 2 & 1", "step / 2 & 1"),
+    Mutant("CUDA: expects one block's bytes", CLUSTER, "bytes(a.groups *", "bytes(a.block_groups *"),
+    Mutant("CUDA: leaves while others send", CLUSTER, "void end() const { cluster_sync(); }", "void end() const {}"),
+    Mutant("CUDA: any tag will do", GRID, "(found[j] >> 32) != static_cast<uint32_t>(step)", "(found[j] >> 32) == 0"),
+    Mutant(
+        "CUDA: slice written while it is sent",
+        GRID,
+        "    warp_sync();\n  }\n  SF_DEVICE void end",
+        "  }\n  SF_DEVICE void end",
+    ),
+    Mutant("CUDA: without low times high", "csrc/cuda/precision.cuh", "mma_tf32(d, a[1], b[0][0], b[0][1]);", ""),
+    Mutant(
+        "CUDA: high and low weights swapped",
+        "csrc/cuda/pack.cuh",
+        "(i / 32 * kPlanes + plane)",
+        "(i / 32 * kPlanes + kPlanes - 1 - plane)",
+    ),
+    Mutant(
+        "CUDA: b_hh in the input's slots",
+        PREPARE,
+        "b_hh.data && Cell::hidden_slot(gate) == slot",
+        "b_hh.data && gate == slot",
+    ),
+    Mutant("CUDA: equal lengths, one rank", PREPARE, "theirs > mine || (theirs == mine && other < b)", "theirs > mine"),
+    Mutant(
+        "CUDA: sum without its parts' last rows",
+        PREPARE,
+        "? (part + 1) * each : a.rows",
+        "? (part + 1) * each - 1 : a.rows",
+    ),
+    Mutant("CUDA: packed rows a step late", PREPARE, "if (t_row[middle] <= i)", "if (t_row[middle] < i)"),
+    Mutant(
+        "CUDA: projection of the first chunk",
+        PRODUCTS,
+        "p.a = static_cast<const char*>(x.data) + first_row(l, begin) * x.stride * size;",
+        "p.a = x.data;",
+    ),
+    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "part = d ? count - 1 - i : i;", "part = i;"),
+    Mutant("CUDA: d_x of the last direction", PRODUCTS, "p.accumulate = d > 0;", "p.accumulate = false;"),
+    Mutant("CUDA: d_x by time", PRODUCTS, "p.c_batch = l.T * l.I;", "p.c_batch = l.B * l.I;"),
+    Mutant(
+        "CUDA: d_w_hh of the input's slots", PRODUCTS, "product(info.hidden_slot[first] * l.H,", "product(first * l.H,"
+    ),
+    Mutant("CUDA: samples overlap", PRODUCTS, "p.c_batch = c_rows * n;", "p.c_batch = n;"),
+    Mutant("CUDA: carried states not swapped", LAUNCH, "std::swap(carried[0], carried[1]);", ""),
+    Mutant("CUDA: tags of the last launch", LAUNCH, "if (sweep.words) q.zero(sweep.words, word_bytes);", ""),
+    Mutant(
+        "CUDA: output beyond the length", LAUNCH, "if (f.output[0].data && l.lengths && !l.packed_rows)", "if (false)"
+    ),
+    Mutant(
+        "CUDA: d_gates beyond the length", LAUNCH, "if (l.lengths && !l.packed_rows) q.zero(b", "if (false) q.zero(b"
+    ),
+    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
+    Mutant(
+        "CUDA: stepwise gives on what ended",
+        STEPWISE,
+        "      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);\n",
+        "",
+    ),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA

@@ -3,7 +3,8 @@
     python tests/mutants.py [--list] [--only NAME ...] [--sample N]
 
 The mutants are exact replacements of text, in mutant_list.py. One whose text no longer occurs exactly once is an
-error, so that they cannot rot. C++ mutants build one ISA in the copy; Python ones run on whatever is built there.
+error, so that they cannot rot. C++ mutants build one ISA in the copy, those of the CUDA kernels tests/simt's plugin;
+Python ones run on whatever is built there.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from pathlib import Path
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = Path("build", "simt")  # objects of tests/simt
 ISA = "base"  # the quickest to build; the broken sources are those of every ISA
 KERNELS = ("test_backends.py", "test_bitwise.py", "test_gradients.py", "test_hypothesis.py", "test_limits.py")
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
     "csrc/bindings": ("test_ops.py", *KERNELS),
     "csrc/cpu/dispatch": (*KERNELS, "test_func.py"),
     "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
+    "csrc/cuda": ("test_simt.py",),
     "csrc": KERNELS,
     "seqcls_fast/ops.py": (
         "test_ops.py",
@@ -57,6 +60,11 @@ def suite_of(mutant: Mutant) -> tuple[str, ...]:
     return next(tests for start, tests in SUITES.items() if mutant.file.startswith(start))
 
 
+def of_plugin(mutant: Mutant) -> bool:
+    """Whether the extension itself has nothing of it."""
+    return mutant.file.startswith("csrc/cuda")
+
+
 def misfits(mutants: list[Mutant]) -> list[str]:
     """Those whose text does not occur exactly once."""
     found = []
@@ -78,6 +86,8 @@ class Copy:
         for name in ("setup.py", "pyproject.toml", "README.md"):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, root)
+        if (ROOT / KEPT).exists():
+            shutil.copytree(ROOT / KEPT, root / KEPT)
         # a .pyc is trusted when size and second of its source agree, which mutants of one second do
         path = os.pathsep.join([str(root), str(root / "tests")])
         self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
@@ -93,7 +103,9 @@ class Copy:
             return -1, "hangs"
         return done.returncode, done.stdout[-2000:]
 
-    def build(self) -> tuple[int, str]:
+    def build(self, plugin: bool = False) -> tuple[int, str]:
+        if plugin:
+            return self.run("-c", "from simt.build import build_plugin; build_plugin()")
         return self.run("setup.py", "build_ext", "--inplace", f"--isas={ISA}")
 
     def test(self, tests: tuple[str, ...], compiled: bool) -> tuple[int, str]:
@@ -109,7 +121,7 @@ class Copy:
         path.write_text(sound.replace(mutant.old, mutant.new))
         try:
             compiled = mutant.file.startswith("csrc")
-            if compiled and (failure := self.build())[0]:
+            if compiled and (failure := self.build(of_plugin(mutant)))[0]:
                 return f"DOES NOT BUILD\n{failure[1]}"
             status, text = self.test(suite_of(mutant), compiled)
         finally:
@@ -144,9 +156,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(Path(folder))
         any_compiled = any(m.file.startswith("csrc") for m in chosen)
-        if any_compiled and (failure := copy.build())[0]:
-            print(f"the unchanged sources do not build\n{failure[1]}", file=sys.stderr)
-            return 1
+        for plugin in [False] * any_compiled + [True] * any(map(of_plugin, chosen)):
+            if (failure := copy.build(plugin))[0]:
+                print(f"the unchanged sources do not build\n{failure[1]}", file=sys.stderr)
+                return 1
         place = copy.run("-c", "import seqcls_fast; print(seqcls_fast.__file__)")[1]
         assert str(copy.root) in place, f"tests would run on {place}, not on the copy"
         for tests, compiled in sorted({(suite_of(m), m.file.startswith("csrc")) for m in chosen}):

@@ -46,7 +46,8 @@ def test_module_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), [(["--version"], f"seqcls_fast {__version__}\n"), (["info", "--help"], "--json")]
+    ("arguments", "expected"),
+    [(["--version"], f"seqcls_fast {__version__}\n"), (["info", "--help"], "--json"), (["plan", "--help"], "--regime")],
 )
 def test_answers_without_torch(arguments: list[str], expected: str) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]

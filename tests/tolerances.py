@@ -10,14 +10,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+TF32_EPS = 2.0**-10  # of 11 bits, as finfo.eps
 
-def tolerance(dtype: torch.dtype, terms: int) -> float:
-    """The relative difference that ``terms`` roundings in ``dtype`` explain.
+
+def tolerance(dtype: torch.dtype, terms: int, tf32: bool = False) -> float:
+    """The relative difference that ``terms`` roundings in ``dtype`` explain, or in TF32, whose values are float32's.
 
     Count the longest chain: a dot product of n terms is n roundings, a recurrence of T steps multiplies by T, a
-    weight gradient adds one per row it sums. 16-bit dtypes sum in float32, so only their roundings of h count: T.
+    weight gradient adds one per row it sums. 16-bit dtypes and TF32 sum in float32, so only their roundings of h
+    count: T.
     """
-    return terms * torch.finfo(dtype).eps
+    return terms * (TF32_EPS if tf32 else torch.finfo(dtype).eps)
 
 
 def assert_close_by_name(

@@ -99,10 +99,10 @@ def _run(command: list[str]) -> bytes:
 
 def build_plugin() -> Path:
     """The CUDA backend as a plugin for CPU tensors; a minute of two cores where nothing of it is kept."""
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("kernels_*.cu")), ROOT / "csrc/cuda/launch.cu", HERE / "plugin.cpp"]
+    of_cuda = sorted(file for file in (ROOT / "csrc" / "cuda").glob("*.cu") if file.name != "runner.cu")
     headers = (Path(torch.__file__).parent / "include", sysconfig.get_path("include"))  # torch brings pybind11
     includes = [flag for folder in headers for flag in ("-isystem", str(folder))]
-    return build(sources, "_simt.so", "-shared", *PLUGIN_FLAGS, *includes)
+    return build([*of_cuda, HERE / "plugin.cpp"], "_simt.so", "-shared", *PLUGIN_FLAGS, *includes)
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +110,8 @@ def load_plugin() -> tuple[str, ...]:
     """Build the plugin, add its implementations to those of this process, and return their names."""
     assert _ext.C is not None
     spec = importlib.util.spec_from_file_location("_simt", build_plugin())
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     _ext.C.register_plugin(module.plugin)

@@ -1,7 +1,7 @@
 // The CUDA backend, host code and kernels, as implementations for CPU tensors: simt-REGIME, on a device so small that
 // modest layers span its blocks, and simt-REGIME-full, whose blocks are as large as a real device's; -tf32 behind
-// either. simt-grid-hurried gives up at its first look in vain. A finding of the shim's detectors is an exception at the
-// op.
+// either. simt-grid-hurried gives up at its first look in vain. A finding of the shim's detectors is an exception at
+// the op.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
