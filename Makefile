@@ -25,7 +25,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test lint check bench bench-quick mutants mutants-sample asan clean distclean \
-  cuda-setup cuda-check cuda-build
+  simt-full cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -100,6 +100,9 @@ asan: setup ## kernel tests on an extension with AddressSanitizer and UBSan
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py tests/test_limits.py $(PYTEST)
 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
+
+simt-full: setup ## the CUDA kernels on the CPU, the whole product of cases instead of pairs (an hour)
+	$(PY) -m pytest tests/test_simt.py --simt-full $(PYTEST)
 
 $(CUDA_VENV)/.ready:
 	$(PYTHON) -m venv $(CUDA_VENV)

@@ -104,6 +104,8 @@ def cuda_toolkit() -> Toolkit | None:
         reason = "no nvcc in CUDA_HOME or on the PATH"
     elif toolkit.release.split(".")[0] != built_for.split(".")[0]:
         reason = f"nvcc is of CUDA {toolkit.release} but torch {torch.__version__} is built for CUDA {built_for}"
+    elif tuple(map(int, toolkit.release.split("."))) < (12, 8):
+        reason = f"nvcc is of CUDA {toolkit.release} but the kernels need 12.8"
     else:
         return toolkit
     if choice == "1":

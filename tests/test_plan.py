@@ -133,6 +133,28 @@ def test_table(request_: tuple[str, int, int, str, int, str], forward: Cut, back
     assert Cut(*(found[name] for name in Cut._fields)) == ((back or forward) if backward else forward)
 
 
+GATED, ELMAN = (64, 128, 192, 256, 384, 512, 768, 1024), (64, 128, 256, 512, 1024)
+PADDED = {
+    ("lstm", "bf16"): GATED,
+    ("gru", "fp16"): GATED,
+    ("gru", "tf32"): tuple(size // 2 for size in GATED),
+    ("lstm", "tf32x3"): (16, 32, 64, 128, 256),
+    ("rnn_tanh", "bf16"): ELMAN,
+    ("rnn_relu", "tf32"): tuple(size // 2 for size in ELMAN),
+    ("rnn_tanh", "tf32x3"): (32, 64, 128, 256),
+}
+
+
+@pytest.mark.parametrize(("cell", "precision"), PADDED)
+def test_padded_sizes(cell: str, precision: str) -> None:
+    """Each size is its own, and that of everything above the one before; nothing is above the last."""
+    sizes = PADDED[cell, precision]
+    for before, size in zip((0, *sizes), sizes, strict=False):
+        for hidden in (before + 1, size):
+            assert plan(cell, hidden, 8, precision, 1, "h200", False, "grid")["padded"] == size
+    assert plan(cell, sizes[-1] + 1, 8, precision, 1, "h200", False)["regime"] == "stepwise"
+
+
 WHY = [
     ("lstm", 256, 8, "bf16", 1, "h200", "onchip", "the recurrent weights do not fit one multiprocessor"),
     ("lstm", 513, 8, "bf16", 1, "h200", "cluster", "the recurrent weights do not fit one cluster"),

@@ -100,6 +100,7 @@ def test_cuda_is_built_where_nvcc_and_torch_are_for_it(
     [
         (None, "13.0", "no nvcc in CUDA_HOME or on the PATH"),
         ("12.9", "13.0", r"nvcc is of CUDA 12.9 but torch .* is built for CUDA 13.0"),
+        ("12.6", "12.8", "nvcc is of CUDA 12.6 but the kernels need 12.8"),
         ("13.1", None, "is built without CUDA"),
     ],
 )

@@ -59,12 +59,12 @@ def build(sources: Sequence[Path], output: str, *flags: str) -> Path:
     Args:
         sources: C++ files.
         output: name of the program, or of the library if ``flags`` ask for one.
-        flags: what the compiler is told besides FLAGS.
+        flags: what the compiler is told besides FLAGS and before $CXXFLAGS.
     """
     command = compiler()
     if command is None:
         raise RuntimeError(f"build: {why_not()}")
-    command += [*FLAGS, *flags]
+    command += [*FLAGS, *flags, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda source: _object(command, source), sources))
     digest = hashlib.sha256(shlex.join([*command, output, *map(str, objects)]).encode())
