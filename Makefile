@@ -77,7 +77,7 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc -type f -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/simt -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 mutants: setup ## change the kernels in many small ways, one at a time: each change must fail a test (long)

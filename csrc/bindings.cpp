@@ -24,6 +24,9 @@
 #include "runner.h"
 #if defined(SF_WITH_CUDA)
 #include "cuda/runner.h"
+// absent from a torch without CUDA, where nothing calls them
+#pragma weak torch_get_current_cuda_blas_handle
+#pragma weak aoti_torch_get_current_cuda_stream
 #endif
 
 namespace sf {
