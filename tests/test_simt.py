@@ -341,3 +341,21 @@ def test_nan_and_inf(cell: str, dtype: str, regime: str, request: pytest.Fixture
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
             elsewhere = (kind(found[name]) != kind(t)).nonzero()
             assert not len(elsewhere), f"{name}: {kind.__name__} differs first at {elsewhere[0].tolist()}"
+
+
+@EACH_REGIME
+def test_packed_rows_that_do_not_lie_side_by_side(regime: str) -> None:
+    """Input with its features outermost and a gradient of stride 0 are brought in order, and nothing beyond them."""
+    case = Case("lstm", T=40, B=9, I=3, H=33, directions=2, lengths="one_long", layout="packed", dtype="bfloat16")
+    problem = build(case)
+    options = keywords(case, problem)
+    found: list[Named] = []
+    for dtype, impl in ((torch.float64, {}), (case.torch_dtype, {"impl": f"simt-{regime}"})):
+        placed = arguments(case, problem)
+        inputs = {name: t.detach().to(dtype) for name, t in placed.items()}
+        inputs["x"] = inputs["x"].t().contiguous().t()
+        assert not inputs["x"].is_contiguous()
+        leaves = {name: t.requires_grad_() for name, t in inputs.items()}
+        results = layer(leaves, **options, **impl)
+        found.append(gradients({"sum": results["output"].sum()}, leaves, {"sum": torch.ones((), dtype=dtype)}))
+    compare(found[1], found[0], case)
