@@ -234,10 +234,6 @@ STEPS = "csrc/cuda/steps.cuh"
 RECURRENCE = "csrc/cuda/recurrence.cuh"
 CLUSTER = "csrc/cuda/cluster.cuh"
 GRID = "csrc/cuda/grid.cuh"
-PREPARE = "csrc/cuda/prepare.cuh"
-PRODUCTS = "csrc/cuda/products.cu"
-LAUNCH = "csrc/cuda/launch.cu"
-STEPWISE = "csrc/cuda/stepwise.cuh"
 
 CUDA = [
     Mutant(
@@ -269,63 +265,7 @@ CUDA = [
     Mutant("CUDA: slice sent before it is whole", CLUSTER, "int tile) const {\n    warp_sync();", "int tile) const {"),
     Mutant("CUDA: waits for the wrong phase", CLUSTER, "(step - 1) / 2 & 1", "step / 2 & 1"),
     Mutant("CUDA: expects one block's bytes", CLUSTER, "bytes(a.groups *", "bytes(a.block_groups *"),
-    Mutant("CUDA: leaves while others send", CLUSTER, "void end() const { cluster_sync(); }", "void end() const {}"),
     Mutant("CUDA: any tag will do", GRID, "(found[j] >> 32) != static_cast<uint32_t>(step)", "(found[j] >> 32) == 0"),
-    Mutant(
-        "CUDA: slice written while it is sent",
-        GRID,
-        "    warp_sync();\n  }\n  SF_DEVICE void end",
-        "  }\n  SF_DEVICE void end",
-    ),
-    Mutant("CUDA: without low times high", "csrc/cuda/precision.cuh", "mma_tf32(d, a[1], b[0][0], b[0][1]);", ""),
-    Mutant(
-        "CUDA: high and low weights swapped",
-        "csrc/cuda/pack.cuh",
-        "(i / 32 * kPlanes + plane)",
-        "(i / 32 * kPlanes + kPlanes - 1 - plane)",
-    ),
-    Mutant(
-        "CUDA: b_hh in the input's slots",
-        PREPARE,
-        "b_hh.data && Cell::hidden_slot(gate) == slot",
-        "b_hh.data && gate == slot",
-    ),
-    Mutant("CUDA: equal lengths, one rank", PREPARE, "theirs > mine || (theirs == mine && other < b)", "theirs > mine"),
-    Mutant(
-        "CUDA: sum without its parts' last rows",
-        PREPARE,
-        "? (part + 1) * each : a.rows",
-        "? (part + 1) * each - 1 : a.rows",
-    ),
-    Mutant("CUDA: packed rows a step late", PREPARE, "if (t_row[middle] <= i)", "if (t_row[middle] < i)"),
-    Mutant(
-        "CUDA: projection of the first chunk",
-        PRODUCTS,
-        "p.a = static_cast<const char*>(x.data) + first_row(l, begin) * x.stride * size;",
-        "p.a = x.data;",
-    ),
-    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "part = d ? count - 1 - i : i;", "part = i;"),
-    Mutant("CUDA: d_x of the last direction", PRODUCTS, "p.accumulate = d > 0;", "p.accumulate = false;"),
-    Mutant("CUDA: d_x by time", PRODUCTS, "p.c_batch = l.T * l.I;", "p.c_batch = l.B * l.I;"),
-    Mutant(
-        "CUDA: d_w_hh of the input's slots", PRODUCTS, "product(info.hidden_slot[first] * l.H,", "product(first * l.H,"
-    ),
-    Mutant("CUDA: samples overlap", PRODUCTS, "p.c_batch = c_rows * n;", "p.c_batch = n;"),
-    Mutant("CUDA: carried states not swapped", LAUNCH, "std::swap(carried[0], carried[1]);", ""),
-    Mutant("CUDA: tags of the last launch", LAUNCH, "if (sweep.words) q.zero(sweep.words, word_bytes);", ""),
-    Mutant(
-        "CUDA: output beyond the length", LAUNCH, "if (f.output[0].data && l.lengths && !l.packed_rows)", "if (false)"
-    ),
-    Mutant(
-        "CUDA: d_gates beyond the length", LAUNCH, "if (l.lengths && !l.packed_rows) q.zero(b", "if (false) q.zero(b"
-    ),
-    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
-    Mutant(
-        "CUDA: stepwise gives on what ended",
-        STEPWISE,
-        "      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);\n",
-        "",
-    ),
 ]
 
 MUTANTS = PYTHON + COMPILED + CUDA

@@ -119,6 +119,8 @@ class Copy:
         path = self.root / mutant.file
         sound = path.read_text()
         path.write_text(sound.replace(mutant.old, mutant.new))
+        if of_plugin(mutant):  # compiled in half the time; its tests take three times as long, but seldom run to the end
+            self.environment["CXXFLAGS"] = "-O0"
         try:
             compiled = mutant.file.startswith("csrc")
             if compiled and (failure := self.build(of_plugin(mutant)))[0]:
@@ -126,6 +128,7 @@ class Copy:
             status, text = self.test(suite_of(mutant), compiled)
         finally:
             path.write_text(sound)  # a new modification time: the next build starts from it
+            self.environment.pop("CXXFLAGS", None)
         failed = [line for line in text.splitlines() if line.startswith("FAILED")]
         if status == 0:
             return "NOT NOTICED"
