@@ -119,7 +119,9 @@ class Copy:
         path = self.root / mutant.file
         sound = path.read_text()
         path.write_text(sound.replace(mutant.old, mutant.new))
-        if of_plugin(mutant):  # compiled in half the time; its tests take three times as long, but seldom run to the end
+        if of_plugin(
+            mutant
+        ):  # compiled in half the time; its tests take three times as long, but seldom run to the end
             self.environment["CXXFLAGS"] = "-O0"
         try:
             compiled = mutant.file.startswith("csrc")
