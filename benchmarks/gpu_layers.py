@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -27,13 +28,16 @@ from checks import Named
 from tolerances import tolerance
 
 CASE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32", "fp64": "float64"}
+IDS_SIZE = 33
 MODULES = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 def variants(cell: str, precision: str, hidden: int) -> dict[str, Case]:
-    """What is checked of a cell at a size: a padded batch in one direction, a ragged one with empty rows in both."""
+    """What is checked of a cell at a size: a padded batch in one direction, a ragged one with empty rows in both;
+    ids, which no regime's kernel sees, at one size."""
     base = Case(cell=cell, T=24, B=19, I=24, H=hidden, dtype=CASE_DTYPES[precision])
-    return {"padded": base, "ragged": replace(base, directions=2, lengths="zeros")}
+    ragged = replace(base, directions=2, lengths="zeros")
+    return {"padded": base, "ragged": ragged} | ({"ids": replace(ragged, ids=True)} if hidden == IDS_SIZE else {})
 
 
 class Layer:
@@ -44,25 +48,23 @@ class Layer:
         self.problem = build(case)
         self.dtype = DTYPES[precision]
         self.options = checks.keywords(case, self.problem) | {"impl": regime}
-        self.inputs = {name: self._place(t) for name, t in checks.arguments(case, self.problem).items()}
+        self.inputs = {name: checks.leaf(self._place(t)) for name, t in checks.arguments(case, self.problem).items()}
         lengths = self.problem.lengths
         self.cotangents = {
             name: self._place(checks.lay_out(t, case, lengths, is_input=False) if name == "output" else t)
             for name, t in self.problem.cotangents.items()
         }
-        for tensor in self.inputs.values():
-            tensor.requires_grad_()
         self.on_device = None if lengths is None else self.options["lengths"].to(device.torch_device)
 
     def _place(self, t: Tensor) -> Tensor:
-        return t.detach().to(self.device.torch_device, self.dtype)
+        return t.detach().to(self.device.torch_device, self.dtype if t.is_floating_point() else t.dtype)
 
     def run(self, *, spoiled: bool = False, lengths_on_cpu: bool = False, recompute: bool = False) -> Named:
         inputs, options = self.inputs, self.options | {"recompute": recompute}
         if self.on_device is not None and not lengths_on_cpu:
             options["lengths"] = self.on_device
         if spoiled:
-            inputs = {n: torch.full_like(t, math.nan).requires_grad_() for n, t in inputs.items()}
+            inputs = {n: checks.leaf(torch.full_like(t, math.nan)) if t.requires_grad else t for n, t in inputs.items()}
         results = checks.layer(inputs, **options)
         found = checks.gradients(results, inputs, self.cotangents)
         return {name: t.detach() for name, t in results.items()} | found
@@ -80,6 +82,7 @@ def nn_results(device: Any, case: Case, precision: str) -> Named:
     inputs = {}
     for name, t in problem.inputs.items():
         t = t.index_select(1, rows) if name in ("x", "h0", "c0") else t
+        t = t if t.is_floating_point() else one_hot(t, case.I)
         inputs[name] = t.to(device.torch_device, DTYPES[precision]).requires_grad_()
     options: dict[str, Any] = {"bidirectional": case.directions == 2, "device": "meta"}
     if case.cell == "rnn_relu":
@@ -114,6 +117,8 @@ def nn_results(device: Any, case: Case, precision: str) -> Named:
         name: parameters[f"{names[name[:4]]}{'_reverse' if name.endswith('[1]') else ''}"] if "[" in name else t
         for name, t in inputs.items()
     }
+    if case.ids:
+        del leaves["x"]
     return {name: t.detach() for name, t in results.items()} | checks.gradients(results, leaves, cotangents)
 
 
@@ -173,7 +178,7 @@ def habits(layer: Layer, first: Named) -> list[str]:
     if layer.on_device is not None:
         same("lengths on the CPU", layer.run(lengths_on_cpu=True))
         beyond = checks.padding(layer.problem.lengths, case.T)
-        for name in ("output", "d x"):
+        for name in {"output", "d x"} & first.keys():
             if first[name].cpu()[beyond].any():
                 found.append(f"{name}: not exactly 0 beyond the lengths")
     replay, results = device.capture(layer.run)

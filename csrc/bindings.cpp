@@ -138,8 +138,8 @@ int cell_index(const std::string& name) {
   return -1;
 }
 
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
+Dtype dtype_of(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
     case ScalarType::Float:
       return Dtype::kFloat32;
     case ScalarType::Double:
@@ -149,7 +149,7 @@ Dtype dtype_of(const Tensor& x) {
     case ScalarType::Half:
       return Dtype::kFloat16;
     default:
-      fail("x: expected dtype float32, float64, bfloat16 or float16");
+      fail(name, ": expected dtype float32, float64, bfloat16 or float16 but got ", text(t.scalar_type()));
   }
   return Dtype::kFloat32;
 }
@@ -201,6 +201,14 @@ uint32_t* error_word() {
   }();
   return word;
 }
+
+// Ascending, equal ones as they come, and where each was.
+std::pair<Tensor, Tensor> sort_stably(const Tensor& keys) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
 #endif
 
 // The runner of a call, and what must live until its work is queued.
@@ -220,12 +228,7 @@ struct Call {
     }
 #if defined(SF_WITH_CUDA)
     uint32_t* const error = error_word();
-    if (*error) {
-      *error = 0;
-      fail(
-          "a recurrent kernel of an earlier call gave up waiting for the other blocks of its grid: its results and "
-          "those computed from them are wrong");
-    }
+    if (const uint32_t fault = std::exchange(*error, 0)) fail(cuda::sentence_of(fault));
     device = x.device();
     guard.emplace(device.index());
     cuda::TorchDevice found{};
@@ -238,6 +241,14 @@ struct Call {
       call.kept.push_back(
           torch::stable::empty({std::max<int64_t>(bytes, 1)}, ScalarType::Byte, std::nullopt, call.device));
       return call.kept.back().data_ptr();
+    };
+    found.sort = [](void* keep, const int64_t* keys, int64_t count) {
+      auto& call = *static_cast<Call*>(keep);
+      const auto [sorted, order] = sort_stably(
+          torch::stable::from_blob(const_cast<int64_t*>(keys), Shape{count}, Shape{1}, call.device, ScalarType::Long));
+      call.kept.insert(call.kept.end(), {sorted, order});
+      return cuda::Sorted{static_cast<const int64_t*>(sorted.data_ptr()),
+                          static_cast<const int64_t*>(order.data_ptr())};
     };
     found.error_word = error;
     found.check_launches = sync_check();
@@ -449,9 +460,10 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
   call.t_row.push_back(row);
 }
 
-// What every op is told about the input's side of the layer.
-LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& batch_sizes, const Name& cell,
-                         bool batch_first, const Runner& runner) {
+// What every op is told about the input's side of the layer. x holds features, or ids of columns of w_ih, which then is
+// of the layer's dtype as `values` are.
+LayerCall describe_input(const Tensor& x, const char* values_name, const Tensor& values, const Maybe& lengths,
+                         const Maybe& batch_sizes, const Name& cell, bool batch_first, const Runner& runner) {
   LayerCall call;
   call.device = x.device();
   call.info = &kCells[cell_index(cell.value)];
@@ -459,25 +471,33 @@ LayerCall describe_input(const Tensor& x, const Maybe& lengths, const Maybe& bat
   Layer& l = call.layer;
   l.cell = static_cast<int>(call.info - kCells);
   l.gates = call.info->gates;
-  l.dtype = dtype_of(x);
+  const bool ids = x.scalar_type() == ScalarType::Long;
+  l.dtype = ids ? dtype_of(values_name, values) : dtype_of("x", x);
   call.buffer_dtype = runner.buffer_dtype(l.dtype);
   const auto sizes = x.sizes();
+  const size_t outer = batch_sizes ? 1 : 2;
+  if (sizes.size() != outer + !ids)
+    fail("x: expected ", outer,
+         ids ? " dimensions, as it holds ids, but got " : " dimensions and one of features but got ", text(sizes));
   if (batch_sizes) {
-    if (sizes.size() != 2) fail("x: expected packed rows (N, I) with batch_sizes but got ", text(sizes));
     if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
     l.packed_rows = sizes[0];
-    l.I = sizes[1];
   } else {
-    if (sizes.size() != 3) fail("x: expected 3 dimensions but got ", text(sizes));
     l.T = sizes[batch_first ? 1 : 0];
     l.B = sizes[batch_first ? 0 : 1];
-    l.I = sizes[2];
     if (l.T <= 0) fail("x: expected at least one step but got ", text(sizes));
     if (lengths) read_lengths(call, *lengths);
   }
-  if (l.I <= 0) fail("x: expected at least one feature but got ", text(sizes));
   l.x = call.rows(x);
+  if (ids) {
+    static const int64_t none = 0;  // an empty tensor has no address
+    l.ids = l.x.data ? reinterpret_cast<const int64_t*>(l.x.data) : &none;
+    l.x.data = nullptr;
+    return call;
+  }
+  l.I = sizes[outer];
+  if (l.I <= 0) fail("x: expected at least one feature but got ", text(sizes));
   return call;
 }
 
@@ -504,13 +524,15 @@ void link(LayerCall& call) {
 void describe_weights(LayerCall& call, Tensors& weights, int64_t directions, const Maybe& h0, const Maybe& c0) {
   Layer& l = call.layer;
   if (call.device.type() != DeviceType::CPU)  // cuBLAS reads them
-    for (Tensor& w : weights) w = torch::stable::contiguous(w);
+    for (size_t i = l.ids ? static_cast<size_t>(directions) : 0; i < weights.size(); ++i)
+      weights[i] = torch::stable::contiguous(weights[i]);
   const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);
   l.directions = static_cast<int>(directions);
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
   if (rows <= 0 || rows % l.gates != 0)
     fail("w_ih: expected ", l.gates, " * hidden_size rows but got ", text(w_ih[0].sizes()));
   l.H = rows / l.gates;
+  if (l.ids) l.I = w_ih[0].sizes()[1];
   if (w_hr.count) {
     if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);
     if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0)
@@ -552,7 +574,8 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
                     int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
+  LayerCall call = describe_input(x, "weights", weights.empty() ? x : weights.back(), lengths, batch_sizes, cell,
+                                  batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
@@ -592,7 +615,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
                                                         Name impl) {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
+  LayerCall call = describe_input(x, "weights", weights.empty() ? x : weights.back(), lengths, batch_sizes, cell,
+                                  batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
@@ -602,6 +626,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
   if (d_output) call.check("d_output", *d_output, call.shape(l.directions * l.out()));
   if (d_h_n) call.check("d_h_n", *d_h_n, state);
   if (d_c_n) call.check("d_c_n", *d_c_n, c_state);
+  if (want_d_x && l.ids) fail("want_d_x: expected False, as x holds ids, which have no gradient");
   Tensor d_x = call.empty(want_d_x ? call.shape(l.I) : Shape{0}, l.dtype);
   Tensor d_gates = call.empty(call.buffer_shape(call.gates_width()), call.buffer_dtype);
   Tensor d_h0 = call.empty(h0 ? state : Shape{0}, l.dtype);
@@ -626,16 +651,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
 
 // With samples, the batch is that many equal stretches, and each gets gradients of its own: (samples, ...).
 Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
-                        bool batch_first, int64_t proj_size, bool want_bias, int64_t samples, Name impl) {
+                        bool batch_first, int64_t input_size, int64_t proj_size, bool want_bias, int64_t samples,
+                        Name impl) {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, lengths, batch_sizes, cell, batch_first, runner);
+  LayerCall call = describe_input(x, "output", output, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   Layer& l = call.layer;
   const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
   l.directions = d_gates.dim() ? static_cast<int>(d_gates.sizes()[0]) : 0;
   if (l.directions < 1 || l.directions > kMaxDirections)
     fail("d_gates: expected 1 or 2 directions but got ", text(d_gates.sizes()));
+  if (input_size < 1 || (!l.ids && input_size != l.I))
+    fail("input_size: expected ", l.ids ? "at least 1" : std::to_string(l.I), " but got ", input_size);
+  l.I = input_size;
   if (proj_size < 0 || proj_size >= width) fail("proj_size: expected 0 to ", width, " but got ", proj_size);
   l.P = proj_size;
   l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
@@ -658,7 +687,7 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   };
   WeightGrad grad{};
   const int64_t rows = l.gates * l.H;
-  add({rows, l.I}, grad.d_w_ih);
+  add(l.ids ? Shape{l.I, rows} : Shape{rows, l.I}, grad.d_w_ih);
   add({rows, l.out()}, grad.d_w_hh);
   if (want_bias) {
     add({rows}, grad.d_b_ih);
@@ -677,6 +706,9 @@ Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe
   } else {
     for (Tensor& g : grads) torch::stable::zero_(g);
   }
+  if (l.ids)
+    for (int d = 0; d < l.directions; ++d)
+      grads[static_cast<size_t>(d)] = torch::stable::transpose(grads[static_cast<size_t>(d)], -1, -2);
   return grads;
 }
 
@@ -698,7 +730,7 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
       "cell, "
-      "bool batch_first, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
+      "bool batch_first, int input_size, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
 }
 
 #define SF_IMPLEMENT(m)                                 \

@@ -92,7 +92,8 @@ def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Ten
         _, _, b_ih, _, w_hr = by_kind(flat, spec.directions)
         d_weights = torch.ops.seqcls_fast.rnn_weight_grad.default(
             d_gates, x, output, h0, lengths, batch_sizes,
-            spec.cell, spec.batch_first, w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.samples, spec.impl,
+            spec.cell, spec.batch_first, flat[0].size(1), w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.samples,
+            spec.impl,
         )  # fmt: skip
     d_h0, d_c0 = d_h0 if needs[1] else None, d_c0 if needs[2] else None
     return d_x if needs[0] else None, d_h0, d_c0, None, None, *d_weights

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._ext import C
+from .reference import holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 
@@ -48,9 +49,9 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
             raise RuntimeError(f"expected every tensor on the device of x, {x.device}, but one is on {t.device}")
 
 
-def _buffer_dtype(x: Tensor) -> torch.dtype:
-    """Of what is kept per row and step: the CPU's sums, or on CUDA, whose products read it, the dtype of ``x``."""
-    return x.dtype if x.device.type == "cuda" or x.dtype == torch.float64 else torch.float32
+def _buffer_dtype(like: Tensor) -> torch.dtype:
+    """Of what is kept per row and step: the CPU's sums, or on CUDA, whose products read it, the layer's dtype."""
+    return like.dtype if like.device.type == "cuda" or like.dtype == torch.float64 else torch.float32
 
 
 def _fake_forward(
@@ -60,8 +61,9 @@ def _fake_forward(
 ) -> list[Tensor]:  # fmt: skip
     _check_devices(x, h0, c0, lengths, *weights)
     hidden, out = _widths(weights, directions, cell)
-    if weights[0].size(1) != x.size(-1):
-        raise RuntimeError(f"w_ih: expected {x.size(-1)} columns, as x has features, but got {weights[0].size(1)}")
+    w_ih, ids = weights[0], holds_ids(x)
+    if not ids and w_ih.size(1) != x.size(-1):
+        raise RuntimeError(f"w_ih: expected {x.size(-1)} columns, as x has features, but got {w_ih.size(1)}")
     rows = _rows_shape(x, batch_first, batch_sizes)
     if batch_sizes is None:
         batch = rows[1]
@@ -69,14 +71,14 @@ def _fake_forward(
         batch = h0.size(1)
     else:  # the first entry of batch_sizes, which has no value here
         batch = torch.library.get_ctx().new_dynamic_size()
-    results = [x.new_empty(directions, batch, out)]
+    results = [w_ih.new_empty(directions, batch, out)]
     if cell == "lstm":
-        results.append(x.new_empty(directions, batch, hidden))
+        results.append(w_ih.new_empty(directions, batch, hidden))
     if want_output or want_saved:
-        results.append(x.new_empty(*x.shape[:-1], directions * out))
+        results.append(w_ih.new_empty(*(x.shape if ids else x.shape[:-1]), directions * out))
     if want_saved:
         padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
-        results.append(x.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_buffer_dtype(x)))
+        results.append(w_ih.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_buffer_dtype(w_ih)))
     return results
 
 
@@ -98,28 +100,33 @@ def _fake_backward(
     rows = _rows_shape(x, batch_first, batch_sizes)
     projected = len(weights) // directions in (3, 5)
     width = CELLS[cell][1] * hidden + (out + hidden if projected else 0)
-    d_x = x.new_empty(x.shape if want_d_x else (0,))
-    d_gates = x.new_empty((directions, *rows, width), dtype=_buffer_dtype(x))
-    d_h0 = x.new_empty((0,) if h0 is None else h0.shape)
-    d_c0 = x.new_empty((0,) if c0 is None else c0.shape)
+    d_x = output.new_empty(x.shape if want_d_x else (0,))
+    d_gates = output.new_empty((directions, *rows, width), dtype=_buffer_dtype(output))
+    d_h0 = output.new_empty((0,) if h0 is None else h0.shape)
+    d_c0 = output.new_empty((0,) if c0 is None else c0.shape)
     return d_x, d_gates, d_h0, d_c0
 
 
 def _fake_weight_grad(
     d_gates: Tensor, x: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
-    cell: str, batch_first: bool, proj_size: int, want_bias: bool, samples: int, impl: str,
+    cell: str, batch_first: bool, input_size: int, proj_size: int, want_bias: bool, samples: int, impl: str,
 ) -> list[Tensor]:  # fmt: skip
     gates, slots = CELLS[cell]
     directions = d_gates.size(0)
     hidden = d_gates.size(-1) // slots if not proj_size else (d_gates.size(-1) - proj_size) // (slots + 1)
     out = proj_size or hidden
-    shapes: list[tuple[int, ...]] = [(gates * hidden, x.size(-1)), (gates * hidden, out)]
+    shapes: list[tuple[int, ...]] = [(gates * hidden, input_size), (gates * hidden, out)]
     if want_bias:
         shapes += [(gates * hidden,), (gates * hidden,)]
     if proj_size:
         shapes.append((out, hidden))
     each = (samples,) if samples else ()
-    return [x.new_empty(each + shape) for shape in shapes for _ in range(directions)]
+    grads = [output.new_empty(each + shape) for shape in shapes for _ in range(directions)]
+    if holds_ids(x):  # column by column
+        grads[:directions] = [
+            output.new_empty((*each, input_size, gates * hidden)).transpose(-1, -2) for _ in range(directions)
+        ]
+    return grads
 
 
 if C is not None:

@@ -112,6 +112,9 @@ def rnn_layer(
 
     Args:
         x: ``(T, B, I)`` of any strides, ``(B, T, I)`` if ``batch_first``; packed rows ``(N, I)`` with ``batch_sizes``.
+            Or integers without the last dimension: ids, each for a row of ``I`` zeros with a 1 at that index, whose
+            projection is a column of ``w_ih`` and costs no product. Tokens with an embedding ``E`` are such a layer,
+            with ``w_ih = (E @ weight_ih.T).T``.
         w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
         h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
         cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
@@ -169,6 +172,8 @@ def run_layer(
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
     device = x.device.type
+    if reference.holds_ids(x):
+        x = x.to(torch.int64)
     if reference.autocasts(device):
         x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
@@ -182,7 +187,13 @@ def run_layer(
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         reference.check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
         lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
-    if has_kernel and device == "cuda" and x.dtype == torch.float32 and not impl.endswith("-tf32") and _allows_tf32():
+    if (
+        has_kernel
+        and device == "cuda"
+        and weights[0].dtype == torch.float32
+        and not impl.endswith("-tf32")
+        and _allows_tf32()
+    ):
         impl += "-tf32"
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
     function: Any = None

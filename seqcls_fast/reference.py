@@ -13,14 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
-__all__ = ["autocasts", "check_lengths", "rnn_layer"]
+__all__ = ["autocasts", "check_lengths", "holds_ids", "rnn_layer"]
 
 
 def autocasts(device: str) -> bool:
     """Whether autocast is at work on a type of device; meta tensors have none, and asking for it is an error."""
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def holds_ids(x: Tensor) -> bool:
+    """Whether ``x`` names columns of ``w_ih`` instead of holding features."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
@@ -30,8 +35,9 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, valu
     one value to show: there they act as if clamped.
     ``values=False`` leaves them to the caller.
     """
-    if x.dim() != 3:
-        raise RuntimeError(f"lengths: expected None unless x is padded (3-D) but got lengths and a {x.dim()}-D x")
+    dims = 2 if holds_ids(x) else 3
+    if x.dim() != dims:
+        raise RuntimeError(f"lengths: expected None unless x is padded ({dims}-D) but got lengths and a {x.dim()}-D x")
     T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
     if lengths.dim() != 1 or lengths.size(0) != B:
         raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
@@ -83,19 +89,23 @@ def rnn_layer(
         (tensor([[1., 0., 0.],
                 [1., 2., 3.]]), tensor([[1., 3.]]))
     """
-    storage, compute = x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32
+    storage = w_hh[0].dtype
+    compute = torch.float64 if storage == torch.float64 else torch.float32
     valid = None  # (T, B, 1), where x is data and not padding
     if batch_sizes is not None:  # padded here; rows come back through the same mask, in the same order
         valid = torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)
         valid = valid.unsqueeze(2).to(x.device)
-        x = x.new_zeros(*valid.shape[:2], x.size(1)).index_put((valid.squeeze(2),), x)
+        x = x.new_zeros(*valid.shape[:2], *x.shape[1:]).index_put((valid.squeeze(2),), x)
     elif batch_first:
         x = x.transpose(0, 1)
     if lengths is not None:
         valid = (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
     if x.size(0) == 0:
         raise RuntimeError("x: expected at least one step but got none")
-    x = x.to(compute) if valid is None else torch.where(valid, x, 0).to(compute)
+    if valid is not None:
+        x = torch.where(valid if x.dim() == 3 else valid.squeeze(2), x, 0)
+    if not holds_ids(x):
+        x = x.to(compute)
 
     # autocast would narrow the projections, whose sums are the one thing kept wide
     device = x.device.type
@@ -105,7 +115,8 @@ def rnn_layer(
         weights = [w[d].to(compute) if w else None for w in (w_ih, w_hh, b_ih, b_hh, w_hr)]
         width = w_hh[d].size(1), (w_hr or w_hh)[d].size(1)  # of h and of c
         h, c = (
-            x.new_zeros(x.size(1), n) if s is None else s[d].to(compute) for s, n in zip((h0, c0), width, strict=True)
+            w_hh[0].new_zeros(x.size(1), n, dtype=compute) if s is None else s[d].to(compute)
+            for s, n in zip((h0, c0), width, strict=True)
         )
         with autocast_off:
             steps, h, c = _one_direction(cell, x, h, c, weights, valid, storage, reverse=d == 1)
@@ -137,7 +148,7 @@ def _one_direction(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The states after every step ``(T, B, Hout)`` and the last ones, in the compute dtype."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    from_x = linear(x, w_ih, b_ih)  # (T, B, G * H)
+    from_x = _columns(w_ih, b_ih, x) if holds_ids(x) else linear(x, w_ih, b_ih)  # (T, B, G * H)
     steps = [h] * x.size(0)
     for t in range(x.size(0))[:: -1 if reverse else 1]:
         old_h, old_c = h, c
@@ -146,11 +157,22 @@ def _one_direction(
         h, c = _step(cell, from_x[t], linear(h, w_hh, b_hh), h, c)
         if w_hr is not None:
             h = linear(h, w_hr)
-        h = h.to(storage).to(x.dtype)  # what the next step reads is what is stored
+        h = h.to(storage).to(w_hh.dtype)  # what the next step reads is what is stored
         if valid is not None:
             h, c = torch.where(valid[t], h, old_h), torch.where(valid[t], c, old_c)
         steps[t] = h
     return torch.stack(steps), h, c
+
+
+def _columns(w_ih: Tensor, b_ih: Tensor | None, ids: Tensor) -> Tensor:
+    """What ``linear`` makes of rows that are 1 where their ids are and 0 elsewhere."""
+    if ids.numel() and _readable(ids):
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= w_ih.size(1):
+            bad = low if low < 0 else high
+            raise RuntimeError(f"x: expected ids from 0 to {w_ih.size(1) - 1}, the columns of w_ih, but got {bad}")
+    columns = embedding(ids, w_ih.t())
+    return columns if b_ih is None else columns + b_ih
 
 
 def _step(cell: str, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

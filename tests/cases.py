@@ -45,6 +45,7 @@ class Case:
     dtype: str = "float32"
     layout: str = "time_first"
     want_output: bool = True
+    ids: bool = False  # x holds them: each in the place of I features
 
     @property
     def G(self) -> int:
@@ -82,7 +83,7 @@ class Case:
     def __str__(self) -> str:
         flags = [f"d{self.directions}", self.lengths, self.layout]
         flags += ["" if self.bias else "nobias", f"p{self.P}" if self.proj else "", "h0" if self.state else ""]
-        flags += ["" if self.want_output else "noout"]
+        flags += ["" if self.want_output else "noout", "ids" if self.ids else ""]
         return "-".join([self.cell, self.dtype, f"T{self.T}B{self.B}I{self.I}H{self.H}", *filter(None, flags)])
 
 
@@ -101,6 +102,7 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "dtype": FLOATS + HALVES,
     "layout": LAYOUTS,
     "want_output": (True, False),
+    "ids": (False, False, True),
 }
 
 
@@ -166,6 +168,8 @@ LARGE = (
     Case("rnn_relu", T=300, B=3, I=2, H=9, lengths="one_long", directions=2),
     Case("lstm", T=2, B=257, I=33, H=96, lengths="random", dtype="bfloat16", proj=True),
     Case("gru", T=3, B=7, I=300, H=260, dtype="bfloat16", layout="packed", lengths="random"),
+    Case("gru", T=40, B=31, I=3, H=100, directions=2, lengths="zeros", ids=True),  # each id hundreds of times
+    Case("lstm", T=3, B=9, I=5000, H=65, layout="batch_first", dtype="float16", ids=True),  # most never
 )
 
 # Few rows of a wide layer in one direction, which several threads can only share by splitting the units.
@@ -176,6 +180,7 @@ WIDE = (
     Case("rnn_relu", T=3, B=2, I=130, H=512, lengths="one_long", want_output=False, dtype="float64"),
     Case("gru", T=7, B=2, I=16, H=272, layout="strided", dtype="float16"),
     Case("lstm", T=4, B=3, I=31, H=300, lengths="random", proj=True),
+    Case("gru", T=4, B=2, I=31, H=300, lengths="random", ids=True),
 )
 
 
@@ -183,7 +188,7 @@ WIDE = (
 class Problem:
     """The numbers of a case in float64, padded and time-first whatever its layout; exact in the case's dtype."""
 
-    inputs: dict[str, Tensor]  # x, w_ih[0], ..., h0, c0: everything that has a gradient
+    inputs: dict[str, Tensor]  # x, w_ih[0], ..., h0, c0: everything that has a gradient, or is int64
     lengths: Tensor | None  # (B,), any order; descending for a packed layout
     cotangents: dict[str, Tensor]  # incoming gradients of output, h_n, c_n
 
@@ -202,7 +207,7 @@ def build(case: Case) -> Problem:
         return exact((torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1) * scale)
 
     D, B, H, rows = case.directions, case.B, case.H, case.G * case.H
-    x = normal(case.T, B, case.I)
+    x = torch.randint(case.I, (case.T, B), generator=g) if case.ids else normal(case.T, B, case.I)
     inputs = {"x": x[:1].expand_as(x).clone() if case.layout == "expanded" else x}
     widths = {"w_ih": (rows, case.I), "w_hh": (rows, case.out)}
     widths |= {"b_ih": (rows,), "b_hh": (rows,)} if case.bias else {}

@@ -20,6 +20,7 @@ from seqcls_fast import ops, reference
 from tolerances import tolerance
 
 NAN = float("nan")
+FAR = 1 << 40  # as an id: no column's
 Named = dict[str, Tensor]
 
 
@@ -36,9 +37,13 @@ def poisoned_memory() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
+def poison(t: Tensor) -> float:
+    return NAN if t.is_floating_point() else FAR
+
+
 def guarded(t: Tensor, margin: int = 67) -> Tensor:
     """A contiguous copy of `t` with NaN before and after it, aligned to no more than one element."""
-    buffer = torch.full((t.numel() + 2 * margin,), NAN, dtype=t.dtype)
+    buffer = torch.full((t.numel() + 2 * margin,), poison(t), dtype=t.dtype)
     inside = buffer[margin : margin + t.numel()].view(t.shape)
     return inside.copy_(t)
 
@@ -54,8 +59,10 @@ def batch_sizes(lengths: Tensor) -> Tensor:
 
 
 def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True) -> Tensor:
-    """(T, B, F) float64 -> the case's layout and dtype, NaN wherever nothing may be read."""
-    t = t.to(case.torch_dtype)
+    """(T, B, F) float64, or (T, B) ids -> the case's layout and dtype, NaN wherever nothing may be read."""
+    if t.dim() == 2:
+        return lay_out(t[:, :, None], case, lengths).squeeze(-1)
+    t = t.to(case.torch_dtype) if t.is_floating_point() else t
     if case.layout == "packed":
         assert lengths is not None
         return guarded(torch.cat([step[:n] for step, n in zip(t, batch_sizes(lengths).tolist(), strict=False)]))
@@ -63,13 +70,13 @@ def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True
         return guarded(t[:1]).expand_as(t)
     beyond = padding(lengths, case.T)
     if beyond is not None:
-        t = t.masked_fill(beyond[:, :, None], NAN)
+        t = t.masked_fill(beyond[:, :, None], poison(t))
     if case.layout == "batch_first":
         return guarded(t.transpose(0, 1))
     if case.layout == "features_first":
         return guarded(t.permute(2, 1, 0)).permute(2, 1, 0)
     if case.layout == "strided":
-        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), NAN, dtype=t.dtype)
+        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), poison(t), dtype=t.dtype)
         return buffer[1:-1, :-1, 2:-1].copy_(t)
     return guarded(t)
 
@@ -89,7 +96,13 @@ def arguments(case: Case, problem: Problem) -> Named:
     """Leaves that require a gradient, in the case's dtype and layout."""
     placed = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.inputs.items() if name != "x"}
     placed["x"] = lay_out(problem.inputs["x"], case, problem.lengths)
-    return {name: placed[name].detach().requires_grad_() for name in problem.inputs}
+    if case.ids and case.seed % 3:  # a table, whose rows are w_ih's columns
+        placed |= {name: guarded(t.t()).t() for name, t in placed.items() if name.startswith("w_ih")}
+    return {name: leaf(placed[name]) for name in problem.inputs}
+
+
+def leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_(t.is_floating_point())
 
 
 def keywords(case: Case, problem: Problem) -> dict[str, Any]:
@@ -115,7 +128,8 @@ def layer(inputs: Named, **options: Any) -> Named:
 
 
 def gradients(results: Named, inputs: Named, cotangents: Named, **options: Any) -> Named:
-    """d input for every input by name, zero where the graph does not reach it."""
+    """d input for every input but ids by name, zero where the graph does not reach it."""
+    inputs = {name: t for name, t in inputs.items() if t.is_floating_point()}
     wanted = [results[name] for name in cotangents]
     found = torch.autograd.grad(
         wanted, list(inputs.values()), list(cotangents.values()), allow_unused=True, materialize_grads=True, **options
@@ -127,7 +141,7 @@ def gradients(results: Named, inputs: Named, cotangents: Named, **options: Any) 
 def expected(case: Case) -> Named:
     """Results and gradients of the float64 reference, time-first."""
     problem = build(case)
-    inputs = {name: t.clone().requires_grad_() for name, t in problem.inputs.items()}
+    inputs = {name: leaf(t.clone()) for name, t in problem.inputs.items()}
     results = layer(inputs, cell=case.cell, lengths=problem.lengths, want_output=case.want_output)
     return {name: t.detach() for name, t in results.items()} | gradients(results, inputs, problem.cotangents)
 
@@ -142,7 +156,7 @@ def measured(case: Case, impl: str) -> Named:
         cotangents = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.cotangents.items()}
         if "output" in cotangents:
             cotangents["output"] = lay_out(problem.cotangents["output"], case, lengths, is_input=False)
-        spoiled = {name: torch.full_like(t, NAN, requires_grad=True) for name, t in inputs.items()}
+        spoiled = {name: leaf(torch.full_like(t, NAN)) if t.requires_grad else t for name, t in inputs.items()}
         gradients(layer(spoiled, **options), spoiled, cotangents)  # leaves NaN in every buffer that is used again
         results = layer(inputs, **options)
         found = {name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents)

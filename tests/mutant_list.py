@@ -28,13 +28,18 @@ PYTHON = [
     Mutant("lstm gates g and o swapped", REFERENCE, "i, f, g, o = (from_x", "i, f, o, g = (from_x"),
     Mutant("lstm output without tanh", REFERENCE, "torch.sigmoid(o) * torch.tanh(c)", "torch.sigmoid(o) * c"),
     Mutant("b_hh dropped", REFERENCE, "linear(h, w_hh, b_hh)", "linear(h, w_hh)"),
-    Mutant("padding multiplied away", REFERENCE, "torch.where(valid, x, 0)", "(x * valid)"),
+    Mutant(
+        "padding multiplied away",
+        REFERENCE,
+        "torch.where(valid if x.dim() == 3 else valid.squeeze(2), x, 0)",
+        "x * (valid if x.dim() == 3 else valid.squeeze(2))",
+    ),
     Mutant("reverse direction runs forward", REFERENCE, "[:: -1 if reverse else 1]", "[::1]"),
     Mutant("c goes on after the end", REFERENCE, "torch.where(valid[t], c, old_c)", "c"),
-    Mutant("h not rounded between steps", REFERENCE, "h = h.to(storage).to(x.dtype)", "h = h.to(x.dtype)"),
+    Mutant("h not rounded between steps", REFERENCE, "h = h.to(storage).to(w_hh.dtype)", "h = h.to(w_hh.dtype)"),
     Mutant("output beyond the length kept", REFERENCE, "output = torch.where(valid, output, 0)", "pass"),
     Mutant("length T + 1 accepted", REFERENCE, "high > T", "high > T + 1"),
-    Mutant("length -1 accepted", REFERENCE, "low < 0", "low < -1"),
+    Mutant("length -1 accepted", REFERENCE, "low < 0 or high > T", "low < -1 or high > T"),
     Mutant("last step of a row lost", REFERENCE, ".unsqueeze(1) < lengths)", ".unsqueeze(1) < lengths - 1)"),
     Mutant("packed states not in caller's order", NN, "state.index_select(1, restore)", "state"),
     Mutant("packed hx not sorted", NN, "state.index_select(1, order)", "state"),
@@ -126,6 +131,18 @@ PYTHON = [
         "            module.training = True\n",
     ),
     Mutant("file written in place", EXPORT, "program.save(Path(folder, path.name))", "program.save(path)"),
+    Mutant(
+        "reference: ids without b_ih",
+        "seqcls_fast/reference.py",
+        "columns if b_ih is None else columns + b_ih",
+        "columns",
+    ),
+    Mutant(
+        "shapes: d_w_ih of ids by row",
+        "seqcls_fast/_shapes.py",
+        "output.new_empty((*each, input_size, gates * hidden)).transpose(-1, -2)",
+        "output.new_empty((*each, gates * hidden, input_size))",
+    ),
 ]
 
 CELLS = "csrc/core/cells.h"
@@ -190,8 +207,8 @@ COMPILED = [
     Mutant(
         "projection of the first chunk only",
         FORWARD,
-        "if (in_chunk == 0) project_chunk",
-        "if (step == 0) project_chunk",
+        "else if (in_chunk == 0)",
+        "else if (step == 0)",
     ),
     Mutant("h not rounded between steps (C++)", FORWARD, "if (dtype_of<E>() != layer_.dtype) {", "if (false) {"),
     Mutant("relu drops NaN", VECTORS, "select(x < 0, FloatVec{}, x)", "select(x > 0, x, FloatVec{})"),
@@ -228,12 +245,27 @@ COMPILED = [
         "data_of(state) + d * strides[0]",
         "data_of(state) + 0 * strides[0]",
     ),
+    Mutant("ids unchecked", DISPATCH, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
+    Mutant("columns of samples in one place", DISPATCH, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
+    Mutant("column without the bias", FORWARD, "typename F::V sum = load(bias + at);", "typename F::V sum{};"),
+    Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),
+    Mutant(
+        "a run's last rows",
+        WEIGHTS,
+        "run_ends = (k + 1) % kRun == 0 || k + 1 == count",
+        "run_ends = (k + 1) % kRun == 0",
+    ),
 ]
 
 STEPS = "csrc/cuda/steps.cuh"
 RECURRENCE = "csrc/cuda/recurrence.cuh"
 CLUSTER = "csrc/cuda/cluster.cuh"
 GRID = "csrc/cuda/grid.cuh"
+PREPARE = "csrc/cuda/prepare.cuh"
+PRODUCTS = "csrc/cuda/products.cu"
+LAUNCH = "csrc/cuda/launch.cu"
+STEPWISE = "csrc/cuda/stepwise.cuh"
+IDS = "csrc/cuda/ids.cuh"
 
 CUDA = [
     Mutant(
@@ -266,6 +298,68 @@ CUDA = [
     Mutant("CUDA: waits for the wrong phase", CLUSTER, "(step - 1) / 2 & 1", "step / 2 & 1"),
     Mutant("CUDA: expects one block's bytes", CLUSTER, "bytes(a.groups *", "bytes(a.block_groups *"),
     Mutant("CUDA: any tag will do", GRID, "(found[j] >> 32) != static_cast<uint32_t>(step)", "(found[j] >> 32) == 0"),
+    Mutant(
+        "CUDA: slice written while it is sent",
+        GRID,
+        "    warp_sync();\n  }\n  SF_DEVICE void end",
+        "  }\n  SF_DEVICE void end",
+    ),
+    Mutant("CUDA: without low times high", "csrc/cuda/precision.cuh", "mma_tf32(d, a[1], b[0][0], b[0][1]);", ""),
+    Mutant(
+        "CUDA: high and low weights swapped",
+        "csrc/cuda/pack.cuh",
+        "(i / 32 * kPlanes + plane)",
+        "(i / 32 * kPlanes + kPlanes - 1 - plane)",
+    ),
+    Mutant(
+        "CUDA: b_hh in the input's slots",
+        PREPARE,
+        "b_hh.data && Cell::hidden_slot(gate) == slot",
+        "b_hh.data && gate == slot",
+    ),
+    Mutant("CUDA: equal lengths, one rank", PREPARE, "theirs > mine || (theirs == mine && other < b)", "theirs > mine"),
+    Mutant(
+        "CUDA: sum without its parts' last rows",
+        PREPARE,
+        "? (part + 1) * each : a.rows",
+        "? (part + 1) * each - 1 : a.rows",
+    ),
+    Mutant("CUDA: packed rows a step late", PREPARE, "if (t_row[middle] <= i)", "if (t_row[middle] < i)"),
+    Mutant(
+        "CUDA: projection of the first chunk",
+        PRODUCTS,
+        "p.a = static_cast<const char*>(x.data) + first_row(l, begin) * x.stride * size;",
+        "p.a = x.data;",
+    ),
+    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "part = d ? count - 1 - i : i;", "part = i;"),
+    Mutant("CUDA: d_x of the last direction", PRODUCTS, "p.accumulate = d > 0;", "p.accumulate = false;"),
+    Mutant("CUDA: d_x by time", PRODUCTS, "p.c_batch = l.T * l.I;", "p.c_batch = l.B * l.I;"),
+    Mutant(
+        "CUDA: d_w_hh of the input's slots", PRODUCTS, "product(info.hidden_slot[first] * l.H,", "product(first * l.H,"
+    ),
+    Mutant("CUDA: samples overlap", PRODUCTS, "p.c_batch = c_rows * n;", "p.c_batch = n;"),
+    Mutant("CUDA: carried states not swapped", LAUNCH, "std::swap(carried[0], carried[1]);", ""),
+    Mutant("CUDA: tags of the last launch", LAUNCH, "if (sweep.words) q.zero(sweep.words, word_bytes);", ""),
+    Mutant(
+        "CUDA: output beyond the length", LAUNCH, "if (f.output[0].data && l.lengths && !l.packed_rows)", "if (false)"
+    ),
+    Mutant(
+        "CUDA: d_gates beyond the length", LAUNCH, "if (l.lengths && !l.packed_rows) q.zero(b", "if (false) q.zero(b"
+    ),
+    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
+    Mutant(
+        "CUDA: stepwise gives on what ended",
+        STEPWISE,
+        "      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);\n",
+        "",
+    ),
+    Mutant("CUDA: ids beyond the length", IDS, "return !lengths || p.t < lengths[p.b];", "return true;"),
+    Mutant("CUDA: any id has a column", IDS, "return id >= 0 && id < columns;", "return id >= 0;"),
+    Mutant("CUDA: columns of samples in one place", IDS, "p.b / (a.ids.B / a.samples) * a.ids.columns + id", "id"),
+    Mutant("CUDA: gates of a column side by side", IDS, "to[i / a.H * a.gate_width", "to[i / a.H * a.H"),
+    Mutant("CUDA: a run that goes on is done", IDS, "else if (a.goes_on(i))", "else if (false)"),
+    Mutant("CUDA: a long run's second head", IDS, "next < stretches && a.keys", "next < stretch + 2 && a.keys"),
+    Mutant("CUDA: a run in the middle of its own", IDS, "key >= a.columns || began_before ||", "key >= a.columns ||"),
 ]
 
 MUTANTS = PYTHON + COMPILED + CUDA

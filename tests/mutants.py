@@ -24,11 +24,19 @@ from mutant_list import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = Path("build", "simt")  # objects of tests/simt
 ISA = "base"  # the quickest to build; the broken sources are those of every ISA
-KERNELS = ("test_backends.py", "test_bitwise.py", "test_gradients.py", "test_hypothesis.py", "test_limits.py")
+KERNELS = (
+    "test_backends.py",
+    "test_bitwise.py",
+    "test_gradients.py",
+    "test_hypothesis.py",
+    "test_limits.py",
+    "test_ids.py",
+)
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
     "csrc/bindings": ("test_ops.py", *KERNELS),
     "csrc/cpu/dispatch": (*KERNELS, "test_func.py"),
     "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
+    "csrc/cuda/ids": ("test_ids.py", "test_simt.py"),
     "csrc/cuda": ("test_simt.py",),
     "csrc": KERNELS,
     "seqcls_fast/ops.py": (

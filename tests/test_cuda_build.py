@@ -57,7 +57,7 @@ def run(cell: str, x: Tensor, weights: list[Tensor], impl: str) -> dict[str, lis
         "rnn_forward": forward,
         "rnn_layer": ops.rnn_layer(x, weights, *none, cell, 2, False, True, impl),
         "rnn_backward": [d_x, d_gates, d_h0, d_c0],
-        "rnn_weight_grad": ops.rnn_weight_grad(d_gates, x, output, None, None, None, cell, False, 0, True, 0, impl),
+        "rnn_weight_grad": ops.rnn_weight_grad(d_gates, x, output, None, None, None, cell, False, I, 0, True, 0, impl),
     }
 
 

@@ -218,10 +218,11 @@ def test_padding_is_not_read_under_vmap(compiled: str) -> None:
         close(function(s.weights, spoiled, LENGTHS), function(s.weights, s.x, LENGTHS))
 
 
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, compiled: str) -> None:
+def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, ids: bool, compiled: str) -> None:
     """In float32, at sizes with remainders, with threads, lengths and h0: rnn_weight_grad over samples is exact."""
-    case = Case(cell, T=9, B=6, I=37, H=33, directions=2, lengths="zeros", proj=cell == "lstm")
+    case = Case(cell, T=9, B=6, I=37, H=33, directions=2, lengths="zeros", proj=cell == "lstm", ids=ids)
     problem = build(case)
     inputs, options = {k: t.detach() for k, t in arguments(case, problem).items()}, keywords(case, problem)
     options |= {"impl": compiled}
@@ -252,7 +253,7 @@ def test_samples_of_the_op(compiled: str) -> None:
     h_n, output, saved = library.rnn_forward(x, weights, None, None, None, None, "gru", 1, False, True, True, compiled)
     rest = ("gru", 1, False, True, compiled)
     gates = library.rnn_backward(None, h_n, None, x, weights, None, None, None, None, output, saved, *rest)[1]
-    tail = (None, None, None, "gru", False, 0, True)
+    tail = (None, None, None, "gru", False, 3, 0, True)
     whole = library.rnn_weight_grad(gates, x, output, *tail, 0, compiled)
     for samples in (1, 2, 3, 6):
         parts = library.rnn_weight_grad(gates, x, output, *tail, samples, compiled)

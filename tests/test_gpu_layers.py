@@ -242,6 +242,13 @@ def test_wrong_results_fail(
     assert f"ragged base: {name}: error " in answer["failed"]
 
 
+@compiled
+def test_ids_are_checked_against_one_hot_rows_of_nn() -> None:
+    answer = gpu_layers.check_layer(CpuDevice(), "gru", "fp32", gpu_layers.IDS_SIZE)
+    assert "failed" not in answer
+    assert {"nn", "base"} <= answer["ids"].keys()
+
+
 def test_twice_the_error_of_nn_is_allowed() -> None:
     case = gpu_layers.variants("gru", "bf16", 9)["padded"]
     limit = gpu_layers.bound(case, "h_n")

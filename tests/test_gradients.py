@@ -24,9 +24,12 @@ VARIANTS = [Case(cell, **FULL) for cell in CELLS] + [
     Case("lstm", **FULL | {"proj": True}),
     Case("lstm", **TINY | {"proj": True, "lengths": "one_long", "layout": "packed"}),
     Case("rnn_tanh", **TINY | {"layout": "features_first", "lengths": "equal"}),
+    Case("gru", **FULL | {"ids": True}),
+    Case("lstm", **TINY | {"ids": True, "layout": "packed", "lengths": "random"}),
 ]
 PLAIN = [Case(cell, T=5, B=4, I=6, H=9, directions=2, lengths="random", dtype="float64") for cell in CELLS]
 PLAIN.append(Case("lstm", T=5, B=4, I=6, H=9, proj=True, dtype="float64"))
+PLAIN.append(Case("gru", T=5, B=4, I=6, H=9, directions=2, dtype="float64", ids=True))
 
 
 def tensors_and_call(case: Case, impl: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
@@ -67,7 +70,7 @@ def test_only_some_outputs_used(case: Case, impl: str) -> None:
 def test_only_some_inputs_need_gradients(case: Case, impl: str) -> None:
     inputs, options, cotangents = tensors_and_call(case, impl)
     wanted = gradients(layer(inputs, **options), inputs, cotangents)
-    for name in inputs:
+    for name in [name for name, t in inputs.items() if t.requires_grad]:
         alone = {key: t.detach().requires_grad_(key == name) for key, t in inputs.items()}
         found = gradients(layer(alone, **options), {name: alone[name]}, cotangents)[f"d {name}"]
         torch.testing.assert_close(found, wanted[f"d {name}"], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
@@ -82,7 +85,9 @@ def test_expanded_and_strided_incoming_gradients(case: Case, impl: str) -> None:
     expanded = {name: torch.ones((), dtype=t.dtype).expand_as(t) for name, t in cotangents.items()}
     torch.testing.assert_close(gradients(layer(inputs, **options), inputs, expanded), wanted, rtol=0, atol=0)
     torch.stack([t.sum() for t in layer(inputs, **options).values()]).sum().backward()
-    torch.testing.assert_close({f"d {name}": t.grad for name, t in inputs.items()}, wanted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        {f"d {name}": t.grad for name, t in inputs.items() if t.requires_grad}, wanted, rtol=0, atol=0
+    )
 
     wanted = gradients(layer(inputs, **options), inputs, cotangents)
     strided = {name: t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for name, t in cotangents.items()}
@@ -103,11 +108,12 @@ def test_second_backward_through_a_retained_graph(case: Case, impl: str) -> None
 def test_double_backward_matches_reference(case: Case, dtype: str, impl: str) -> None:
     case = Case(**vars(case) | {"dtype": dtype})
     problem = build(case)
-    directions = [torch.randn_like(t) for t in arguments(case, problem).values()]
+    directions = [torch.randn_like(t) for t in arguments(case, problem).values() if t.requires_grad]
 
     def second(options: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        inputs = {name: t.detach().to(dtype).requires_grad_() for name, t in arguments(case, problem).items()}
-        results = layer(inputs, **options)
+        given = arguments(case, problem)
+        inputs = {name: t.detach().to(dtype).requires_grad_() for name, t in given.items() if t.requires_grad}
+        results = layer(given | inputs, **options)
         cotangents = {name: torch.ones_like(t).requires_grad_() for name, t in results.items()}
         first = gradients(results, inputs, cotangents, create_graph=True)
         product = torch.stack([(t * v).sum() for t, v in zip(first.values(), directions, strict=True)]).sum()

@@ -33,6 +33,7 @@ anything = st.builds(
     dtype=st.sampled_from(FLOATS + HALVES),
     layout=st.sampled_from(LAYOUTS),
     want_output=st.booleans(),
+    ids=st.booleans(),
 ).filter(lambda case: case.valid)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import seqcls_fast as sf
 from cases import CELLS, GATES, HALVES, Case, build
-from checks import gradients, layer
+from checks import gradients, layer, roundings
+from tolerances import tolerance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,8 +109,10 @@ def test_nan_and_inf_as_torch(cell: str, dtype: str, hidden: int, impl: str) -> 
             assert not len(elsewhere), (
                 f"{name}: {kind.__name__} differs first at (t, row, unit) {elsewhere[0].tolist()}"
             )
-        close = {"rtol": 0.05, "atol": 0.05} if halves else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(got, want, equal_nan=True, **close)
+        finite = want.isfinite()
+        largest = want.where(finite, 0).abs().amax((0, 2), keepdim=True)  # of a row: some hold 1e4
+        off = (got - want).where(finite, 0).abs() / largest.clamp(min=torch.finfo(want.dtype).tiny)
+        assert off.max() <= tolerance(case.torch_dtype, roundings(case, name)), name
 
 
 @pytest.mark.parametrize("cell", CELLS)

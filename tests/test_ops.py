@@ -29,11 +29,13 @@ FULL = [
     Case("lstm", H=32, proj=True, dtype="float64", layout="batch_first"),
     Case("gru", H=16, layout="packed", dtype="bfloat16"),
     Case("rnn_tanh", H=16, bias=False, state=False, want_output=False),
+    Case("gru", H=16, directions=2, ids=True),
 ]
 RAGGED = [
     *(Case(cell, directions=2, lengths="random") for cell in CELLS),
     Case("lstm", proj=True, lengths="zeros", layout="batch_first"),
     Case("gru", lengths="random", layout="packed", state=False, dtype="bfloat16"),
+    Case("lstm", lengths="random", layout="batch_first", ids=True),
 ]
 
 
@@ -80,12 +82,13 @@ def test_opcheck_of_exported_programs(case: Case, train: bool, compiled: str) ->
     for want_output in (True, False):
         tail = (options["cell"], case.directions, options["batch_first"], want_output, compiled)
         args = (*forward_arguments(tensors), *tail)
-        leaves = [t.requires_grad_() for t in (args[0], *args[1], *args[2:4]) if t is not None and train]
+        given = (args[0], *args[1], *args[2:4])
+        leaves = [t.requires_grad_() for t in given if train and t is not None and t.is_floating_point()]
         results = opcheck(torch.ops.seqcls_fast.rnn_layer, *args, checks=ALL_CHECKS)
         if train:
-            given = (tensors[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "h0", "c0"))
+            rest = (tensors[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "h0", "c0"))
             keywords = {name: tensors[name] for name in ("lengths", "batch_sizes")}
-            output, *finals = ops.rnn_layer(tensors["x"], *given, **keywords, **options, want_output=want_output)
+            output, *finals = ops.rnn_layer(tensors["x"], *rest, **keywords, **options, want_output=want_output)
             wanted = [t for t in (*finals, output if want_output else None) if t is not None]
             found = (torch.autograd.grad(r, leaves, [t.cos() for t in r], allow_unused=True) for r in (results, wanted))
             for a, b in zip(*found, strict=True):
@@ -106,12 +109,12 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
     d_c_n = torch.randn_like(c_n[0]) if c_n else None
     for grads in ((d_output, torch.randn_like(h_n), d_c_n), (None, torch.randn_like(h_n), None)):
         _, d_gates, *_ = opcheck(
-            library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first, True, impl
+            library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first, not case.ids, impl
         )
     for samples in (0, case.B) if case.layout != "packed" else (0,):
         opcheck(
-            library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.P,
-            case.bias, samples, impl,
+            library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.I,
+            case.P, case.bias, samples, impl,
         )  # fmt: skip
 
 
@@ -136,7 +139,18 @@ def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) 
         )
     with pytest.raises(RuntimeError, match="d_gates"):
         torch.ops.seqcls_fast.rnn_weight_grad.default(
-            torch.zeros(1, 3, 3, 1), tensors["x"], output, tensors["h0"], None, None, *tail[:2], 0, True, compiled
+            torch.zeros(1, 3, 3, 1),
+            tensors["x"],
+            output,
+            tensors["h0"],
+            None,
+            None,
+            *tail[:2],
+            case.I,
+            0,
+            True,
+            0,
+            compiled,
         )
 
 

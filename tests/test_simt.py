@@ -45,6 +45,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "lengths": LENGTHS,
     "layout": LAYOUTS,
     "want_output": (True, False),
+    "ids": (False, False, True),
 }
 EASY = ({"H": 7}, {"H": 7, "kernel": ("lstm", "bfloat16", "stepwise")})
 MOST_COST = 60_000_000  # multiply-adds of the forward pass as the tiles have it: a few seconds
@@ -137,6 +138,9 @@ SPECIAL = [
     # several launches, each of several steps
     *(Run(f"simt-{r}", Case(c, T=29, B=9, I=3, H=20, directions=2, lengths="zeros")) for r in REGIMES for c in CELLS),
     *(Run(f"simt-{r}", Case("lstm", B=0, directions=2)) for r in REGIMES),
+    *(Run(f"simt-{r}", Case("gru", T=2, B=0, lengths="random", ids=True)) for r in REGIMES),
+    # ids in runs longer than a stretch of them, within one and across its ends
+    *(Run("simt-onchip", Case("lstm", T=29, B=9, I=I, H=20, lengths="zeros", ids=True)) for I in (1, 2, 9, 400)),
 ]
 
 
@@ -218,7 +222,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_waiting_in_vain_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="a bounded wait ran out"):
+    with pytest.raises(RuntimeError, match="gave up waiting for the other blocks of its grid"):
         measured(Case("gru", T=9, B=3, H=33), "simt-grid-hurried")
 
 

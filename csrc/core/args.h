@@ -36,17 +36,20 @@ struct Layer {
   int cell;  // index in SF_CELLS
   Dtype dtype;
   int directions;
-  int64_t T, B, I, H, P;  // P: projected size, 0 without projection
+  int64_t T, B, I, H, P;  // I: columns of w_ih; P: projected size, 0 without projection
   Matrix w_ih[kMaxDirections], w_hh[kMaxDirections], b_ih[kMaxDirections], b_hh[kMaxDirections], w_hr[kMaxDirections];
   const int64_t* lengths;     // (B,), null: all T
   int64_t packed_rows;        // 0: padded
   const int64_t* host_t_row;  // x.t_row where the host can read it
   Rows x;
+  const int64_t* ids;  // where x holds them: each names the column of w_ih that is its projection; x.data is null then
   Rows h0[kMaxDirections], c0[kMaxDirections];  // t ignored
 
   int64_t gates;  // of the cell
 
   int64_t out() const { return P ? P : H; }
+  int64_t features() const { return ids ? 0 : I; }  // that a product runs over
+  int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
 };
 
@@ -70,7 +73,8 @@ struct WeightGrad {
   Layer layer;
   Rows output[kMaxDirections], d_gates[kMaxDirections];
   char *d_w_ih[kMaxDirections], *d_w_hh[kMaxDirections], *d_b_ih[kMaxDirections], *d_b_hh[kMaxDirections],
-      *d_w_hr[kMaxDirections];  // contiguous, in the layer's dtype; biases and w_hr may be null
+      *d_w_hr[kMaxDirections];  // contiguous, in the layer's dtype; biases and w_hr may be null; with ids d_w_ih is
+                                // (I, gates * H), column by column
   int64_t samples;  // stretches of the batch, as long as one another, whose gradients lie one after the other
 };
 

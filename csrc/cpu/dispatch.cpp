@@ -146,7 +146,9 @@ int64_t steps_of(const Layer& layer) {
   return sum;
 }
 
-int64_t weights_of(const Layer& layer) { return layer.gates * layer.H * (layer.I + layer.out()) + layer.P * layer.H; }
+int64_t weights_of(const Layer& layer) {
+  return layer.gates * layer.H * (layer.features() + layer.out()) + layer.P * layer.H;
+}
 
 // A call's split: every worker runs its pieces one after the other.
 struct Piece {
@@ -296,13 +298,13 @@ bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride =
 // Folds everything the packed form depends on into the key; false where a weight is not contiguous.
 bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
   const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),       static_cast<uint64_t>(layer.dtype),
-                            static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.I),
+                            static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.features()),
                             static_cast<uint64_t>(layer.H),          static_cast<uint64_t>(layer.P),
                             reinterpret_cast<uint64_t>(kernels.name)};
   kernels.fingerprint(shape, sizeof shape, key.words);
   for (int d = 0; d < layer.directions; ++d) {
     for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
-      if (!m->data) continue;
+      if (!m->data || (layer.ids && m == &layer.w_ih[d])) continue;
       if (!contiguous(*m)) return false;
       kernels.fingerprint(m->data, m->rows * m->columns * size_of(layer.dtype), key.words);
     }
@@ -327,6 +329,69 @@ Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
   return packed;
 }
 
+// ---- Ids
+
+// The kernels read wherever an id points.
+void check_ids(const Layer& layer) {
+  if (!layer.ids) return;
+  for (int64_t t = 0; t < layer.T; ++t) {
+    for (int64_t b = 0; b < layer.B; ++b) {
+      if (t >= layer.length(b)) continue;
+      const int64_t id = layer.id(t, b);
+      if (id < 0 || id >= layer.I)
+        throw std::runtime_error("x: expected ids from 0 to " + std::to_string(layer.I - 1) +
+                                 ", the columns of w_ih, but got " + std::to_string(id));
+    }
+  }
+}
+
+// The gradients of the columns of w_ih: each is the sum over the steps whose id named it, of each sample apart. The
+// steps are sorted by sample and id, those of one as they come.
+void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
+  const Layer& layer = call.layer;
+  const int64_t each = layer.B / call.samples, columns = call.samples * layer.I;
+  const auto for_steps = [&](auto&& function) {
+    for (int64_t t = 0; t < layer.T; ++t)
+      for (int64_t b = 0; b < layer.B; ++b)
+        if (t < layer.length(b)) function(t, b, static_cast<size_t>(b / each * layer.I + layer.id(t, b)));
+  };
+  std::vector<int64_t> begin(static_cast<size_t>(columns) + 1);  // of each column's steps
+  for_steps([&](int64_t, int64_t, size_t column) { ++begin[column + 1]; });
+  for (size_t i = 1; i < begin.size(); ++i) begin[i] += begin[i - 1];
+  struct Step {
+    int64_t t, b;
+  };
+  std::vector<Step> steps(static_cast<size_t>(begin.back()));
+  std::vector<int64_t> next = begin;
+  for_steps([&](int64_t t, int64_t b, size_t column) { steps[static_cast<size_t>(next[column]++)] = {t, b}; });
+
+  const int64_t row_bytes = layer.gates * layer.H * size_of(layer.dtype);
+  // where a worker's columns begin, reading a row counted like writing one
+  const auto share = [&](int64_t worker) {
+    const int64_t goal = (columns + begin.back()) * worker / workers;
+    int64_t low = 0, high = columns;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      begin[static_cast<size_t>(middle)] + middle < goal ? low = middle + 1 : high = middle;
+    }
+    return low;
+  };
+  parallel(workers, [&](int64_t first, int64_t last) {
+    std::vector<const char*> rows;
+    for (int d = 0; d < layer.directions; ++d) {
+      const Rows& from = call.d_gates[d];
+      for (int64_t column = share(first); column < share(last); ++column) {
+        rows.clear();
+        for (int64_t i = begin[static_cast<size_t>(column)]; i < begin[static_cast<size_t>(column) + 1]; ++i) {
+          const auto [t, b] = steps[static_cast<size_t>(i)];
+          rows.push_back(from.data + from.offset(t, b) * size_of(from.dtype));
+        }
+        kernels.sum_rows(layer, rows.data(), static_cast<int64_t>(rows.size()), call.d_w_ih[d] + column * row_bytes);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 const Kernels& kernels_for(const std::string& impl) {
@@ -349,6 +414,7 @@ std::vector<std::string> cpu_features() { return detect_features(); }
 
 void run_forward(const Kernels& kernels, const Forward& call) {
   const Layer& layer = call.layer;
+  check_ids(layer);
   const Packed packed = pack_forward(kernels, layer, call.saved[0].data != nullptr);
   const int64_t each = kernels.packed_forward_size(layer);
   const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));
@@ -388,6 +454,7 @@ void run_backward(const Kernels& kernels, const Backward& call) {
 
 void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
   const Layer& layer = call.layer;
+  check_ids(layer);
   const std::vector<int64_t> rows = longest_first(layer, call.samples);
   const int64_t workers = threads_for(steps_of(layer) * layer.directions * weights_of(layer));
   const int64_t whole = layer.directions * call.samples, count = layer.B / call.samples;
@@ -405,6 +472,8 @@ void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
                            rows.data() + sample * count, count, scratch.data()});
     }
   });
+  if (layer.ids)
+    id_grad(kernels, call, threads_for((steps_of(layer) + call.samples * layer.I) * layer.gates * layer.H * 4));
 }
 
 int64_t packed_cache_size() { return packed_cache().size(); }

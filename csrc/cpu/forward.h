@@ -1,7 +1,7 @@
 // The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to
 // the output besides: the output's rows often lie a power of two apart and would evict each other. The projection is
 // fused into the step, or done first, in time chunks, for one or two rows, where streaming the weights would dominate.
-// Both give the same bits: the sums run in the same order.
+// Both give the same bits: the sums run in the same order. Where x holds ids it is a column of the weights.
 #pragma once
 
 #include "kernels.h"
@@ -163,9 +163,9 @@ class ForwardPass {
     h_stride_ = padded(out_);
     start_size_ = padded_ * kS;
     Arena own(scratch);
-    project_first_ = n_ <= 2;
+    project_first_ = n_ <= 2 || l.ids;
     chunk_ = 1;
-    if (project_first_) {
+    if (project_first_ && !l.ids) {
       const int64_t fit = kChunkBytes / (start_size_ * static_cast<int64_t>(sizeof(A)) * (n_ ? n_ : 1));
       chunk_ = fit < 6 ? 6 : fit > 48 ? 48 : fit;
       if (chunk_ > l.T) chunk_ = l.T;
@@ -184,7 +184,7 @@ class ForwardPass {
     proj_rows_ = own.template take<A*>(l.P ? n_ : 0);
     saved_ = own.template take<A*>(n_);
     c_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
-    x_ = {l.x, l.I, nullptr, (l.I + 63) / 64 * 64};
+    x_ = {l.x, l.features(), nullptr, (l.features() + 63) / 64 * 64};
     x_.scratch = own.template take<E>(x_.direct() ? 0 : rows_x * x_.slot_stride);
     Arena common(shared);
     ring_[0] = common.template take<E>(n_ * h_stride_);
@@ -223,7 +223,7 @@ class ForwardPass {
       s.saved = call_.saved[d].data ? saved_ : nullptr;
       s.c = c_;
       s.c_stride = padded_;
-      s.K_x = project_first_ ? 0 : layer_.I;
+      s.K_x = project_first_ ? 0 : layer_.features();
       s.K_h = out_;
       s.H = layer_.H;
       s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
@@ -272,7 +272,10 @@ class ForwardPass {
   void prepare(int64_t step, int64_t active, int64_t steps) {
     const int64_t in_chunk = step % chunk_;
     if (project_first_) {
-      if (in_chunk == 0) project_chunk(step, active, steps);
+      if (layer_.ids)
+        take_columns(step, active);
+      else if (in_chunk == 0)
+        project_chunk(step, active, steps);
       for (int64_t i = 0; i < active; ++i) start_[i] = projected_ + (in_chunk * n_ + i) * start_size_;
     }
     const Rows& output = call_.output[direction_];
@@ -305,6 +308,41 @@ class ForwardPass {
                                                               bias + block * kS * kL, projected_rows_ + first,
                                                               block * kS * kL);
       });
+    }
+  }
+
+  // The projection where ids name columns of w_ih, which lie far apart: those of the next step are asked for.
+  void take_columns(int64_t step, int64_t active) {
+    const Matrix& w = layer_.w_ih[direction_];
+    const A* bias = reinterpret_cast<const A*>(packed_.bias);
+    const int64_t size = size_of(layer_.dtype);
+    const bool direct = layer_.dtype == dtype_of<A>() && w.row_stride == 1;
+    const auto column_of = [&](int64_t i, int64_t at) {
+      return w.data + layer_.id(time(i, at), rows_[i]) * w.column_stride * size;
+    };
+    for (int64_t i = 0; i < active; ++i) {
+      const char* column = column_of(i, step);
+      if (w.row_stride == 1 && step + 1 < layer_.length(rows_[i]))
+        prefetch<false>(column_of(i, step + 1), layer_.gates * layer_.H * size);
+      A* to = projected_ + i * start_size_;
+      for (int64_t block = block_begin_; block < block_end_; ++block) {
+        const int64_t left = layer_.H - block * kL, n = left < kL ? left : kL;
+        for (int s = 0; s < kS; ++s) {
+          const int64_t at = (block * kS + s) * kL;
+          typename F::V sum = load(bias + at);
+          if (s < Cell::kGates) {
+            const char* from = column + (s * layer_.H + block * kL) * w.row_stride * size;
+            if (direct) {
+              sum += Plain<A>::read(reinterpret_cast<const A*>(from), static_cast<int>(n));
+            } else {
+              A line[kL] = {};
+              read_row<A>(layer_.dtype, from, w.row_stride, line, n);
+              sum += load(line);
+            }
+          }
+          store(to + at, sum);
+        }
+      }
     }
   }
 

@@ -36,7 +36,7 @@ constexpr int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 template <class Cell>
 PackSource input_weights(const Layer& l, int d) {  // k: input
   const Matrix& w = l.w_ih[d];
-  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.I, l.H, Cell::kGates};
+  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.features(), l.H, Cell::kGates};
 }
 template <class Cell>
 PackSource hidden_weights(const Layer& l, int d) {  // k: previous h
@@ -51,7 +51,7 @@ PackSource projection(const Layer& l, int d) {
 template <class Cell>
 PackSource input_weights_back(const Layer& l, int d) {
   const Matrix& w = l.w_ih[d];
-  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.I, 1};
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.features(), 1};
 }
 template <class Cell>
 PackSource hidden_weights_back(const Layer& l, int d) {
@@ -164,6 +164,10 @@ void weight_grad(const WeightGradTask& task) {
   with_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
 }
 
+void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* to) {
+  with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
+}
+
 // Folds a contiguous weight's content into 128 bits. Each lane is a bijection of every word it takes, and the shift
 // lets high bits reach low ones, so flipped signs cannot cancel.
 void fingerprint(const void* data, int64_t bytes, uint64_t (&state)[2]) {
@@ -223,6 +227,7 @@ const Kernels SF_ISA = {
     .input_grad = input_grad,
     .weight_grad_scratch = weight_grad_scratch,
     .weight_grad = weight_grad,
+    .sum_rows = sum_rows,
     .fingerprint = fingerprint,
 };
 

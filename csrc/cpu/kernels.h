@@ -70,6 +70,8 @@ struct Kernels {
   void (*input_grad)(const InputGradTask&);
   int64_t (*weight_grad_scratch)(const WeightGrad&, int64_t parts);
   void (*weight_grad)(const WeightGradTask&);
+  // to = the sum of rows of gates * H values in the compute type, in the layer's dtype
+  void (*sum_rows)(const Layer&, const char* const* rows, int64_t count, char* to);
   void (*fingerprint)(const void* data, int64_t bytes, uint64_t (&state)[2]);  // folds data into state
 };
 

@@ -42,6 +42,35 @@ __attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t 
   }
 }
 
+// to = the sum of `count` rows, in runs and chunks as add_bias() below, so that an id as common as a space loses no
+// digits. Rows are few as a rule, so columns come first and stay in registers.
+template <class F>
+void sum_of_rows(const Layer& l, const char* const* rows, int64_t count, char* to) {
+  using V = typename F::V;
+  using A = typename F::A;
+  constexpr int kN = 4, kL = F::kLanes;
+  constexpr int64_t kRun = 8, kChunk = 128;
+  const int64_t width = l.gates * l.H;
+  for (int64_t column = 0; column < width; column += kN * kL) {
+    const int64_t n = width - column < kN * kL ? width - column : kN * kL;
+    V total[kN] = {}, chunk[kN] = {}, run[kN] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const A* row = reinterpret_cast<const A*>(rows[k]) + column;
+      const bool run_ends = (k + 1) % kRun == 0 || k + 1 == count, chunk_ends = (k + 1) % kChunk == 0 || k + 1 == count;
+#pragma GCC unroll 4
+      for (int j = 0; j < kN; ++j) {
+        if (j * kL < n) run[j] += F::read(row + j * kL, static_cast<int>(n - j * kL));
+        if (run_ends) chunk[j] += run[j], run[j] = V{};
+        if (chunk_ends) total[j] += chunk[j], chunk[j] = V{};
+      }
+    }
+    A line[kN * kL];
+#pragma GCC unroll 4
+    for (int j = 0; j < kN; ++j) store(line + j * kL, total[j]);
+    write_row<A>(l.dtype, line, to + column * size_of(l.dtype), n);
+  }
+}
+
 template <class F, class Cell>
 class WeightGradPass {
   using A = typename F::A;
@@ -67,7 +96,7 @@ class WeightGradPass {
   explicit WeightGradPass(const WeightGradTask& task)
       : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
     const Layer& l = layer_;
-    width_[kInput] = l.I, width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
+    width_[kInput] = l.features(), width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
     Arena own(task.scratch);
     for (int s = 0; s < Cell::kSlots; ++s) {
       int64_t hidden_row = -1;
@@ -132,7 +161,7 @@ class WeightGradPass {
   void add_row(int64_t k, int64_t t, int64_t b) {
     const Rows& g = call_.d_gates[d_];
     gates_[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
-    source_rows_[kInput][k] = address(layer_.x, t, b);
+    if (width_[kInput]) source_rows_[kInput][k] = address(layer_.x, t, b);
     const int64_t before = d_ ? t + 1 : t - 1;
     if (before >= 0 && before < layer_.length(b)) {
       source_rows_[kHidden][k] = address(call_.output[d_], before, b);

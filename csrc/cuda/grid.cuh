@@ -48,7 +48,7 @@ struct Grid {
           if (i >= row_words) break;
           while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < most_peeks) {
             found[j] = peek(from + i);
-            if (++peeks == most_peeks) raise(error);
+            if (++peeks == most_peeks) raise(error, kWaitRanOut);
           }
           if (peeks < most_peeks) peeks = 0;  // else the launch is given up for good
           operand.region.store_as(to + i * kElements, static_cast<uint32_t>(found[j]));

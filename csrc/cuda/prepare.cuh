@@ -67,6 +67,11 @@ struct GatherRows {
   int64_t T, B, samples, width, shift, packed_rows;
 };
 
+// Row i of those by time, or packed.
+struct Place {
+  int64_t t, b;
+};
+
 // The step that row i of a packed sequence belongs to: the last one that starts at or before it.
 SF_DEVICE int64_t step_of(const int64_t* t_row, int64_t T, int64_t i) {
   int64_t low = 0, high = T;
@@ -80,13 +85,19 @@ SF_DEVICE int64_t step_of(const int64_t* t_row, int64_t T, int64_t i) {
   return low;
 }
 
+SF_DEVICE Place place_of(const int64_t* t_row, int64_t T, int64_t B, int64_t i) {
+  if (!t_row) return {i / B, i % B};
+  const int64_t t = step_of(t_row, T, i);
+  return {t, i - t_row[t]};
+}
+
 template <class Storage>
 SF_KERNEL(kBlockThreads)
 gather_rows(SF_PARAMETER GatherRows a) {
   const int64_t each = a.B / a.samples, rows = a.t_row ? a.packed_rows : a.T * a.B;
   for (int64_t i = global_thread(); i < rows * a.width; i += all_threads()) {
     const int64_t column = i % a.width, row = i / a.width;
-    const int64_t t = a.t_row ? step_of(a.t_row, a.T, row) : row / a.B, b = a.t_row ? row - a.t_row[t] : row % a.B;
+    const auto [t, b] = place_of(a.t_row, a.T, a.B, row);
     const int64_t length = a.lengths && a.lengths[b] < a.T ? a.lengths[b] : a.T, source = t + a.shift;
     Storage value{};
     if (t < length && source >= 0 && source < length)

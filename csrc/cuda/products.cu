@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "host.h"
-#include "prepare.cuh"
+#include "ids.cuh"
 
 namespace sf::cuda {
 namespace {
@@ -36,10 +36,17 @@ ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool m
 // Of the rows by time, or packed, the first of a step.
 int64_t first_row(const Layer& l, int64_t t) { return l.packed_rows ? l.host_t_row[t] : t * l.B; }
 
-// Steps begin .. end of x times W_ih^T, in the compute type, by time; each gate's units `gate_width` apart. The rows
-// are numbered as if they began with step 0.
-Rows project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, int64_t gate_width,
+Ids ids_of(const Layer& l) { return {l.ids, l.x, l.packed_rows ? nullptr : l.lengths, l.T, l.B, l.I}; }
+
+// Steps begin .. end of x times W_ih^T, in the compute type, by time; each gate's units `gate_width` apart.
+void project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, int64_t gate_width,
              const Choice& choice, void* to, Queue& q) {
+  if (l.ids) {
+    const int64_t first = first_row(l, begin), rows = first_row(l, end) - first;
+    const TakeColumns args{ids_of(l), l.w_ih[d], to, first, rows, l.gates, l.H, gate_width, q.error_word()};
+    return with_math(l.dtype,
+                     [&](auto math) { launch_over(q, take_columns<decltype(math)>, rows * kBlockThreads, args); });
+  }
   const int64_t width = l.gates * gate_width, size = size_of(l.dtype);
   const int at_once = gate_width == l.H ? static_cast<int>(l.gates) : 1;
   Product p{};
@@ -69,9 +76,6 @@ Rows project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t
     p.c = static_cast<char*>(to) + gate * gate_width * size_of(p.out);
     q.multiply(p);
   }
-  Rows rows = contiguous_rows(to, p.out, l, width);
-  rows.data -= first_row(l, begin) * width * size_of(p.out);
-  return rows;
 }
 
 // Where the steps are cut, so that the projected input of a part is not larger than allowed, if it is not one step.
@@ -122,17 +126,19 @@ void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, Queu
   const int64_t count = static_cast<int64_t>(cuts.size()) - 1;
   int64_t rows = 0;
   for (int64_t i = 0; i < count; ++i) rows = std::max(rows, first_row(l, cuts[i + 1]) - first_row(l, cuts[i]));
-  const ProductRows x = product_rows(l, l.x, l.I, false, q);
+  const ProductRows x = l.ids ? ProductRows{} : product_rows(l, l.x, l.I, false, q);
+  const int64_t width = l.gates * gate_width;
   void* buffers[kMaxDirections];
-  for (int d = 0; d < l.directions; ++d)
-    buffers[d] = q.take(rows * l.gates * gate_width * size_of(compute_dtype(l.dtype)));
+  for (int d = 0; d < l.directions; ++d) buffers[d] = q.take(rows * width * size_of(compute_dtype(l.dtype)));
   for (int64_t i = 0; i < count; ++i) {
     Chunk chunk{};
     for (int d = 0; d < l.directions; ++d) {
       const int64_t part = d ? count - 1 - i : i;
       chunk.begin[d] = cuts[part];
       chunk.end[d] = cuts[part + 1];
-      chunk.projected[d] = project(l, x, d, chunk.begin[d], chunk.end[d], gate_width, choice, buffers[d], q);
+      project(l, x, d, chunk.begin[d], chunk.end[d], gate_width, choice, buffers[d], q);
+      Rows& rows = chunk.projected[d] = contiguous_rows(buffers[d], compute_dtype(l.dtype), l, width);
+      rows.data -= first_row(l, chunk.begin[d]) * width * size_of(rows.dtype);  // as if they began with step 0
     }
     chunk.first = i == 0;
     chunk.last = i == count - 1;
@@ -182,28 +188,51 @@ void input_grad(const Backward& b, const Choice& choice, Queue& q) {
   }
 }
 
+namespace {
+
+// The rows of x, sample after sample, as a sum over them needs them.
+ProductRows summed_rows(const Layer& l, int64_t samples, Queue& q) {
+  ProductRows x{};
+  if (samples == 1) x = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, q);
+  if (samples > 1 || (x.order == Order::kBatch && l.B > 1 && l.T > 1)) {
+    void* copy = q.take(row_count(l) * l.I * size_of(l.dtype));
+    gather(l, l.x, {}, 0, samples, l.I, samples > 1 ? l.lengths : nullptr, copy, q);
+    x = {copy, l.I, Order::kTime};
+  }
+  return x;
+}
+
+void id_grad(const WeightGrad& g, Queue& q) {
+  const Layer& l = g.layer;
+  const int64_t rows = row_count(l), columns = g.samples * l.I, width = l.gates * l.H;
+  auto* keys = q.take_of<int64_t>(rows);
+  launch_over(q, name_columns, rows, {ids_of(l), keys, rows, g.samples});
+  const Sorted sorted = q.sort(keys, rows);
+  for (int d = 0; d < l.directions; ++d) {
+    q.zero(g.d_w_ih[d], columns * width * size_of(l.dtype));
+    with_math(l.dtype, [&](auto math) {
+      using Math = decltype(math);
+      const int64_t stretches = ceil_div(rows, kStretch);
+      const SumColumns args{
+          g.d_gates[d].data, sorted.keys, sorted.order, q.take_of<typename Math::Compute>(2 * stretches * width),
+          g.d_w_ih[d],       rows,        columns,      width,
+          gates_width(l)};
+      launch_over(q, sum_stretches<Math>, stretches * width, args);
+      launch_over(q, sum_long_runs<Math>, stretches * width, args);
+    });
+  }
+}
+
+}  // namespace
+
 void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
   const Layer& l = g.layer;
   const CellInfo info = info_of(l.cell);
   const int64_t width = gates_width(l), rows = row_count(l), each = rows / g.samples;
   const int64_t size = size_of(l.dtype);
   const bool apart = g.samples > 1;
-  const void* x = nullptr;
-  int64_t x_stride = l.I;
-  if (apart) {
-    void* copy = q.take(rows * l.I * size);
-    gather(l, l.x, {}, 0, g.samples, l.I, l.lengths, copy, q);
-    x = copy;
-  } else {
-    ProductRows found = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, q);
-    if (found.order == Order::kBatch && l.B > 1 && l.T > 1) {
-      void* copy = q.take(rows * l.I * size);
-      gather(l, l.x, {}, 0, 1, l.I, nullptr, copy, q);
-      found = {copy, l.I, Order::kTime};
-    }
-    x = found.data;
-    x_stride = found.stride;
-  }
+  const ProductRows x = l.ids ? ProductRows{} : summed_rows(l, g.samples, q);
+  if (l.ids) id_grad(g, q);
   for (int d = 0; d < l.directions; ++d) {
     void* before = q.take(rows * l.out() * size);  // the h that each step read
     gather(l, g.output[d], l.h0[d], d ? 1 : -1, g.samples, l.out(), l.lengths, before, q);
@@ -235,7 +264,7 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
       q.multiply(p);
     };
     const int64_t gate_rows = l.gates * l.H;
-    product(0, gate_rows, x, x_stride, l.I, g.d_w_ih[d], gate_rows);
+    if (!l.ids) product(0, gate_rows, x.data, x.stride, l.I, g.d_w_ih[d], gate_rows);
     for (int first = 0, next = 0; first < info.gates; first = next) {  // gates whose slots lie side by side
       while (++next < info.gates && info.hidden_slot[next] == info.hidden_slot[next - 1] + 1) continue;
       product(info.hidden_slot[first] * l.H, (next - first) * l.H, before, l.out(), l.out(),

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "../core/args.h"
+#include "fault.h"
 #include "plan.h"
 
 namespace sf::cuda {
@@ -31,6 +32,10 @@ struct LaunchShape {
   bool cooperative = false;  // all blocks on the device at once
 };
 
+struct Sorted {
+  const int64_t *keys, *order;  // ascending, equal ones as they came; where each was
+};
+
 class Queue {
  public:
   virtual ~Queue() = default;
@@ -39,10 +44,11 @@ class Queue {
   virtual void* take(int64_t bytes) = 0;
   virtual void zero(void* data, int64_t bytes) = 0;
   virtual void multiply(const Product&) = 0;
+  virtual Sorted sort(const int64_t* keys, int64_t count) = 0;
   // call runs one thread's share of the kernel where blocks are run on the CPU.
   using Call = void (*)(const void* kernel, void** arguments);
   virtual void launch(const void* kernel, const LaunchShape&, void** arguments, Call call) = 0;
-  // The word a kernel raises when a bounded wait ran out; see grid.cuh.
+  // The word a kernel raises to a Fault.
   virtual uint32_t* error_word() = 0;
 
   template <class T>

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "../core/cell_list.h"
 #include "kernels.h"
@@ -69,6 +70,8 @@ class CudaQueue : public Queue {
   void zero(void* data, int64_t bytes) override {
     check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream()), "clearing memory");
   }
+
+  Sorted sort(const int64_t* keys, int64_t count) override { return device_.sort(device_.keep, keys, count); }
 
   // cuBLAS counts columns first: C^T = B^T A^T.
   void multiply(const Product& p) override {
@@ -138,7 +141,9 @@ class CudaQueue : public Queue {
     if (!device_.check_launches) return;
     cudaStreamCaptureStatus capturing{};
     check(cudaStreamIsCapturing(stream(), &capturing), what);
-    if (capturing == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream()), what);
+    if (capturing != cudaStreamCaptureStatusNone) return;
+    check(cudaStreamSynchronize(stream()), what);
+    if (const uint32_t fault = std::exchange(*device_.error_word, 0)) throw std::runtime_error(sentence_of(fault));
   }
 
   TorchDevice device_;

@@ -13,6 +13,7 @@ struct TorchDevice {
   void* cublas;
   void* keep;
   void* (*allocate)(void* keep, int64_t bytes);
+  Sorted (*sort)(void* keep, const int64_t* keys, int64_t count);
   uint32_t* error_word;  // in pinned host memory
   bool check_launches;   // wait for each launch and report its error there
 };

@@ -50,7 +50,7 @@ class SimtRunner : public Runner {
     if (hurried_) limits.most_peeks = 1;
     SimtQueue queue(limits);
     f(queue);
-    if (*queue.error_word()) throw std::runtime_error("simt: a bounded wait ran out");
+    if (*queue.error_word()) throw std::runtime_error(std::string("simt: ") + sentence_of(*queue.error_word()));
   }
   Limits limits_for(const Layer& l, Pass pass) const {
     if (full_) return kFull;

@@ -151,9 +151,9 @@ inline uint64_t peek(const uint64_t* from, Site at = Site::here()) {
   simt::pause(simt::Wait::kPeek, "peek", at, from);
   return *from;
 }
-inline void raise(volatile uint32_t* flag) {
-  simt::world.changes += *flag != 1;
-  *flag = 1;
+inline void raise(volatile uint32_t* flag, Fault fault) {
+  simt::world.changes += *flag != fault;
+  *flag = fault;
 }
 
 // -- tensor cores

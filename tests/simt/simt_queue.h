@@ -4,7 +4,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -26,6 +28,15 @@ class SimtQueue : public Queue {
   const Limits& limits() const override { return limits_; }
   uint32_t* error_word() override { return &error_; }
   void zero(void* data, int64_t bytes) override { memset(data, 0, bytes); }
+
+  Sorted sort(const int64_t* keys, int64_t count) override {
+    auto* order = take_of<int64_t>(count);
+    auto* sorted = take_of<int64_t>(count);
+    std::iota(order, order + count, int64_t{0});
+    std::stable_sort(order, order + count, [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
+    for (int64_t i = 0; i < count; ++i) sorted[i] = keys[order[i]];
+    return {sorted, order};
+  }
 
   // Ends, rounded up to the alignment, where a page begins that nobody may touch. Filled with NaN of every type.
   void* take(int64_t bytes) override {
