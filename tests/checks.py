@@ -181,14 +181,15 @@ def roundings(case: Case, name: str) -> int:
 
 
 def compare(found: Named, wanted: Named, case: Case) -> None:
-    """Every tensor of `wanted`, relative to its largest element; gradients that may be a few numbers that cancel, those
-    of the weights and small ones of the inputs, relative to the largest of their kind."""
+    """Every tensor of `wanted`, relative to its largest element; those that may be a few numbers that cancel, weights'
+    gradients and small ones of inputs, relative to the largest gradient of all weights (and inputs)."""
     assert found.keys() == wanted.keys()
     largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in wanted.items()}
     weights = {name for name in wanted if name.startswith(("d w", "d b"))}
     inputs = {"d x", "d h0", "d c0"} & wanted.keys()
-    for kind, few in ((weights, weights), (inputs, {name for name in inputs if wanted[name].numel() < 4})):
-        largest |= dict.fromkeys(few, max((largest[name] for name in kind), default=0.0))
+    few = {name for name in inputs if wanted[name].numel() < 4}
+    largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
+    largest |= dict.fromkeys(few, max((largest[name] for name in weights | inputs), default=0.0))
     for name, e in wanted.items():
         a, scale = found[name], largest[name]
         assert a.shape == e.shape, f"{name}: {tuple(a.shape)} instead of {tuple(e.shape)}"
