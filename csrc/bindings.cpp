@@ -228,7 +228,7 @@ struct Call {
     }
 #if defined(SF_WITH_CUDA)
     uint32_t* const error = error_word();
-    if (const uint32_t fault = std::exchange(*error, 0)) fail(cuda::sentence_of(fault));
+    if (*error) fail(cuda::sentence_of(std::exchange(*error, 0)));  // (a store each time could lose a fault)
     device = x.device();
     guard.emplace(device.index());
     cuda::TorchDevice found{};
@@ -460,8 +460,8 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
   call.t_row.push_back(row);
 }
 
-// What every op is told about the input's side of the layer. x holds features, or ids of columns of w_ih, which then is
-// of the layer's dtype as `values` are.
+// What every op is told about the input's side of the layer. x holds features, or ids of columns of w_ih: then the
+// layer's dtype is that of `values`.
 LayerCall describe_input(const Tensor& x, const char* values_name, const Tensor& values, const Maybe& lengths,
                          const Maybe& batch_sizes, const Name& cell, bool batch_first, const Runner& runner) {
   LayerCall call;
@@ -477,8 +477,8 @@ LayerCall describe_input(const Tensor& x, const char* values_name, const Tensor&
   const auto sizes = x.sizes();
   const size_t outer = batch_sizes ? 1 : 2;
   if (sizes.size() != outer + !ids)
-    fail("x: expected ", outer,
-         ids ? " dimensions, as it holds ids, but got " : " dimensions and one of features but got ", text(sizes));
+    fail("x: expected ", batch_sizes ? "packed rows (N" : "(T, B", ids ? ") of ids" : ", I)", " but got shape ",
+         text(sizes));
   if (batch_sizes) {
     if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
@@ -533,6 +533,7 @@ void describe_weights(LayerCall& call, Tensors& weights, int64_t directions, con
     fail("w_ih: expected ", l.gates, " * hidden_size rows but got ", text(w_ih[0].sizes()));
   l.H = rows / l.gates;
   if (l.ids) l.I = w_ih[0].sizes()[1];
+  if (l.I <= 0) fail("w_ih: expected at least one column but got ", text(w_ih[0].sizes()));
   if (w_hr.count) {
     if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);
     if (w_hr[0].dim() != 2 || w_hr[0].sizes()[0] <= 0)
@@ -730,7 +731,7 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
       "cell, "
-      "bool batch_first, int input_size, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
+      "bool batch_first, SymInt input_size, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
 }
 
 #define SF_IMPLEMENT(m)                                 \

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._ext import C
-from .reference import holds_ids
+from .reference import check_rank, holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 
@@ -64,6 +64,7 @@ def _fake_forward(
     w_ih, ids = weights[0], holds_ids(x)
     if not ids and w_ih.size(1) != x.size(-1):
         raise RuntimeError(f"w_ih: expected {x.size(-1)} columns, as x has features, but got {w_ih.size(1)}")
+    check_rank(x, batch_sizes)
     rows = _rows_shape(x, batch_first, batch_sizes)
     if batch_sizes is None:
         batch = rows[1]

@@ -45,7 +45,8 @@ def to_onnx(
     """:func:`torch.onnx.export` for models that hold layers or cells of ours, which become ONNX's RNN, GRU and LSTM.
 
     The model is exported in eval mode; its own mode is restored afterwards. Rows of different lengths go through
-    ``lengths=``, which becomes ONNX's ``sequence_lens``. A projected LSTM, a PackedSequence and bfloat16 are refused.
+    ``lengths=``, which becomes ONNX's ``sequence_lens``. A projected LSTM, a PackedSequence, ids and bfloat16 are
+    refused.
     float64 is exported, but onnxruntime has no kernels for it.
 
     Args:
@@ -161,6 +162,8 @@ def _translate(
         raise _Refusal("batch_sizes: expected None and padded rows with lengths= but got packed rows")
     if len(kinds) in (3, 5):
         raise _Refusal("w_hr: ONNX's LSTM has no projection; expected no w_hr but got one per direction")
+    if x.dtype == ir.DataType.INT64:
+        raise _Refusal("x: ONNX's layers take no ids; expected features, as an embedding gives, but got int64")
     if x.dtype == ir.DataType.BFLOAT16:
         raise _Refusal(f"x: {_NO_BFLOAT16}")
     gates, hidden = len(_GATES[cell]), kinds[1][0].shape[1]

@@ -28,6 +28,13 @@ def holds_ids(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
+def check_rank(x: Tensor, batch_sizes: Tensor | None) -> None:
+    outer, ids = 2 if batch_sizes is None else 1, holds_ids(x)
+    if x.dim() != outer + (not ids):
+        rows = "(T, B" if batch_sizes is None else "packed rows (N"
+        raise RuntimeError(f"x: expected {rows}{') of ids' if ids else ', I)'} but got shape {tuple(x.shape)}")
+
+
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
     """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
 
@@ -89,7 +96,8 @@ def rnn_layer(
         (tensor([[1., 0., 0.],
                 [1., 2., 3.]]), tensor([[1., 3.]]))
     """
-    storage = w_hh[0].dtype
+    check_rank(x, batch_sizes)
+    storage = w_hh[0].dtype if holds_ids(x) else x.dtype
     compute = torch.float64 if storage == torch.float64 else torch.float32
     valid = None  # (T, B, 1), where x is data and not padding
     if batch_sizes is not None:  # padded here; rows come back through the same mask, in the same order
@@ -157,7 +165,7 @@ def _one_direction(
         h, c = _step(cell, from_x[t], linear(h, w_hh, b_hh), h, c)
         if w_hr is not None:
             h = linear(h, w_hr)
-        h = h.to(storage).to(w_hh.dtype)  # what the next step reads is what is stored
+        h = h.to(storage).to(from_x.dtype)  # what the next step reads is what is stored
         if valid is not None:
             h, c = torch.where(valid[t], h, old_h), torch.where(valid[t], c, old_c)
         steps[t] = h

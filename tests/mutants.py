@@ -59,7 +59,13 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
     "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
     "seqcls_fast/export.py": ("test_export_onnx.py",),
-    "seqcls_fast/reference.py": ("test_reference.py", "test_oracle_onnx.py", "test_ops.py", "test_bitwise.py"),
+    "seqcls_fast/reference.py": (
+        "test_reference.py",
+        "test_oracle_onnx.py",
+        "test_ops.py",
+        "test_bitwise.py",
+        "test_ids.py",
+    ),
     "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py"),
 }
 

@@ -254,6 +254,11 @@ class Functional(nn.Module):
         return sf.rnn_layer(x, [w_ih], [w_hh], w_hr=list(self.w_hr), cell="lstm")[1]
 
 
+class OverIds(nn.Module):
+    def forward(self, ids: Tensor) -> Tensor:
+        return sf.rnn_layer(ids, [torch.zeros(3 * H, I)], [torch.zeros(3 * H, H)], cell="gru")[1]
+
+
 X = torch.zeros(T, B, I)
 PROJECTION = "ONNX's LSTM has no projection; expected"
 PACKED = "expected a padded input with lengths= but got a PackedSequence"
@@ -264,6 +269,7 @@ REFUSED = {
     "packed inside": (Classifier(packed=True), TOKENS, f"encoder.lstm: {PACKED}"),
     "bfloat16": (sf.GRUCell(I, H).bfloat16(), (X[0].bfloat16(),), f"model: {BFLOAT16}"),
     "functional projection": (Functional(torch.float32, True), (X,), f"w_hr: {PROJECTION} no w_hr"),
+    "ids": (OverIds(), (torch.zeros(T, B, dtype=torch.int64),), "x: ONNX's layers take no ids; expected features"),
     "functional bfloat16": (Functional(torch.bfloat16, False), (X.bfloat16(),), f"x: {BFLOAT16}"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -109,15 +110,16 @@ def test_no_rows(impl: str) -> None:
 
 
 WRONG = {
-    "x: expected 2 dimensions, as it holds ids": {"x": torch.zeros(5, 3, 2, dtype=torch.int64)},
+    r"x: expected \(T, B\) of ids but got shape \(5, 3, 2\)": {"x": torch.zeros(5, 3, 2, dtype=torch.int64)},
     "lengths: expected None unless x is padded": {
         "x": torch.zeros(5, dtype=torch.int64),
         "lengths": torch.ones(5).long(),
     },
-    "x: expected 1 dimensions, as it holds ids": {"batch_sizes": torch.tensor([3, 2])},
+    r"x: expected packed rows \(N\) of ids but got shape \(5, 3\)": {"batch_sizes": torch.tensor([3, 2])},
     "x: expected dtype float32": {"x": torch.zeros(5, 3, dtype=torch.bool)},
     "weights: expected dtype float32": {"w_ih": [torch.zeros(12, 11).long()], "w_hh": [torch.zeros(12, 4).long()]},
     "w_ih: expected dtype float32 but got float64": {"w_ih": [torch.zeros(12, 11).double()]},
+    "w_ih: expected at least one column": {"w_ih": [torch.zeros(12, 0)]},
     "x: expected at least one step": {"x": torch.zeros(0, 3, dtype=torch.int64)},
     "expected 3 .* hidden_size rows": {"w_ih": [torch.zeros(11, 12)]},
 }
@@ -143,3 +145,46 @@ def test_kernels_on_cuda_read_nothing_for_an_id_without_a_column(regime: str, ba
         RuntimeError, match="x: expected every id of this or an earlier call to be the index of a column"
     ):
         ops.rnn_layer(ids, [w_ih], [w_hh], cell="gru", impl=f"simt-{regime}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_reference_takes_them_as_one_hot_rows(cell: str) -> None:
+    """Results and gradients of the specification, biases and padding included."""
+    case = Case(cell, T=6, B=5, I=4, H=7, directions=2, lengths="zeros", dtype="float64", ids=True)
+    problem = build(case)
+    inputs, options = arguments(case, problem), keywords(case, problem)
+    rows = features(inputs, case)
+    found, wanted = layer(inputs, **options), layer(rows, **options)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-15)
+    del rows["x"]
+    ours = gradients(found, inputs, problem.cotangents)
+    torch.testing.assert_close(ours, gradients(wanted, rows, problem.cotangents), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("ids", [False, True])
+def test_compiled_with_any_number_of_columns(ids: bool, marked: bool, compiled: str) -> None:
+    """One graph, or one more for marks, for every number of features or ids, and its gradients."""
+    torch._dynamo.reset()  # this function has been compiled before, for other implementations
+    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=frames, fullgraph=True, dynamic=None if marked else True)
+    def run(x: Tensor, table: Tensor, w_hh: Tensor) -> Tensor:
+        output, _, _ = ops.rnn_layer(x, [table.t()], [w_hh], cell="gru", impl=compiled)
+        assert output is not None
+        return output
+
+    w_hh = torch.randn(12, 4)
+    for columns in (11, 13, 17):
+        table = torch.randn(columns, 12, requires_grad=True)
+        x = torch.randint(columns, (5, 3)) if ids else torch.randn(5, 3, columns)
+        if marked:
+            torch._dynamo.mark_dynamic(table, 0)
+            if not ids:
+                torch._dynamo.mark_dynamic(x, 2)
+        (gradient,) = torch.autograd.grad(run(x, table, w_hh).sum(), [table])
+        output, _, _ = ops.rnn_layer(x, [table.t()], [w_hh], cell="gru", impl=compiled)
+        assert output is not None
+        (wanted,) = torch.autograd.grad(output.sum(), [table])
+        torch.testing.assert_close(gradient, wanted)
+    assert frames.frame_count == 1

@@ -380,7 +380,7 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
     std::vector<const char*> rows;
     for (int d = 0; d < layer.directions; ++d) {
       const Rows& from = call.d_gates[d];
-      for (int64_t column = share(first); column < share(last); ++column) {
+      for (int64_t column = share(first), end = share(last); column < end; ++column) {
         rows.clear();
         for (int64_t i = begin[static_cast<size_t>(column)]; i < begin[static_cast<size_t>(column) + 1]; ++i) {
           const auto [t, b] = steps[static_cast<size_t>(i)];

@@ -172,8 +172,10 @@ SF_DEVICE uint64_t peek(const uint64_t* from) {
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
   return v;
 }
-// A word the host reads without waiting for the stream.
-SF_DEVICE void raise(volatile uint32_t* flag, Fault fault) { *flag = fault; }
+// A word the host reads without waiting for the stream; it keeps the worst.
+SF_DEVICE void raise(volatile uint32_t* flag, Fault fault) {
+  if (*flag < fault) *flag = fault;
+}
 
 // -- tensor cores. Lane l, g = l / 4, q = l % 4: D and C rows g, g + 8, columns 2q, 2q + 1. A k-tile is 32 bytes of a
 // row in every type: register i of A is row g + 8 (i & 1), bytes 4q + 16 (i >> 1); of B column g, bytes 4q + 16 i.

@@ -1,12 +1,12 @@
-// What a kernel finds wrong and cannot say itself: it raises a word in memory that the host sees, and the next call
-// turns it into an exception.
+// What a kernel finds wrong and cannot say itself: it raises a word in memory that the host sees, and the next look at
+// it becomes an exception.
 #pragma once
 
 #include <cstdint>
 
 namespace sf::cuda {
 
-enum Fault : uint32_t { kWaitRanOut = 1, kNoSuchId = 2 };
+enum Fault : uint32_t { kNoSuchId = 1, kWaitRanOut = 2 };  // the worse the larger
 
 inline const char* sentence_of(uint32_t fault) {
   return fault == kNoSuchId

@@ -11,10 +11,15 @@ struct Ids {
   Rows at;
   const int64_t* lengths;  // of padded rows; may be null
   int64_t T, B, columns;
+  uint32_t* error;
 
   SF_DEVICE bool has(Place p) const { return !lengths || p.t < lengths[p.b]; }
   SF_DEVICE int64_t of(Place p) const { return ids[at.offset(p.t, p.b)]; }
-  SF_DEVICE bool valid(int64_t id) const { return id >= 0 && id < columns; }
+  SF_DEVICE bool valid(int64_t id) const {
+    if (id >= 0 && id < columns) return true;
+    raise(error, kNoSuchId);
+    return false;
+  }
   SF_DEVICE Place place(int64_t row) const { return place_of(at.t_row, T, B, row); }
 };
 
@@ -25,7 +30,6 @@ struct TakeColumns {
   Matrix w;
   void* to;
   int64_t first, rows, gates, H, gate_width;
-  uint32_t* error;
 };
 
 template <class Math>
@@ -38,16 +42,16 @@ take_columns(SF_PARAMETER TakeColumns a) {
     if (!a.ids.has(p)) continue;
     const int64_t id = a.ids.of(p);
     const bool valid = a.ids.valid(id);
-    if (!valid && thread_id() == 0) raise(a.error, kNoSuchId);
+    const int H = static_cast<int>(a.H);  // 64-bit divisions are slow
     auto* to = static_cast<Compute*>(a.to) + row * a.gates * a.gate_width;
-    for (int64_t i = thread_id(); i < a.gates * a.H; i += block_threads()) {
-      to[i / a.H * a.gate_width + i % a.H] =
+    for (int i = thread_id(); i < a.gates * a.H; i += block_threads()) {
+      to[i / H * a.gate_width + i % H] =
           valid ? Math::widen(w[i * a.w.row_stride + id * a.w.column_stride]) : Compute{0};
     }
   }
 }
 
-// -- What a step's gradient belongs to: sample by sample the columns; `columns_of_all` where to none.
+// -- What a step's gradient belongs to: sample by sample the columns, and one more for what belongs to none.
 struct NameColumns {
   Ids ids;
   int64_t* to;
@@ -58,8 +62,10 @@ SF_KERNEL(kBlockThreads)
 name_columns(SF_PARAMETER NameColumns a) {
   for (int64_t row = global_thread(); row < a.rows; row += all_threads()) {
     const Place p = a.ids.place(row);
-    const int64_t id = a.ids.has(p) ? a.ids.of(p) : -1;
-    a.to[row] = a.ids.valid(id) ? p.b / (a.ids.B / a.samples) * a.ids.columns + id : a.samples * a.ids.columns;
+    a.to[row] = a.samples * a.ids.columns;
+    if (!a.ids.has(p)) continue;
+    const int64_t id = a.ids.of(p);
+    if (a.ids.valid(id)) a.to[row] = p.b / (a.ids.B / a.samples) * a.ids.columns + id;
   }
 }
 

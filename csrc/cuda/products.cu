@@ -36,14 +36,16 @@ ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool m
 // Of the rows by time, or packed, the first of a step.
 int64_t first_row(const Layer& l, int64_t t) { return l.packed_rows ? l.host_t_row[t] : t * l.B; }
 
-Ids ids_of(const Layer& l) { return {l.ids, l.x, l.packed_rows ? nullptr : l.lengths, l.T, l.B, l.I}; }
+Ids ids_of(const Layer& l, Queue& q) {
+  return {l.ids, l.x, l.packed_rows ? nullptr : l.lengths, l.T, l.B, l.I, q.error_word()};
+}
 
 // Steps begin .. end of x times W_ih^T, in the compute type, by time; each gate's units `gate_width` apart.
 void project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, int64_t gate_width,
              const Choice& choice, void* to, Queue& q) {
   if (l.ids) {
     const int64_t first = first_row(l, begin), rows = first_row(l, end) - first;
-    const TakeColumns args{ids_of(l), l.w_ih[d], to, first, rows, l.gates, l.H, gate_width, q.error_word()};
+    const TakeColumns args{ids_of(l, q), l.w_ih[d], to, first, rows, l.gates, l.H, gate_width};
     return with_math(l.dtype,
                      [&](auto math) { launch_over(q, take_columns<decltype(math)>, rows * kBlockThreads, args); });
   }
@@ -206,7 +208,7 @@ void id_grad(const WeightGrad& g, Queue& q) {
   const Layer& l = g.layer;
   const int64_t rows = row_count(l), columns = g.samples * l.I, width = l.gates * l.H;
   auto* keys = q.take_of<int64_t>(rows);
-  launch_over(q, name_columns, rows, {ids_of(l), keys, rows, g.samples});
+  launch_over(q, name_columns, rows, {ids_of(l, q), keys, rows, g.samples});
   const Sorted sorted = q.sort(keys, rows);
   for (int d = 0; d < l.directions; ++d) {
     q.zero(g.d_w_ih[d], columns * width * size_of(l.dtype));

@@ -1,6 +1,6 @@
-// What the host side of the CUDA backend asks for: memory, products and launches, done in order, one stream. The real
-// one is over torch's allocator, cuBLAS and CUDA (queue.cu); tests/simt has one on the CPU, so that the same host
-// code and the same kernels run there.
+// What the host side of the CUDA backend asks for: memory, products, sorting and launches, done in order, one stream.
+// The real one is over torch's allocator, cuBLAS and CUDA (queue.cu); tests/simt has one on the CPU, so that the same
+// host code and the same kernels run there.
 #pragma once
 
 #include <cstdint>

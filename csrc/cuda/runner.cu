@@ -143,7 +143,7 @@ class CudaQueue : public Queue {
     check(cudaStreamIsCapturing(stream(), &capturing), what);
     if (capturing != cudaStreamCaptureStatusNone) return;
     check(cudaStreamSynchronize(stream()), what);
-    if (const uint32_t fault = std::exchange(*device_.error_word, 0)) throw std::runtime_error(sentence_of(fault));
+    if (*device_.error_word) throw std::runtime_error(sentence_of(std::exchange(*device_.error_word, 0)));
   }
 
   TorchDevice device_;

@@ -246,8 +246,9 @@ void ping_pong() {  // nothing but posts and peeks
 }
 void raise_flag() {
   uint32_t flag = 0;
+  raise(&flag, kWaitRanOut);
   raise(&flag, kNoSuchId);
-  require(flag == kNoSuchId, "the flag");
+  require(flag == kWaitRanOut, "the flag");
 }
 
 // -- tensor cores, against a plain product. Elements as the PTX manual numbers them, in groups g and threads t of a

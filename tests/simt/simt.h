@@ -152,8 +152,8 @@ inline uint64_t peek(const uint64_t* from, Site at = Site::here()) {
   return *from;
 }
 inline void raise(volatile uint32_t* flag, Fault fault) {
-  simt::world.changes += *flag != fault;
-  *flag = fault;
+  simt::world.changes += *flag < fault;
+  if (*flag < fault) *flag = fault;
 }
 
 // -- tensor cores
