@@ -44,6 +44,10 @@ $(VENV)/.built: $(VENV)/.torch pyproject.toml $(SOURCES)
 	touch $@
 
 # pip takes the extra from the metadata just installed and builds nothing again
+$(VENV)/.toolkit: pyproject.toml | $(VENV)/.built
+	$(PY) -m pip install --quiet 'seqcls-fast[toolkit]'
+	touch $@
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[dev]'
 	touch $@
@@ -55,10 +59,10 @@ setup: $(VENV)/.built $(VENV)/.dev ## build, and what tests and linters need
 
 # -- use --------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.built ## train a small classifier and time its training step beside torch.nn's (half a minute)
+demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, and time it beside torch.nn's (minutes)
 	$(PY) examples/demo.py $(DEMO)
 
-demo-small: $(VENV)/.built
+demo-small: $(VENV)/.toolkit
 	$(PY) examples/demo.py --small $(DEMO)
 
 test: setup ## every test, and the examples in docstrings and README

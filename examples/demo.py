@@ -1,179 +1,195 @@
-"""Trains a small GRU classifier on ragged noisy series made on the spot, and times its training step beside torch.nn's.
+"""Trains a TextClassifier to tell the language of a few lines of code, on files that this machine has anyway.
 
-The class is which of three close frequencies all channels of a series share, under noise stronger than the tone, with
-phases and loudness drawn per channel: no single step tells it, the last state has to have gathered it. Both libraries
-start the timed steps from the same weights, and their first losses must agree before anything is timed. torch.nn gets
-the better of its two ways to handle ragged input: packed, and padded with each row's last output picked out.
+What is read is characters, one way, so that torch.nn can be compared at its best: packed, or padded, which is the same
+computation in one direction only. Both sides of that comparison start from the same weights, drop out the same values
+and must agree on the first losses before anything is timed. The data are described in snippets.py.
 
-    python examples/demo.py            about half a minute on two cores
-    python examples/demo.py --small    a few seconds, for tests
+    python examples/demo.py            a minute or two on two cores; pictures and report in build/demo
+    python examples/demo.py --small    fewer snippets, for tests
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 
+import snippets  # beside this file
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqcls_fast as sf
-
-FREQUENCIES = (0.06, 0.09, 0.13)  # cycles per step
+from seqcls_fast.toolkit import plots
+from seqcls_fast.toolkit.batches import bucketed
+from seqcls_fast.toolkit.evaluation import Report, evaluate_predictions
 
 
 @dataclass(frozen=True)
 class Settings:
-    train_series: int = 4096
-    test_series: int = 1000
-    longest: int = 128
-    channels: int = 6
+    snippets: int = 3000  # of a language, at most
+    files: int = 400  # that they come from, at most
     hidden: int = 64
-    batch: int = 64
     epochs: int = 10
-    tone: float = 0.7  # mean amplitude; the noise has standard deviation 1
     rounds: int = 40  # of the timing
 
 
-SMALL = Settings(train_series=1536, test_series=500, longest=48, hidden=32, epochs=6, tone=1.5, rounds=8)
+SMALL = Settings(snippets=500, files=100, epochs=8, rounds=12)
 
 
-@dataclass(frozen=True)
-class Series:
-    x: Tensor  # (N, T, C), zero beyond each length
-    lengths: Tensor  # (N,)
-    label: Tensor  # (N,)
-
-    def rows(self, index: Tensor) -> Series:
-        return Series(self.x[index], self.lengths[index], self.label[index])
+# -- learning ---------------------------------------------------------------------------------------------------------
 
 
-def make_series(count: int, settings: Settings, generator: torch.Generator) -> Series:
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    longest, channels = settings.longest, settings.channels
-    lengths = torch.randint(longest // 4, longest + 1, (count,), generator=generator)
-    label = torch.randint(len(FREQUENCIES), (count,), generator=generator)
-    cycles = torch.tensor(FREQUENCIES)[label, None, None] * torch.arange(longest)[:, None]  # (N, T, 1)
-    loudness = settings.tone * (0.5 + uniform(count, 1, channels))
-    tone = loudness * torch.sin(2 * torch.pi * (cycles + uniform(count, 1, channels)))
-    x = tone + torch.randn(count, longest, channels, generator=generator)
-    x[torch.arange(longest) >= lengths[:, None]] = 0
-    return Series(x, lengths, label)
+def learn(data: snippets.Snippets, settings: Settings, seed: int, verbose: bool | None = False) -> sf.TextClassifier:
+    classifier = sf.TextClassifier(
+        tokenizer="char", lowercase=False, embedding_dim=32, hidden_size=settings.hidden, bidirectional=False,
+        epochs=settings.epochs, device="cpu", seed=seed, verbose=verbose,
+    )  # fmt: skip
+    return classifier.fit(*columns(data.train), validation=columns(data.validation))
 
 
-class Classifier(nn.Module):
-    """The encoder's last state, then a linear head; only `last_state` differs between the libraries."""
+def assess(classifier: sf.TextClassifier, data: snippets.Snippets) -> Report:
+    """As ``classifier.evaluate``, and it is looked into whether snippets of the test set stand in the training set."""
+    texts, languages = columns(data.test)
+    proba = classifier.predict_proba(texts)
+    known = classifier.classes_
+    return evaluate_predictions(
+        languages, known[proba.argmax(1)], proba, labels=known, train_texts=columns(data.train)[0], test_texts=texts,
+        train_accuracy=classifier.score(*columns(data.train)),
+    )  # fmt: skip
 
-    def __init__(self, encoder: nn.Module, last_state: Callable[[nn.Module, Tensor, Tensor], Tensor], head: nn.Linear):
+
+def columns(part: list[snippets.Snippet]) -> tuple[list[str], list[str]]:
+    return [snippet.text for snippet in part], [snippet.language for snippet in part]
+
+
+def draw(classifier: sf.TextClassifier, report: Report, lengths: Tensor, folder: Path) -> None:
+    plots.save(plots.learning_curves(classifier.history_), folder / "learning_curves.png")
+    plots.save(plots.confusion(report), folder / "confusion.png")
+    plots.save(plots.reliability(report), folder / "reliability.png")
+    plots.save(plots.length_histogram(lengths), folder / "lengths.png")
+    (folder / "report.html").write_text(report.to_html(history=classifier.history_, lengths=lengths), encoding="utf-8")
+
+
+# -- beside torch.nn --------------------------------------------------------------------------------------------------
+
+
+class Peer(nn.Module):
+    """The classifier's model as one would write it with torch.nn, ``packed`` or padded; its weights have its names."""
+
+    def __init__(self, ours: sf.SequenceClassifier, packed: bool) -> None:
         super().__init__()
-        self.encoder, self.last_state, self.head = encoder, last_state, head
+        assert ours.vocab_size is not None
+        self.embedding = nn.Embedding(ours.vocab_size, ours.input_size, padding_idx=ours.padding_idx)
+        self.encoder = nn.GRU(ours.input_size, ours.hidden_size, batch_first=True)
+        self.head = nn.Linear(ours.hidden_size, ours.num_classes)
+        self.dropout, self.packed = nn.Dropout(ours.dropout), packed
+        self.load_state_dict(ours.state_dict())
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.head(self.last_state(self.encoder, x, lengths))
-
-
-def ours(gru: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    return gru(x, lengths=lengths, want_output=False)[1][-1]
-
-
-def torch_packed(gru: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    return gru(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1][-1]
-
-
-def torch_padded(gru: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    return gru(x)[0][torch.arange(len(lengths)), lengths - 1]
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        if self.packed:
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            output, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
+        else:
+            output, _ = self.encoder(x)
+        beyond = torch.arange(ids.size(1)) >= lengths[:, None]
+        return self.head(self.dropout(output.masked_fill(beyond[:, :, None], -torch.inf).amax(1)))
 
 
 class Trainer:
-    def __init__(self, model: Classifier):
-        self.model, self.optimizer = model, torch.optim.Adam(model.parameters(), lr=5e-3)
+    """What a step of ``fit`` does."""
 
-    def step(self, batch: Series) -> float:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.optimizer = model.train(), torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    def step(self, ids: Tensor, lengths: Tensor, targets: Tensor) -> float:
+        loss = nn.functional.cross_entropy(self.model(ids, lengths), targets)
         self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(batch.x, batch.lengths), batch.label)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return loss.item()
 
-    @torch.inference_mode()
-    def accuracy(self, data: Series) -> float:
-        return (self.model(data.x, data.lengths).argmax(1) == data.label).float().mean().item()
+
+def batches(classifier: sf.TextClassifier, data: snippets.Snippets, count: int) -> Iterator[tuple[Tensor, ...]]:
+    """Ids, lengths and targets of some of the batches that ``fit`` trained on the like of."""
+    texts, languages = columns(data.train)
+    ids = classifier.encoder_.encode(texts)
+    index = {language: k for k, language in enumerate(classifier.classes_.tolist())}
+    targets = torch.tensor([index[language] for language in languages])
+    for rows in bucketed(ids.lengths, 64, torch.Generator().manual_seed(0))[:count]:
+        yield *ids.pad(rows), targets[rows]
 
 
-def train(model: Classifier, train_set: Series, test_set: Series, settings: Settings) -> None:
-    trainer = Trainer(model)
-    majority = test_set.label.bincount().max().item() / len(test_set.label)
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        batches = torch.randperm(len(train_set.label)).split(settings.batch)
-        loss = sum(trainer.step(train_set.rows(batch)) * len(batch) for batch in batches) / len(train_set.label)
-        accuracy = trainer.accuracy(test_set)
-        seconds = time.perf_counter() - start
-        print(f"epoch {epoch:2d}  loss {loss:.4f}  held-out accuracy {accuracy:.3f}  {seconds:.1f} s", flush=True)
-    print(f"held-out accuracy {accuracy:.3f} on {len(test_set.label)} series (majority class {majority:.3f})")
-
-
-def compare(trainers: dict[str, Trainer], batch: Series, rounds: int) -> None:
-    """Times one training step of each, interleaved, so that a busy machine slows all of them alike."""
-    losses = {name: trainer.step(batch) for name, trainer in trainers.items()}  # also warms up
-    print("first loss: " + ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items()))
-    if max(losses.values()) - min(losses.values()) > 1e-4:
-        sys.exit("the first losses differ: the steps are not the same computation, so no timing is shown")
+def compare(classifier: sf.TextClassifier, data: snippets.Snippets, rounds: int) -> None:
+    """Times training steps on the same batches in turns, so that a busy machine slows all of them alike."""
+    trained = classifier.model_
+    torch.manual_seed(0)
+    fresh = sf.SequenceClassifier(
+        trained.input_size, trained.hidden_size, trained.num_classes, vocab_size=trained.vocab_size,
+        pooling=trained.pooling, dropout=trained.dropout,
+    )  # fmt: skip
+    peers = {"torch.nn packed": Peer(fresh, packed=True), "torch.nn padded": Peer(fresh, packed=False)}
+    trainers = {name: Trainer(model) for name, model in {"seqcls_fast": fresh, **peers}.items()}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    for _ in range(rounds):
+    for number, batch in enumerate(batches(classifier, data, rounds + 1)):
+        losses = {}
         for name, trainer in trainers.items():
+            torch.manual_seed(number)  # of the dropout
             start = time.perf_counter()
-            trainer.step(batch)
-            seconds[name].append(time.perf_counter() - start)
-    print("training step: " + ", ".join(f"{name} {1e3 * median(times):.2f} ms" for name, times in seconds.items()))
+            losses[name] = trainer.step(*batch)
+            if number:  # the first step warms up
+                seconds[name].append(time.perf_counter() - start)
+        if not number:
+            print("first loss: " + ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items()))
+            if max(losses.values()) - min(losses.values()) > 1e-4:
+                sys.exit("the first losses differ: the steps are not the same computation, so no timing is shown")
+    print("training step: " + ", ".join(f"{name} {1e3 * median(times):.1f} ms" for name, times in seconds.items()))
     own, *others = trainers
     best = min(others, key=lambda name: median(seconds[name]))
     low, middle, high = quantiles((b / a for a, b in zip(seconds[own], seconds[best], strict=True)), n=4)
-    print(f"speed: {middle:.2f}x that of {best} (half of the rounds lie in {low:.2f}x to {high:.2f}x)")
+    print(f"speed: {middle:.2f}x that of {best} (half of the steps lie in {low:.2f}x to {high:.2f}x)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="fewer and shorter series, for tests")
+    parser.add_argument("--small", action="store_true", help="fewer snippets and a smaller model, for tests")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch's intra-op threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "build" / "demo", metavar="FOLDER")
     arguments = parser.parse_args()
     settings = SMALL if arguments.small else Settings()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    train_set = make_series(settings.train_series, settings, generator)
-    test_set = make_series(settings.test_series, settings, generator)
+    sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
+    arguments.out.mkdir(parents=True, exist_ok=True)
     print(
         f"seqcls_fast {sf.__version__} ({', '.join(sf.available_impls())}), torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; GRU({settings.channels}, {settings.hidden}), "
-        f"batches of {settings.batch}, lengths {settings.longest // 4} to {settings.longest}"
+        f"{torch.get_num_threads()} threads\n"
     )
 
-    encoder = sf.GRU(settings.channels, settings.hidden, batch_first=True)
-    head = nn.Linear(settings.hidden, len(FREQUENCIES))
-    peer = nn.GRU(settings.channels, settings.hidden, batch_first=True)
-    peer.load_state_dict(encoder.state_dict())
-    ways = {
-        "seqcls_fast": (encoder, ours),
-        "torch.nn packed": (peer, torch_packed),
-        "torch.nn padded": (peer, torch_padded),
-    }
-    trainers = {
-        name: Trainer(copy.deepcopy(Classifier(gru, last_state, head))) for name, (gru, last_state) in ways.items()
-    }
-    train(Classifier(encoder, ours, head), train_set, test_set, settings)
-    compare(trainers, train_set.rows(torch.arange(settings.batch)), settings.rounds)
+    data = snippets.build(arguments.seed, settings.snippets, settings.files)
+    print(f"{data}\n")
+    classifier = learn(data, settings, arguments.seed, verbose=True)
+    report = assess(classifier, data)
+    print(f"\nThe test set, from files that no training snippet comes from:\n\n{report}\n")
+    if not report.warnings:
+        print("warnings: none\n")
+
+    texts = columns(data.test)[0]
+    draw(classifier, report, classifier.encoder_.encode(texts).lengths, arguments.out)
+    trace = classifier.trace(min((text for text in texts if "\n" in text), key=len))
+    plots.save(trace.figure(), arguments.out / "trace.png")
+    print(f"One snippet's way through the model:\n\n{trace}\n")
+    classifier.save(arguments.out / "model")
+    print(f"pictures, report.html and the model are in {arguments.out}\n")
+
+    compare(classifier, data, settings.rounds)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,14 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "RNNCell",
+    "Report",
+    "SequenceClassifier",
+    "SeriesClassifier",
+    "TextClassifier",
     "__version__",
     "available_impls",
     "convert",
+    "evaluate_predictions",
     "revert",
     "rnn_layer",
     "use_impl",
@@ -32,13 +37,19 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from .classifier import SequenceClassifier
     from .conversion import ConvertReport, convert, revert
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .ops import available_impls, rnn_layer, use_impl
+    from .toolkit.estimators import SeriesClassifier, TextClassifier
+    from .toolkit.evaluation import Report, evaluate_predictions
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
+_HOME |= {"SequenceClassifier": "classifier"}
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
+_HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")
+_HOME |= dict.fromkeys(("evaluate_predictions", "Report"), "toolkit.evaluation")
 _SUBMODULES = ("export", "nn", "ops", "reference")
 
 

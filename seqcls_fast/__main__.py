@@ -1,7 +1,7 @@
-"""`python -m seqcls_fast`: `info` says what this installation runs on, `plan` how a layer would run on a GPU.
+"""`python -m seqcls_fast`, also `seqcls-fast`: the parser of every command, and the two that need torch alone.
 
-Needs torch alone, and nothing but the standard library for `--version` and `--help`: they must answer in milliseconds
-and on a machine where torch itself is what is broken.
+`--version` and `--help` need nothing but the standard library: they must answer in milliseconds and on a machine where
+torch itself is what is broken. The commands around a model are in toolkit/cli.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
+from .toolkit import cli
 
 EXAMPLES = """\
 examples:
-  python -m seqcls_fast info          a table
-  python -m seqcls_fast info --json   for scripts and bug reports
-  python -m seqcls_fast plan --cell lstm --hidden 256 --batch 64 --dtype bf16 --device h200
+  seqcls-fast train reviews.csv --text review --label stars --validation-share 0.1 --out model
+  seqcls-fast predict model new.csv --text review > labels.csv
+  seqcls-fast info
+
+seqcls-fast COMMAND --help has examples of each. `python -m seqcls_fast` is the same program.
+"""
+INFO_EXAMPLES = """\
+examples:
+  seqcls-fast info          a table
+  seqcls-fast info --json   for scripts and bug reports
+"""
+PLAN_EXAMPLES = """\
+examples:
+  seqcls-fast plan --cell lstm --hidden 256 --batch 64 --dtype bf16 --device h200
+  seqcls-fast plan --cell gru --hidden 512 --dtype fp32 --exact --json
 """
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
@@ -68,21 +81,23 @@ def _table(info: dict[str, Any]) -> str:
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _info(arguments: argparse.Namespace) -> None:
+    info = collect()
+    print(json.dumps(info, indent=2) if arguments.json else _table(info))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    precision = arguments.dtype
+    if precision != "fp32" and (arguments.tf32 or arguments.exact):
+        raise cli.UsageError(f"--tf32 and --exact: expected with --dtype fp32 but got {precision}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing extension is the answer, not also a warning
         from . import _plan
-    precision = arguments.dtype
     if precision == "fp32":
         precision = "tf32x3" if arguments.exact else "tf32"
     layer = (arguments.cell, arguments.hidden, arguments.batch, precision, arguments.directions)
-    try:
-        answer = _plan.explain(*layer, regime=arguments.regime, device=arguments.device)
-    except _plan.PlanError as error:
-        print(error, file=sys.stderr)
-        return 1
+    answer = _plan.explain(*layer, regime=arguments.regime, device=arguments.device)
     print(json.dumps(answer, indent=2) if arguments.json else _plan.table(answer))
-    return 0
 
 
 def _size(text: str) -> int:
@@ -91,28 +106,20 @@ def _size(text: str) -> int:
     return int(text)
 
 
-def _command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=purpose, epilog=EXAMPLES, formatter_class=layout)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="seqcls-fast",
-        description="Fused recurrent layers for PyTorch.",
+        description="Sequence classification on fused recurrent layers for PyTorch.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"seqcls_fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _command(
-        commands,
-        "info",
-        "the implementations usable here and the one chosen, CPU features, threads, torch, the extension",
-    )
-    plan = _command(commands, "plan", "how a layer would run on a GPU, and the least a step can cost; needs no GPU")
+    cli.add_commands(commands)
+    purpose = "the implementations usable here and the one chosen, CPU features, threads, torch, the extension"
+    cli.add_command(commands, "info", purpose, INFO_EXAMPLES, _info)
+    purpose = "how a layer would run on a GPU, and the least a step can cost; needs no GPU"
+    plan = cli.add_command(commands, "plan", purpose, PLAN_EXAMPLES, _plan)
     plan.add_argument("--cell", required=True, choices=CELLS)
     plan.add_argument("--hidden", required=True, type=_size, metavar="H", help="hidden_size")
     plan.add_argument("--batch", type=_size, default=64, metavar="B", help="rows (default: %(default)s)")
@@ -127,15 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command == "info":
-        info = collect()
-        print(json.dumps(info, indent=2) if arguments.json else _table(info))
-        return 0
-    if arguments.dtype != "fp32" and (arguments.tf32 or arguments.exact):
-        parser.error(f"--tf32 and --exact: expected with --dtype fp32 but got {arguments.dtype}")
-    return _plan(arguments)
+    return cli.run(_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,13 @@ def _check_impl(name: str) -> None:
         raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS, *_REGIMES))} but got {name!r}")
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Any) -> Any:
+    """``torch.compiler.assume_constant_result``, without the import of Dynamo that it begins with, half of torch's."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 @lru_cache
 def _runs_on(index: int | None) -> bool:
     """Whether the kernels were built for a GPU; a warning says where they were not."""
@@ -84,7 +90,7 @@ def _waits_for_checks() -> bool:
     return os.environ.get("SEQCLS_SYNC_CHECK") == "1"
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _allows_tf32() -> bool:
     """Whether torch's switches let float32 products on CUDA be rounded to TF32, as torch.nn's layers ask it."""
     return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]

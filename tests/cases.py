@@ -243,7 +243,7 @@ def lengths_of(case: Case, g: torch.Generator) -> Tensor | None:
         return torch.full((B,), T) if case.layout == "packed" else None
     lengths = torch.randint(0 if case.lengths == "zeros" else 1, T + 1, (B,), generator=g)
     if case.lengths == "zeros":
-        lengths[:: max(1, B // 3)] = 0
+        lengths[:: max(2, B // 3)] = 0
     elif case.lengths == "equal":
         lengths[:] = (T + 1) // 2
     elif case.lengths == "all_zero":

@@ -362,4 +362,127 @@ CUDA = [
     Mutant("CUDA: a run in the middle of its own", IDS, "key >= a.columns || began_before ||", "key >= a.columns ||"),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA
+CLASSIFIER = "seqcls_fast/classifier.py"
+TOOLKIT = "seqcls_fast/toolkit/"
+TOOLKIT_MUTANTS = [
+    Mutant("mean over the padding too", CLASSIFIER, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
+    Mutant("highest of the padding too", CLASSIFIER, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
+    Mutant(
+        "attention to the padding",
+        CLASSIFIER,
+        "scores = scores.masked_fill(beyond,",
+        "scores = scores.masked_fill(~beyond,",
+    ),
+    Mutant(
+        "one end of two", CLASSIFIER, "h_n[-2:].transpose(0, 1).flatten(1) if self.bidirectional", "h_n[-1] if False"
+    ),
+    Mutant(
+        "first padding ends a row",
+        CLASSIFIER,
+        "torch.where(x == self.padding_idx, 0, steps).amax(1)",
+        "(x != self.padding_idx).sum(1)",
+    ),
+    Mutant(
+        "padding's embedding is trained",
+        CLASSIFIER,
+        "if self.padding_idx is not None and torch.is_grad_enabled()",
+        "if False",
+    ),
+    Mutant(
+        "table outlives its weights",
+        CLASSIFIER,
+        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n        self._tables = None\n",
+        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n",
+    ),
+    Mutant(
+        "table with gradients",
+        CLASSIFIER,
+        "self._tables is not None and not torch.is_grad_enabled()",
+        "self._tables is not None",
+    ),
+    Mutant(
+        "precision for recall",
+        TOOLKIT + "evaluation.py",
+        "return _ratio(hits, predicted), _ratio(hits, support), _ratio",
+        "return _ratio(hits, support), _ratio(hits, predicted), _ratio",
+    ),
+    Mutant("confusion transposed", TOOLKIT + "evaluation.py", "true_ids * K + pred_ids", "pred_ids * K + true_ids"),
+    Mutant("ROC without ties", TOOLKIT + "evaluation.py", "(true[1:] + true[:-1]) / 2", "true[1:]"),
+    Mutant(
+        "bins begin one late",
+        TOOLKIT + "evaluation.py",
+        "np.ceil(top * BINS).astype(np.int64) - 1",
+        "np.floor(top * BINS).astype(np.int64)",
+    ),
+    Mutant("interval of one side", TOOLKIT + "evaluation.py", "tail = (1 - confidence) / 2", "tail = 1 - confidence"),
+    Mutant("low recall unsaid", TOOLKIT + "evaluation.py", "recall[k] < accuracy - FAR", "recall[k] < accuracy - 0.9"),
+    Mutant(
+        "near-duplicates by case alone",
+        TOOLKIT + "leakage.py",
+        'unicodedata.normalize("NFKC", item).casefold()',
+        "item.casefold()",
+    ),
+    Mutant(
+        "rows of the picture by column",
+        TOOLKIT + "plots.py",
+        "counts.sum(1, keepdims=True)",
+        "counts.sum(0, keepdims=True)",
+    ),
+    Mutant("rare words first", TOOLKIT + "text.py", "[(-n, token) for", "[(n, token) for"),
+    Mutant(
+        "a token too many",
+        TOOLKIT + "text.py",
+        "if end is not None and len(row) > end:",
+        "if end is not None and len(row) > end + 1:",
+    ),
+    Mutant(
+        "saved text unchecked",
+        TOOLKIT + "errors.py",
+        'if content.pop("sha256", None) != _digest(content):',
+        'if content.pop("sha256", None) is None:',
+    ),
+    Mutant(
+        "missing values the other way",
+        TOOLKIT + "series.py",
+        "np.concatenate([values, missing], 1)",
+        "np.concatenate([values, ~missing], 1)",
+    ),
+    Mutant(
+        "a step too many",
+        TOOLKIT + "series.py",
+        "_step_of(lengths) < self.max_length",
+        "_step_of(lengths) <= self.max_length",
+    ),
+    Mutant("a field too many", TOOLKIT + "readers.py", "if len(row) != len(columns):", "if len(row) < len(columns):"),
+    Mutant("infinite weights", TOOLKIT + "readers.py", "if not 0 <= weight < math.inf:", "if not 0 <= weight:"),
+    Mutant("last weights for the best", TOOLKIT + "training.py", "self.model.load_state_dict(self.best)", "pass"),
+    Mutant(
+        "patience a longer",
+        TOOLKIT + "training.py",
+        'record["epoch"] - self.best_epoch >= self.options.patience',
+        'record["epoch"] - self.best_epoch > self.options.patience',
+    ),
+    Mutant(
+        "sample weights unused",
+        TOOLKIT + "training.py",
+        "losses = losses * self.examples.weights[rows].to(self.device)",
+        "pass",
+    ),
+    Mutant(
+        "predictions in the order of lengths",
+        TOOLKIT + "training.py",
+        "return torch.empty_like(found).index_copy_(0, torch.cat(order), found)",
+        "return found",
+    ),
+    Mutant("rate not halved", TOOLKIT + "training.py", "self.rate /= 2", "pass"),
+    Mutant("seed unused", TOOLKIT + "training.py", "        torch.manual_seed(seed)\n", ""),
+    Mutant("balanced the other way", TOOLKIT + "labels.py", "weights /= torch.bincount", "weights *= torch.bincount"),
+    Mutant("weights file unchecked", TOOLKIT + "store.py", '!= config.get("sha256")', "is None"),
+    Mutant(
+        "old model gone first", TOOLKIT + "store.py", "        os.rename(old, target)\n        raise", "        raise"
+    ),
+    Mutant("validation on what is trained", TOOLKIT + "estimators.py", "    mask[out] = False\n", ""),
+    Mutant("padding kept", TOOLKIT + "ragged.py", "padded[beyond] = 0", "pass"),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS

@@ -36,7 +36,8 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "csrc/bindings": ("test_ops.py", *KERNELS),
     "csrc/cpu/dispatch": (*KERNELS, "test_func.py"),
     "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
-    "csrc/cuda/ids": ("test_ids.py", "test_simt.py"),
+    # (of what the plugin runs alone: the extension may be that of the mutant before)
+    "csrc/cuda/ids": ("test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column", "test_simt.py"),
     "csrc/cuda": ("test_simt.py",),
     "csrc": KERNELS,
     "seqcls_fast/ops.py": (
@@ -59,6 +60,16 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
     "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
     "seqcls_fast/export.py": ("test_export_onnx.py",),
+    "seqcls_fast/classifier.py": ("test_classifier.py",),
+    "seqcls_fast/toolkit/evaluation.py": ("test_evaluation.py",),
+    "seqcls_fast/toolkit/leakage.py": ("test_evaluation.py",),
+    "seqcls_fast/toolkit/plots.py": ("test_plots.py",),
+    "seqcls_fast/toolkit/text.py": ("test_text.py",),
+    "seqcls_fast/toolkit/errors.py": ("test_text.py", "test_series.py"),
+    "seqcls_fast/toolkit/series.py": ("test_series.py",),
+    "seqcls_fast/toolkit/readers.py": ("test_readers.py",),
+    "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
+    "seqcls_fast/toolkit": ("test_estimators.py",),
     "seqcls_fast/reference.py": (
         "test_reference.py",
         "test_oracle_onnx.py",

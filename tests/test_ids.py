@@ -150,7 +150,7 @@ def test_kernels_on_cuda_read_nothing_for_an_id_without_a_column(regime: str, ba
 @pytest.mark.parametrize("cell", CELLS)
 def test_reference_takes_them_as_one_hot_rows(cell: str) -> None:
     """Results and gradients of the specification, biases and padding included."""
-    case = Case(cell, T=6, B=5, I=4, H=7, directions=2, lengths="zeros", dtype="float64", ids=True)
+    case = Case(cell, T=6, B=9, I=4, H=7, directions=2, lengths="zeros", dtype="float64", ids=True)
     problem = build(case)
     inputs, options = arguments(case, problem), keywords(case, problem)
     rows = features(inputs, case)

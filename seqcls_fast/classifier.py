@@ -1,0 +1,241 @@
+"""``SequenceClassifier``: embedding (for ids), a recurrent encoder, pooling over time, a linear head.
+
+Ids need no embedded sequence where a table of the first layer's projections, ``embedding @ weight_ih.T``, costs less
+than it saves: it then takes the place of ``weight_ih``, and the ids that of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, embedding, linear
+
+from ._checks import as_lengths
+from .nn import GRU, LSTM, RNN
+
+__all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
+
+CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+POOLINGS = ("last", "mean", "max", "attention")
+
+
+class SequenceClassifier(nn.Module):
+    r"""Classifies sequences of features or of token ids, of any lengths.
+
+    Args:
+        input_size: number of features of a step; with ``vocab_size`` the width of the embedding.
+        hidden_size: units of each layer and direction.
+        num_classes: number of logits.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        vocab_size: number of token ids; None for float input.
+        padding_idx: the id that rows are padded with (its embedding is zero and is not trained), or None.
+        num_layers: layers of the encoder.
+        bidirectional: whether it reads from both ends.
+        pooling: what the head sees: ``"last"`` (the state at a row's end, at both for two directions), ``"mean"`` or
+            ``"max"`` over the steps, or ``"attention"`` (their mean, weighted by a learnt score).
+        dropout: probability of dropping a value between layers and in front of the head, in training.
+        device, dtype: of the parameters.
+
+    Inputs: x, lengths=None
+        * **x**: :math:`(B, T, \text{input\_size})`, or ids :math:`(B, T)` with ``vocab_size``.
+        * **lengths**: the number of steps of each row, a tensor or list of :math:`B` integers in any order, zeros
+          allowed. What lies beyond is never read. Without it float rows have all T steps, and rows of ids end at their
+          last id that is not ``padding_idx``.
+
+    Outputs: logits
+        :math:`(B, \text{num\_classes})`; for a row without steps those of a pooled state of zeros.
+
+    Examples::
+
+        >>> import torch, seqcls_fast as sf
+        >>> model = sf.SequenceClassifier(input_size=10, hidden_size=20, num_classes=3)
+        >>> model(torch.randn(5, 7, 10), lengths=[7, 3, 0, 1, 7]).shape
+        torch.Size([5, 3])
+        >>> model = sf.SequenceClassifier(16, 32, 3, vocab_size=20, bidirectional=True, pooling="max")
+        >>> model(torch.randint(20, (8, 10))).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_classes: int,
+        *,
+        cell: str = "gru",
+        vocab_size: int | None = None,
+        padding_idx: int | None = 0,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_classes": num_classes}
+        sizes |= {"num_layers": num_layers} | ({} if vocab_size is None else {"vocab_size": vocab_size})
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name}: expected an int but got {type(size).__name__}")
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1 but got {size}")
+        if cell not in CELLS:
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} but got {pooling!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability from 0 to below 1 but got {dropout}")
+        if vocab_size is None:
+            padding_idx = None
+        elif padding_idx is not None and not 0 <= padding_idx < vocab_size:
+            raise ValueError(f"padding_idx: expected None or an id from 0 to {vocab_size - 1} but got {padding_idx}")
+        self.input_size, self.hidden_size, self.num_classes = input_size, hidden_size, num_classes
+        self.cell, self.vocab_size, self.padding_idx, self.num_layers = cell, vocab_size, padding_idx, num_layers
+        self.bidirectional, self.pooling, self.dropout = bidirectional, pooling, dropout
+
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embedding = nn.Embedding(vocab_size, input_size, padding_idx, **where) if vocab_size else None
+        kinds: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"gru": GRU, "lstm": LSTM}
+        options: dict[str, Any] = {"nonlinearity": cell.removeprefix("rnn_")} if cell not in kinds else {}
+        self.encoder = kinds.get(cell, RNN)(
+            input_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional,
+            dropout=dropout if num_layers > 1 else 0.0, **options, **where,
+        )  # fmt: skip
+        width = hidden_size * (2 if bidirectional else 1)
+        self.attention = nn.Linear(width, 1, **where) if pooling == "attention" else None
+        self.head = nn.Linear(width, num_classes, **where)
+        self._tables: list[Tensor] | None = None
+
+    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        x, lengths = self._check(x, lengths)
+        output, h_n = self._encode(x, lengths)
+        pooled = self._pool(output, h_n, lengths)
+        if self.dropout:
+            pooled = dropout(pooled, self.dropout, self.training)
+        return self.head(pooled)
+
+    def prepare_inference(self) -> SequenceClassifier:
+        """Keeps the table of the first layer's projections for calls in eval mode without gradients, until the weights
+        may change: ``train()``, ``load_state_dict()`` and ``to()`` drop it; other changes of weights go unseen.
+
+        Example::
+
+            >>> import torch, seqcls_fast as sf
+            >>> model = sf.SequenceClassifier(16, 32, 3, vocab_size=20).eval().prepare_inference()
+            >>> with torch.no_grad():
+            ...     logits = model(torch.randint(20, (8, 10)))
+        """
+        if self.training:
+            raise RuntimeError("prepare_inference: expected a model in eval mode, call eval() first")
+        with torch.no_grad():
+            self._tables = self._make_tables() if self.embedding is not None else None
+        return self
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    def _check(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
+        """The input and lengths as tensors on one device, or a sentence; the encoder checks the rest."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor but got {type(x).__name__}")
+        if self.embedding is None:
+            if x.dim() != 3:
+                raise ValueError(f"x: expected (B, T, {self.input_size}) but got {tuple(x.shape)}")
+        else:
+            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+                raise TypeError(f"x: expected integers, the ids of tokens, but got {x.dtype}")
+            if x.dim() != 2:
+                raise ValueError(f"x: expected ids (B, T) but got {tuple(x.shape)}")
+        width = self.head.in_features if isinstance(self.head, nn.Linear) else self._width
+        if width != self._width:
+            raise RuntimeError(f"head: expected in_features {self._width}, as the encoder gives, but got {width}")
+        if lengths is not None:
+            lengths = as_lengths(lengths, True).to(x.device)
+        elif self.padding_idx is not None:
+            steps = torch.arange(1, x.size(1) + 1, device=x.device)
+            lengths = torch.where(x == self.padding_idx, 0, steps).amax(1) if x.size(1) else None
+        return x, lengths
+
+    @property
+    def _width(self) -> int:
+        return self.hidden_size * (2 if self.bidirectional else 1)
+
+    def _encode(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """The encoder's output, if pooling needs it, and its final states, layer by layer."""
+        want_output = self.pooling != "last"
+        if self.embedding is None:
+            output, final = self.encoder(x, lengths=lengths, want_output=want_output)
+        elif (tables := self._tables_for(x)) is not None:
+            weights = self.encoder._weights()
+            weights[0][: len(tables)] = tables
+            output, final = self.encoder._run(x, weights, (), lengths, None, True, want_output)
+        else:
+            output, final = self.encoder(self.embedding(x), lengths=lengths, want_output=want_output)
+        return output, final if isinstance(final, Tensor) else final[0]
+
+    def _pool(self, output: Tensor | None, h_n: Tensor, lengths: Tensor | None) -> Tensor:
+        if output is None:
+            return h_n[-2:].transpose(0, 1).flatten(1) if self.bidirectional else h_n[-1]
+        beyond = None  # (B, T)
+        if lengths is not None:
+            beyond = torch.arange(output.size(1), device=output.device) >= lengths[:, None]
+        if self.pooling == "mean":  # the output is 0 beyond a row's length
+            return output.mean(1) if lengths is None else output.sum(1) / lengths.clamp(min=1)[:, None]
+        if self.pooling == "max":
+            if beyond is None:
+                return output.amax(1)
+            highest = output.masked_fill(beyond[:, :, None], -torch.inf).amax(1)
+            return highest.masked_fill(lengths[:, None] == 0, 0)  # type: ignore[index]
+        assert self.attention is not None
+        scores = self.attention(output).squeeze(2)
+        if beyond is not None:
+            scores = scores.masked_fill(beyond, torch.finfo(scores.dtype).min)
+        shares = scores.softmax(1)
+        if beyond is not None:
+            shares = shares.masked_fill(beyond, 0)  # a row without steps has all of them beyond
+        return (shares[:, None, :] @ output).squeeze(1)
+
+    # -- the table of projections -------------------------------------------------------------------------------------
+
+    def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
+        """The first layer's projections of all ids, where they are at hand or cost less than projecting each step."""
+        if torch.compiler.is_compiling() or torch._C._is_tracing():
+            return None  # a graph should say what the model does, whatever the sizes
+        if self._tables is not None and not torch.is_grad_enabled():
+            return self._tables
+        assert self.vocab_size is not None
+        return self._make_tables() if _TABLE_PAYS * self.vocab_size < ids.numel() else None
+
+    def _make_tables(self) -> list[Tensor]:
+        """``w_ih`` of each direction as it is for one-hot ids."""
+        assert self.embedding is not None
+        weight = self.embedding.weight
+        if self.padding_idx is not None and torch.is_grad_enabled():  # whose row has no gradient
+            weight = embedding(torch.arange(len(weight), device=weight.device), weight, self.padding_idx)
+        directions = 2 if self.bidirectional else 1
+        return [linear(weight, w_ih).t() for w_ih in self.encoder._weights()[0][:directions]]
+
+    def train(self, mode: bool = True) -> SequenceClassifier:
+        if mode:
+            self._tables = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:
+        self._tables = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._tables = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": None}
+
+    def extra_repr(self) -> str:
+        return f"pooling={self.pooling!r}, dropout={self.dropout}"
+
+
+_TABLE_PAYS = 2  # steps for each id, from which on a table is the cheaper way

@@ -1,0 +1,31 @@
+"""Batches of sequences of about one length, in an order that is random and yet the same for one seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["bucketed", "by_length", "waste"]
+
+_POOL = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
+
+
+def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """The rows of each batch: all of them once, shuffled, then sorted by length within pools of 50 batches."""
+    order = torch.randperm(len(lengths), generator=generator)
+    batches: list[Tensor] = []
+    for pool in order.split(size * _POOL):
+        ordered = pool[lengths[pool].argsort(stable=True)]
+        batches += ordered.split(size)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def by_length(lengths: Tensor, size: int) -> list[Tensor]:
+    """The rows of each batch, for predictions: longest first, so that too little memory shows at once."""
+    return list(lengths.argsort(descending=True, stable=True).split(size)) if len(lengths) else []
+
+
+def waste(lengths: Tensor, batches: list[Tensor]) -> float:
+    """The share of padding in them."""
+    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    return 1 - int(lengths.sum()) / padded if padded else 0.0

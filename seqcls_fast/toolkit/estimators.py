@@ -1,0 +1,457 @@
+"""``TextClassifier`` and ``SeriesClassifier``: raw data in, labels out, as scikit-learn's estimators.
+
+The constructors store; fit() learns; what was learnt ends in an underscore. The two differ in how raw data become
+sequences, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..classifier import SequenceClassifier
+from . import labels, store
+from ._extras import need
+from .leakage import Fingerprints, fingerprints
+from .series import SeriesEncoder
+from .text import TextEncoder
+from .training import METRICS, SCHEDULES, Examples, Options, logits_of, train
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator, ClassifierMixin  # type: ignore[import-untyped]
+
+    from .evaluation import Report
+    from .trace import Trace
+else:
+    _base = need("sklearn.base", "TextClassifier and SeriesClassifier")
+    BaseEstimator, ClassifierMixin = _base.BaseEstimator, _base.ClassifierMixin
+
+__all__ = ["SeriesClassifier", "TextClassifier"]
+
+_AT_ONCE = 256  # sequences of a batch in prediction
+
+
+class _SequenceEstimator(ClassifierMixin, BaseEstimator):
+    """fit, predict, evaluate, save and load. Subclasses say what X is and how it becomes sequences."""
+
+    _kind: str
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        sample_weight: Any = None,
+    ) -> _SequenceEstimator:
+        """Learns from labelled sequences.
+
+        Args:
+            X: the sequences, or the path of a file that holds them and their labels (see ``toolkit.readers``).
+            y: their labels, of any hashable kind; None with a path.
+            validation: ``(X, y)`` or a path to look at after every epoch, or a share of X to hold out; the weights of
+                the best epoch are kept.
+            sample_weight: what each sequence counts.
+        """
+        self._check_parameters()
+        X, y = self._read(X, y)
+        X = self._sequences(X)
+        y = labels.as_list(y, len(X))
+        if not X:
+            raise ValueError("X: expected at least two sequences but got none")
+        classes = labels.classes_of(y)
+        if len(classes) < 2:
+            raise ValueError(f"y: expected at least two classes but got one, {classes.tolist()[0]!r}")
+        targets = labels.to_targets(y, classes)
+        weights = labels.weights_of(targets, classes, self.class_weight, sample_weight)
+        X, targets, weights, held_out = self._hold_out(X, targets, weights, validation, classes)
+
+        encoder = self._make_encoder().fit(X)
+        examples = Examples(encoder.encode(X), targets, weights)
+        held = None if held_out is None else Examples(encoder.encode(held_out[0]), held_out[1])
+        device = self._device()
+        batch_size = self.batch_size or batch_size_for(len(X))
+        options = Options(
+            epochs=self.epochs, batch_size=batch_size, weight_decay=self.weight_decay,
+            learning_rate=self.learning_rate or learning_rate_for(math.ceil(len(X) / batch_size) * self.epochs),
+            schedule=self.schedule, warmup=self.warmup, max_grad_norm=self.max_grad_norm, patience=self.patience,
+            metric=self.metric, amp=self.amp, on_nan=self.on_nan, seed=self.seed, verbose=self.verbose,
+            log_dir=None if self.log_dir is None else os.fspath(self.log_dir),
+        )  # fmt: skip
+        model = self._make_model(encoder, len(classes)).to(device)
+        history: list[dict[str, Any]] = []
+        try:
+            train(model, examples, options, device, held, history)
+        finally:
+            if history:  # an interrupt leaves a model that can be used and saved
+                self.encoder_, self.classes_, self.model_, self.history_ = encoder, classes, model, history
+                self.seen_ = fingerprints(X)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class, ``(len(X), len(classes_))`` in the order of ``classes_``."""
+        logits = self._logits(X)
+        return logits.double().softmax(1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each sequence."""
+        chosen = self._logits(X).argmax(1).numpy()
+        return self.classes_[chosen]
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The share of sequences whose label is predicted."""
+        X, y = self._read(X, y)
+        X = self._sequences(X)
+        y = labels.as_list(y, len(X))
+        if not X:
+            raise ValueError("X: expected at least one sequence but got none")
+        right = np.array([a == b for a, b in zip(self.predict(X).tolist(), y, strict=True)], dtype=np.float64)
+        return float(np.average(right, weights=sample_weight))
+
+    def evaluate(self, X: Any, y: Any = None) -> Report:
+        """Metrics with intervals, and warnings about what should not be trusted; ``print(report)`` shows them."""
+        from .evaluation import evaluate_predictions
+
+        X, y = self._read(X, y)
+        X = self._sequences(X)
+        y = labels.as_list(y, len(X))
+        probabilities = self.predict_proba(X)
+        predicted = self.classes_[probabilities.argmax(1)].tolist()
+        return evaluate_predictions(
+            y, predicted, probabilities, labels=self.classes_.tolist(),
+            train_accuracy=self.history_[-1]["accuracy"], train_texts=self.seen_, test_texts=X,
+        )  # fmt: skip
+
+    def trace(self, x: Any) -> Trace:
+        """Every stage of one prediction, with shapes and values; ``print(trace)`` shows them."""
+        from .trace import trace
+
+        self._check_fitted()
+        return trace(self, x)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a folder that :meth:`load` reads, whole or not at all. A model saved there before is replaced."""
+        self._check_fitted()
+        config = {
+            "kind": self._kind, "version": __version__, "parameters": _as_json(self.get_params(deep=False)),
+            "classes": labels.to_json(self.classes_), "encoder": self.encoder_.to_json(), "history": self.history_,
+        }  # fmt: skip
+        tensors = {f"model.{name}": t.detach().cpu() for name, t in self.model_.state_dict().items()}
+        for name, values in vars(self.seen_).items():
+            tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
+        store.save_folder(folder, config, tensors, self._card())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Any:
+        """What :meth:`save` wrote. No code in the folder is run."""
+        config, tensors = store.load_folder(folder)
+        where = Path(folder) / store.CONFIG
+        if config.get("kind") != cls._kind:
+            raise store.StoreError(f"{where}: expected a model of {cls.__name__} but got kind {config.get('kind')!r}")
+        try:
+            estimator = cls(**_from_json(config["parameters"]))
+            estimator._check_parameters()
+            estimator.classes_ = labels.from_json(config["classes"])
+            if len(estimator.classes_) < 2:
+                raise ValueError(f"classes: expected at least two but got {len(estimator.classes_)}")
+            estimator.encoder_ = estimator._encoder_type.from_json(config["encoder"])
+            estimator.history_ = list(config["history"])
+            model = estimator._make_model(estimator.encoder_, len(estimator.classes_))
+            model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
+            estimator.seen_ = Fingerprints(
+                *(frozenset(tensors[f"seen.{field.name}"].tolist()) for field in fields(Fingerprints))
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise store.StoreError(f"{where}: expected what save() writes but got {error}") from error
+        estimator.model_ = model.to(estimator._device()).eval()
+        return estimator
+
+    # -- what fit and predict share -----------------------------------------------------------------------------------
+
+    def _logits(self, X: Any) -> Tensor:
+        self._check_fitted()
+        X, _ = self._read(X, None, labelled=False)
+        sequences = self.encoder_.encode(self._sequences(X))
+        device = next(self.model_.parameters()).device
+        return logits_of(self.model_, sequences, _AT_ONCE, device, self.amp)
+
+    def _check_fitted(self) -> None:
+        need("sklearn.utils.validation", type(self).__name__).check_is_fitted(self, "model_")
+
+    def _read(self, X: Any, y: Any, labelled: bool = True) -> tuple[Any, Any]:
+        """The contents where X is a path, else X and y as they are."""
+        if not isinstance(X, os.PathLike) and not (isinstance(X, str) and y is None):
+            if labelled and y is None:
+                raise ValueError("y: expected labels but got None")
+            return X, y
+        from .readers import read
+
+        if y is not None:
+            raise ValueError("y: expected None with the path of a file, which holds the labels")
+        table = read(X, kind=self._kind, label="label" if labelled else None)
+        return table.texts_or_series, table.labels
+
+    def _hold_out(
+        self, X: list[Any], targets: Tensor, weights: Tensor | None, validation: Any, classes: np.ndarray
+    ) -> tuple[list[Any], Tensor, Tensor | None, tuple[list[Any], Tensor] | None]:
+        """What to train on, and what to validate on."""
+        if validation is None:
+            if self.patience is not None:
+                raise ValueError("patience: expected None without validation but got a number of epochs")
+            return X, targets, weights, None
+        if isinstance(validation, float):
+            if not 0 < validation < 1:
+                raise ValueError(f"validation: expected a share between 0 and 1 but got {validation}")
+            kept, held = _stratified(targets, validation, self.seed)
+            held_out = [X[i] for i in held.tolist()], targets[held]
+            return [X[i] for i in kept.tolist()], targets[kept], None if weights is None else weights[kept], held_out
+        pair = validation if isinstance(validation, tuple) else (validation, None)
+        if len(pair) != 2:
+            raise ValueError(f"validation: expected (X, y), a path or a share but got {len(pair)} values")
+        other, other_y = self._read(*pair)
+        other = self._sequences(other)
+        if not other:
+            raise ValueError("validation: expected at least one sequence but got none")
+        return (
+            X,
+            targets,
+            weights,
+            (other, labels.to_targets(labels.as_list(other_y, len(other)), classes, "validation")),
+        )
+
+    def _device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _check_parameters(self) -> None:
+        for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1}.items():
+            _require_int(name, getattr(self, name), least)
+        for name in ("batch_size", "patience", "max_length"):
+            if getattr(self, name) is not None:
+                _require_int(name, getattr(self, name), 1)
+        for name, choices in {"schedule": SCHEDULES, "metric": METRICS, "on_nan": ("raise", "restore")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {getattr(self, name)!r}")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise ValueError(f"{name}: expected None or a number above 0 but got {value!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: expected a number of at least 0 but got {self.weight_decay!r}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {self.warmup!r}")
+
+    def _make_model(self, encoder: Any, classes: int) -> SequenceClassifier:
+        size, options = self._input_of(encoder)
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(self.seed)
+            return SequenceClassifier(
+                size, self.hidden_size, classes, cell=self.cell, num_layers=self.num_layers,
+                bidirectional=self.bidirectional, pooling=self.pooling, dropout=self.dropout, **options,
+            )  # fmt: skip
+
+    def _card(self) -> str:
+        from .card import model_card
+
+        return model_card(self)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.non_deterministic = self.seed is None
+        return tags
+
+
+class TextClassifier(_SequenceEstimator):
+    """Classifies texts: tokens, an embedding, a recurrent encoder, a head; one call each to train, predict, evaluate.
+
+    Args:
+        cell, hidden_size, num_layers, bidirectional, pooling, dropout: of :class:`seqcls_fast.SequenceClassifier`.
+        embedding_dim: width of a token's embedding.
+        tokenizer: ``"word"``, ``"char"`` or ``"bpe"`` (byte pairs, learnt from the texts).
+        lowercase, normalization: whether case is ignored; the Unicode form texts are brought to, or None.
+        max_length: tokens beyond that many are cut off.
+        max_vocab, min_frequency: how many tokens are known at most, and how often each must occur.
+        epochs: how often the training data are gone through.
+        batch_size, learning_rate: None picks what suits the number of texts.
+        weight_decay, schedule, warmup: AdamW's decay; ``"cosine"``, ``"one_cycle"`` or ``"constant"``; the share of
+            steps in which the rate rises.
+        max_grad_norm: longer gradients are scaled down to it; None leaves them.
+        class_weight: None, ``"balanced"`` or a dict from label to weight.
+        patience: with validation, how many epochs to go on without a better ``metric``; None trains all epochs.
+        metric: of the validation set: ``"loss"``, ``"accuracy"``, ``"balanced_accuracy"`` or ``"macro_f1"``.
+        amp: whether products are formed in bfloat16.
+        on_nan: what a NaN or exploding loss does: ``"raise"`` says so, ``"restore"`` goes back an epoch and goes on at
+            half the rate.
+        device: ``"auto"`` or a torch device.
+        seed: of everything random; None draws one.
+        verbose: None shows a bar in a terminal, True a line per epoch anywhere, False nothing.
+        log_dir: folder for TensorBoard's logs, or None.
+
+    Example::
+
+        >>> from seqcls_fast import TextClassifier
+        >>> texts = ["good film", "great film", "bad film", "awful film"] * 10
+        >>> clf = TextClassifier(hidden_size=8, epochs=10).fit(texts, ["pos", "pos", "neg", "neg"] * 10)
+        >>> clf.predict(["a great one", "awful"]).tolist()
+        ['pos', 'neg']
+    """
+
+    _kind = "text"
+    _encoder_type = TextEncoder
+
+    def __init__(
+        self, *, cell: str = "gru", hidden_size: int = 64, embedding_dim: int = 64, num_layers: int = 1,
+        bidirectional: bool = True, pooling: str = "max", dropout: float = 0.2, tokenizer: str = "word",
+        lowercase: bool = True, normalization: str | None = "NFKC", max_length: int | None = 256,
+        max_vocab: int = 20_000, min_frequency: int = 1, epochs: int = 20, batch_size: int | None = None,
+        learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
+        max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
+        amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
+        verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.cell, self.hidden_size, self.embedding_dim, self.num_layers = cell, hidden_size, embedding_dim, num_layers
+        self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
+        self.lowercase, self.normalization, self.max_length = lowercase, normalization, max_length
+        self.max_vocab, self.min_frequency, self.epochs, self.batch_size = max_vocab, min_frequency, epochs, batch_size
+        self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule
+        self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
+        self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
+        self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
+
+    def _make_encoder(self) -> TextEncoder:
+        return TextEncoder(
+            self.tokenizer, lowercase=self.lowercase, normalization=self.normalization, max_length=self.max_length,
+            max_vocab=self.max_vocab, min_frequency=self.min_frequency,
+        )  # fmt: skip
+
+    def _input_of(self, encoder: TextEncoder) -> tuple[int, dict[str, Any]]:
+        return self.embedding_dim, {"vocab_size": encoder.vocab_size}
+
+    def _sequences(self, X: Any) -> list[str]:
+        if isinstance(X, str | bytes) or not isinstance(X, Iterable):
+            raise TypeError(f"X: expected a list of strings but got {type(X).__name__}")
+        texts = list(X)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"X: expected strings but got {type(text).__name__} at {index}")
+        return texts
+
+
+class SeriesClassifier(_SequenceEstimator):
+    """Classifies numeric series of any lengths: a recurrent encoder over standardised features, and a head.
+
+    Args:
+        standardize: whether each feature is brought to mean 0 and deviation 1, as learnt from the training data.
+        missing: what NaN means: ``"error"``, ``"zero"``, ``"mean"``, ``"forward"`` (the value before) or ``"mask"``
+            (the mean, and a feature more that says so).
+        others: as in :class:`TextClassifier`.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from seqcls_fast import SeriesClassifier
+        >>> rng = np.random.default_rng(0)
+        >>> series = [rng.normal(size=(rng.integers(3, 9), 2)) + label for label in [0, 2] * 20]
+        >>> clf = SeriesClassifier(hidden_size=8, epochs=10).fit(series, ["low", "high"] * 20)
+        >>> clf.predict([np.zeros((4, 2)), np.full((4, 2), 2.0)]).tolist()
+        ['low', 'high']
+    """
+
+    _kind = "series"
+    _encoder_type = SeriesEncoder
+
+    def __init__(
+        self, *, cell: str = "gru", hidden_size: int = 64, num_layers: int = 1, bidirectional: bool = True,
+        pooling: str = "max", dropout: float = 0.2, standardize: bool = True, missing: str = "error",
+        max_length: int | None = None, epochs: int = 20, batch_size: int | None = None,
+        learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
+        max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
+        amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
+        verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
+        self.pooling, self.dropout, self.standardize, self.missing = pooling, dropout, standardize, missing
+        self.max_length, self.epochs, self.batch_size = max_length, epochs, batch_size
+        self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule
+        self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
+        self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
+        self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
+
+    @property
+    def n_features_in_(self) -> int:
+        self._check_fitted()
+        return self.encoder_.features_in
+
+    def _make_encoder(self) -> SeriesEncoder:
+        return SeriesEncoder(standardize=self.standardize, missing=self.missing, max_length=self.max_length)
+
+    def _input_of(self, encoder: SeriesEncoder) -> tuple[int, dict[str, Any]]:
+        return encoder.features_out, {}
+
+    def _sequences(self, X: Any) -> list[Any]:
+        if isinstance(X, str | bytes) or not isinstance(X, Iterable):
+            raise TypeError(f"X: expected a list of series (T, features) but got {type(X).__name__}")
+        return list(X)
+
+
+def batch_size_for(count: int) -> int:
+    """A power of two near the root of the number of sequences: some steps an epoch for few, full kernels for many."""
+    return 2 ** min(8, max(2, int(math.log2(max(count, 1)) / 2)))
+
+
+def learning_rate_for(steps: int) -> float:
+    """The fewer steps there are, the larger: 1e-2 for 100, 2e-3 from 2,500 on."""
+    return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
+
+
+def _require_int(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int but got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least} but got {value}")
+
+
+def _stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:
+    """Rows to keep and rows to hold out, of each class its share; a class of one is kept."""
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    held = []
+    for target in targets.unique():
+        rows = (targets == target).nonzero().flatten()
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        held.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    out = torch.cat(held).sort().values
+    if not len(out):
+        raise ValueError("validation: expected classes with at least two sequences each, to hold one out")
+    mask = torch.ones(len(targets), dtype=torch.bool)
+    mask[out] = False
+    return mask.nonzero().flatten(), out
+
+
+def _as_json(parameters: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no keys but strings, and no paths."""
+    plain = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
+    if isinstance(plain["class_weight"], dict):
+        weights = plain["class_weight"]
+        keys = labels.to_json(labels.as_array(list(weights)))
+        plain["class_weight"] = {"labels": keys, "weights": list(weights.values())}
+    return plain
+
+
+def _from_json(parameters: dict[str, Any]) -> dict[str, Any]:
+    weights = parameters["class_weight"]
+    if isinstance(weights, dict):
+        weights = dict(zip(labels.from_json(weights["labels"]).tolist(), weights["weights"], strict=True))
+    return parameters | {"class_weight": weights}

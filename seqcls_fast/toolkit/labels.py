@@ -1,0 +1,119 @@
+"""Labels of any hashable kind: the sorted classes, and each label's place among them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_array", "classes_of", "from_json", "to_json", "to_targets", "weights_of"]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def as_list(y: Any, count: int | None = None) -> list[Any]:
+    """Labels as plain Python values, one for each of ``count`` sequences."""
+    if isinstance(y, str | bytes) or not isinstance(y, Iterable):
+        raise TypeError(f"y: expected a sequence of labels but got {type(y).__name__}")
+    if isinstance(y, np.ndarray | Tensor) and y.ndim != 1:
+        raise ValueError(f"y: expected one dimension but got shape {tuple(y.shape)}")
+    values = y.tolist() if isinstance(y, np.ndarray | Tensor) else [_plain(value) for value in y]
+    if count is not None and len(values) != count:
+        raise ValueError(f"y: expected {count} labels, one for each sequence of X, but got {len(values)}")
+    for index, value in enumerate(values):
+        if not isinstance(value, Hashable):
+            raise TypeError(f"y: expected hashable labels but got {type(value).__name__} at {index}")
+        if value is None or value != value:
+            raise ValueError(f"y: expected a label but got {value} at {index}")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0) else value
+
+
+def classes_of(labels: Sequence[Any]) -> np.ndarray:
+    """The different ones, sorted; those that know no order by type and text."""
+    found = list(dict.fromkeys(labels))
+    try:
+        found.sort()
+    except TypeError:
+        found.sort(key=lambda label: (type(label).__name__, repr(label)))
+    return as_array(found)
+
+
+def as_array(labels: Sequence[Any]) -> np.ndarray:
+    """Of numbers or strings where they are all of one type, else of objects."""
+    kinds = {type(label) for label in labels}
+    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+        return np.array(labels)
+    array = np.empty(len(labels), dtype=object)
+    for index, label in enumerate(labels):  # numpy would take a tuple apart
+        array[index] = label
+    return array
+
+
+def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y") -> Tensor:
+    place = {label: index for index, label in enumerate(classes.tolist())}
+    for index, label in enumerate(labels):
+        if label not in place:
+            raise ValueError(f"{name}: expected labels seen in training but got {label!r} at {index}")
+    return torch.tensor([place[label] for label in labels], dtype=torch.int64)
+
+
+def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_weight: Any) -> Tensor | None:
+    """What each sequence counts, 1 on average; None where all count alike."""
+    if class_weight is None and sample_weight is None:
+        return None
+    weights = torch.ones(len(targets), dtype=torch.float64)
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        weights /= torch.bincount(targets, minlength=len(classes)).clamp(min=1)[targets]
+    elif isinstance(class_weight, dict):
+        known = set(classes.tolist())
+        for label, weight in class_weight.items():
+            if label not in known:
+                raise ValueError(f"class_weight: expected labels of y but got {label!r}")
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"class_weight: expected a weight of at least 0 for {label!r} but got {weight!r}")
+        weights *= torch.tensor([float(class_weight.get(label, 1.0)) for label in classes.tolist()])[targets]
+    elif class_weight is not None:
+        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {class_weight!r}")
+    if sample_weight is not None:
+        given = torch.as_tensor(np.asarray(sample_weight, dtype=np.float64))
+        if given.shape != targets.shape:
+            raise ValueError(f"sample_weight: expected shape ({len(targets)},) but got {tuple(given.shape)}")
+        if not bool(((given >= 0) & given.isfinite()).all()):
+            raise ValueError("sample_weight: expected finite numbers of at least 0")
+        weights *= given
+    if not float(weights.sum()) > 0:
+        raise ValueError("class_weight and sample_weight: expected some weight above 0")
+    return (weights / weights.mean()).float()
+
+
+def to_json(classes: np.ndarray) -> list[Any]:
+    """Numbers, strings and tuples of them as JSON has them; others cannot be saved."""
+
+    def encode(label: Any) -> Any:
+        if isinstance(label, _PLAIN):
+            return label
+        if isinstance(label, tuple):
+            return {"tuple": [encode(part) for part in label]}
+        raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {type(label).__name__}")
+
+    return [encode(label) for label in classes.tolist()]
+
+
+def from_json(values: Any) -> np.ndarray:
+    def decode(value: Any) -> Any:
+        if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
+            return tuple(decode(part) for part in value["tuple"])
+        if not isinstance(value, _PLAIN):
+            raise ValueError(f"classes: expected numbers, strings or tuples but got {type(value).__name__}")
+        return value
+
+    if not isinstance(values, list):
+        raise ValueError(f"classes: expected a list of labels but got {type(values).__name__}")
+    return as_array([decode(value) for value in values])

@@ -1,0 +1,66 @@
+"""What training shows: a bar in a terminal, a line per epoch where asked for, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """``verbose``: None shows a bar where stderr is a terminal, True shows at least a line per epoch, False nothing."""
+
+    def __init__(self, epochs: int, steps: int, verbose: bool | None) -> None:
+        self.epochs, self.steps = epochs, steps
+        self.lines = verbose is not False and (verbose is True or sys.stderr.isatty())
+        self.bar: Any = None
+        self.task: Any = None
+        if verbose is not False and sys.stderr.isatty():
+            self.bar = _rich_bar()
+
+    def __enter__(self) -> Progress:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task(f"epoch 1/{self.epochs}", total=self.steps, shown="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def step(self, *, loss: float, tokens: int, seconds: float) -> None:
+        if self.bar is not None:
+            shown = f"loss {loss:.4f}  {tokens / max(seconds, 1e-9):,.0f} tokens/s"
+            self.bar.update(self.task, advance=1, shown=shown)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        number = record["epoch"]
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.steps * number // self.epochs)
+            self.bar.update(self.task, description=f"epoch {min(number + 1, self.epochs)}/{self.epochs}")
+        names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in record]
+        figures = "  ".join(f"{name.replace('_', ' ')} {record[name]:.4f}" for name in names)
+        speed = f"{record['tokens_per_second']:,.0f} tokens/s, padding {record['padding']:.0%}"
+        self.note(f"epoch {number:>3}/{self.epochs}  {figures}  {speed}")
+
+    def note(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False, markup=False)
+        elif self.lines:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _rich_bar() -> Any:
+    """None where rich is not installed: lines do then."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+    except ImportError:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
+    return Bar(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,273 @@
+"""Numeric series as features: standardised by what the training data shows, with an explicit policy for gaps.
+
+All series lie end to end in one float64 array while they are checked and scaled, so that the cost is that of a few
+numpy calls and not of a few for each series.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from ._extras import need
+from .errors import seal, unseal
+from .ragged import Ragged
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = need("numpy", "SeriesEncoder")
+
+__all__ = ["SeriesEncoder", "as_steps"]
+
+POLICIES = ("error", "zero", "mean", "forward", "mask")
+
+
+class SeriesEncoder:
+    """Series to features of mean 0 and deviation 1, by the means and deviations of the data it was fitted to.
+
+    A feature that never changes there is centred and not divided. NaN (or None) is a missing value, infinity always an
+    error; both are looked for beyond ``max_length`` too.
+
+    Args:
+        standardize: whether to do so; if not, values stay as they are.
+        missing: what becomes of a missing value. ``"error"``: it is refused. ``"zero"``: 0 in the data's own units.
+            ``"mean"``: the feature's mean in the training data. ``"forward"``: the value before it in the series, and
+            the mean before the first. ``"mask"``: the mean, and behind the features come as many that are 1 where the
+            value is missing and 0 elsewhere.
+        max_length: how many steps of a series are kept, from its start; None for all.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit.series import SeriesEncoder
+        >>> encoder = SeriesEncoder(missing="forward").fit([[1.0, 2.0], [3.0]])
+        >>> encoder.encode([[2.0, None, 2.0]]).values.tolist()
+        [[0.0], [0.0], [0.0]]
+        >>> encoder.features_in, encoder.features_out
+        (1, 1)
+    """
+
+    def __init__(self, *, standardize: bool = True, missing: str = "error", max_length: int | None = None) -> None:
+        if not isinstance(standardize, bool):
+            raise TypeError(f"standardize: expected a bool but got {type(standardize).__name__}")
+        if missing not in POLICIES:
+            raise ValueError(f"missing: expected one of {', '.join(POLICIES)} but got {missing!r}")
+        if max_length is not None:
+            if not isinstance(max_length, int) or isinstance(max_length, bool):
+                raise TypeError(f"max_length: expected an int or None but got {type(max_length).__name__}")
+            if max_length < 1:
+                raise ValueError(f"max_length: expected at least 1 but got {max_length}")
+        self.standardize, self.missing, self.max_length = standardize, missing, max_length
+        self._mean: np.ndarray | None = None  # (F,), float64
+        self._scale: np.ndarray | None = None
+
+    def fit(self, series: Sequence[Any]) -> SeriesEncoder:
+        """Learns each feature's mean and deviation from arrays ``(T_i, F)``; of one dimension: one feature."""
+        values, _ = self._flat(series, None)
+        if not values.size:
+            raise ValueError("series: expected at least one step to learn from but got none")
+        with np.errstate(all="ignore"):  # what overflows is refused by a sentence
+            self._mean, self._scale = _statistics(values)
+        return self
+
+    def encode(self, series: Sequence[Any]) -> Ragged:
+        """Float32 features of all steps, :attr:`features_out` of them each."""
+        mean, scale = self._fitted()
+        values, lengths = self._flat(series, len(mean))
+        missing = np.isnan(values)
+        if self.missing == "zero":
+            values[missing] = 0
+        elif self.missing == "forward":
+            _carry_forward(values, missing, lengths)
+        values = np.where(np.isnan(values), mean, values)
+        if self.standardize:
+            with np.errstate(over="ignore"):
+                values = (values - mean) / scale
+        if self.missing == "mask":
+            values = np.concatenate([values, missing], 1)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            where, value = _first(~np.isfinite(narrow), lengths), values[~np.isfinite(narrow)][0]
+            raise ValueError(f"series[{where[0]}]: expected values that float32 holds but got {value:g} {_at(where)}")
+        return Ragged(torch.from_numpy(narrow), torch.from_numpy(lengths))
+
+    @property
+    def features_in(self) -> int:
+        """How many features a step of the data has."""
+        return len(self._fitted()[0])
+
+    @property
+    def features_out(self) -> int:
+        """How many features a step of :meth:`encode`'s result has."""
+        return self.features_in * (2 if self.missing == "mask" else 1)
+
+    def to_json(self) -> str:
+        """All of it, for :meth:`from_json`."""
+        mean, scale = self._fitted()
+        return seal("SeriesEncoder", {"parameters": self._parameters(), "mean": mean.tolist(), "scale": scale.tolist()})
+
+    @classmethod
+    def from_json(cls, text: str) -> SeriesEncoder:
+        """The encoder that :meth:`to_json` wrote; a ValueError where the text is not quite that."""
+        content = unseal("SeriesEncoder", text)
+        try:
+            encoder = cls(**content["parameters"])
+            mean, scale = content["mean"], content["scale"]
+            for numbers in (mean, scale):
+                if not isinstance(numbers, list) or not all(type(x) is float and math.isfinite(x) for x in numbers):
+                    raise ValueError("a mean or scale that is no list of finite numbers")
+            if not mean or len(mean) != len(scale):
+                raise ValueError(f"{len(mean)} means and {len(scale)} scales")
+            if min(scale) <= 0:
+                raise ValueError(f"the scale {min(scale)}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {error}") from None
+        encoder._mean, encoder._scale = np.array(mean), np.array(scale)
+        return encoder
+
+    def __repr__(self) -> str:
+        return f"SeriesEncoder({', '.join(f'{name}={value!r}' for name, value in self._parameters().items())})"
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"standardize": self.standardize, "missing": self.missing, "max_length": self.max_length}
+
+    def _fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._mean is None or self._scale is None:
+            raise RuntimeError("SeriesEncoder: expected fit() to be called first but nothing was learnt yet")
+        return self._mean, self._scale
+
+    def _flat(self, series: Sequence[Any], features: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``."""
+        if isinstance(series, str | bytes) or not isinstance(series, Iterable):
+            raise TypeError(f"series: expected a sequence of arrays but got {type(series).__name__}")
+        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(series)]
+        for index, part in enumerate(parts):
+            if part.shape == (0, 1):
+                continue  # an empty list has any number of features
+            if features is None:
+                features = part.shape[1]
+            if part.shape[1] != features:
+                expected = f"{features} feature{'' if features == 1 else 's'}"
+                raise ValueError(f"series[{index}]: expected {expected} but got {part.shape[1]}")
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        values = np.concatenate([np.zeros((0, features or 0)), *(part for part in parts if len(part))])
+        for name, found in (("inf", np.isinf(values)), ("nan", np.isnan(values) & (self.missing == "error"))):
+            if found.any():
+                where = _first(found, lengths)
+                what = "a finite value" if name == "inf" else "no missing value"
+                why = ', which missing="error" refuses' if name == "nan" else ""
+                raise ValueError(f"series[{where[0]}]: expected {what} but got {values[found][0]} {_at(where)}{why}")
+        if self.max_length is not None:
+            values = values[_step_of(lengths) < self.max_length]
+            lengths = lengths.clip(max=self.max_length)
+        return values, lengths
+
+
+def as_steps(series: Any, name: str) -> np.ndarray:
+    """One series as float64 ``(T, F)``, missing values NaN; a ValueError that begins with ``name`` for what is none."""
+    if isinstance(series, Tensor):
+        series = series.detach().cpu()
+        series = series.double().numpy() if series.is_floating_point() else series.numpy()
+    try:
+        array = np.asarray(series)
+        if array.dtype.kind == "O":
+            array = _of_objects(array, name)
+    except ValueError as error:
+        raise ValueError(_ragged(series, name) or str(error)) from None
+    if array.dtype.kind not in "fiub":
+        kind = {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, str(array.dtype))
+        raise ValueError(f"{name}: expected numbers but got {kind}")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        got = "a single number" if array.ndim == 0 else f"{array.ndim} dimensions"
+        raise ValueError(f"{name}: expected an array (steps, features) but got {got}")
+    if not array.shape[1]:
+        raise ValueError(f"{name}: expected at least one feature but got none")
+    return array.astype(np.float64, copy=False)
+
+
+def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
+    """As numbers what numpy keeps as objects, because None is among it or an int beyond 64 bits."""
+    result = np.empty(array.shape)
+    for place, value in np.ndenumerate(array):
+        if value is not None and not isinstance(value, Real):
+            raise ValueError(f"{name}: expected numbers but got {_described(value)} {_at((0, *place, 0))}")
+        try:
+            result[place] = math.nan if value is None else float(value)
+        except OverflowError:
+            result[place] = math.inf
+    return result
+
+
+def _ragged(series: Any, name: str) -> str | None:
+    """Where the steps of a nested list begin to differ in size; None if that is not what numpy minds."""
+    if not isinstance(series, list | tuple):
+        return None
+    sizes = [len(step) if isinstance(step, Sequence) and not isinstance(step, str) else None for step in series]
+    for step, size in enumerate(sizes):
+        if size != sizes[0]:
+            sayings = [
+                "a single number" if n is None else f"{n} feature{'' if n == 1 else 's'}" for n in (sizes[0], size)
+            ]
+            return f"{name}: expected {sayings[0]} as at step 0 but got {sayings[1]} at step {step}"
+    return None
+
+
+def _described(value: Any) -> str:
+    return repr(value) if isinstance(value, str) and len(value) <= 20 else type(value).__name__
+
+
+def _at(where: Sequence[int]) -> str:
+    return f"at step {where[1]}, feature {where[2]}"
+
+
+def _first(found: np.ndarray, lengths: np.ndarray) -> tuple[int, int, int]:
+    """Series, step and feature of the first True in (N, F)."""
+    row, feature = np.argwhere(found)[0]
+    index = int(np.searchsorted(lengths.cumsum(), row, side="right"))
+    return index, int(row - lengths[:index].sum()), int(feature)
+
+
+def _step_of(lengths: np.ndarray) -> np.ndarray:
+    """For each of the N rows its number within its series."""
+    return np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+
+
+def _carry_forward(values: np.ndarray, missing: np.ndarray, lengths: np.ndarray) -> None:
+    """Fills NaN with the value before it in its series; what comes before a series' first value stays NaN."""
+    rows = np.arange(len(values))
+    last = np.maximum.accumulate(np.where(missing, -1, rows[:, None]), axis=0)
+    inside = missing & (last >= (rows - _step_of(lengths))[:, None])
+    values[inside] = np.take_along_axis(values, last.clip(0), 0)[inside]
+
+
+def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature over the values there are: 0 and 1 without any.
+
+    A constant is told by its bounds: in its mean the last bit may be wrong, and so the deviation not quite zero.
+    Squares are taken of fractions of the largest deviation, which neither over- nor underflow.
+    """
+    there = ~np.isnan(values)
+    count = there.sum(0).clip(1)
+    low = np.where(there, values, np.inf).min(0)
+    high = np.where(there, values, -np.inf).max(0)
+    middle = np.where(low < high, low / 2 + high / 2, np.where(there.any(0), low, 0.0))
+    offset = np.where(there, values - middle, 0.0)
+    mean = middle + offset.sum(0) / count
+    constant = ~(low < high)
+    offset = np.where(there, values - mean, 0.0)
+    largest = np.abs(offset).max(0)
+    largest[constant | (largest == 0)] = 1.0
+    scale = largest * np.sqrt(((offset / largest) ** 2).sum(0) / count)
+    scale[constant | (scale == 0)] = 1.0
+    if not (np.isfinite(mean) & np.isfinite(scale)).all():
+        feature = int(np.argmin(np.isfinite(mean) & np.isfinite(scale)))
+        raise ValueError(f"series: expected values that float64 can average but got larger ones in feature {feature}")
+    return cast("np.ndarray", mean), cast("np.ndarray", scale)

@@ -1,0 +1,86 @@
+"""A trained model as a folder: weights as safetensors, the rest as JSON, a model card for people.
+
+A folder is written whole or not at all, and loading runs no code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ._extras import need
+
+__all__ = ["CONFIG", "WEIGHTS", "StoreError", "load_folder", "save_folder"]
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+
+
+class StoreError(ValueError):
+    """A folder that is not, or no longer, what save() wrote."""
+
+
+def save_folder(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
+    """Replaces the folder once everything is on disk; one that holds other things is left alone."""
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and ((target / CONFIG).exists() or not any(target.iterdir()))):
+        raise FileExistsError(f"save: expected a new folder or one of a saved model but got {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    weights = need("safetensors.torch", "save").save({name: t.contiguous() for name, t in tensors.items()})
+    config = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()} | config
+    parts = {CONFIG: json.dumps(config, indent=1, ensure_ascii=False).encode(), WEIGHTS: weights, CARD: card.encode()}
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, data in parts.items():
+            with open(fresh / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(fresh, 0o755)
+        _swap(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Puts `fresh` in the place of `target`, which comes back if that fails."""
+    if not target.exists():
+        os.rename(fresh, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    os.rename(target, old)  # onto an empty folder
+    try:
+        os.rename(fresh, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    source = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (source / name).is_file():
+            raise FileNotFoundError(f"load: expected {name} in {source}, as save() writes it")
+    try:
+        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{source / CONFIG}: expected JSON as save() writes it but got {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        got = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise StoreError(f"{source / CONFIG}: expected format {FORMAT} but got {got!r}")
+    data = (source / WEIGHTS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != config.get("sha256"):
+        raise StoreError(f"{source / WEIGHTS}: expected the {WEIGHTS} that was saved, but it is truncated or changed")
+    try:
+        tensors: dict[str, Tensor] = need("safetensors.torch", "load").load(data)
+    except Exception as error:
+        raise StoreError(f"{source / WEIGHTS}: expected tensors but got {error}") from error
+    return config, tensors

@@ -1,0 +1,296 @@
+"""``Trace``: one prediction taken apart, stage by stage, and how the class probabilities form token by token.
+
+The probabilities after k tokens are those of the text cut there: the model runs on the same ids repeated, with the
+lengths 0, 1, ..., T, which is one batch. That is right for both directions and every pooling.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._extras import need
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..classifier import SequenceClassifier
+    from .estimators import SeriesClassifier, TextClassifier
+
+__all__ = ["Stage", "Trace", "trace"]
+
+PAD_TO = 8  # ids are shown as they lie in a batch beside longer rows
+PREFIXES = 512  # at most so many are run: of a series of 10,000 steps every 20th
+BATCH_STEPS = 1 << 17  # rows times steps of one batch of prefixes
+SHOWN = 48  # lines of the printed table
+NAMED = 60  # steps whose tokens the picture names
+BAR = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What the example is at one point of its way; ``values`` has ``shape``."""
+
+    name: str
+    values: Tensor
+    note: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A prediction's stages. Print it, or take ``to_dict()`` or ``figure()``.
+
+    Attributes:
+        kind: ``"text"`` or ``"series"``.
+        raw: the example as it was given.
+        tokens: what was read at each step: the token, or a series' values before they are standardised.
+        stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, logits,
+            softmax. All but the last three have the step in dimension 1 and end with padding.
+        classes: the labels, in the order of the probabilities.
+        steps: how many tokens each row of ``probabilities`` has seen: 0, 1, ... up to all of them.
+        probabilities: (len(steps), classes), of the example cut after so many tokens; the first row has seen nothing.
+    """
+
+    kind: str
+    raw: Any
+    tokens: list[str]
+    stages: list[Stage]
+    classes: list[Any]
+    steps: list[int]
+    probabilities: Tensor
+
+    @property
+    def predicted(self) -> Any:
+        return self.classes[self._best]
+
+    @property
+    def _best(self) -> int:
+        return int(self.probabilities[-1].argmax())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it; each stage with its name, shape, values and note."""
+        return {
+            "kind": self.kind,
+            "raw": self.raw if isinstance(self.raw, str) else _array(self.raw).tolist(),
+            "tokens": self.tokens,
+            "stages": [
+                {"name": stage.name, "shape": list(stage.shape), "values": stage.values.tolist(), "note": stage.note}
+                for stage in self.stages
+            ],
+            "classes": [_label(label) for label in self.classes],
+            "predicted": _label(self.predicted),
+            "steps": self.steps,
+            "probabilities": self.probabilities.tolist(),
+        }
+
+    def __str__(self) -> str:
+        unit = "tokens" if self.kind == "text" else "steps"
+        width = max(len(stage.name) for stage in self.stages)
+        lines = [f"{unit:<{width}}  {len(self.tokens)}: {_cut(' '.join(map(_visible, self.tokens)), 90)}"]
+        if isinstance(self.raw, str):
+            lines.insert(0, f"{'text':<{width}}  {_cut(repr(self.raw), 96)}")
+        for stage in self.stages:
+            shape = f"({', '.join(map(str, stage.shape))})"
+            lines.append(f"{stage.name:<{width}}  {shape:<14}  {self._told(stage)}".rstrip())
+        return "\n".join([*lines, "", *self._table()])
+
+    def _told(self, stage: Stage) -> str:
+        """A stage's values as far as a line holds them, and its note."""
+        if stage.name in ("logits", "softmax"):
+            pairs = zip(self.classes, stage.values[0].tolist(), strict=True)
+            told = "  ".join(f"{label} {value:.3f}" for label, value in pairs)
+        elif stage.name == "ids":
+            told = " ".join(str(value) for value in stage.values[0].tolist())
+        elif stage.values.dim() == 2:
+            told = _numbers(stage.values[0], 6)
+        else:
+            told = ""
+        return "  ".join(part for part in (_cut(told, 90), stage.note) if part)
+
+    def _table(self) -> Iterator[str]:
+        """A line per prefix: what was read last, the first values of its stages, and a bar."""
+        wide = [stage for stage in self.stages if stage.values.dim() == 3]
+        ids = next((stage.values[0].tolist() for stage in self.stages if stage.name == "ids"), None)
+        header = ["", "token" if self.kind == "text" else "step", "id" if ids else ""]
+        header += [stage.name for stage in wide] + [f"P({self.predicted})"]
+        rows = []
+        for row, step in enumerate(self.steps):
+            cells = [str(step), _cut(_visible(self.tokens[step - 1]), 20) if step else "(nothing yet)"]
+            cells.append(str(ids[step - 1]) if ids and step else "")
+            cells += [_numbers(stage.values[0, step - 1], 3) if step else "" for stage in wide]
+            share = float(self.probabilities[row, self._best])
+            leader = int(self.probabilities[row].argmax())
+            behind = "" if leader == self._best else f"  {self.classes[leader]} leads"
+            rows.append([*cells, f"{share:.3f} {_bar(share)}{behind}"])
+        if len(rows) > SHOWN:
+            left = len(rows) - SHOWN
+            rows[SHOWN // 2 : -(SHOWN // 2)] = [["", f"... {left} more ..."] + [""] * (len(header) - 2)]
+        widths = [max(_columns(line[i]) for line in (header, *rows)) for i in range(len(header))]
+        for line in (header, *rows):
+            padded = (cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True))
+            yield "  ".join(padded).rstrip()
+
+    def figure(self) -> Figure:
+        """The probabilities over tokens, a line per class; of many classes the likeliest, and the others together."""
+        return _figure(self)
+
+
+def trace(estimator: TextClassifier | SeriesClassifier, x: Any) -> Trace:
+    """Takes the prediction of a fitted estimator for one text or one series apart."""
+    encoder: Any = estimator.encoder_
+    model = estimator.model_
+    text = hasattr(encoder, "tokens")
+    if text and not isinstance(x, str):
+        raise TypeError(f"x: expected one text, a str, but got {type(x).__name__}")
+    ragged = encoder.encode([x])
+    length = int(ragged.lengths[0])
+    values, lengths = ragged.pad([0])
+    padding = PAD_TO - values.size(1) % PAD_TO if text else 0
+    values = torch.cat([values, values.new_zeros(1, padding, *values.shape[2:])], 1)
+    parameter = next(model.parameters())
+    values, lengths = values.to(parameter.device), lengths.to(parameter.device)
+    if not text:
+        values = values.to(parameter.dtype)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            stages = list(_stages(model, values, lengths))
+            count = min(length, PREFIXES)
+            steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
+            probabilities = torch.cat(list(_prefixes(model, values, steps))).double().softmax(1).cpu()
+    finally:
+        model.train(was_training)
+    tokens = encoder.tokens(x) if text else _steps(x)[:length]
+    classes = estimator.classes_.tolist()
+    return Trace("text" if text else "series", x, tokens, stages, classes, steps, probabilities)
+
+
+def _stages(model: SequenceClassifier, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
+    """What :meth:`SequenceClassifier.forward` does, with every intermediate result kept."""
+    unused = x.size(1) - int(lengths[0])
+    if model.embedding is not None:
+        yield Stage("ids", x.cpu(), f"the last {unused} are padding" if unused else "")
+        x = model.embedding(x)
+        yield Stage("embedding", x.float().cpu(), "a vector for each id")
+    else:
+        yield Stage("features", x.float().cpu(), "as the encoder scaled them")
+    output, final = model.encoder(x, lengths=lengths)
+    both = f", {model.hidden_size} units read on and {model.hidden_size} back" if model.bidirectional else ""
+    yield Stage("hidden", output.float().cpu(), f"{model.cell} after each step{both}")
+    h_n = final if isinstance(final, Tensor) else final[0]
+    pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
+    yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
+    logits = model.head(pooled)
+    yield Stage("logits", logits.float().cpu())
+    yield Stage("softmax", logits.double().softmax(1).cpu())
+
+
+def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
+    """Logits after each of the numbers of steps; batches hold rows of similar lengths, cut to their longest."""
+    start = 0
+    while start < len(steps):
+        count = max(1, BATCH_STEPS // max(1, steps[-1]))
+        lengths = torch.tensor(steps[start : start + count], device=x.device)
+        longest = max(1, int(lengths[-1]))
+        yield model(x[:, :longest].expand(len(lengths), -1, *x.shape[2:]), lengths)
+        start += count
+
+
+def _steps(series: Any) -> list[str]:
+    """Each step of a series in a few characters."""
+    return [_numbers(row.reshape(-1), 3) for row in _array(series)]
+
+
+def _array(series: Any) -> Tensor:
+    from .series import as_steps
+
+    return torch.as_tensor(as_steps(series, "x"))
+
+
+# -- words and widths -------------------------------------------------------------------------------------------------
+
+
+def _label(label: Any) -> Any:
+    return label if isinstance(label, str | int | float | bool) else str(label)
+
+
+def _numbers(values: Tensor, most: int) -> str:
+    shown = " ".join(f"{value:.2f}" for value in values[:most].tolist())
+    return shown + (" ..." if len(values) > most else "")
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _visible(token: str) -> str:
+    """A token with what cannot be seen written out; one of spaces, or with spaces at its ends, stands in quotes."""
+    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token)
+    return text if text.strip() == text != "" else repr(text)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal it takes."""
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
+    )
+
+
+def _cut(text: str, most: int) -> str:
+    kept = columns = 0
+    for index, sign in enumerate(text):
+        columns += _columns(sign)
+        if columns <= most - 3:
+            kept = index + 1
+        if columns > most:
+            return text[:kept] + "..."
+    return text
+
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+
+
+def _figure(trace: Trace) -> Figure:
+    need("matplotlib", "Trace.figure()")
+    from matplotlib.figure import Figure
+
+    from .plots import COLORS, DASHES, _families
+
+    width = max(6.4, 2.5 + 0.22 * min(len(trace.steps), NAMED))
+    figure = Figure(figsize=(width, 4.4), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    words: dict[str, Any] = {"family": _families(), "parse_math": False}  # a token may hold dollars
+    order = trace.probabilities[-1].argsort(descending=True, stable=True).tolist()
+    shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
+    curves = [(str(trace.classes[k]), trace.probabilities[:, k]) for k in shown]
+    if len(shown) < len(order):
+        rest = trace.probabilities[:, order[len(shown) :]].sum(1)
+        curves.append((f"the other {len(order) - len(shown)}", rest))
+    marker = "o" if len(trace.steps) <= NAMED else ""
+    for (_, curve), color, dash in zip(curves, COLORS, DASHES, strict=False):
+        axes.plot(trace.steps, curve.tolist(), color=color, linestyle=dash, marker=marker, markersize=4)
+    axes.set(ylim=(-0.02, 1.02), ylabel="probability")
+    axes.grid(alpha=0.25)
+    if trace.kind == "text" and len(trace.steps) <= NAMED:
+        names = ["(nothing yet)", *(_cut(_visible(token), 20) for token in trace.tokens)]
+        axes.set_xticks(trace.steps, [names[step] for step in trace.steps], rotation=45, ha="right", **words)
+        axes.set_xlabel("after reading")
+    else:
+        axes.set_xlabel(f"{'tokens' if trace.kind == 'text' else 'steps'} read")
+    numbers = [str(k) for k in range(len(curves))]
+    legend = axes.legend(axes.lines, numbers, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for entry, (name, _) in zip(legend.get_texts(), curves, strict=True):
+        entry.set(text=_cut(_visible(name), 32), **words)  # not as a line's label: "_x" would be left out
+    axes.set_title(_cut(repr(trace.raw), 70) if trace.kind == "text" else "a series", **words)
+    return figure
