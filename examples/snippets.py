@@ -84,9 +84,8 @@ def build(seed: int = 0, snippets: int = 1400, files: int = 300) -> Snippets:
         rng = Random(f"{seed} {language.name}")
         chosen = list(_read(language, files, rng, taken))
         if len(chosen) < FEWEST_FILES:
-            found.notes.append(
-                f"{language.name} is left out: expected at least {FEWEST_FILES} files that differ but found {len(chosen)}"
-            )
+            there = f"expected at least {FEWEST_FILES} files that differ but found {len(chosen)}"
+            found.notes.append(f"{language.name} is left out: {there}")
             continue
         most = max(4, 2 * snippets // len(chosen))  # of a file, so that none outweighs the others
         _divide(found, [_cut(language, path, text, most, rng, taken) for path, text in chosen], snippets)
@@ -116,7 +115,7 @@ def _read(language: Language, most: int, rng: Random, taken: set[str]) -> Iterat
     rng.shuffle(paths)
     count = 0
     for path in paths:
-        text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+        text = path.read_text(encoding="utf-8", errors="replace")
         if path.name == "METADATA":
             text = text.partition("\n\n")[2]  # the fields in front of the description
         if not language.accepts(_without(language.comment, text)):
@@ -133,7 +132,7 @@ def _read(language: Language, most: int, rng: Random, taken: set[str]) -> Iterat
 
 def _cut(language: Language, path: Path, text: str, most: int, rng: Random, taken: set[str]) -> list[Snippet]:
     """Consecutive pieces of a file, at most so many."""
-    lines, code = text.splitlines(), _without(language.comment, text).splitlines()
+    lines, code = text.split("\n"), _without(language.comment, text).split("\n")
     pieces, start = [], 0
     while start < len(lines):
         end = start + rng.randint(2, 6)

@@ -1,7 +1,7 @@
 """`python -m seqcls_fast`, also `seqcls-fast`: the parser of every command, and the two that need torch alone.
 
 `--version` and `--help` need nothing but the standard library: they must answer in milliseconds and on a machine where
-torch itself is what is broken. The commands around a model are in toolkit/cli.py.
+torch itself is what is broken. The commands around a model are in toolkit/commands/.
 """
 
 from __future__ import annotations

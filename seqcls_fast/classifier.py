@@ -149,14 +149,22 @@ class SequenceClassifier(nn.Module):
                 raise TypeError(f"x: expected integers, the ids of tokens, but got {x.dtype}")
             if x.dim() != 2:
                 raise ValueError(f"x: expected ids (B, T) but got {tuple(x.shape)}")
+            x = x.long()
         width = self.head.in_features if isinstance(self.head, nn.Linear) else self._width
         if width != self._width:
             raise RuntimeError(f"head: expected in_features {self._width}, as the encoder gives, but got {width}")
         if lengths is not None:
             lengths = as_lengths(lengths, True).to(x.device)
+            if self.embedding is not None and lengths.shape == x.shape[:1]:
+                x = x.masked_fill(torch.arange(x.size(1), device=x.device) >= lengths[:, None], 0)  # whatever was there
         elif self.padding_idx is not None:
             steps = torch.arange(1, x.size(1) + 1, device=x.device)
             lengths = torch.where(x == self.padding_idx, 0, steps).amax(1) if x.size(1) else None
+        if self.embedding is not None and x.is_cpu and x.numel() and not _in_graph():
+            low, high = (int(value) for value in x.aminmax())
+            if low < 0 or high >= self.embedding.num_embeddings:
+                bad = low if low < 0 else high
+                raise IndexError(f"x: expected ids from 0 to {self.embedding.num_embeddings - 1} but got {bad}")
         return x, lengths
 
     @property
@@ -202,7 +210,7 @@ class SequenceClassifier(nn.Module):
 
     def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
         """The first layer's projections of all ids, where they are at hand or cost less than projecting each step."""
-        if torch.compiler.is_compiling() or torch._C._is_tracing():
+        if _in_graph():
             return None  # a graph should say what the model does, whatever the sizes
         if self._tables is not None and not torch.is_grad_enabled():
             return self._tables
@@ -218,6 +226,10 @@ class SequenceClassifier(nn.Module):
         directions = 2 if self.bidirectional else 1
         return [linear(weight, w_ih).t() for w_ih in self.encoder._weights()[0][:directions]]
 
+    def forget_tables(self) -> None:
+        """Drops what :meth:`prepare_inference` keeps."""
+        self._tables = None
+
     def train(self, mode: bool = True) -> SequenceClassifier:
         if mode:
             self._tables = None
@@ -232,10 +244,15 @@ class SequenceClassifier(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tables": None}
+        return super().__getstate__() | {"_tables": None}
 
     def extra_repr(self) -> str:
         return f"pooling={self.pooling!r}, dropout={self.dropout}"
+
+
+def _in_graph() -> bool:
+    """Whether a graph is being made, or a transform at work, in which tensors have no values to look at."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 _TABLE_PAYS = 2  # steps for each id, from which on a table is the cheaper way

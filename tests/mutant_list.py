@@ -481,7 +481,7 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "old model gone first", TOOLKIT + "store.py", "        os.rename(old, target)\n        raise", "        raise"
     ),
-    Mutant("validation on what is trained", TOOLKIT + "estimators.py", "    mask[out] = False\n", ""),
+    Mutant("validation on what is trained", TOOLKIT + "labels.py", "    mask[out] = False\n", ""),
     Mutant("padding kept", TOOLKIT + "ragged.py", "padded[beyond] = 0", "pass"),
 ]
 

@@ -28,7 +28,9 @@ import torch
 import seqcls_fast
 from seqcls_fast import __main__, _ext
 from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
-from seqcls_fast.toolkit import cli, estimators
+from seqcls_fast.toolkit import estimators
+from seqcls_fast.toolkit.commands import bench, options, shared
+from seqcls_fast.toolkit.commands import train as train_command
 
 COMMANDS = ("train", "evaluate", "predict", "trace", "export", "bench", "info", "plan")
 BLOCKED = ("torch", "numpy", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich", "pyarrow")
@@ -107,7 +109,7 @@ def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def settings_of(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return cli._settings(__main__._parser().parse_args(["train", *arguments, "--out", "out"]))
+    return options.settings_of(__main__._parser().parse_args(["train", *arguments, "--out", "out"]))
 
 
 def weights(folder: str | Path) -> bytes:
@@ -143,17 +145,17 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("kind", cli.ESTIMATORS)
+@pytest.mark.parametrize("kind", shared.ESTIMATORS)
 def test_options_are_the_estimators_parameters(kind: str) -> None:
-    signature = inspect.signature(getattr(estimators, cli.ESTIMATORS[kind]))
-    known = cli.parameters(kind)
+    signature = inspect.signature(getattr(estimators, shared.ESTIMATORS[kind]))
+    known = options.parameters(kind)
     assert {name: parameter.default for name, parameter in known.items()} == {
         name: parameter.default for name, parameter in signature.parameters.items()
     }
     assert settings_of("data.csv", "--kind", kind)[1] == {name: each.default for name, each in known.items()}
     for name in known:
-        described = cli._parameter_help(
-            {each: cli.parameters(each)[name] for each in cli.ESTIMATORS if name in cli.parameters(each)}
+        described = options._parameter_help(
+            {each: options.parameters(each)[name] for each in shared.ESTIMATORS if name in options.parameters(each)}
         )
         assert not described.startswith("("), f"{name} is not in the docstring's Args"
 
@@ -278,7 +280,7 @@ def test_a_model_is_reproduced(
 
 
 def test_the_command_line_reads_back() -> None:
-    options = [
+    given = [
         "--validation",
         "a b.csv",
         "--class-weight",
@@ -288,13 +290,13 @@ def test_the_command_line_reads_back() -> None:
         "none",
         "--verbose",
     ]
-    settings, chosen = settings_of("my data.csv", "--text", "the text", "--input-format", "csv", *options)
-    line = shlex.join(cli._command_line(settings, chosen, "out"))
+    settings, chosen = settings_of("my data.csv", "--text", "the text", "--input-format", "csv", *given)
+    line = shlex.join(options.command_line(settings, chosen, "out"))
     arguments = __main__._parser().parse_args(shlex.split(line))
-    assert cli._settings(arguments) == (settings, chosen)
+    assert options.settings_of(arguments) == (settings, chosen)
     settings, chosen = settings_of("d.ts", "--missing", "mask", "--validation-share", "0.5")
     assert settings["kind"] == "series"
-    assert cli._settings(__main__._parser().parse_args(cli._command_line(settings, chosen, "out"))) == (
+    assert options.settings_of(__main__._parser().parse_args(options.command_line(settings, chosen, "out"))) == (
         settings,
         chosen,
     )
@@ -344,7 +346,7 @@ def test_a_saved_model_is_not_replaced_by_accident(
 
 def test_weights_stay_with_their_rows() -> None:
     x, y, weight = list(range(40)), [k % 2 for k in range(40)], [float(k) for k in range(40)]
-    x_left, y_left, weight_left, (x_held, y_held) = cli._split(x, y, weight, 0.25, 0)
+    x_left, y_left, weight_left, (x_held, y_held) = train_command._split(x, y, weight, 0.25, 0)
     assert sorted(x_left + x_held) == x
     assert y_left == [k % 2 for k in x_left]
     assert y_held == [k % 2 for k in x_held]
@@ -392,11 +394,18 @@ def test_evaluate(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureF
     assert (pictures / "confusion.png").stat().st_size > 1000
 
 
-def test_evaluate_finds_leaked_texts(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(told(capsys, "evaluate", made.model, made.train, *made.columns, "--train", made.train, "--json"))
-    assert any("duplicate" in warning for warning in found["warnings"])
-    apart = json.loads(told(capsys, "evaluate", made.model, made.test, *made.columns, "--train", made.train, "--json"))
-    assert not any("duplicate" in warning for warning in apart["warnings"])
+def test_evaluate_finds_leaked_data(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def leaked(model: str, data: str, *arguments: str) -> list[str]:
+        answer = json.loads(told(capsys, "evaluate", model, data, *arguments, "--json"))
+        return [warning for warning in answer["warnings"] if "duplicates of" in warning]
+
+    assert leaked(made.model, made.test, *made.columns) == []
+    assert "120 of 120" in leaked(made.model, made.train, *made.columns)[0]  # which the model remembers
+    assert "60 of 60" in leaked(made.series_model, made.series)[0]
+    other = write_csv(tmp_path / "other.csv", ("review", "stars"), reviews(5, 2))
+    assert "5 of 40" in leaked(made.model, made.test, *made.columns, "--train", other)[0]
+    both = write_csv(tmp_path / "both.csv", ("review", "stars"), reviews(5, 1) + reviews(40, 2))
+    assert "10 of 45" in leaked(made.model, both, *made.columns, "--train", other)[0]
 
 
 def test_labels_may_be_text_where_the_model_learnt_numbers(
@@ -611,7 +620,7 @@ def test_export(
         runtime = pytest.importorskip("onnxruntime")
     path, folder = tmp_path / f"m{suffix}", made.model if kind == "text" else made.series_model
     answer = json.loads(told(capsys, "export", folder, "--to", str(path), "--json"))
-    model = getattr(estimators, cli.ESTIMATORS[kind]).load(folder)
+    model = getattr(estimators, shared.ESTIMATORS[kind]).load(folder)
     assert answer["classes"] == model.classes_.tolist()
     data = ["a good film", "bad", "the plot of the film"] if kind == "text" else [np.ones((n, 2)) for n in (4, 1, 11)]
     x, lengths = model.encoder_.encode(data).pad([0, 1, 2])
@@ -630,10 +639,10 @@ def test_export(
 def test_bench_compares_the_same_model(cell: str, pooling: str) -> None:
     options: dict[str, Any] = {"cell": cell, "pooling": pooling, "bidirectional": pooling != "mean", "num_layers": 2}
     model = SequenceClassifier(5, 6, 3, vocab_size=30, **options).eval()
-    x, lengths = cli._batch(model, 9, longest=40)
+    x, lengths = shared.random_batch(model, 9, longest=40)
     with torch.no_grad():
         expected = model(x, lengths)
-        torch.testing.assert_close(cli._with_torch(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(bench._with_torch(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bench(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -647,7 +656,7 @@ def test_bench(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> Non
 def test_bench_refuses_to_compare_different_models(
     made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = cli._with_torch
+    original = bench._with_torch
 
     def changed(model: Any) -> Any:
         model = original(model)
@@ -655,7 +664,7 @@ def test_bench_refuses_to_compare_different_models(
             model.head.bias += torch.arange(model.num_classes)
         return model
 
-    monkeypatch.setattr(cli, "_with_torch", changed)
+    monkeypatch.setattr(bench, "_with_torch", changed)
     assert "expected equal first losses" in refused(capsys, "bench", made.model, "--rounds", "1", "--rows", "4")
 
 
@@ -767,7 +776,9 @@ def test_our_own_mistakes_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"a": float("nan"), 1: [np.float64("inf"), np.int64(2)], "p": Path("x"), "t": torch.tensor([1.0])})
+    shared.print_json(
+        {"a": float("nan"), 1: [np.float64("inf"), np.int64(2)], "p": Path("x"), "t": torch.tensor([1.0])}
+    )
     out = capsys.readouterr().out
     assert json.loads(out, parse_constant=pytest.fail) == {"a": None, "1": [None, 2], "p": "x", "t": [1.0]}
 

@@ -23,8 +23,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tokenizers")
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS_FLOOR = 0.0  # mean, deviation
-DIGITS_FLOOR = 0.0
+SNIPPETS_FLOOR = 0.773  # mean 0.884, deviation 0.018
+DIGITS_FLOOR = 0.925  # mean 0.966, deviation 0.007
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +49,24 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def check_accuracy(output: str, floor: float) -> None:
+def check_accuracy(output: str, floor: float) -> int:
+    """Against guessing and the floor; returns the number of classes."""
     accuracy = float(re.search(r"^accuracy +([\d.]+)", output, re.MULTILINE)[1])
     matrix = output.partition("rows: true class")[2].splitlines()[1:]
     support = [sum(map(int, line.split()[1:])) for line in matrix[: matrix.index("")]]
     majority = max(support) / sum(support)
     assert accuracy > majority + 6 * sqrt(majority * (1 - majority) / sum(support))  # what guessing could reach
     assert accuracy >= floor
+    return len(support)
 
 
 def test_demo(tmp_path: Path) -> None:
     output = run("examples/demo.py", "--small", "--threads", "1", "--out", str(tmp_path))
-    check_accuracy(output, SNIPPETS_FLOOR)
+    assert check_accuracy(output, SNIPPETS_FLOOR) >= 4
     assert "duplicates" not in output
     assert re.search(r"^speed: [\d.]+x that of torch\.nn p", output, re.MULTILINE), output
     losses = re.search(r"^first loss: seqcls_fast (\S+), torch\.nn packed (\S+), torch\.nn padded (\S+)$", output, re.M)
-    assert max(map(float, losses.groups())) - min(map(float, losses.groups())) < 1e-4
+    assert max(map(float, losses.groups())) - min(map(float, losses.groups())) <= 1e-5 + 1e-9
     for name in ("learning_curves", "confusion", "reliability", "lengths", "trace"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -80,7 +82,7 @@ def test_demo(tmp_path: Path) -> None:
 
 def test_digits() -> None:
     output = run("examples/digits.py", "--epochs", "8", "--threads", "1")
-    check_accuracy(output, DIGITS_FLOOR)
+    assert check_accuracy(output, DIGITS_FLOOR) == 10
     assert "duplicates" not in output
 
 
@@ -109,7 +111,8 @@ def test_no_phrase_is_in_two_snippets(data: Any) -> None:
 
 def test_seed_decides(snippets: ModuleType, data: Any) -> None:
     assert snippets.build(seed=1, snippets=200, files=60) == data
-    assert snippets.build(seed=2, snippets=200, files=60).test != data.test
+    other = snippets.build(seed=2, snippets=200, files=60)
+    assert {s.file for s in other.test} != {s.file for s in data.test}
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_python_blocks_run(name: str) -> None:
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where they save what they save
     text = (ROOT / name).read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "__docs__"}
     for block in FENCE.finditer(text):

@@ -217,8 +217,10 @@ def test_validation_keeps_the_best_epoch_and_stops() -> None:
 
 def test_a_share_is_held_out() -> None:
     X, y = sentences()
+    X = [f"{words} {index}" for index, words in enumerate(X)]
     model = text(epochs=2).fit(X, y, validation=0.25)
     assert "val_loss" in model.history_[0]
+    assert len(model.seen_.exact) == 90  # of 120: nothing was learnt from what is held out
     assert model.encoder_.vocab_size <= text(epochs=1).fit(X, y).encoder_.vocab_size
 
 
@@ -432,7 +434,9 @@ def test_saving_replaces_a_model_and_nothing_else(fitted: sf.TextClassifier, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="save: expected a new folder or one of a saved model but got"):
+    with pytest.raises(
+        FileExistsError, match="save: expected a new folder or one that holds a saved model alone but got"
+    ):
         fitted.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -472,7 +476,7 @@ SPOILED: dict[str, Any] = {
     "expected what save.. writes but got .*unexpected keyword": lambda f: spoil_config(
         f, parameters={"evil": 1, "class_weight": None}
     ),
-    "classes: expected at least two but got 0": lambda f: spoil_config(f, classes=[]),
+    "classes: expected at least two different ones but got 0": lambda f: spoil_config(f, classes=[]),
     "expected what save.. writes": lambda f: spoil_config(f, encoder="{}"),
     "size mismatch|expected what save.. writes": lambda f: spoil_config(f, classes=["a", "b", "c"]),
 }
@@ -493,3 +497,200 @@ def test_missing_files(fitted: sf.TextClassifier, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"load: expected model.safetensors in"):
         sf.TextClassifier.load(tmp_path)
+
+
+# -- what a review found ----------------------------------------------------------------------------------------------
+
+
+def test_saving_keeps_what_is_not_a_saved_model(fitted: sf.TextClassifier, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "src").mkdir(parents=True)
+    (project / "config.json").write_text('{"mine": 1}')
+    (project / "src" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="save: expected a new folder or one that holds a saved model alone"):
+        fitted.save(project)
+    fitted.save(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        fitted.save(tmp_path / "model")
+    assert sf.TextClassifier.load(tmp_path / "model").epochs == 8
+
+
+def test_saving_by_unusual_paths(fitted: sf.TextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitted.save("model")
+    fitted.save("model/../model/")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    fitted.save("link")
+    assert (tmp_path / "link").is_symlink()
+    with pytest.raises(ValueError, match="save: expected another folder than the current one"):
+        fitted.save(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+
+
+def test_a_rare_class_s_weight_is_no_explosion() -> None:
+    rng = np.random.default_rng(0)
+    X = [rng.normal(size=(5, 3)) for _ in range(1000)]
+    series(class_weight="balanced", hidden_size=16).fit(X, [1] * 5 + [0] * 995)
+
+
+def test_restore_goes_back_to_weights_that_have_proven_sound() -> None:
+    X, y = waves(count=24)  # one step an epoch: each epoch's weights are judged by the next one
+    model = series(
+        batch_size=24, epochs=30, learning_rate=1e9, cell="rnn_relu", max_grad_norm=None, schedule="constant",
+        warmup=0.0, on_nan="restore",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="for the 6th time, at learning rate 3"):
+        model.fit(X, y)  # 1e9 / 2**5: too much to the end, but halved each time
+    assert not hasattr(model, "model_")
+
+
+def test_one_step_learns() -> None:
+    X, y = sentences(count=4)
+    model = text(epochs=1, batch_size=4)
+    fitted = model.fit(X, y)
+    start = model._make_model(fitted.encoder_, 2)
+    assert not torch.equal(start.head.weight, fitted.model_.head.weight)
+
+
+def test_a_failed_fit_leaves_the_model_before() -> None:
+    X, y = waves()
+    model = series().fit(X, y)
+    before = model.predict_proba(X)
+    model.set_params(cell="rnn_relu", learning_rate=1e9, max_grad_norm=None, schedule="constant", warmup=0.0)
+    with pytest.raises(RuntimeError, match=r"the (loss|gradient) is|the loss"):
+        model.fit(X, ["a" if label else "b" for label in y])
+    assert np.array_equal(model.predict_proba(X), before)
+
+
+def test_parameters_from_numpy(tmp_path: Path) -> None:
+    X, y = sentences(count=40)
+    search = GridSearchCV(
+        text(epochs=1), {"hidden_size": np.array([4, 8]), "seed": np.arange(2)}, cv=2, error_score="raise"
+    )
+    search.fit(X, y).best_estimator_.save(tmp_path / "a")
+    weights = dict(zip(np.unique(y), np.array([1, 2]), strict=True))
+    options = {
+        "class_weight": weights,
+        "dropout": np.float32(0.1),
+        "device": torch.device("cpu"),
+        "amp": np.bool_(False),
+    }
+    text(epochs=np.int64(1), **options).fit(X, y).save(tmp_path / "b")
+    assert sf.TextClassifier.load(tmp_path / "b").class_weight == {"neg": 1.0, "pos": 2.0}
+
+
+def test_what_was_fitted_is_saved(tmp_path: Path) -> None:
+    model = text(epochs=1).fit(*sentences())
+    model.set_params(hidden_size=99).save(tmp_path / "model")
+    assert sf.TextClassifier.load(tmp_path / "model").hidden_size == 8
+
+
+def test_devices(tmp_path: Path) -> None:
+    X, y = sentences()
+    for device in ("nowhere", "meta", 5, None):
+        with pytest.raises(ValueError, match="device: expected auto or a device that this machine has but got"):
+            text(device=device).fit(X, y)
+    text(epochs=1).fit(X, y).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    spoil_config(tmp_path, parameters=config["parameters"] | {"device": "cuda:77"})
+    if not torch.cuda.is_available():
+        assert sf.TextClassifier.load(tmp_path).device == "auto"
+    assert sf.TextClassifier.load(tmp_path, device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"history": "x"}, {"history": []}, {"history": [1]}, {"history": [{}]}, {"best_epoch": 99}, {"best_epoch": "x"},
+        {"classes": ["pos", "pos"]}, {"classes": [1, {"x": 2}]}, {"parameters": []}, {"encoder": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tampered_values_are_refused_in_a_sentence(changes: Any, fitted: sf.TextClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    spoil_config(tmp_path, **changes)
+    with pytest.raises(store.StoreError, match=r"expected what save.. writes but got") as caught:
+        sf.TextClassifier.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_too_deep_to_be_ours(fitted: sf.TextClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(store.StoreError):
+        sf.TextClassifier.load(tmp_path)
+
+
+def test_series_of_any_tensors() -> None:
+    X, y = waves(count=20)
+    for convert in (
+        lambda a: torch.tensor(a, requires_grad=True),
+        lambda a: torch.tensor(a).bfloat16(),
+        np.ndarray.tolist,
+    ):
+        model = series(epochs=1).fit([convert(a) for a in X], y)
+        assert "duplicates" in " ".join(model.evaluate([convert(a) for a in X], y).warnings)
+
+
+@pytest.mark.parametrize("pair", [("a\0", "a"), (2**63, -1), (2**64 - 1, 1), ((1, (2, "x")), (1, (2, "y")))], ids=repr)
+def test_labels_numpy_would_change(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    X, y = sentences()
+    model = text(hidden_size=16, epochs=15).fit(X, [pair[label == "pos"] for label in y])
+    assert set(model.classes_.tolist()) == set(pair)
+    model.save(tmp_path)
+    assert set(sf.TextClassifier.load(tmp_path).predict(X).tolist()) == set(pair)
+
+
+def test_unhashable_inside_a_tuple() -> None:
+    with pytest.raises(TypeError, match="y: expected hashable labels but got tuple at 0, which is not"):
+        text().fit(["a", "b"], [([1],), ([2],)])
+
+
+def test_the_best_epoch_s_figures_are_told() -> None:
+    X, y = sentences()
+    model = text(epochs=30, learning_rate=0.05, metric="accuracy").fit(X, y, validation=sentences(9, 40))
+    best = max(model.history_, key=lambda record: record["val_accuracy"])
+    assert model.best_epoch_ == best["epoch"] < 30
+    from seqcls_fast.toolkit.card import model_card
+
+    assert f"After {best['epoch']} epochs" in model_card(model)
+
+
+def test_compiled_models_are_pickled_and_saved(tmp_path: Path) -> None:
+    import pickle
+
+    X, y = sentences()
+    model = text(epochs=1).fit(X, y)
+    wanted = model.predict_proba(X)
+    model.model_.compile(backend="eager")
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), wanted)
+    model.model_ = torch.compile(model.model_, backend="eager")
+    model.save(tmp_path)
+    assert np.array_equal(sf.TextClassifier.load(tmp_path).predict_proba(X), wanted)
+
+
+def test_predictions_after_a_change_of_weights() -> None:
+    X, y = sentences(count=400)
+    model = text(epochs=1).fit(X, y)
+    before = model.predict_proba(X)
+    with torch.no_grad():
+        model.model_.embedding.weight.add_(1.0)
+    assert not np.allclose(model.predict_proba(X), before)
+
+
+def test_no_seed_differs_from_fit_to_fit() -> None:
+    X, y = sentences()
+    one, other = (text(seed=None, epochs=1).fit(X, y) for _ in range(2))
+    assert not np.array_equal(one.predict_proba(X), other.predict_proba(X))
+
+
+def test_a_string_that_is_no_file() -> None:
+    model = text(epochs=1).fit(*sentences())
+    with pytest.raises(
+        FileNotFoundError, match="X: expected a list of sequences or the path of a file but got 'good film'"
+    ):
+        model.predict("good film")
+    for validation in (True, 1, [["a"], ["pos"]]):
+        with pytest.raises(ValueError, match=r"validation: expected .X, y., a path or a share but got"):
+            text().fit(*sentences(), validation=validation)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 __all__ = ["bucketed", "by_length", "waste"]
 
+_MOST_STEPS = 1 << 17  # of a padded batch
 _POOL = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
 
 
@@ -21,8 +22,16 @@ def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Ten
 
 
 def by_length(lengths: Tensor, size: int) -> list[Tensor]:
-    """The rows of each batch, for predictions: longest first, so that too little memory shows at once."""
-    return list(lengths.argsort(descending=True, stable=True).split(size)) if len(lengths) else []
+    """The rows of each batch, for predictions: longest first, so that too little memory shows at once; fewer where they
+    are very long."""
+    order = lengths.argsort(descending=True, stable=True)
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        end = start + max(1, min(size, _MOST_STEPS // longest))
+        batches.append(order[start:end])
+        start = end
+    return batches
 
 
 def waste(lengths: Tensor, batches: list[Tensor]) -> float:

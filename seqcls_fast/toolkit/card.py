@@ -10,14 +10,11 @@ __all__ = ["model_card"]
 
 
 def model_card(estimator: Any) -> str:
-    kind, last = type(estimator).__name__, estimator.history_[-1]
-    classes = [str(label) for label in estimator.classes_.tolist()]
+    kind, last = type(estimator).__name__, estimator.history_[estimator.best_epoch_ - 1]
+    defaults = type(estimator)().get_params(deep=False)
+    classes = [" ".join(str(label).split()) for label in estimator.classes_.tolist()]
     shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
-    changed = {
-        name: value
-        for name, value in estimator.get_params(deep=False).items()
-        if value != type(estimator)().get_params(deep=False)[name]
-    }
+    changed = {name: value for name, value in estimator.fitted_parameters_.items() if value != defaults[name]}
     size = sum(p.numel() for p in estimator.model_.parameters())
     figures = [
         f"| {name.replace('_', ' ')} | {last[name]:.4f} |"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ..classifier import SequenceClassifier
 from . import labels, store
 from ._extras import need
 from .leakage import Fingerprints, fingerprints
-from .series import SeriesEncoder
+from .series import SeriesEncoder, as_steps
 from .text import TextEncoder
 from .training import METRICS, SCHEDULES, Examples, Options, logits_of, train
 
@@ -88,13 +89,20 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             log_dir=None if self.log_dir is None else os.fspath(self.log_dir),
         )  # fmt: skip
         model = self._make_model(encoder, len(classes)).to(device)
+        seen = fingerprints(self._plain(X))
         history: list[dict[str, Any]] = []
+
+        def learnt(best_epoch: int) -> None:
+            self.encoder_, self.classes_, self.model_, self.seen_ = encoder, classes, model, seen
+            self.history_, self.best_epoch_ = history, best_epoch
+            self.fitted_parameters_ = self.get_params(deep=False)
+
         try:
-            train(model, examples, options, device, held, history)
-        finally:
-            if history:  # an interrupt leaves a model that can be used and saved
-                self.encoder_, self.classes_, self.model_, self.history_ = encoder, classes, model, history
-                self.seen_ = fingerprints(X)
+            learnt(train(model, examples, options, device, held, history))
+        except KeyboardInterrupt:
+            if history:  # what there is can be used and saved
+                learnt(best_epoch_of(history, self.metric))
+            raise
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -128,7 +136,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         predicted = self.classes_[probabilities.argmax(1)].tolist()
         return evaluate_predictions(
             y, predicted, probabilities, labels=self.classes_.tolist(),
-            train_accuracy=self.history_[-1]["accuracy"], train_texts=self.seen_, test_texts=X,
+            train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"], train_texts=self.seen_,
+            test_texts=self._plain(X),
         )  # fmt: skip
 
     def trace(self, x: Any) -> Trace:
@@ -142,37 +151,44 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """Writes a folder that :meth:`load` reads, whole or not at all. A model saved there before is replaced."""
         self._check_fitted()
         config = {
-            "kind": self._kind, "version": __version__, "parameters": _as_json(self.get_params(deep=False)),
-            "classes": labels.to_json(self.classes_), "encoder": self.encoder_.to_json(), "history": self.history_,
+            "kind": self._kind, "version": __version__, "parameters": parameters_to_json(self.fitted_parameters_),
+            "classes": labels.to_json(self.classes_), "encoder": self.encoder_.to_json(),
+            "history": self.history_, "best_epoch": self.best_epoch_,
         }  # fmt: skip
-        tensors = {f"model.{name}": t.detach().cpu() for name, t in self.model_.state_dict().items()}
+        tensors = {f"model.{name}": t.detach().cpu() for name, t in _eager(self.model_).state_dict().items()}
         for name, values in vars(self.seen_).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
         store.save_folder(folder, config, tensors, self._card())
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Any:
-        """What :meth:`save` wrote. No code in the folder is run."""
+    def load(cls, folder: str | os.PathLike[str], *, device: str | None = None) -> Any:
+        """What :meth:`save` wrote, on its device where there is one, or on ``device``. No code in the folder is run."""
         config, tensors = store.load_folder(folder)
         where = Path(folder) / store.CONFIG
         if config.get("kind") != cls._kind:
             raise store.StoreError(f"{where}: expected a model of {cls.__name__} but got kind {config.get('kind')!r}")
         try:
-            estimator = cls(**_from_json(config["parameters"]))
+            estimator = cls(**parameters_from_json(config["parameters"]))
+            if device is not None or not _is_there(estimator.device):
+                estimator.device = device or "auto"
             estimator._check_parameters()
             estimator.classes_ = labels.from_json(config["classes"])
-            if len(estimator.classes_) < 2:
-                raise ValueError(f"classes: expected at least two but got {len(estimator.classes_)}")
+            if len(set(estimator.classes_.tolist())) != len(estimator.classes_) or len(estimator.classes_) < 2:
+                raise ValueError(f"classes: expected at least two different ones but got {len(estimator.classes_)}")
             estimator.encoder_ = estimator._encoder_type.from_json(config["encoder"])
-            estimator.history_ = list(config["history"])
+            estimator.history_, estimator.best_epoch_ = list(config["history"]), config["best_epoch"]
+            float(estimator.history_[estimator.best_epoch_ - 1]["accuracy"])
+            estimator.fitted_parameters_ = estimator.get_params(deep=False)
             model = estimator._make_model(estimator.encoder_, len(estimator.classes_))
             model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
             estimator.seen_ = Fingerprints(
                 *(frozenset(tensors[f"seen.{field.name}"].tolist()) for field in fields(Fingerprints))
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise store.StoreError(f"{where}: expected what save() writes but got {error}") from error
-        estimator.model_ = model.to(estimator._device()).eval()
+            estimator.model_ = model.to(estimator._device()).eval()
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+            said = (str(error) or type(error).__name__).splitlines()
+            more = said[1].strip() if len(said) > 1 else ""  # torch names the tensor there
+            raise store.StoreError(f"{where}: expected what save() writes but got {said[0]} {more}".rstrip()) from error
         return estimator
 
     # -- what fit and predict share -----------------------------------------------------------------------------------
@@ -195,6 +211,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             return X, y
         from .readers import read
 
+        if not labelled and not Path(X).exists():
+            raise FileNotFoundError(f"X: expected a list of sequences or the path of a file but got {str(X)!r:.80}")
         if y is not None:
             raise ValueError("y: expected None with the path of a file, which holds the labels")
         table = read(X, kind=self._kind, label="label" if labelled else None)
@@ -208,15 +226,15 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             if self.patience is not None:
                 raise ValueError("patience: expected None without validation but got a number of epochs")
             return X, targets, weights, None
-        if isinstance(validation, float):
+        if isinstance(validation, float | np.floating):
             if not 0 < validation < 1:
                 raise ValueError(f"validation: expected a share between 0 and 1 but got {validation}")
-            kept, held = _stratified(targets, validation, self.seed)
+            kept, held = labels.stratified(targets, float(validation), self.seed)
             held_out = [X[i] for i in held.tolist()], targets[held]
             return [X[i] for i in kept.tolist()], targets[kept], None if weights is None else weights[kept], held_out
         pair = validation if isinstance(validation, tuple) else (validation, None)
-        if len(pair) != 2:
-            raise ValueError(f"validation: expected (X, y), a path or a share but got {len(pair)} values")
+        if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], str | os.PathLike)):
+            raise ValueError(f"validation: expected (X, y), a path or a share but got {validation!r:.60}")
         other, other_y = self._read(*pair)
         other = self._sequences(other)
         if not other:
@@ -233,7 +251,16 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             return torch.device(self.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def _plain(self, X: list[Any]) -> list[Any]:
+        """The raw data as strings or arrays."""
+        return X
+
     def _check_parameters(self) -> None:
+        for name, value in self.get_params(deep=False).items():
+            if isinstance(value, np.generic):  # from a grid of numpy's
+                setattr(self, name, value.item())
+        if not _is_there(self.device):
+            raise ValueError(f"device: expected auto or a device that this machine has but got {self.device!r}")
         for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1}.items():
             _require_int(name, getattr(self, name), least)
         for name in ("batch_size", "patience", "max_length"):
@@ -253,7 +280,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
     def _make_model(self, encoder: Any, classes: int) -> SequenceClassifier:
         size, options = self._input_of(encoder)
-        with torch.random.fork_rng(devices=[]):
+        with nullcontext() if self.seed is None else torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(self.seed)
             return SequenceClassifier(
@@ -397,6 +424,9 @@ class SeriesClassifier(_SequenceEstimator):
     def _make_encoder(self) -> SeriesEncoder:
         return SeriesEncoder(standardize=self.standardize, missing=self.missing, max_length=self.max_length)
 
+    def _plain(self, X: list[Any]) -> list[Any]:
+        return [as_steps(series, f"X[{index}]") for index, series in enumerate(X)]
+
     def _input_of(self, encoder: SeriesEncoder) -> tuple[int, dict[str, Any]]:
         return encoder.features_out, {}
 
@@ -416,6 +446,30 @@ def learning_rate_for(steps: int) -> float:
     return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
 
 
+def best_epoch_of(history: list[dict[str, Any]], metric: str) -> int:
+    """Whose weights training keeps: the first best one on the validation set, else the last."""
+    name = f"val_{metric}"
+    if name not in history[-1]:
+        return len(history)
+    best = min if metric == "loss" else max
+    return best(history, key=lambda record: record[name])["epoch"]
+
+
+def _eager(model: Any) -> Any:
+    """Under a torch.compile()."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _is_there(device: Any) -> bool:
+    if device == "auto":
+        return True
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        return False
+    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+
+
 def _require_int(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int but got {type(value).__name__}")
@@ -423,34 +477,18 @@ def _require_int(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name}: expected at least {least} but got {value}")
 
 
-def _stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Rows to keep and rows to hold out, of each class its share; a class of one is kept."""
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    held = []
-    for target in targets.unique():
-        rows = (targets == target).nonzero().flatten()
-        count = min(len(rows) - 1, max(1, round(share * len(rows))))
-        held.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
-    out = torch.cat(held).sort().values
-    if not len(out):
-        raise ValueError("validation: expected classes with at least two sequences each, to hold one out")
-    mask = torch.ones(len(targets), dtype=torch.bool)
-    mask[out] = False
-    return mask.nonzero().flatten(), out
-
-
-def _as_json(parameters: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no keys but strings, and no paths."""
+def parameters_to_json(parameters: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no keys but strings, no paths and no devices."""
     plain = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
+    plain["device"] = str(plain["device"])
     if isinstance(plain["class_weight"], dict):
         weights = plain["class_weight"]
         keys = labels.to_json(labels.as_array(list(weights)))
-        plain["class_weight"] = {"labels": keys, "weights": list(weights.values())}
+        plain["class_weight"] = {"labels": keys, "weights": [float(weight) for weight in weights.values()]}
     return plain
 
 
-def _from_json(parameters: dict[str, Any]) -> dict[str, Any]:
+def parameters_from_json(parameters: dict[str, Any]) -> dict[str, Any]:
     weights = parameters["class_weight"]
     if isinstance(weights, dict):
         weights = dict(zip(labels.from_json(weights["labels"]).tolist(), weights["weights"], strict=True))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_array", "classes_of", "from_json", "to_json", "to_targets", "weights_of"]
+__all__ = ["as_array", "classes_of", "from_json", "stratified", "to_json", "to_targets", "weights_of"]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -24,14 +24,19 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
     if count is not None and len(values) != count:
         raise ValueError(f"y: expected {count} labels, one for each sequence of X, but got {len(values)}")
     for index, value in enumerate(values):
-        if not isinstance(value, Hashable):
-            raise TypeError(f"y: expected hashable labels but got {type(value).__name__} at {index}")
+        try:
+            hash(value)
+        except TypeError:
+            kind = type(value).__name__
+            raise TypeError(f"y: expected hashable labels but got {kind} at {index}, which is not") from None
         if value is None or value != value:
             raise ValueError(f"y: expected a label but got {value} at {index}")
     return values
 
 
 def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(_plain(part) for part in value)
     return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0) else value
 
 
@@ -49,7 +54,9 @@ def as_array(labels: Sequence[Any]) -> np.ndarray:
     """Of numbers or strings where they are all of one type, else of objects."""
     kinds = {type(label) for label in labels}
     if len(kinds) == 1 and kinds <= {bool, int, float, str}:
-        return np.array(labels)
+        array = np.array(labels)
+        if array.tolist() == list(labels) and array.dtype.kind in "biufU":  # not so for 2**64, or "a\0"
+            return array
     array = np.empty(len(labels), dtype=object)
     for index, label in enumerate(labels):  # numpy would take a tuple apart
         array[index] = label
@@ -73,6 +80,7 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
         weights /= torch.bincount(targets, minlength=len(classes)).clamp(min=1)[targets]
     elif isinstance(class_weight, dict):
         known = set(classes.tolist())
+        class_weight = {_plain(label): _plain(weight) for label, weight in class_weight.items()}
         for label, weight in class_weight.items():
             if label not in known:
                 raise ValueError(f"class_weight: expected labels of y but got {label!r}")
@@ -93,11 +101,29 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
     return (weights / weights.mean()).float()
 
 
+def stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:
+    """Rows to keep and rows to hold out, of each class its share; a class of one is kept."""
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    held = []
+    for target in targets.unique():
+        rows = (targets == target).nonzero().flatten()
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        held.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    out = torch.cat(held).sort().values
+    if not len(out):
+        raise ValueError("validation: expected classes with at least two sequences each, to hold one out")
+    mask = torch.ones(len(targets), dtype=torch.bool)
+    mask[out] = False
+    return mask.nonzero().flatten(), out
+
+
 def to_json(classes: np.ndarray) -> list[Any]:
     """Numbers, strings and tuples of them as JSON has them; others cannot be saved."""
 
     def encode(label: Any) -> Any:
-        if isinstance(label, _PLAIN):
+        label = _plain(label)
+        if type(label) in _PLAIN:
             return label
         if isinstance(label, tuple):
             return {"tuple": [encode(part) for part in label]}

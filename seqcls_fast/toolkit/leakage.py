@@ -20,6 +20,9 @@ class Fingerprints:
     exact: frozenset[int]  # of the inputs as they are
     near: frozenset[int]  # but for case, Unicode form and white space
 
+    def __or__(self, other: Fingerprints) -> Fingerprints:
+        return Fingerprints(self.exact | other.exact, self.near | other.near)
+
 
 def fingerprints(items: Iterable[Any], name: str = "items") -> Fingerprints:
     """Of texts, or of series as arrays of numbers."""

@@ -112,7 +112,7 @@ def confusion(report: Report) -> Figure:
             label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(every, [names[k] for k in every])
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(fontsize=10 if K <= 12 else 8, fontfamily=_families())
+        label.set(fontsize=10 if K <= 12 else 8, fontfamily=families())
     axes.set(xlabel="predicted", ylabel="true")
     if K <= 40:
         for i, j in zip(*np.nonzero(counts >= (K > 12)), strict=True):  # zeros would crowd a large matrix
@@ -262,7 +262,7 @@ def _curves(axes: Axes, curves: list[Any], mean: float | None, metric: str, corn
         axes.plot(x, y, color=COLORS[k], linestyle=DASHES[k], label=f"{area:.3f} {_label(name)}", **style)
     axes.set_title(f"{metric} {mean:.3f}" + (" (mean over classes)" if len(curves) > 1 else ""))
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc=corner, prop={"family": _families(), "size": 8})
+    axes.legend(handles[::-1], labels[::-1], loc=corner, prop={"family": families(), "size": 8})
 
 
 def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
@@ -297,6 +297,6 @@ def _short(count: int) -> str:
 
 
 @lru_cache(maxsize=1)
-def _families() -> list[str]:
+def families() -> list[str]:
     there = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in there)]

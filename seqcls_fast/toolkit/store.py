@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ._extras import need
 __all__ = ["CONFIG", "WEIGHTS", "StoreError", "load_folder", "save_folder"]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+COMMAND = "command.json"  # the command line's
 FORMAT = 1
 
 
@@ -28,25 +29,40 @@ class StoreError(ValueError):
 
 
 def save_folder(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
-    """Replaces the folder once everything is on disk; one that holds other things is left alone."""
-    target = Path(folder)
-    if target.exists() and not (target.is_dir() and ((target / CONFIG).exists() or not any(target.iterdir()))):
-        raise FileExistsError(f"save: expected a new folder or one of a saved model but got {target}")
+    """Replaces the folder once everything is on disk; one that holds anything else is left alone."""
+    target = Path(folder).resolve()
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise ValueError(f"save: expected another folder than the current one but got {target}")
+    if target.exists() and not _replaceable(target):
+        raise FileExistsError(f"save: expected a new folder or one that holds a saved model alone but got {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     weights = need("safetensors.torch", "save").save({name: t.contiguous() for name, t in tensors.items()})
     config = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()} | config
-    parts = {CONFIG: json.dumps(config, indent=1, ensure_ascii=False).encode(), WEIGHTS: weights, CARD: card.encode()}
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    parts = {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights, CARD: card.encode()}
+    fresh = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    fresh.mkdir()
     try:
         for name, data in parts.items():
             with open(fresh / name, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(fresh, 0o755)
         _swap(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether nothing would be lost but a model that save() wrote."""
+    if not target.is_dir() or {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, COMMAND}:
+        return False
+    try:
+        config = json.loads((target / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not any(target.iterdir())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "sha256"} <= config.keys()
 
 
 def _swap(fresh: Path, target: Path) -> None:
@@ -54,8 +70,8 @@ def _swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         os.rename(fresh, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    os.rename(target, old)  # onto an empty folder
+    old = fresh.with_name(fresh.name + "-old")
+    os.rename(target, old)
     try:
         os.rename(fresh, target)
     except BaseException:
@@ -71,7 +87,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
             raise FileNotFoundError(f"load: expected {name} in {source}, as save() writes it")
     try:
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{source / CONFIG}: expected JSON as save() writes it but got {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         got = config.get("format") if isinstance(config, dict) else type(config).__name__

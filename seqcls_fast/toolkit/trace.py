@@ -188,6 +188,7 @@ def _stages(model: SequenceClassifier, x: Tensor, lengths: Tensor) -> Iterator[S
     both = f", {model.hidden_size} units read on and {model.hidden_size} back" if model.bidirectional else ""
     yield Stage("hidden", output.float().cpu(), f"{model.cell} after each step{both}")
     h_n = final if isinstance(final, Tensor) else final[0]
+    # private, but a second text of pooling here could come to differ from the model's
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
     logits = model.head(pooled)
@@ -265,12 +266,12 @@ def _figure(trace: Trace) -> Figure:
     need("matplotlib", "Trace.figure()")
     from matplotlib.figure import Figure
 
-    from .plots import COLORS, DASHES, _families
+    from .plots import COLORS, DASHES, families
 
     width = max(6.4, 2.5 + 0.22 * min(len(trace.steps), NAMED))
     figure = Figure(figsize=(width, 4.4), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    words: dict[str, Any] = {"family": _families(), "parse_math": False}  # a token may hold dollars
+    words: dict[str, Any] = {"family": families(), "parse_math": False}  # a token may hold dollars
     order = trace.probabilities[-1].argsort(descending=True, stable=True).tolist()
     shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
     curves = [(str(trace.classes[k]), trace.probabilities[:, k]) for k in shown]

@@ -6,6 +6,7 @@ seen on the validation set, or the last ones without one, also when training is 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,7 @@ def logits_of(
                 parts.append(model(x.to(device), lengths.to(device)).float().cpu())
     finally:
         model.train(training)
+        model.forget_tables()
     if not parts:
         return torch.zeros(0, model.num_classes)
     found = torch.cat(parts)
@@ -114,14 +116,14 @@ def train(
     device: torch.device,
     validation: Examples | None = None,
     history: list[dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
-    """Trains in place and returns a record of each epoch; ``history`` is the list they are added to, if given."""
+) -> int:
+    """Trains in place, adds a record of each epoch to ``history``, and returns which epoch's weights were kept."""
     with _seeded(options.seed, device) as generator:
         run = _Run(model, examples, options, device, validation, generator)
         if history is not None:
             run.history = history
         run.epochs()
-        return run.history
+        return run.best_epoch or len(run.history)
 
 
 class _Run:
@@ -138,13 +140,16 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(examples) / options.batch_size)
         self.step, self.rate, self.restores = 0, options.learning_rate, 0
         self.history: list[dict[str, Any]] = []
+        self.safe: dict[str, Any] | None = None  # to go back to
+        self.candidate: dict[str, Any] | None = None  # the same an epoch later, if its weights prove sound
         self.best: dict[str, Tensor] | None = None
         self.best_score, self.best_epoch = -math.inf, 0
         self.guessing: float | None = None  # the first batch's loss
 
     def epochs(self) -> None:
         options = self.options
-        safe = self._snapshot() if options.on_nan == "restore" else None
+        restores = options.on_nan == "restore"
+        self.safe = self._snapshot() if restores else None
         log = _tensorboard(options.log_dir)
         total = self.steps_per_epoch * options.epochs
         with Progress(options.epochs, total, options.verbose) as progress:
@@ -153,10 +158,10 @@ class _Run:
                     try:
                         record = self._epoch(progress)
                     except _Diverged as what:
-                        self._restore(safe, what, progress)
+                        self._restore(what, progress)
                         continue
                     self.history.append(record)
-                    safe = self._snapshot() if options.on_nan == "restore" else None
+                    self.candidate = self._snapshot() if restores else None
                     progress.epoch(record)
                     log(record)
                     if self._finished(record):
@@ -186,13 +191,17 @@ class _Run:
             "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds,
             "tokens_per_second": tokens / seconds, "padding": waste(lengths, batches),
         }  # fmt: skip
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise _Diverged("a weight is no longer finite at its end")
         if self.validation is not None:
             record |= {f"val_{name}": value for name, value in self._evaluate(self.validation).items()}
+            if not math.isfinite(record["val_loss"]):
+                raise _Diverged(f"the validation's loss is {record['val_loss']}")
         return record
 
     def _batch(self, rows: Tensor) -> tuple[float, int]:
         options = self.options
-        done = (self.step + 1) / (self.steps_per_epoch * options.epochs)
+        done = (self.step + 1) / (self.steps_per_epoch * options.epochs + 1)  # the last step counts too
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * learning_rate_share(options.schedule, done, options.warmup)
         x, lengths = self.examples.sequences.pad(rows)
@@ -200,6 +209,7 @@ class _Run:
         with _autocast(self.device, options.amp):
             logits = self.model(x.to(self.device), lengths.to(self.device))
         losses = cross_entropy(logits.float(), targets, reduction="none")
+        plain = float(losses.detach().mean())  # a rare class's weight is no explosion
         if self.examples.weights is not None:
             losses = losses * self.examples.weights[rows].to(self.device)
         loss = losses.mean()
@@ -207,7 +217,9 @@ class _Run:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm or math.inf)
         value = float(loss.detach())
-        self._look_at(value, float(norm))
+        self._look_at(plain, float(norm))
+        if self.candidate is not None:  # the last epoch's weights have proven sound
+            self.safe, self.candidate = self.candidate, None
         self.optimizer.step()
         self.step += 1
         return value, int((logits.detach().argmax(1) == targets).sum())
@@ -221,7 +233,8 @@ class _Run:
         if self.guessing is not None and loss > _EXPLODED * self.guessing:
             raise _Diverged(f"the loss is {loss:.3g}, more than {_EXPLODED} times what it began with")
 
-    def _restore(self, safe: dict[str, Any] | None, what: Exception, progress: Progress) -> None:
+    def _restore(self, what: Exception, progress: Progress) -> None:
+        safe, self.candidate = self.safe, None
         rate = self.optimizer.param_groups[0]["lr"]
         where = f"epoch {len(self.history) + 1}, step {self.step % self.steps_per_epoch + 1}: {what}"
         if safe is None:
@@ -234,13 +247,14 @@ class _Run:
         self.restores += 1
         self.rate /= 2
         self.model.load_state_dict(safe["model"])
-        self.optimizer.load_state_dict(safe["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(safe["optimizer"]))  # which it then writes to
+        del self.history[safe["epochs"] :]
         progress.note(f"{where}; back to the end of epoch {len(self.history)}, at half the learning rate")
 
     def _snapshot(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
         kept = {k: {n: _copy(v) for n, v in values.items()} for k, values in state["state"].items()}
-        return {"model": _copies(self.model), "optimizer": state | {"state": kept}}
+        return {"model": _copies(self.model), "optimizer": state | {"state": kept}, "epochs": len(self.history)}
 
     def _evaluate(self, examples: Examples) -> dict[str, float]:
         logits = logits_of(self.model, examples.sequences, self.options.batch_size, self.device, self.options.amp)

@@ -1,0 +1,210 @@
+"""`evaluate`, `predict` and `trace`: what a saved model says of data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from .shared import (
+    add_command,
+    check_folder,
+    count,
+    load,
+    plain,
+    print_json,
+    read_examples,
+    replacing,
+    save_pictures,
+    write_text,
+)
+
+__all__ = ["add"]
+
+EVALUATE_EXAMPLES = """\
+examples:
+  seqcls-fast evaluate model test.csv --text review --label stars
+  seqcls-fast evaluate model test.jsonl --html report.html --pictures pictures
+  seqcls-fast evaluate model test.csv --json > report.json
+"""
+PREDICT_EXAMPLES = """\
+examples:
+  seqcls-fast predict model new.csv --text review > labels.csv
+  seqcls-fast predict model new.jsonl --format jsonl --out labels.jsonl
+  tail -n 1000 messages | seqcls-fast predict model    a text per line; an empty line is an empty text
+  cat new.csv | seqcls-fast predict model - --input-format csv
+"""
+TRACE_EXAMPLES = """\
+examples:
+  seqcls-fast trace model "I love this movie"
+  seqcls-fast trace model "I love this movie" --picture trace.png
+  seqcls-fast trace model "[[0.1, 2.0], [0.3, 1.5]]"   a model of series: its steps as JSON
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "evaluate", "measure a saved model on labelled data", EVALUATE_EXAMPLES, _evaluate)
+    parser.add_argument("model", help="directory that train wrote")
+    parser.add_argument("data", help="file of examples with labels")
+    _add_columns(parser)
+    parser.add_argument("--label", default="label", metavar="COLUMN", help="default: %(default)s")
+    words = "other data to look for duplicates of, beside what the model was trained on"
+    parser.add_argument("--train", metavar="FILE", help=words)
+    parser.add_argument("--html", metavar="FILE", help="the report as a page")
+    parser.add_argument("--pictures", metavar="DIR", help="its pictures as files")
+    purpose = "label new data as it streams in, in constant memory"
+    parser = add_command(commands, "predict", purpose, PREDICT_EXAMPLES, _predict)
+    parser.add_argument("model", help="directory that train wrote")
+    parser.add_argument("data", nargs="?", default="-", help="file, or - for stdin (default)")
+    _add_columns(parser)
+    parser.add_argument(
+        "--format", choices=("csv", "jsonl"), default="csv", help="what to write (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="where to write it, once all is there (default: stdout, at once)")
+    parser.add_argument("--batch", type=count, default=256, metavar="N", help="rows at a time (default: %(default)s)")
+    purpose = "show every stage of one prediction, and how it forms token by token"
+    parser = add_command(commands, "trace", purpose, TRACE_EXAMPLES, _trace)
+    parser.add_argument("model", help="directory that train wrote")
+    parser.add_argument("example", help="the text, or a series as JSON; - reads it from stdin")
+    parser.add_argument("--picture", metavar="FILE", help="the probabilities over tokens, as .png or .svg")
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="default: %(default)s")
+    parser.add_argument("--delimiter", metavar="SIGN", help="what separates the fields of CSV in place of a comma")
+    words = "csv, tsv, jsonl, parquet, ts, or txt: a text per line (default: by the file's suffix; txt for stdin)"
+    parser.add_argument("--input-format", metavar="FORMAT", help=words)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.html)
+    estimator, kind = load(arguments.model)
+    columns = {"text": arguments.text, "label": arguments.label, "delimiter": arguments.delimiter}
+    columns["format"] = arguments.input_format
+    x, y, _ = read_examples(arguments.data, kind=kind, **columns)
+    if arguments.train is not None:
+        from ..leakage import fingerprints
+
+        estimator.seen_ |= fingerprints(read_examples(arguments.train, kind=kind, **columns)[0])
+    report = estimator.evaluate(x, _labels_of(estimator, y))
+    if arguments.html:
+        write_text(arguments.html, report.to_html())
+    if arguments.pictures:
+        save_pictures(Path(arguments.pictures), report, estimator, x)
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print(report)
+
+
+def _labels_of(estimator: Any, labels: Sequence[Any]) -> list[Any]:
+    """Labels as the model knows them: CSV has strings where the model may have learnt numbers from JSON."""
+    classes = estimator.classes_.tolist()
+    by_name = {str(label): label for label in classes}
+    return [label if label in classes else by_name.get(str(label), label) for label in labels]
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    check_folder(arguments.out)
+    estimator, kind = load(arguments.model)
+    classes = estimator.classes_.tolist()
+    counts = dict.fromkeys(map(str, classes), 0)
+    inline = arguments.json and not arguments.out  # the predictions stand in the one JSON object
+    examples = _inputs(arguments, kind)
+    batches = iter(lambda: list(islice(examples, arguments.batch)), [])
+    first = next(batches, [])  # nothing is written for data that cannot be read at all
+    with _output(arguments.out) as file:
+        write = _inline_rows(file) if inline else _writer(file, arguments.format, classes)
+        if inline:
+            file.write('{"predictions": [')
+        for batch in chain([first] if first else [], batches):
+            for shares in estimator.predict_proba(batch):
+                best = int(shares.argmax())
+                counts[str(classes[best])] += 1
+                write(classes[best], dict(zip(map(str, classes), shares.tolist(), strict=True)))
+            file.flush()
+        if inline:
+            file.write('], "summary": ')
+    summary = {"rows": sum(counts.values()), "labels": counts}
+    if inline:
+        print(json.dumps(summary) + "}")
+    elif arguments.json:
+        print_json(summary | {"out": arguments.out})
+    elif arguments.out:
+        print(f"{summary['rows']} rows: written to {arguments.out}", file=sys.stderr)
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    with replacing(Path(path)) as written, written.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _writer(file: IO[str], format: str, classes: list[Any]) -> Callable[[Any, dict[str, float]], None]:
+    if format == "csv":
+        import csv
+
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["label", *(f"probability_{label}" for label in classes)])
+        return lambda label, shares: rows.writerow([label, *(f"{share:.6g}" for share in shares.values())])
+
+    def write(label: Any, shares: dict[str, float]) -> None:
+        file.write(_row(label, shares) + "\n")
+
+    return write
+
+
+def _inline_rows(file: IO[str]) -> Callable[[Any, dict[str, float]], None]:
+    between = iter(["\n"])
+
+    def write(label: Any, shares: dict[str, float]) -> None:
+        file.write(next(between, ",\n") + _row(label, shares))
+
+    return write
+
+
+def _row(label: Any, shares: dict[str, float]) -> str:
+    return json.dumps({"label": plain(label), "probabilities": shares}, ensure_ascii=False)
+
+
+def _inputs(arguments: argparse.Namespace, kind: str) -> Iterator[Any]:
+    """The texts or series, one at a time."""
+    from .. import readers
+
+    source, format = arguments.data, arguments.input_format
+    if source == "-":
+        source, format = sys.stdin, format or {"text": "txt", "series": "jsonl"}[kind]
+    columns = {"text": arguments.text, "format": format, "delimiter": arguments.delimiter}
+    for record in readers.stream(source, kind=kind, **columns):
+        yield record["series" if kind == "series" else arguments.text]
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    from ..trace import trace
+
+    check_folder(arguments.picture)
+    estimator, kind = load(arguments.model)
+    text = sys.stdin.buffer.read().decode().removesuffix("\n") if arguments.example == "-" else arguments.example
+    example: Any = text
+    if kind == "series":
+        try:
+            example = json.loads(text)
+        except ValueError:
+            raise ValueError("example: expected a series as JSON, such as [[0.1, 2.0], [0.3, 1.5]]") from None
+    found = trace(estimator, example)
+    if arguments.picture:
+        from .. import plots
+
+        plots.save(found.figure(), Path(arguments.picture))
+    if arguments.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
