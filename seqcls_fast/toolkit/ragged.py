@@ -59,12 +59,3 @@ class Ragged:
         padded = self.values[index]
         padded[beyond] = 0
         return padded, lengths
-
-    def take(self, rows: Tensor | Sequence[int]) -> Ragged:
-        rows = torch.as_tensor(rows, dtype=torch.int64)
-        lengths = self.lengths[rows]
-        within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        return Ragged(self.values[self._starts[rows].repeat_interleave(lengths) + within], lengths)  # type: ignore[attr-defined]
-
-    def split(self) -> list[Tensor]:
-        return list(self.values.split(self.lengths.tolist()))
