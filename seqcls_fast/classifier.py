@@ -155,16 +155,9 @@ class SequenceClassifier(nn.Module):
             raise RuntimeError(f"head: expected in_features {self._width}, as the encoder gives, but got {width}")
         if lengths is not None:
             lengths = as_lengths(lengths, True).to(x.device)
-            if self.embedding is not None and lengths.shape == x.shape[:1]:
-                x = x.masked_fill(torch.arange(x.size(1), device=x.device) >= lengths[:, None], 0)  # whatever was there
         elif self.padding_idx is not None:
             steps = torch.arange(1, x.size(1) + 1, device=x.device)
             lengths = torch.where(x == self.padding_idx, 0, steps).amax(1) if x.size(1) else None
-        if self.embedding is not None and x.is_cpu and x.numel() and not _in_graph():
-            low, high = (int(value) for value in x.aminmax())
-            if low < 0 or high >= self.embedding.num_embeddings:
-                bad = low if low < 0 else high
-                raise IndexError(f"x: expected ids from 0 to {self.embedding.num_embeddings - 1} but got {bad}")
         return x, lengths
 
     @property
@@ -181,7 +174,8 @@ class SequenceClassifier(nn.Module):
             weights[0][: len(tables)] = tables
             output, final = self.encoder._run(x, weights, (), lengths, None, True, want_output)
         else:
-            output, final = self.encoder(self.embedding(x), lengths=lengths, want_output=want_output)
+            features = self.embedding(_sound(x, lengths, self.embedding.num_embeddings))
+            output, final = self.encoder(features, lengths=lengths, want_output=want_output)
         return output, final if isinstance(final, Tensor) else final[0]
 
     def _pool(self, output: Tensor | None, h_n: Tensor, lengths: Tensor | None) -> Tensor:
@@ -248,6 +242,17 @@ class SequenceClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return f"pooling={self.pooling!r}, dropout={self.dropout}"
+
+
+def _sound(ids: Tensor, lengths: Tensor | None, count: int) -> Tensor:
+    """Ids an embedding can take: those of padding do not matter, others are refused as the kernels refuse them."""
+    if lengths is not None and lengths.shape == ids.shape[:1]:
+        ids = ids.masked_fill(torch.arange(ids.size(1), device=ids.device) >= lengths[:, None], 0)
+    if ids.is_cpu and ids.numel() and not _in_graph():
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= count:
+            raise RuntimeError(f"x: expected ids from 0 to {count - 1} but got {low if low < 0 else high}")
+    return ids
 
 
 def _in_graph() -> bool:

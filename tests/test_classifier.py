@@ -285,7 +285,7 @@ def test_ids_whichever_way_they_are_projected(pays: float, dtype: torch.dtype, m
     model = text_model(pooling="max")
     wanted = model(padded_ids(), LENGTHS)
     torch.testing.assert_close(model(padded_ids(99).to(dtype), LENGTHS), wanted)
-    with pytest.raises(IndexError, match="x: expected ids from 0 to 11 but got 99"):
+    with pytest.raises(RuntimeError, match=r"x: expected ids from 0 to 11.* but got 99"):
         model(padded_ids(99).to(dtype))
 
 

@@ -337,11 +337,15 @@ def test_always_nan_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupt_leaves_a_model_that_can_be_saved(tmp_path: Path) -> None:
     X, y = sentences()
     model = text(epochs=100_000)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(X, y)
-    timer.cancel()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, y)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
     assert len(model.history_) >= 1
     model.save(tmp_path / "model")
     assert (sf.TextClassifier.load(tmp_path / "model").predict(X) == model.predict(X)).all()

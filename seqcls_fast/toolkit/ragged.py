@@ -59,3 +59,6 @@ class Ragged:
         padded = self.values[index]
         padded[beyond] = 0
         return padded, lengths
+
+    def split(self) -> list[Tensor]:
+        return list(self.values.split(self.lengths.tolist()))

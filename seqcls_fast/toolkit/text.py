@@ -121,14 +121,16 @@ class TextEncoder:
         ids, lengths = array("q"), array("q")
         get, end = self._known.get, self.max_length
         for index, text in enumerate(_checked(texts)):
+            chunks = self._chunks(self._normal(text))
+            known = list(map(get, chunks))
             row: list[int] = []
-            for chunk in self._chunks(self._normal(text)):
-                found = get(chunk)
-                if found is None:
+            if all(known):  # most texts: no Python for each chunk
+                row = list(chain.from_iterable(known))  # type: ignore[arg-type]
+            else:
+                for chunk, found in zip(chunks, known, strict=True):
                     if end is not None and len(row) >= end:
                         break
-                    found = self._ids(chunk, text, index)
-                row += found
+                    row += self._ids(chunk, text, index) if found is None else found
             if end is not None and len(row) > end:
                 del row[end:]
             ids.fromlist(row)
