@@ -128,6 +128,12 @@ def test_row_without_steps_has_the_head_s_bias() -> None:
         assert torch.equal(model(torch.zeros(2, 4, dtype=torch.int64))[1], model.head.bias)
 
 
+def test_padding_within_a_row_is_a_step() -> None:
+    model = text_model()
+    ids = torch.tensor([[3, 0, 5, 0, 0], [0, 0, 0, 0, 7]])
+    assert torch.equal(model(ids), model(ids, [3, 5]))
+
+
 def test_no_padding_id() -> None:
     model = text_model(padding_idx=None)
     ids = padded_ids()
