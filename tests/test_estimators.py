@@ -656,6 +656,9 @@ def test_the_best_epoch_s_figures_are_told() -> None:
     model = text(epochs=30, learning_rate=0.05, metric="accuracy").fit(X, y, validation=sentences(9, 40))
     best = max(model.history_, key=lambda record: record["val_accuracy"])
     assert model.best_epoch_ == best["epoch"] < 30
+    kept = model.evaluate(*sentences(9, 40)).to_dict()["log_loss"]
+    assert kept == pytest.approx(best["val_loss"], rel=1e-3)
+    assert kept != pytest.approx(model.history_[-1]["val_loss"], rel=1e-2)
     from seqcls_fast.toolkit.card import model_card
 
     assert f"After {best['epoch']} epochs" in model_card(model)
