@@ -69,6 +69,8 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/toolkit/series.py": ("test_series.py",),
     "seqcls_fast/toolkit/readers.py": ("test_readers.py",),
     "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
+    "seqcls_fast/toolkit/ragged.py": ("test_batches.py",),
+    "seqcls_fast/toolkit/batches.py": ("test_batches.py",),
     "seqcls_fast/toolkit/c": ("test_cli.py",),  # cli.py and commands/
     "seqcls_fast/toolkit": ("test_estimators.py",),
     "seqcls_fast/reference.py": (
