@@ -136,9 +136,11 @@ endif
 
 bench: setup ## every benchmark, written to benchmarks/results (long; an idle machine)
 	$(PY) -m benchmarks $(BENCH)
+	$(PY) benchmarks/bench_classifier.py
 
 bench-quick: setup ## a few sizes of each, to see that they run
 	$(PY) -m benchmarks --quick $(BENCH)
+	$(PY) benchmarks/bench_classifier.py --quick
 
 # PYTHON, if it is given, else .venv's
 GPU ?=

@@ -95,6 +95,7 @@ class TextEncoder:
         self._merges: list[tuple[str, str]] = []
         self._tokenizer: Any = None
         self._known: dict[str, list[int]] = {}  # the ids of chunks met before
+        self._single: dict[str, int] = {}  # of those that are one token
 
     def fit(self, texts: Iterable[str]) -> TextEncoder:
         """Learns the vocabulary. What was learnt before is forgotten."""
@@ -119,18 +120,16 @@ class TextEncoder:
         """The ids of each text, at most ``max_length``; a text without tokens is a row of length 0."""
         self._check_fitted()
         ids, lengths = array("q"), array("q")
-        get, end = self._known.get, self.max_length
+        get, single, end = self._known.get, self._single.get, self.max_length
         for index, text in enumerate(_checked(texts)):
             chunks = self._chunks(self._normal(text))
-            known = list(map(get, chunks))
-            row: list[int] = []
-            if all(known):  # most texts: no Python for each chunk
-                row = list(chain.from_iterable(known))  # type: ignore[arg-type]
-            else:
-                for chunk, found in zip(chunks, known, strict=True):
+            row: list[Any] = list(map(single, chunks))
+            if None in row:  # else, as most texts of words, it is done without Python for each chunk
+                row = []
+                for chunk in chunks:
                     if end is not None and len(row) >= end:
                         break
-                    row += self._ids(chunk, text, index) if found is None else found
+                    row += get(chunk) or self._ids(chunk, text, index)
             if end is not None and len(row) > end:
                 del row[end:]
             ids.fromlist(row)
@@ -189,7 +188,7 @@ class TextEncoder:
         return f"TextEncoder({kind!r}, {', '.join(f'{name}={value!r}' for name, value in parameters.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_known": {}, "_single": {}}
 
     # -- from a text to chunks, and from a chunk to tokens ------------------------------------------------------------
 
@@ -224,7 +223,10 @@ class TextEncoder:
         if len(chunk) <= _LONG:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
+                self._single.clear()
             self._known[chunk] = ids
+            if len(ids) == 1:
+                self._single[chunk] = ids[0]
         return ids
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ class TextEncoder:
     def _build(self, tokens: list[str], merges: list[tuple[str, str]]) -> None:
         self._tokens, self._merges = tokens, merges
         self._tokenizer = self._make_tokenizer({token: i for i, token in enumerate(tokens, len(_NAMES))}, merges)
-        self._known = {}
+        self._known, self._single = {}, {}
 
     def _make_tokenizer(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
         tokenizers = need("tokenizers", "TextEncoder")
