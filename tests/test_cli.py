@@ -334,7 +334,7 @@ def test_a_saved_model_is_not_replaced_by_accident(
     train = ["train", made.train, *made.columns, *SMALL, "--out", str(tmp_path)]
     (tmp_path / "notes.txt").write_text("mine")
     assert "expected a new or empty directory (--overwrite replaces a saved model)" in refused(capsys, *train)
-    assert "expected a new folder or one of a saved model" in refused(capsys, *train, "--overwrite")
+    assert "expected a new folder or one that holds a saved model alone" in refused(capsys, *train, "--overwrite")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "notes.txt").unlink()
     told(capsys, *train)
