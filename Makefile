@@ -59,7 +59,7 @@ setup: $(VENV)/.built $(VENV)/.dev ## build, and what tests and linters need
 
 # -- use --------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, and time it beside torch.nn's (minutes)
+demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, and time it beside torch.nn's (half a minute)
 	$(PY) examples/demo.py $(DEMO)
 
 demo-small: $(VENV)/.toolkit

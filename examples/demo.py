@@ -4,7 +4,7 @@ What is read is characters, one way, so that torch.nn can be compared at its bes
 computation in one direction only. Both sides of that comparison start from the same weights, drop out the same values
 and must agree on the first losses before anything is timed. The data are described in snippets.py.
 
-    python examples/demo.py            a minute or two; pictures, report and model in build/demo
+    python examples/demo.py            half a minute; pictures, report and model in build/demo
     python examples/demo.py --small    fewer snippets, for tests
 """
 
