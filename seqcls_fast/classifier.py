@@ -105,9 +105,8 @@ class SequenceClassifier(nn.Module):
             input_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional,
             dropout=dropout if num_layers > 1 else 0.0, **options, **where,
         )  # fmt: skip
-        width = hidden_size * (2 if bidirectional else 1)
-        self.attention = nn.Linear(width, 1, **where) if pooling == "attention" else None
-        self.head = nn.Linear(width, num_classes, **where)
+        self.attention = nn.Linear(self._width, 1, **where) if pooling == "attention" else None
+        self.head = nn.Linear(self._width, num_classes, **where)
         self._tables: list[Tensor] | None = None
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:

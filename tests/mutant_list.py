@@ -459,8 +459,8 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "patience a longer",
         TOOLKIT + "training.py",
-        'record["epoch"] - self.best_epoch >= self.options.patience',
-        'record["epoch"] - self.best_epoch > self.options.patience',
+        'record["epoch"] - best_epoch >= self.options.patience',
+        'record["epoch"] - best_epoch > self.options.patience',
     ),
     Mutant(
         "sample weights unused",

@@ -701,3 +701,24 @@ def test_a_string_that_is_no_file() -> None:
     for validation in (True, 1, [["a"], ["pos"]]):
         with pytest.raises(ValueError, match=r"validation: expected .X, y., a path or a share but got"):
             text().fit(*sentences(), validation=validation)
+
+
+def test_after_going_back_the_kept_weights_are_those_of_the_epoch_told() -> None:
+    """The epoch before a NaN is not trusted, and no longer counts as the best one either."""
+    X, y = waves(count=80)
+    other = waves(5, 40)
+    model = series(on_nan="restore", learning_rate=0.02, batch_size=10, epochs=4, schedule="constant", warmup=0.0)
+    steps = iter(range(10_000))
+    original = sf.SequenceClassifier.forward
+
+    def forward(self: Any, *arguments: Any) -> Any:
+        logits = original(self, *arguments)
+        return logits * float("nan") if self.training and next(steps) == 16 else logits  # the third epoch's first
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sf.SequenceClassifier, "forward", forward)
+        model.fit(X, y, validation=other)
+    assert [record["epoch"] for record in model.history_] == [1, 2, 3, 4]
+    assert [record["lr"] for record in model.history_] == [0.02, 0.01, 0.01, 0.01]
+    kept = model.evaluate(*other).to_dict()["log_loss"]
+    assert kept == pytest.approx(model.history_[model.best_epoch_ - 1]["val_loss"], rel=1e-3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,11 @@ from .. import __version__
 from ..classifier import SequenceClassifier
 from . import labels, store
 from ._extras import need
+from .card import model_card
 from .leakage import Fingerprints, fingerprints
 from .series import SeriesEncoder, as_steps
 from .text import TextEncoder
-from .training import METRICS, SCHEDULES, Examples, Options, logits_of, train
+from .training import METRICS, SCHEDULES, Examples, Options, best_epoch_of, logits_of, seeded, train
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator, ClassifierMixin  # type: ignore[import-untyped]
@@ -64,9 +64,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             sample_weight: what each sequence counts.
         """
         self._check_parameters()
-        X, y = self._read(X, y)
-        X = self._sequences(X)
-        y = labels.as_list(y, len(X))
+        X, y = self._labelled(X, y)
         if not X:
             raise ValueError("X: expected at least two sequences but got none")
         classes = labels.classes_of(y)
@@ -92,17 +90,18 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         seen = fingerprints(self._plain(X))
         history: list[dict[str, Any]] = []
 
-        def learnt(best_epoch: int) -> None:
+        def learnt() -> None:
             self.encoder_, self.classes_, self.model_, self.seen_ = encoder, classes, model, seen
-            self.history_, self.best_epoch_ = history, best_epoch
+            self.history_, self.best_epoch_ = history, best_epoch_of(history, self.metric)
             self.fitted_parameters_ = self.get_params(deep=False)
 
         try:
-            learnt(train(model, examples, options, device, held, history))
+            train(model, examples, options, device, held, history)
         except KeyboardInterrupt:
             if history:  # what there is can be used and saved
-                learnt(best_epoch_of(history, self.metric))
+                learnt()
             raise
+        learnt()
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -117,9 +116,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The share of sequences whose label is predicted."""
-        X, y = self._read(X, y)
-        X = self._sequences(X)
-        y = labels.as_list(y, len(X))
+        X, y = self._labelled(X, y)
         if not X:
             raise ValueError("X: expected at least one sequence but got none")
         right = np.array([a == b for a, b in zip(self.predict(X).tolist(), y, strict=True)], dtype=np.float64)
@@ -129,9 +126,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """Metrics with intervals, and warnings about what should not be trusted; ``print(report)`` shows them."""
         from .evaluation import evaluate_predictions
 
-        X, y = self._read(X, y)
-        X = self._sequences(X)
-        y = labels.as_list(y, len(X))
+        X, y = self._labelled(X, y)
         probabilities = self.predict_proba(X)
         predicted = self.classes_[probabilities.argmax(1)].tolist()
         return evaluate_predictions(
@@ -158,7 +153,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         tensors = {f"model.{name}": t.detach().cpu() for name, t in _eager(self.model_).state_dict().items()}
         for name, values in vars(self.seen_).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
-        store.save_folder(folder, config, tensors, self._card())
+        store.save_folder(folder, config, tensors, model_card(self))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str | None = None) -> Any:
@@ -218,6 +213,12 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         table = read(X, kind=self._kind, label="label" if labelled else None)
         return table.texts_or_series, table.labels
 
+    def _labelled(self, X: Any, y: Any) -> tuple[list[Any], list[Any]]:
+        """Sequences and as many labels, out of a file or as they are."""
+        X, y = self._read(X, y)
+        X = self._sequences(X)
+        return X, labels.as_list(y, len(X))
+
     def _hold_out(
         self, X: list[Any], targets: Tensor, weights: Tensor | None, validation: Any, classes: np.ndarray
     ) -> tuple[list[Any], Tensor, Tensor | None, tuple[list[Any], Tensor] | None]:
@@ -235,16 +236,10 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         pair = validation if isinstance(validation, tuple) else (validation, None)
         if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], str | os.PathLike)):
             raise ValueError(f"validation: expected (X, y), a path or a share but got {validation!r:.60}")
-        other, other_y = self._read(*pair)
-        other = self._sequences(other)
+        other, other_y = self._labelled(*pair)
         if not other:
             raise ValueError("validation: expected at least one sequence but got none")
-        return (
-            X,
-            targets,
-            weights,
-            (other, labels.to_targets(labels.as_list(other_y, len(other)), classes, "validation")),
-        )
+        return X, targets, weights, (other, labels.to_targets(other_y, classes, "validation"))
 
     def _device(self) -> torch.device:
         if self.device != "auto":
@@ -280,18 +275,11 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
     def _make_model(self, encoder: Any, classes: int) -> SequenceClassifier:
         size, options = self._input_of(encoder)
-        with nullcontext() if self.seed is None else torch.random.fork_rng(devices=[]):
-            if self.seed is not None:
-                torch.manual_seed(self.seed)
+        with seeded(self.seed, torch.device("cpu")):
             return SequenceClassifier(
                 size, self.hidden_size, classes, cell=self.cell, num_layers=self.num_layers,
                 bidirectional=self.bidirectional, pooling=self.pooling, dropout=self.dropout, **options,
             )  # fmt: skip
-
-    def _card(self) -> str:
-        from .card import model_card
-
-        return model_card(self)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -444,15 +432,6 @@ def batch_size_for(count: int) -> int:
 def learning_rate_for(steps: int) -> float:
     """The fewer steps there are, the larger: 1e-2 for 100, 2e-3 from 2,500 on."""
     return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
-
-
-def best_epoch_of(history: list[dict[str, Any]], metric: str) -> int:
-    """Whose weights training keeps: the first best one on the validation set, else the last."""
-    name = f"val_{metric}"
-    if name not in history[-1]:
-        return len(history)
-    best = min if metric == "loss" else max
-    return best(history, key=lambda record: record[name])["epoch"]
 
 
 def _eager(model: Any) -> Any:

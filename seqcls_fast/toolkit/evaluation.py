@@ -174,13 +174,13 @@ class Report:
         return page(self, history, lengths)
 
     def __str__(self) -> str:
-        wide = max(len("balanced accuracy"), *(_width(name) for name, _, _ in self.rows()))
+        wide = max(len("balanced accuracy"), *(columns(name) for name, _, _ in self.rows()))
         lines = [f"{'':{wide}}  precision  recall      f1  support"]
         for k, (name, score, support) in enumerate(self.rows()):
             if k == len(self.names):
                 lines.append("")
             numbers = f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:6.3f}  {support:7}"
-            lines.append(f"{name}{' ' * (wide - _width(name))}  {numbers}")
+            lines.append(f"{name}{' ' * (wide - columns(name))}  {numbers}")
         lines.append("")
         for name, value, interval in self.summary():
             between = (
@@ -191,7 +191,7 @@ class Report:
             cell = max(6, *(len(str(count)) for count in self.confusion.flat))
             lines += ["", "rows: true class, columns: predicted, in the order above"]
             for (name, _, _), counts in zip(self.rows(), self.confusion, strict=False):
-                lines.append(f"{name}{' ' * (wide - _width(name))}" + "".join(f"  {count:{cell}}" for count in counts))
+                lines.append(f"{name}{' ' * (wide - columns(name))}" + "".join(f"  {count:{cell}}" for count in counts))
         if self.warnings:
             lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
         return "\n".join(lines)
@@ -280,7 +280,7 @@ def evaluate_predictions(
     confusion = np.bincount(true_ids * K + pred_ids, minlength=K * K).reshape(K, K)
     hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     precision, recall, f1 = _scores(hits, support, predicted)
-    overall = _averages(hits, support, predicted)
+    overall = averages(hits, support, predicted)
     per_class = [ClassScores(float(precision[k]), float(recall[k]), float(f1[k]), int(support[k])) for k in range(K)]
     report = Report(
         labels=classes,
@@ -347,7 +347,7 @@ def _scores(hits: _Ints, support: _Ints, predicted: _Ints) -> tuple[_Floats, _Fl
     return _ratio(hits, predicted), _ratio(hits, support), _ratio(2 * hits, support + predicted)
 
 
-def _averages(hits: _Ints, support: _Ints, predicted: _Ints) -> dict[str, _Floats]:
+def averages(hits: _Ints, support: _Ints, predicted: _Ints) -> dict[str, _Floats]:
     """What intervals are given for, over the last dimension (classes) of counts: one report's, or each resample's."""
     _, recall, f1 = _scores(hits, support, predicted)
     return {
@@ -377,7 +377,7 @@ def _intervals(confusion: _Ints, resamples: int, confidence: float, seed: int) -
     for start in range(0, resamples, block):
         draws = rng.multinomial(total, counts / total, size=min(block, resamples - start))
         hits = by_class(draws[:, diagonal], true[diagonal])
-        parts.append(_averages(hits, by_class(draws, true), by_class(draws, pred)))
+        parts.append(averages(hits, by_class(draws, true), by_class(draws, pred)))
     tail = (1 - confidence) / 2
     ends = {name: np.quantile(np.concatenate([p[name] for p in parts]), [tail, 1 - tail]) for name in parts[0]}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
@@ -535,6 +535,6 @@ def _listed(items: Iterable[str]) -> str:
     return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")
 
 
-def _width(text: str) -> int:
-    """Columns on a terminal: two for wide characters, none for combining ones."""
+def columns(text: str) -> int:
+    """Of a terminal, that a text takes: two for wide characters, none for combining ones."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -6,7 +6,6 @@ lengths 0, 1, ..., T, which is one batch. That is right for both directions and 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._extras import need
+from .evaluation import columns as _columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,13 +239,6 @@ def _visible(token: str) -> str:
     """A token with what cannot be seen written out; one of spaces, or with spaces at its ends, stands in quotes."""
     text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token)
     return text if text.strip() == text != "" else repr(text)
-
-
-def _columns(text: str) -> int:
-    """How many columns of a terminal it takes."""
-    return sum(
-        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
-    )
 
 
 def _cut(text: str, most: int) -> str:

@@ -20,10 +20,22 @@ from torch.nn.functional import cross_entropy
 
 from ..classifier import SequenceClassifier
 from .batches import bucketed, by_length, waste
+from .evaluation import averages
 from .progress import Progress
 from .ragged import Ragged
 
-__all__ = ["METRICS", "SCHEDULES", "Examples", "Options", "TrainingError", "learning_rate_share", "logits_of", "train"]
+__all__ = [
+    "METRICS",
+    "SCHEDULES",
+    "Examples",
+    "Options",
+    "TrainingError",
+    "best_epoch_of",
+    "learning_rate_share",
+    "logits_of",
+    "seeded",
+    "train",
+]
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 SCHEDULES = ("cosine", "one_cycle", "constant")
@@ -114,36 +126,39 @@ def train(
     examples: Examples,
     options: Options,
     device: torch.device,
-    validation: Examples | None = None,
-    history: list[dict[str, Any]] | None = None,
-) -> int:
-    """Trains in place, adds a record of each epoch to ``history``, and returns which epoch's weights were kept."""
-    with _seeded(options.seed, device) as generator:
-        run = _Run(model, examples, options, device, validation, generator)
-        if history is not None:
-            run.history = history
-        run.epochs()
-        return run.best_epoch or len(run.history)
+    validation: Examples | None,
+    history: list[dict[str, Any]],
+) -> None:
+    """Trains in place and adds a record of each epoch to ``history``; :func:`best_epoch_of` says whose weights stay."""
+    with seeded(options.seed, device) as generator:
+        _Run(model, examples, options, device, validation, history, generator).epochs()
+
+
+def best_epoch_of(history: list[dict[str, Any]], metric: str) -> int:
+    """The first best one on the validation set, else the last."""
+    name = f"val_{metric}"
+    if name not in history[-1]:
+        return len(history)
+    best = min if metric == "loss" else max
+    return best(history, key=lambda record: record[name])["epoch"]
 
 
 class _Run:
     def __init__(
         self, model: SequenceClassifier, examples: Examples, options: Options, device: torch.device,
-        validation: Examples | None, generator: torch.Generator,
+        validation: Examples | None, history: list[dict[str, Any]], generator: torch.Generator,
     ) -> None:  # fmt: skip
         self.model, self.examples, self.options, self.device = model, examples, options, device
-        self.validation, self.generator = validation, generator
+        self.validation, self.history, self.generator = validation, history, generator
         decayed = [p for p in model.parameters() if p.dim() > 1]
         rest = [p for p in model.parameters() if p.dim() <= 1]  # biases
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=device.type in ("cpu", "cuda"))
         self.steps_per_epoch = math.ceil(len(examples) / options.batch_size)
         self.step, self.rate, self.restores = 0, options.learning_rate, 0
-        self.history: list[dict[str, Any]] = []
         self.safe: dict[str, Any] | None = None  # to go back to
         self.candidate: dict[str, Any] | None = None  # the same an epoch later, if its weights prove sound
-        self.best: dict[str, Tensor] | None = None
-        self.best_score, self.best_epoch = -math.inf, 0
+        self.best: dict[str, Tensor] | None = None  # with a validation, the weights of the best epoch
         self.guessing: float | None = None  # the first batch's loss
 
     def epochs(self) -> None:
@@ -161,17 +176,18 @@ class _Run:
                         self._restore(what, progress)
                         continue
                     self.history.append(record)
+                    finished = self._finished(record)
                     self.candidate = self._snapshot() if restores else None
                     progress.epoch(record)
                     log(record)
-                    if self._finished(record):
+                    if finished:
                         progress.note(f"stopped: no better {options.metric} in {options.patience} epochs")
                         break
             finally:  # an interrupt, too, leaves the best weights
                 if self.best is not None:
                     self.model.load_state_dict(self.best)
                     if self.history:
-                        progress.note(f"kept the weights of epoch {self.best_epoch}")
+                        progress.note(f"kept the weights of epoch {best_epoch_of(self.history, options.metric)}")
                 self.model.eval()
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
@@ -209,20 +225,19 @@ class _Run:
         with _autocast(self.device, options.amp):
             logits = self.model(x.to(self.device), lengths.to(self.device))
         losses = cross_entropy(logits.float(), targets, reduction="none")
-        plain = float(losses.detach().mean())  # a rare class's weight is no explosion
+        loss = plain = losses.mean()
         if self.examples.weights is not None:
             losses = losses * self.examples.weights[rows].to(self.device)
-        loss = losses.mean()
+            loss = losses.mean()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm or math.inf)
-        value = float(loss.detach())
-        self._look_at(plain, float(norm))
+        self._look_at(float(plain.detach()), float(norm))  # a rare class's weight is no explosion
         if self.candidate is not None:  # the last epoch's weights have proven sound
             self.safe, self.candidate = self.candidate, None
         self.optimizer.step()
         self.step += 1
-        return value, int((logits.detach().argmax(1) == targets).sum())
+        return float(loss.detach()), int((logits.detach().argmax(1) == targets).sum())
 
     def _look_at(self, loss: float, norm: float) -> None:
         if self.guessing is None and math.isfinite(loss):
@@ -248,37 +263,34 @@ class _Run:
         self.rate /= 2
         self.model.load_state_dict(safe["model"])
         self.optimizer.load_state_dict(copy.deepcopy(safe["optimizer"]))  # which it then writes to
+        self.best = safe["best"]
         del self.history[safe["epochs"] :]
         progress.note(f"{where}; back to the end of epoch {len(self.history)}, at half the learning rate")
 
     def _snapshot(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
         kept = {k: {n: _copy(v) for n, v in values.items()} for k, values in state["state"].items()}
-        return {"model": _copies(self.model), "optimizer": state | {"state": kept}, "epochs": len(self.history)}
+        optimizer = state | {"state": kept}
+        return {
+            "model": _copies(self.model), "optimizer": optimizer, "epochs": len(self.history), "best": self.best,
+        }  # fmt: skip
 
     def _evaluate(self, examples: Examples) -> dict[str, float]:
         logits = logits_of(self.model, examples.sequences, self.options.batch_size, self.device, self.options.amp)
-        predicted, targets, classes = logits.argmax(1), examples.targets, logits.size(1)
-        counts = torch.zeros(classes, classes, dtype=torch.int64)
-        counts.index_put_((targets, predicted), torch.ones_like(targets), accumulate=True)
-        right, support, named = counts.diagonal().double(), counts.sum(1).double(), counts.sum(0).double()
-        present = support > 0
-        return {
-            "loss": float(cross_entropy(logits, targets)),
-            "accuracy": float(right.sum() / support.sum()),
-            "balanced_accuracy": float((right / support.clamp(min=1))[present].mean()),
-            "macro_f1": float((2 * right / (support + named).clamp(min=1))[present | (named > 0)].mean()),
-        }
+        targets, classes = examples.targets, logits.size(1)
+        pairs = targets * classes + logits.argmax(1)
+        confusion = pairs.bincount(minlength=classes**2).view(classes, classes).numpy()
+        found = averages(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+        return {"loss": float(cross_entropy(logits, targets))} | {name: float(value) for name, value in found.items()}
 
     def _finished(self, record: dict[str, Any]) -> bool:
         """Keeps the best weights so far; whether there was no better epoch for as long as patience allows."""
         if self.validation is None:
             return False
-        value = record[f"val_{self.options.metric}"]
-        score = -value if self.options.metric == "loss" else value
-        if score > self.best_score:
-            self.best_score, self.best_epoch, self.best = score, record["epoch"], _copies(self.model)
-        return self.options.patience is not None and record["epoch"] - self.best_epoch >= self.options.patience
+        best_epoch = best_epoch_of(self.history, self.options.metric)
+        if best_epoch == record["epoch"]:
+            self.best = _copies(self.model)
+        return self.options.patience is not None and record["epoch"] - best_epoch >= self.options.patience
 
 
 class _Diverged(Exception):
@@ -298,8 +310,8 @@ def _autocast(device: torch.device, amp: bool) -> Any:
 
 
 @contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]:
-    """A generator for the order of the rows, and torch's own seeded meanwhile, for dropout."""
+def seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]:
+    """A generator of its own, and torch's seeded meanwhile, for first weights and dropout; not so without a seed."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
