@@ -429,12 +429,7 @@ TOOLKIT_MUTANTS = [
         "counts.sum(0, keepdims=True)",
     ),
     Mutant("rare words first", TOOLKIT + "text.py", "[(-n, token) for", "[(n, token) for"),
-    Mutant(
-        "a token too many",
-        TOOLKIT + "text.py",
-        "if end is not None and len(row) > end:",
-        "if end is not None and len(row) > end + 1:",
-    ),
+    Mutant("a token too many", TOOLKIT + "text.py", "row = row[:end]", "row = row[: end and end + _ID]"),
     Mutant(
         "saved text unchecked",
         TOOLKIT + "errors.py",
@@ -453,7 +448,7 @@ TOOLKIT_MUTANTS = [
         "_step_of(lengths) < self.max_length",
         "_step_of(lengths) <= self.max_length",
     ),
-    Mutant("a field too many", TOOLKIT + "readers.py", "if len(row) != len(columns):", "if len(row) < len(columns):"),
+    Mutant("a field too many", TOOLKIT + "formats.py", "if len(row) != count:", "if len(row) < count:"),
     Mutant("infinite weights", TOOLKIT + "readers.py", "if not 0 <= weight < math.inf:", "if not 0 <= weight:"),
     Mutant("last weights for the best", TOOLKIT + "training.py", "self.model.load_state_dict(self.best)", "pass"),
     Mutant(
@@ -465,7 +460,7 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "sample weights unused",
         TOOLKIT + "training.py",
-        "losses = losses * self.examples.weights[rows].to(self.device)",
+        "loss = (losses * examples.weights[rows].to(self.device)).sum()",
         "pass",
     ),
     Mutant(
@@ -474,9 +469,13 @@ TOOLKIT_MUTANTS = [
         "return torch.empty_like(found).index_copy_(0, torch.cat(order), found)",
         "return found",
     ),
-    Mutant("rate not halved", TOOLKIT + "training.py", "self.rate /= 2", "pass"),
-    Mutant("seed unused", TOOLKIT + "training.py", "        torch.manual_seed(seed)\n", ""),
-    Mutant("balanced the other way", TOOLKIT + "labels.py", "weights /= torch.bincount", "weights *= torch.bincount"),
+    Mutant(
+        "rate not halved", TOOLKIT + "training.py", "options.learning_rate / 2**self.restores", "options.learning_rate"
+    ),
+    Mutant("seed unused", TOOLKIT + "training.py", "        _seed(seed, device)\n", ""),
+    Mutant(
+        "balanced the other way", TOOLKIT + "labels.py", "return 1 / counts.clamp(min=1)", "return counts.clamp(min=1)"
+    ),
     Mutant("weights file unchecked", TOOLKIT + "store.py", '!= config.get("sha256")', "is None"),
     Mutant(
         "old model gone first", TOOLKIT + "store.py", "        os.rename(old, target)\n        raise", "        raise"
@@ -485,4 +484,146 @@ TOOLKIT_MUTANTS = [
     Mutant("padding kept", TOOLKIT + "ragged.py", "padded[beyond] = 0", "pass"),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS
+SCALE_MUTANTS = [
+    Mutant("mean over own rows", TOOLKIT + "training.py", "(loss / part.count)", "(loss / max(1, len(part.rows)))"),
+    Mutant("dropout goes on", TOOLKIT + "training.py", "_seed(seed_of(*key), self.device)", "pass"),
+    Mutant(
+        "best weights not carried",
+        TOOLKIT + "training.py",
+        '"best": self.best,\n            "history"',
+        '"best": None,\n            "history"',
+    ),
+    Mutant("sums begin anew", TOOLKIT + "training.py", '_Sums(**state["sums"])', "_Sums()"),
+    Mutant("no way back carried", TOOLKIT + "training.py", '"guessing", "safe", "candidate")', '"guessing")'),
+    Mutant(
+        "a rank's own validation",
+        TOOLKIT + "training.py",
+        "self.ranks.sum_([tensor.to(self.device) for tensor in (confusion.double(), loss)])",
+        "[confusion.double(), loss]",
+    ),
+    Mutant(
+        "pieces as large as before",
+        TOOLKIT + "training.py",
+        "math.ceil(len(part.rows) / self.pieces)))",
+        "len(part.rows)))",
+    ),
+    Mutant("damage unseen", TOOLKIT + "checkpoint.py", '!= path.stem.split("-")[2]', '== ""'),
+    Mutant("none to go back to", TOOLKIT + "checkpoint.py", "_KEPT = 2", "_KEPT = 1"),
+    Mutant("whatever it costs", TOOLKIT + "checkpoint.py", "_COST * self._took", "0.0"),
+    Mutant("oldest for newest", TOOLKIT + "checkpoint.py", "in reversed(there)", "in there"),
+    Mutant("shares overlap", TOOLKIT + "ranks.py", "rows[self.rank :: self.world]", "rows[self.rank :]"),
+    Mutant("gradients unsummed", TOOLKIT + "ranks.py", "        dist.all_reduce(flat)\n", ""),
+    Mutant(
+        "epochs alike",
+        TOOLKIT + "datasets.py",
+        'generator_of(seed, "batches", epoch)',
+        'generator_of(seed, "batches", 0)',
+    ),
+    Mutant("start unheeded", TOOLKIT + "datasets.py", "epoch))[start:]", "epoch))"),
+    Mutant("weights of a stream unread", TOOLKIT + "datasets.py", "weights = weights * part.weights", "pass"),
+    Mutant("another training resumed", TOOLKIT + "estimators.py", '_check_same(saved["about"], about)', "pass"),
+    Mutant(
+        "sharper for flatter", TOOLKIT + "calibration.py", "math.exp(-(low + high) / 2)", "math.exp((low + high) / 2)"
+    ),
+    Mutant(
+        "precision not quite",
+        TOOLKIT + "calibration.py",
+        "np.where(precisions >= wanted,",
+        "np.where(precisions > wanted,",
+    ),
+    Mutant("recall not quite", TOOLKIT + "calibration.py", "np.where(recalls >= wanted,", "np.where(recalls > wanted,"),
+    Mutant(
+        "the threshold itself left out",
+        TOOLKIT + "calibration.py",
+        "[:, column] >= rule.value",
+        "[:, column] > rule.value",
+    ),
+    Mutant("the label once more", TOOLKIT + "calibration.py", "    others[:, column] = -1\n", ""),
+    Mutant(
+        "calibrated before and after",
+        TOOLKIT + "estimators.py",
+        "self._probabilities(logits, 1.0)",
+        "self._probabilities(logits)",
+    ),
+    Mutant(
+        "threshold not saved",
+        TOOLKIT + "estimators.py",
+        '"threshold": None if self.threshold_ is None else self.threshold_.to_json(),',
+        '"threshold": None,',
+    ),
+    Mutant(
+        "trials alike", TOOLKIT + "commands/search.py", "{chosen['seed']} {number} {name}", "{chosen['seed']} {name}"
+    ),
+    Mutant("what is given is searched", TOOLKIT + "commands/search.py", " and name not in given]", "]"),
+    Mutant("stopped in the first epoch", TOOLKIT + "commands/search.py", "3 * epoch < self.epochs or ", ""),
+    Mutant(
+        "the last for the best",
+        TOOLKIT + "commands/search.py",
+        "    return best[1], chosen",
+        "    return estimator, chosen",
+    ),
+    Mutant(
+        "other data reproduced",
+        TOOLKIT + "commands/reproduce.py",
+        "train.sha256(now)) != expected",
+        "expected) != expected",
+    ),
+    Mutant(
+        "no upper end", TOOLKIT + "commands/reproduce.py", "interval[0] <= new <= interval[1]", "interval[0] <= new"
+    ),
+    Mutant(
+        "weights alike whatever they are",
+        TOOLKIT + "commands/reproduce.py",
+        "all(old[name].equal(new[name]) for name in old)",
+        "True",
+    ),
+    Mutant("no upper end on the card", TOOLKIT + "card.py", "{interval[1]:.4f}", "{interval[0]:.4f}"),
+    Mutant(
+        "blocks in one order",
+        TOOLKIT + "stream.py",
+        'generator_of("blocks", self.seed, epoch)',
+        'generator_of("blocks", self.seed)',
+    ),
+    Mutant(
+        "shares of a pool overlap",
+        TOOLKIT + "stream.py",
+        "[rows[self.rank :: self.world] for",
+        "[rows[self.rank :] for",
+    ),
+    Mutant(
+        "a rank's rows for all",
+        TOOLKIT + "stream.py",
+        "[len(rows) for rows in batches]",
+        "[len(rows) for rows in mine]",
+    ),
+    Mutant("every pool from its middle", TOOLKIT + "stream.py", "            skip = 0\n", ""),
+    Mutant(
+        "one split for all blocks",
+        TOOLKIT + "stream.py",
+        'generator_of("split", seed, depth, block)',
+        'generator_of("split", seed, 0, block)',
+    ),
+    Mutant("a line too far", TOOLKIT + "readers.py", "block.offset, block.line - 1)", "block.offset, block.line)"),
+    Mutant(
+        "a changed file read",
+        TOOLKIT + "readers.py",
+        "if self.stamps.get(file) != _stamp(opened):",
+        "if self.stamps.get(file) is None:",
+    ),
+    Mutant(
+        "characters for bytes",
+        TOOLKIT + "formats.py",
+        "            self.offset += len(line)\n",
+        "            self.offset += len(text)\n",
+    ),
+    Mutant("means of pieces alike", TOOLKIT + "series.py", "np.hypot(within, apart)", "within"),
+    Mutant("no fair sample", TOOLKIT + "leakage.py", "))[:_KEPT]", "))[-_KEPT:]"),
+    Mutant(
+        "rare chunks for frequent ones",
+        TOOLKIT + "text.py",
+        "chunks.most_common(_DISTINCT // 2)",
+        "chunks.most_common()[_DISTINCT // 2 :]",
+    ),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS

@@ -32,7 +32,7 @@ from seqcls_fast.toolkit import estimators
 from seqcls_fast.toolkit.commands import bench, options, shared
 from seqcls_fast.toolkit.commands import train as train_command
 
-COMMANDS = ("train", "evaluate", "predict", "trace", "export", "bench", "info", "plan")
+COMMANDS = ("train", "evaluate", "predict", "trace", "calibrate", "reproduce", "export", "bench", "info", "plan")
 BLOCKED = ("torch", "numpy", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich", "pyarrow")
 RUN = [sys.executable, "-m", "seqcls_fast"]
 # Output that is not buffered would hide what happens to it at the end.
@@ -142,7 +142,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"\n    {command} " in out for command in COMMANDS)
+    assert all(f"\n    {command}" in out for command in COMMANDS)
 
 
 @pytest.mark.parametrize("kind", shared.ESTIMATORS)
@@ -803,8 +803,10 @@ def test_ctrl_c_leaves_what_was_saved(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
+    kept = tmp_path / ".m.checkpoints"
+    assert err.splitlines()[-2] == f"{kept} holds the newest checkpoint; --resume goes on from it"
     assert err.splitlines()[-1] == "interrupted; what was saved before is untouched"
     assert "Traceback" not in err
     assert out == ""
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert list(tmp_path.iterdir()) == [folder]
+    assert sorted(tmp_path.iterdir()) == [kept, folder]

@@ -699,7 +699,7 @@ def test_a_string_that_is_no_file() -> None:
     ):
         model.predict("good film")
     for validation in (True, 1, [["a"], ["pos"]]):
-        with pytest.raises(ValueError, match=r"validation: expected .X, y., a path or a share but got"):
+        with pytest.raises(ValueError, match=r"validation: expected .X, y., a path, a Stream or a share but got"):
             text().fit(*sentences(), validation=validation)
 
 

@@ -155,6 +155,8 @@ def test_jsonl_round_trip(rows: list[tuple[str, Any]], ascii_only: bool) -> None
     ("line", "sentence"),
     [
         ('{"text": 1,, "label": 1}', "expected JSON but got Expecting property name enclosed in double quotes at 12"),
+        ('{"text": "a", "label": 1} x', "expected JSON but got Extra data at 27"),
+        ('  {"text": "a", "label": 1}}', "expected JSON but got Extra data at 28"),
         ("[1]", "expected a JSON object but got a list"),
         ("null", "expected a JSON object but got null"),
         ('{"text": "a"}', "expected a column 'label' but got 'text'"),
@@ -372,9 +374,26 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet", "a.ts"):
         with pytest.raises(FileNotFoundError, match=name):
             read(tmp_path / name, kind="series" if name.endswith("ts") else "text")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"folder\.csv"):
+
+
+def test_folders(tmp_path: Path) -> None:
+    """All that is known below it, in the order of the paths; what is hidden is not meant."""
+    (tmp_path / "folder.csv" / "b").mkdir(parents=True)
+    (tmp_path / "folder.csv" / "_old").mkdir()
+    with pytest.raises(DataError, match=r"folder\.csv: expected a folder with files that end in one of \.csv, .* none"):
         read(tmp_path / "folder.csv")
+    write(tmp_path / "folder.csv", "z.csv", "text,label\nlast,1\n")
+    write(tmp_path / "folder.csv" / "b", "a.jsonl", '{"text": "first", "label": "2", "other": 3}\n')
+    write(tmp_path / "folder.csv" / "b", "empty.csv", "")
+    for ignored in (".a.csv", "_a.csv", "a.dat", "_old/a.csv"):
+        write(tmp_path / "folder.csv", ignored, "not read")
+    notes = write(tmp_path / "folder.csv", "notes.txt", "a text\n")
+    assert read(tmp_path / "folder.csv") == Table(["first", "last"], ["2", "1"], None)
+    assert next(stream(str(tmp_path / "folder.csv"), label="label"))["other"] == 3
+    assert read(tmp_path / "folder.csv", label=None).texts_or_series == ["first", "a text", "last"]
+    assert read(notes, label=None).texts_or_series == ["a text"]
+    with pytest.raises(DataError, match=r"a\.dat, line 1: expected JSON"):
+        read(tmp_path / "folder.csv", format="jsonl")
 
 
 def test_suffixes_in_any_case(tmp_path: Path) -> None:

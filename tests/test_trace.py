@@ -42,7 +42,10 @@ class Plain:
 def estimator(text: bool = True, classes: Any = ("neg", "pos"), **options: Any) -> Any:
     size = {"vocab_size": VOCAB} if text else {}
     model = SequenceClassifier(FEATURES, 4, len(classes), **size, **options).eval()
-    return SimpleNamespace(encoder_=Words() if text else Plain(), model_=model, classes_=np.array(classes))
+    encoder = Words() if text else Plain()
+    return SimpleNamespace(
+        encoder_=encoder, model_=model, classes_=np.array(classes), temperature_=1.0, threshold_=None
+    )
 
 
 def stage(found: Trace, name: str) -> torch.Tensor:
@@ -180,7 +183,7 @@ def test_another_class_in_front_is_named() -> None:
     clf = estimator(classes=["a", "b", "c"])
     found = trace(clf, "x yy zzz")
     fake = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
-    changed = Trace(found.kind, found.raw, found.tokens, found.stages, found.classes, found.steps, fake)
+    changed = Trace(found.kind, found.raw, found.tokens, found.stages, found.classes, found.steps, fake, 2)
     table = str(changed).splitlines()[-4:]
     assert table[0].endswith("  b leads")
     assert table[1].endswith("  a leads")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
 
-__all__ = ["bucketed", "by_length", "waste"]
+__all__ = ["bucketed", "by_length", "generator_of", "seed_of"]
 
 _MOST_STEPS = 1 << 17  # of a padded batch
 _POOL = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
+
+
+def seed_of(*key: int | str) -> int:
+    """A seed for each key, such as (7, "dropout", epoch, step): what is drawn for one does not depend on the others."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator_of(*key: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
@@ -32,9 +43,3 @@ def by_length(lengths: Tensor, size: int) -> list[Tensor]:
         batches.append(order[start:end])
         start = end
     return batches
-
-
-def waste(lengths: Tensor, batches: list[Tensor]) -> float:
-    """The share of padding in them."""
-    padded = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-    return 1 - int(lengths.sum()) / padded if padded else 0.0

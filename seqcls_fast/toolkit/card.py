@@ -1,32 +1,63 @@
-"""The model card that is saved beside a model: what it is, what it learnt from, how well it did, how to use it."""
+"""The model card that is saved beside a model: what it is, what it learnt from, how well it did, how to use it.
+
+Everything in it comes from the estimator, so that a model which is loaded, calibrated and saved again keeps its card.
+"""
 
 from __future__ import annotations
 
+import platform
+from contextlib import suppress
+from importlib import metadata
 from typing import Any
 
-from .. import __version__
+import torch
 
-__all__ = ["model_card"]
+from .. import __version__, ops
+from .store import COMMAND, SEARCH
+
+__all__ = ["metrics_of", "model_card", "versions"]
+
+_MOST_CLASSES = 20
+Metric = tuple[float, tuple[float, float] | None]  # a value and its interval
+
+
+def versions() -> dict[str, str]:
+    """Of all that a model's weights depend on."""
+    found = {"seqcls_fast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    for name in ("numpy", "tokenizers"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found | {"implementation": ops.available_impls()[-1], "platform": platform.platform()}
+
+
+def metrics_of(report: dict[str, Any]) -> dict[str, Metric]:
+    """The numbers about all classes together in what Report.to_dict() gave."""
+    values = {
+        "accuracy": report["accuracy"], "balanced accuracy": report["balanced_accuracy"],
+        "macro f1": report["macro"]["f1"], "roc auc": report["roc_auc"], "pr auc": report["pr_auc"],
+        "log loss": report["log_loss"], "brier": report["brier"],
+        "calibration error": report["expected_calibration_error"],
+    }  # fmt: skip
+    intervals = {name.replace("_", " "): tuple(interval) for name, interval in report["intervals"].items()}
+    return {name: (value, intervals.get(name)) for name, value in values.items() if value is not None}
 
 
 def model_card(estimator: Any) -> str:
-    kind, last = type(estimator).__name__, estimator.history_[estimator.best_epoch_ - 1]
-    defaults = type(estimator)().get_params(deep=False)
-    classes = [" ".join(str(label).split()) for label in estimator.classes_.tolist()]
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
-    changed = {name: value for name, value in estimator.fitted_parameters_.items() if value != defaults[name]}
+    kind, command = type(estimator).__name__, estimator.extra_.get(COMMAND, {})
+    used = command.get("versions") or versions()
     size = sum(p.numel() for p in estimator.model_.parameters())
-    figures = [
-        f"| {name.replace('_', ' ')} | {last[name]:.4f} |"
-        for name in ("loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
-        if name in last
-    ]
+    classes = [_line(label) for label in estimator.classes_.tolist()]
+    shown = ", ".join(classes[:_MOST_CLASSES])
+    if len(classes) > _MOST_CLASSES:
+        shown += f" and {len(classes) - _MOST_CLASSES} more"
+    defaults = type(estimator)().get_params(deep=False)
+    changed = {name: value for name, value in estimator.fitted_parameters_.items() if value != defaults[name]}
     example = '["some text"]' if kind == "TextClassifier" else "[series]  # arrays (steps, features)"
     return "\n".join(
         [
             f"# A {kind}",
             "",
-            f"Trained with seqcls_fast {__version__}. {size:,} parameters, {len(classes)} classes: {shown}.",
+            f"Trained with seqcls_fast {used['seqcls_fast']}. {size:,} parameters, {len(classes)} classes: {shown}.",
             "",
             "```python",
             f"from seqcls_fast import {kind}",
@@ -36,14 +67,115 @@ def model_card(estimator: Any) -> str:
             "",
             f"Parameters other than the defaults: {', '.join(f'{k}={v!r}' for k, v in changed.items()) or 'none'}.",
             "",
-            f"After {last['epoch']} epochs (figures without val are of the training data):",
-            "",
-            "| | |",
-            "|---|---|",
-            *figures,
-            "",
+            *_data(estimator, command),
+            *_training(estimator),
+            *_validation(estimator.validation_report_),
+            *_calibration(estimator),
             "The figures say how the model did on these data. Whether it does as well on others, and on every group of",
             "people or things that the data describe, has to be measured there: `clf.evaluate(X, y)`.",
             "",
+            *_origin(estimator, command, used),
         ]
     )
+
+
+def _line(text: Any) -> str:
+    """As a cell of a table, or a part of a sentence."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = [header, ("---",) * len(header), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
+
+
+def _data(estimator: Any, command: dict[str, Any]) -> list[str]:
+    data = estimator.data_
+    if data is None:
+        return []
+    rows = [("training", data["rows"], f"`{data['digest']}`")]
+    held = data["validation"]
+    if held is not None:
+        share = f" (a share of {held['share']:g})" if "share" in held else ""
+        rows.append(("validation" + share, held["rows"], f"`{held['digest']}`"))
+    split = command.get("split") or {}
+    if "share" in split:
+        rows[1] = (f"validation (a share of {split['share']:g}, drawn with seed {split['seed']})", *rows[1][1:])
+    files = [f"- `{_line(name)}`, SHA-256 `{digest}`" for name, digest in command.get("sha256", {}).items()]
+    return [
+        "## Data",
+        "",
+        *_table(("data", "examples", "digest of the encoded examples"), rows),
+        *([*files, ""] if files else []),
+    ]
+
+
+def _training(estimator: Any) -> list[str]:
+    last = estimator.history_[estimator.best_epoch_ - 1]
+    names = ["loss", "accuracy"]
+    if estimator.validation_report_ is None:  # which has the others, with intervals
+        names += ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"]
+    return [
+        "## Figures",
+        "",
+        f"After {last['epoch']} epochs (figures without val are of the training data):",
+        "",
+        *_table(("", ""), [(name.replace("_", " "), f"{last[name]:.4f}") for name in names if name in last]),
+    ]
+
+
+def _validation(report: dict[str, Any] | None) -> list[str]:
+    if report is None:
+        return []
+    rows = [
+        (name, f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""))
+        for name, (value, interval) in metrics_of(report).items()
+    ]
+    each = [
+        (_line(name), f"{scores['precision']:.4f}", f"{scores['recall']:.4f}", f"{scores['f1']:.4f}", scores["support"])
+        for name, scores in list(report["per_class"].items())[:_MOST_CLASSES]
+    ]
+    return [
+        f"On the {report['examples']} examples of the validation, with {100 * report['confidence']:g} % intervals:",
+        "",
+        *_table(("", ""), rows),
+        *_table(("class", "precision", "recall", "f1", "examples"), each),
+        *(f"- Warning: {_line(warning)}." for warning in report["warnings"]),
+        *([""] if report["warnings"] else []),
+    ]
+
+
+def _calibration(estimator: Any) -> list[str]:
+    lines = []
+    if estimator.temperature_ != 1:
+        lines.append(f"- Logits are divided by a temperature of {estimator.temperature_:.4g}.")
+    if estimator.threshold_ is not None:
+        lines.append(f"- Predicted is {estimator.threshold_}.")
+    return ["Calibrated afterwards, which the figures above do not show:", "", *lines, ""] if lines else []
+
+
+def _origin(estimator: Any, command: dict[str, Any], used: dict[str, Any]) -> list[str]:
+    data = estimator.data_ or {}
+    used = used | {name: command.get(name, data.get(name)) for name in ("device", "threads", "ranks")}
+    lines = [
+        "## Origin",
+        "",
+        *_table(("", ""), [(name, _line(value)) for name, value in used.items() if value is not None]),
+    ]
+    if SEARCH in estimator.extra_:
+        table = estimator.extra_[SEARCH]
+        lines += [
+            f"Trial {table['saved']} of {len(table['trials'])} of a random search (`{SEARCH}`). The validation",
+            "chose it, so that its figures there are a little too good.",
+            "",
+        ]
+    if command:
+        lines += [
+            "```sh",
+            command["command"],
+            "```",
+            "",
+            "`seqcls-fast reproduce FOLDER` trains it again and compares.",
+            "",
+        ]
+    return lines

@@ -14,16 +14,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .commands import bench, export, train, use
+from .commands import bench, calibrate, export, reproduce, train, use
 from .commands.shared import UsageError, add_command
 
 __all__ = ["UsageError", "add_command", "add_commands", "run"]
 
 UNEXPECTED = (LookupError, AttributeError, AssertionError, NameError)  # not written for people, hence a mistake of ours
 
+IN_PARALLEL = ("train", "predict", "reproduce")  # under torchrun
+
 
 def add_commands(commands: Any) -> None:
-    for module in (train, use, export, bench):
+    for module in (train, use, calibrate, reproduce, export, bench):
         module.add(commands)
 
 
@@ -33,6 +35,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # data are UTF-8 wherever they go
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="backslashreplace")
     try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and arguments.command not in IN_PARALLEL:
+            raise UsageError(f"expected a single process, as only {', '.join(IN_PARALLEL)} run in several")
         with warnings.catch_warnings():
             if not arguments.debug:
                 warnings.showwarning = _show_warning

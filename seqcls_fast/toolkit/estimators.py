@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,19 @@ from torch import Tensor
 
 from .. import __version__
 from ..classifier import SequenceClassifier
-from . import labels, store
+from . import calibration, labels, store
 from ._extras import need
 from .card import model_card
-from .leakage import Fingerprints, fingerprints
+from .checkpoint import CheckpointError, Checkpoints
+from .evaluation import FEW
+from .leakage import Fingerprints, leaks, shared
+from .ragged import Ragged
+from .ranks import Ranks, current
 from .series import SeriesEncoder, as_steps
+from .stream import Stream
+from .task import Task, prepared
 from .text import TextEncoder
-from .training import METRICS, SCHEDULES, Examples, Options, best_epoch_of, logits_of, seeded, train
+from .training import METRICS, SCHEDULES, Options, best_epoch_of, logits_of, seeded, train
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator, ClassifierMixin  # type: ignore[import-untyped]
@@ -45,6 +52,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     """fit, predict, evaluate, save and load. Subclasses say what X is and how it becomes sequences."""
 
     _kind: str
+    threshold_: calibration.Rule | None
 
     def fit(
         self,
@@ -53,87 +61,178 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         *,
         validation: Any = None,
         sample_weight: Any = None,
+        resume: bool = False,
+        stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     ) -> _SequenceEstimator:
-        """Learns from labelled sequences.
+        """Learns from labelled sequences; in all processes of a torch.distributed group together, where there is one.
 
         Args:
-            X: the sequences, or the path of a file that holds them and their labels (see ``toolkit.readers``).
-            y: their labels, of any hashable kind; None with a path.
-            validation: ``(X, y)`` or a path to look at after every epoch, or a share of X to hold out; the weights of
-                the best epoch are kept.
+            X: the sequences, the path of a file that holds them and their labels (see ``toolkit.readers``), or a
+                :class:`~seqcls_fast.toolkit.stream.Stream` of more than fits in memory.
+            y: their labels, of any hashable kind; None with a path or a Stream.
+            validation: ``(X, y)``, a path or a Stream to look at after every epoch, or a share of X to hold out; the
+                weights of the best epoch are kept.
             sample_weight: what each sequence counts.
+            resume: whether to go on from the newest checkpoint in ``checkpoint_dir``, if there is one.
+            stop: is shown the history after every epoch; training ends where it returns True.
         """
         self._check_parameters()
-        X, y = self._labelled(X, y)
-        if not X:
-            raise ValueError("X: expected at least two sequences but got none")
-        classes = labels.classes_of(y)
-        if len(classes) < 2:
-            raise ValueError(f"y: expected at least two classes but got one, {classes.tolist()[0]!r}")
-        targets = labels.to_targets(y, classes)
-        weights = labels.weights_of(targets, classes, self.class_weight, sample_weight)
-        X, targets, weights, held_out = self._hold_out(X, targets, weights, validation, classes)
+        ranks = current()
+        checkpoints, saved = self._open_checkpoints(resume, ranks)
+        seed = self.seed
+        if seed is None:
+            seed = saved["about"]["seed"] if saved else ranks.from_writer(torch.Generator().seed() % 2**31)
+        task = prepared(self, X, y, validation, sample_weight, seed)
+        about = task.about | {"seed": seed, "parameters": self._lasting_parameters()}
+        if any(other != about for other in ranks.all(about)):
+            raise ValueError("fit: expected the same data and parameters in every process but got different ones")
+        if checkpoints is not None:
+            checkpoints.about = about
+        if saved is not None:
+            _check_same(saved["about"], about)
 
-        encoder = self._make_encoder().fit(X)
-        examples = Examples(encoder.encode(X), targets, weights)
-        held = None if held_out is None else Examples(encoder.encode(held_out[0]), held_out[1])
         device = self._device()
-        batch_size = self.batch_size or batch_size_for(len(X))
+        batch_size = self.batch_size or batch_size_for(len(task.data))
         options = Options(
             epochs=self.epochs, batch_size=batch_size, weight_decay=self.weight_decay,
-            learning_rate=self.learning_rate or learning_rate_for(math.ceil(len(X) / batch_size) * self.epochs),
+            learning_rate=self.learning_rate or learning_rate_for(task.data.steps(batch_size) * self.epochs),
             schedule=self.schedule, warmup=self.warmup, max_grad_norm=self.max_grad_norm, patience=self.patience,
-            metric=self.metric, amp=self.amp, on_nan=self.on_nan, seed=self.seed, verbose=self.verbose,
+            metric=self.metric, amp=self.amp, on_nan=self.on_nan, seed=seed, verbose=self.verbose,
             log_dir=None if self.log_dir is None else os.fspath(self.log_dir),
         )  # fmt: skip
-        model = self._make_model(encoder, len(classes)).to(device)
-        seen = fingerprints(self._plain(X))
+        model = self._make_model(task.encoder, len(task.classes), seed).to(device)
         history: list[dict[str, Any]] = []
 
         def learnt() -> None:
-            self.encoder_, self.classes_, self.model_, self.seen_ = encoder, classes, model, seen
+            self.encoder_, self.classes_, self.model_, self.seen_ = task.encoder, task.classes, model, task.seen
             self.history_, self.best_epoch_ = history, best_epoch_of(history, self.metric)
-            self.fitted_parameters_ = self.get_params(deep=False)
+            self.fitted_parameters_, self.seed_ = self.get_params(deep=False), seed
+            self.temperature_, self.threshold_ = 1.0, None
+            self.validation_report_: dict[str, Any] | None = None
+            self.data_ = task.about | {"ranks": ranks.world, "threads": torch.get_num_threads()}
+            self.extra_: dict[str, Any] = {}  # what a command adds to the saved folder
 
         try:
-            train(model, examples, options, device, held, history)
+            state = None if saved is None else saved["state"]
+            train(
+                model, task.data, options, device, task.held, history, ranks=ranks, checkpoints=checkpoints,
+                saved=state, stop=stop,
+            )  # fmt: skip
         except KeyboardInterrupt:
             if history:  # what there is can be used and saved
                 learnt()
             raise
+        finally:
+            task.close()
         learnt()
+        self.validation_report_ = self._validated(task, ranks)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, ``(len(X), len(classes_))`` in the order of ``classes_``."""
-        logits = self._logits(X)
-        return logits.double().softmax(1).numpy()
+        return self._probabilities(self._logits(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each sequence."""
-        chosen = self._logits(X).argmax(1).numpy()
-        return self.classes_[chosen]
+        """The most probable class of each sequence, or what the threshold says where one was chosen."""
+        return self.decide(self.predict_proba(X))
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """The labels that :meth:`predict` gives to sequences of these probabilities."""
+        self._check_fitted()
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(self.classes_):
+            wanted = f"(N, {len(self.classes_)})"
+            raise ValueError(f"probabilities: expected shape {wanted} but got {tuple(probabilities.shape)}")
+        return self.classes_[calibration.decide(probabilities, self.classes_.tolist(), self.threshold_)]
+
+    def calibrate(self, X: Any, y: Any = None) -> _SequenceEstimator:
+        """Learns from held-out data how sure the model may be: the ``temperature_`` that its logits are divided by.
+
+        What it predicts stays the same. A threshold is forgotten: it was chosen on other probabilities.
+
+        Args:
+            X, y: sequences and labels that the model was not trained on, or the path of a file that holds both.
+
+        Example::
+
+            >>> from seqcls_fast import TextClassifier
+            >>> texts = ["good", "very good", "bad", "so bad"] * 5
+            >>> clf = TextClassifier(hidden_size=8, epochs=20).fit(texts, ["pos", "pos", "neg", "neg"] * 5)
+            >>> new, labels = ["a good film", "bad acting", "good and bad"], ["pos", "neg", "neg"]
+            >>> clf = clf.calibrate(new * 4, (labels + labels[:2] + ["pos"]) * 2)
+            >>> clf.temperature_ > 1  # not even the model can be sure of the last
+            True
+        """
+        logits, y = self._unseen(X, y, "calibrate")
+        targets = labels.to_targets(y, self.classes_)
+        self.temperature_ = calibration.temperature(logits.numpy(), targets.numpy())
+        if self.threshold_ is not None:
+            warnings.warn(
+                f"calibrate: the threshold of {self.threshold_.label!r} is forgotten, as it was chosen on other "
+                "probabilities; choose_threshold() chooses it again",
+                stacklevel=2,
+            )
+            self.threshold_ = None
+        return self
+
+    def choose_threshold(
+        self, X: Any, y: Any = None, *, label: Any, precision: float | None = None, recall: float | None = None
+    ) -> _SequenceEstimator:
+        """Learns from held-out data from which probability on to predict a label: ``threshold_``.
+
+        A sequence whose probability of ``label`` is less is predicted to be the most probable of the others.
+
+        Args:
+            X, y: sequences and labels that the model was not trained on, or the path of a file that holds both.
+            label: one of ``classes_``.
+            precision: what share of the sequences predicted to be ``label`` has to be; as many as can be are found.
+            recall: or what share of those that are ``label`` has to be found; as few others as can be come with them.
+        """
+        logits, y = self._unseen(X, y, "choose_threshold")
+        if label not in (classes := self.classes_.tolist()):
+            raise ValueError(f"label: expected one of the classes but got {label!r}")
+        positive = np.array([each == label for each in y])
+        if not positive.any():
+            raise ValueError(f"y: expected sequences of the label {label!r} but got none")
+        count, scores = int(positive.sum()), self._probabilities(logits)[:, classes.index(label)]
+        if count < FEW:
+            warnings.warn(
+                f"choose_threshold: expected {FEW} sequences of {label!r} or more but got {count}: what is reached on "
+                "them says little about others",
+                stacklevel=2,
+            )
+        found = calibration.threshold(positive, scores, precision=precision, recall=recall)
+        target, wanted = ("precision", precision) if precision is not None else ("recall", recall)
+        assert wanted is not None  # or threshold() would have refused
+        self.threshold_ = calibration.Rule(
+            classes[classes.index(label)], found.value, target, float(wanted), found.precision, found.recall, count
+        )
+        return self
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The share of sequences whose label is predicted."""
-        X, y = self._labelled(X, y)
-        if not X:
-            raise ValueError("X: expected at least one sequence but got none")
-        right = np.array([a == b for a, b in zip(self.predict(X).tolist(), y, strict=True)], dtype=np.float64)
+        logits, y, _ = self._measured(X, y)
+        predicted = self.decide(self._probabilities(logits)).tolist()
+        right = np.array([a == b for a, b in zip(predicted, y, strict=True)], dtype=np.float64)
         return float(np.average(right, weights=sample_weight))
 
     def evaluate(self, X: Any, y: Any = None) -> Report:
-        """Metrics with intervals, and warnings about what should not be trusted; ``print(report)`` shows them."""
+        """Metrics with intervals, and warnings about what should not be trusted; ``print(report)`` shows them.
+
+        Of a model with a temperature or a threshold also the metrics without them, as ``report.before``.
+        """
         from .evaluation import evaluate_predictions
 
-        X, y = self._labelled(X, y)
-        probabilities = self.predict_proba(X)
-        predicted = self.classes_[probabilities.argmax(1)].tolist()
-        return evaluate_predictions(
-            y, predicted, probabilities, labels=self.classes_.tolist(),
-            train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"], train_texts=self.seen_,
-            test_texts=self._plain(X),
+        logits, y, inputs = self._measured(X, y)
+        probabilities = self._probabilities(logits)
+        changed = self.temperature_ != 1 or self.threshold_ is not None
+        report = evaluate_predictions(
+            y, self.decide(probabilities).tolist(), probabilities, labels=self.classes_.tolist(),
+            train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"],
+            train_texts=None if inputs is None else self.seen_, test_texts=inputs,
+            uncalibrated=self._probabilities(logits, 1.0) if changed else None, rule=self.threshold_,
         )  # fmt: skip
+        report.warnings[:0] = shared(self.seen_, X.survey().seen) if isinstance(X, Stream) else []
+        return report
 
     def trace(self, x: Any) -> Trace:
         """Every stage of one prediction, with shapes and values; ``print(trace)`` shows them."""
@@ -148,12 +247,14 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         config = {
             "kind": self._kind, "version": __version__, "parameters": parameters_to_json(self.fitted_parameters_),
             "classes": labels.to_json(self.classes_), "encoder": self.encoder_.to_json(),
-            "history": self.history_, "best_epoch": self.best_epoch_,
+            "history": self.history_, "best_epoch": self.best_epoch_, "seed": self.seed_, "data": self.data_,
+            "validation_report": self.validation_report_, "temperature": self.temperature_,
+            "threshold": None if self.threshold_ is None else self.threshold_.to_json(),
         }  # fmt: skip
         tensors = {f"model.{name}": t.detach().cpu() for name, t in _eager(self.model_).state_dict().items()}
         for name, values in vars(self.seen_).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
-        store.save_folder(folder, config, tensors, model_card(self))
+        store.save_folder(folder, config, tensors, model_card(self), self.extra_)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str | None = None) -> Any:
@@ -173,7 +274,14 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             estimator.encoder_ = estimator._encoder_type.from_json(config["encoder"])
             estimator.history_, estimator.best_epoch_ = list(config["history"]), config["best_epoch"]
             float(estimator.history_[estimator.best_epoch_ - 1]["accuracy"])
+            for name in ("seed", "data", "validation_report"):
+                setattr(estimator, f"{name}_", config.get(name))
+            estimator.temperature_ = _temperature_of(config)
+            rule = config.get("threshold")
+            classes = estimator.classes_.tolist()
+            estimator.threshold_ = None if rule is None else calibration.Rule.from_json(rule, classes)
             estimator.fitted_parameters_ = estimator.get_params(deep=False)
+            estimator.extra_ = store.load_extra(folder)
             model = estimator._make_model(estimator.encoder_, len(estimator.classes_))
             model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
             estimator.seen_ = Fingerprints(
@@ -190,10 +298,42 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: Any) -> Tensor:
         self._check_fitted()
+        if isinstance(X, Stream):
+            pieces = X.pieces(self.encoder_, workers=self.workers)
+            return torch.cat([torch.zeros(0, len(self.classes_)), *(self._of(piece.sequences) for piece in pieces)])
         X, _ = self._read(X, None, labelled=False)
-        sequences = self.encoder_.encode(self._sequences(X))
+        return self._of(self.encoder_.encode(self._sequences(X)))
+
+    def _of(self, sequences: Ragged) -> Tensor:
         device = next(self.model_.parameters()).device
         return logits_of(self.model_, sequences, _AT_ONCE, device, self.amp)
+
+    def _measured(self, X: Any, y: Any) -> tuple[Tensor, list[Any], list[Any] | None]:
+        """Logits, labels, and the inputs where they are in memory."""
+        self._check_fitted()
+        if not isinstance(X, Stream):
+            X, y = self._labelled(X, y)
+            if not X:
+                raise ValueError("X: expected at least one sequence but got none")
+            return self._logits(X), y, self._plain(X)
+        if y is not None or X.label is None:
+            raise ValueError("y: expected None with a Stream, which has a column of labels, but got something else")
+        logits, found, classes = [], [], self.classes_.tolist()
+        for piece in X.pieces(self.encoder_, workers=self.workers, classes=self.classes_):
+            assert piece.targets is not None
+            logits.append(self._of(piece.sequences))
+            found += [classes[target] for target in piece.targets.tolist()]
+        return torch.cat(logits), found, None
+
+    def _probabilities(self, logits: Tensor, temperature: float | None = None) -> np.ndarray:
+        return (logits.double() / (temperature or self.temperature_)).softmax(1).numpy()
+
+    def _unseen(self, X: Any, y: Any, method: str) -> tuple[Tensor, list[Any]]:
+        """Logits and labels of sequences that should not be those of training."""
+        logits, y, inputs = self._measured(X, y)
+        for found in leaks(self.seen_, inputs) if inputs is not None else shared(self.seen_, X.survey().seen):
+            warnings.warn(f"{method}: expected data that training has not seen, but {found}", stacklevel=3)
+        return logits, y
 
     def _check_fitted(self) -> None:
         need("sklearn.utils.validation", type(self).__name__).check_is_fitted(self, "model_")
@@ -219,27 +359,46 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         X = self._sequences(X)
         return X, labels.as_list(y, len(X))
 
-    def _hold_out(
-        self, X: list[Any], targets: Tensor, weights: Tensor | None, validation: Any, classes: np.ndarray
-    ) -> tuple[list[Any], Tensor, Tensor | None, tuple[list[Any], Tensor] | None]:
-        """What to train on, and what to validate on."""
-        if validation is None:
-            if self.patience is not None:
-                raise ValueError("patience: expected None without validation but got a number of epochs")
-            return X, targets, weights, None
-        if isinstance(validation, float | np.floating):
-            if not 0 < validation < 1:
-                raise ValueError(f"validation: expected a share between 0 and 1 but got {validation}")
-            kept, held = labels.stratified(targets, float(validation), self.seed)
-            held_out = [X[i] for i in held.tolist()], targets[held]
-            return [X[i] for i in kept.tolist()], targets[kept], None if weights is None else weights[kept], held_out
-        pair = validation if isinstance(validation, tuple) else (validation, None)
-        if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], str | os.PathLike)):
-            raise ValueError(f"validation: expected (X, y), a path or a share but got {validation!r:.60}")
-        other, other_y = self._labelled(*pair)
-        if not other:
-            raise ValueError("validation: expected at least one sequence but got none")
-        return X, targets, weights, (other, labels.to_targets(other_y, classes, "validation"))
+    def _open_checkpoints(self, resume: bool, ranks: Ranks) -> tuple[Checkpoints | None, Any]:
+        """Those of ``checkpoint_dir``, and the newest one where it is to be gone on from."""
+        if self.checkpoint_dir is None:
+            if resume:
+                raise ValueError("resume: expected a checkpoint_dir to resume from but got None")
+            return None, None
+        checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every)
+        if ranks.writer and checkpoints and not resume:
+            raise FileExistsError(
+                f"checkpoint_dir: expected resume=True or a folder without checkpoints but got {self.checkpoint_dir}, "
+                "which has some"
+            )
+        return checkpoints, ranks.from_writer(checkpoints.newest() if resume and ranks.writer else None)
+
+    def _lasting_parameters(self) -> dict[str, Any]:
+        """Those that a resumed training must share."""
+        passing = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers")
+        return {name: repr(value) for name, value in self.get_params(deep=False).items() if name not in passing}
+
+    def _validated(self, task: Task, ranks: Ranks) -> dict[str, Any] | None:
+        """What the report says of the validation data; None without any, and in processes that do not write."""
+        if task.held is None:
+            return None
+        device, parts = self._device(), []
+        for piece in task.held.pieces(ranks):
+            parts.append((logits_of(self.model_, piece.sequences, _AT_ONCE, device, self.amp), piece.targets))
+        gathered = ranks.gather(parts)
+        if gathered is None:
+            return None
+        from .evaluation import evaluate_predictions
+
+        pairs = zip(*(pair for each in gathered for pair in each), strict=True)
+        logits, targets = (torch.cat(column) for column in pairs)
+        known = self.classes_.tolist()
+        report = evaluate_predictions(
+            [known[i] for i in targets.tolist()], [known[i] for i in logits.argmax(1).tolist()],
+            logits.double().softmax(1).numpy(), labels=known,
+            train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"],
+        )  # fmt: skip
+        return report.to_dict()
 
     def _device(self) -> torch.device:
         if self.device != "auto":
@@ -258,6 +417,10 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             raise ValueError(f"device: expected auto or a device that this machine has but got {self.device!r}")
         for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1}.items():
             _require_int(name, getattr(self, name), least)
+        _require_int("workers", self.workers, 0)
+        every = self.checkpoint_every
+        if isinstance(every, bool) or not isinstance(every, int | float) or not 0 <= every < math.inf:
+            raise ValueError(f"checkpoint_every: expected seconds, at least 0, but got {self.checkpoint_every!r}")
         for name in ("batch_size", "patience", "max_length"):
             if getattr(self, name) is not None:
                 _require_int(name, getattr(self, name), 1)
@@ -273,9 +436,9 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {self.warmup!r}")
 
-    def _make_model(self, encoder: Any, classes: int) -> SequenceClassifier:
+    def _make_model(self, encoder: Any, classes: int, seed: int = 0) -> SequenceClassifier:
         size, options = self._input_of(encoder)
-        with seeded(self.seed, torch.device("cpu")):
+        with seeded(seed, torch.device("cpu")):
             return SequenceClassifier(
                 size, self.hidden_size, classes, cell=self.cell, num_layers=self.num_layers,
                 bidirectional=self.bidirectional, pooling=self.pooling, dropout=self.dropout, **options,
@@ -313,6 +476,9 @@ class TextClassifier(_SequenceEstimator):
         seed: of everything random; None draws one.
         verbose: None shows a bar in a terminal, True a line per epoch anywhere, False nothing.
         log_dir: folder for TensorBoard's logs, or None.
+        checkpoint_dir: folder for checkpoints, which ``fit(resume=True)`` goes on from, or None.
+        checkpoint_every: seconds between two checkpoints, or more where writing them takes long; 0 writes one a step.
+        workers: processes that read and encode a Stream ahead; 0 does so in between.
 
     Example::
 
@@ -335,6 +501,7 @@ class TextClassifier(_SequenceEstimator):
         max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.embedding_dim, self.num_layers = cell, hidden_size, embedding_dim, num_layers
         self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
@@ -344,6 +511,7 @@ class TextClassifier(_SequenceEstimator):
         self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
+        self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
 
     def _make_encoder(self) -> TextEncoder:
         return TextEncoder(
@@ -395,6 +563,7 @@ class SeriesClassifier(_SequenceEstimator):
         max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
         self.pooling, self.dropout, self.standardize, self.missing = pooling, dropout, standardize, missing
@@ -403,6 +572,7 @@ class SeriesClassifier(_SequenceEstimator):
         self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
+        self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
 
     @property
     def n_features_in_(self) -> int:
@@ -439,14 +609,22 @@ def _eager(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def _temperature_of(config: dict[str, Any]) -> float:
+    found = config.get("temperature", 1.0)  # models that were saved before there was one have none
+    if type(found) not in (int, float) or not 0 < found < math.inf:
+        raise ValueError(f"temperature: expected a number above 0 but got {found!r}")
+    return float(found)
+
+
 def _is_there(device: Any) -> bool:
     if device == "auto":
         return True
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except (RuntimeError, TypeError):
         return False
-    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < count)
 
 
 def _require_int(name: str, value: Any, least: int) -> None:
@@ -454,6 +632,17 @@ def _require_int(name: str, value: Any, least: int) -> None:
         raise TypeError(f"{name}: expected an int but got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least} but got {value}")
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A training can only go on with what it began with."""
+    saved, now = ({**about, **about["parameters"]} for about in (saved, now))
+    for name in now:
+        if name != "parameters" and saved.get(name) != now[name]:
+            what = "the data" if name in ("rows", "digest") else name
+            raise CheckpointError(
+                f"resume: expected {what} as in the checkpoint, {saved.get(name)}, but got {now[name]}"
+            )
 
 
 def parameters_to_json(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._extras import need
 
@@ -21,6 +21,9 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from .leakage import Fingerprints, fingerprints, leaks  # noqa: E402
+
+if TYPE_CHECKING:
+    from .calibration import Rule
 
 __all__ = ["Bins", "ClassScores", "Report", "Scores", "evaluate_predictions", "operating_points"]
 
@@ -64,6 +67,8 @@ class Report:
 
     ``names`` are the labels as strings, the keys of ``to_dict()["per_class"]``. ``confusion[i, j]`` counts the examples
     of class i that were predicted as class j. What needs probabilities, and was given none or a single class, is None.
+    ``before`` has the numbers of :meth:`summary` as they were without calibration and threshold, and is None where the
+    model has neither; ``rule`` is its threshold.
     """
 
     labels: list[Any]
@@ -83,6 +88,9 @@ class Report:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     confidence: float = 0.95
     warnings: list[str] = field(default_factory=list)
+    before: dict[str, float] | None = None
+    before_bins: Bins | None = field(default=None, repr=False)
+    rule: Rule | None = None
     true_ids: _Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     proba: _Floats | None = field(default=None, repr=False)
 
@@ -134,6 +142,8 @@ class Report:
             "expected_calibration_error": self.expected_calibration_error,
             "confidence": self.confidence,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "before_calibration": self.before,
+            "threshold": None if self.rule is None else self.rule.to_json(),
             "warnings": list(self.warnings),
         }
 
@@ -182,11 +192,16 @@ class Report:
             numbers = f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:6.3f}  {support:7}"
             lines.append(f"{name}{' ' * (wide - columns(name))}  {numbers}")
         lines.append("")
+        if self.before is not None:
+            lines.append(f"{'calibration':{wide}}  {'before':>9}  {'after':>9}")
         for name, value, interval in self.summary():
             between = (
                 "" if interval is None else f"  {interval[0]:.3f} to {interval[1]:.3f} ({100 * self.confidence:g} %)"
             )
-            lines.append(f"{name:{wide}}  {value:9.3f}{between}")
+            before = "" if self.before is None else f"  {self.before[name]:9.3f}"
+            lines.append(f"{name:{wide}}{before}  {value:9.3f}{between}")
+        if self.rule is not None:
+            lines += ["", f"threshold: {self.rule}"]
         if len(self.names) <= 12:
             cell = max(6, *(len(str(count)) for count in self.confusion.flat))
             lines += ["", "rows: true class, columns: predicted, in the order above"]
@@ -211,6 +226,8 @@ def evaluate_predictions(
     train_accuracy: float | None = None,
     train_texts: Sequence[Any] | Fingerprints | None = None,
     test_texts: Sequence[Any] | None = None,
+    uncalibrated: Any = None,
+    rule: Rule | None = None,
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -226,6 +243,8 @@ def evaluate_predictions(
         train_accuracy: accuracy on the training data, to warn of overfitting.
         train_texts, test_texts: the inputs (strings, or arrays for series), to warn of test data seen in training;
             of the training data their ``fingerprints`` do.
+        uncalibrated: what ``proba`` was before calibration; their numbers are ``report.before``.
+        rule: the threshold that ``y_pred`` was decided by in the place of the likeliest class.
         bootstrap: how many resamples the intervals of accuracy, balanced accuracy and macro F1 come from; 0 for none.
         confidence: what share of the resamples an interval holds.
         seed: of the resampling.
@@ -259,6 +278,9 @@ def evaluate_predictions(
     if test_texts is not None and len(test_texts) != len(true):
         raise ValueError(f"test_texts: expected {len(true)} inputs, as many as y_true, but got {len(test_texts)}")
 
+    if uncalibrated is not None and proba is None:
+        raise ValueError("uncalibrated: expected with proba but got it alone")
+
     known = _sorted(true + pred) if labels is None else _as_list(labels, "labels")
     twice = [label for label, times in Counter(known).items() if times > 1]
     if twice:
@@ -267,6 +289,7 @@ def evaluate_predictions(
     if strange:
         raise ValueError(f"y_pred: expected one of the {len(known)} labels but got {_sorted(strange)[0]!r}")
     probabilities = None if proba is None else _check_proba(proba, len(true), len(known))
+    raw = None if uncalibrated is None else _check_proba(uncalibrated, len(true), len(known), "uncalibrated")
     classes = known + _sorted(set(true).difference(known))
     K = len(classes)
     if K > MOST:
@@ -295,6 +318,7 @@ def evaluate_predictions(
         accuracy=float(overall["accuracy"]),
         balanced_accuracy=float(overall["balanced_accuracy"]),
         confidence=confidence,
+        rule=rule,
         true_ids=true_ids,
         proba=probabilities,
     )
@@ -302,6 +326,10 @@ def evaluate_predictions(
         report.intervals = _intervals(confusion, bootstrap, confidence, seed)
     if probabilities is not None:
         _score_proba(report, probabilities)
+    if raw is not None:
+        before = evaluate_predictions(true, [known[k] for k in raw.argmax(1)], raw, labels=known, bootstrap=0)
+        report.before = {name: value for name, value, _ in before.summary()}
+        report.before_bins = before.bins()
     if train_texts is not None and test_texts is not None:
         if not isinstance(train_texts, Fingerprints):
             train_texts = fingerprints(train_texts, "train_texts")
@@ -447,7 +475,13 @@ def _warnings(report: Report, known: int, train_accuracy: float | None, pred_ids
         found.append(
             f"too few examples, less than {FEW}, for recall and the interval of accuracy to be trusted: {listed}"
         )
-    if report.proba is not None:
+    rule = report.rule
+    if rule is not None and rule.positives < FEW:
+        found.append(
+            f"the threshold of '{printable(str(rule.label))}' was chosen on {rule.positives} examples of it, less than "
+            f"{FEW}: too few for its {rule.target} of {rule.wanted:g} to be trusted"
+        )
+    if report.proba is not None and rule is None:  # which may well choose another than the likeliest
         top = report.proba.max(1)
         apart = np.mean(report.proba[np.arange(count), pred_ids] < top)
         if apart > 0.1:
@@ -497,22 +531,22 @@ def _names(labels: Sequence[Any]) -> list[str]:
     return [str(label) if times[str(label)] == 1 else repr(label) for label in labels]
 
 
-def _check_proba(proba: Any, count: int, columns: int) -> _Floats:
+def _check_proba(proba: Any, count: int, columns: int, name: str = "proba") -> _Floats:
     if hasattr(proba, "detach"):
         proba = proba.detach().cpu().double()
     try:
         values = np.asarray(proba, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
-            f"proba: expected numbers of shape ({count}, {columns}) but got {type(proba).__name__}"
+            f"{name}: expected numbers of shape ({count}, {columns}) but got {type(proba).__name__}"
         ) from None
     if values.ndim == 2 and values.shape[0] == count and values.shape[1] != columns:
         raise ValueError(
-            f"proba: expected {columns} columns, one per label, but got {values.shape[1]}; "
+            f"{name}: expected {columns} columns, one per label, but got {values.shape[1]}; "
             "labels= names those that are in neither y_true nor y_pred"
         )
     if values.shape != (count, columns):
-        raise ValueError(f"proba: expected shape ({count}, {columns}) but got {values.shape}")
+        raise ValueError(f"{name}: expected shape ({count}, {columns}) but got {values.shape}")
     for wrong, what in (
         (~np.isfinite(values).all(1), "finite numbers"),
         ((values < 0).any(1), "no negative number"),
@@ -521,7 +555,7 @@ def _check_proba(proba: Any, count: int, columns: int) -> _Floats:
         if wrong.any():
             k = int(wrong.argmax())
             row = np.array2string(values[k], precision=4, threshold=6)
-            raise ValueError(f"proba: expected {what} but got {row} (sum {values[k].sum():.4g}) in row {k}")
+            raise ValueError(f"{name}: expected {what} but got {row} (sum {values[k].sum():.4g}) in row {k}")
     return values
 
 

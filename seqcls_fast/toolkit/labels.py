@@ -75,20 +75,8 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
     """What each sequence counts, 1 on average; None where all count alike."""
     if class_weight is None and sample_weight is None:
         return None
-    weights = torch.ones(len(targets), dtype=torch.float64)
-    if isinstance(class_weight, str) and class_weight == "balanced":
-        weights /= torch.bincount(targets, minlength=len(classes)).clamp(min=1)[targets]
-    elif isinstance(class_weight, dict):
-        known = set(classes.tolist())
-        class_weight = {_plain(label): _plain(weight) for label, weight in class_weight.items()}
-        for label, weight in class_weight.items():
-            if label not in known:
-                raise ValueError(f"class_weight: expected labels of y but got {label!r}")
-            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-                raise ValueError(f"class_weight: expected a weight of at least 0 for {label!r} but got {weight!r}")
-        weights *= torch.tensor([float(class_weight.get(label, 1.0)) for label in classes.tolist()])[targets]
-    elif class_weight is not None:
-        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {class_weight!r}")
+    counts = torch.bincount(targets, minlength=len(classes))
+    weights = class_factors(counts, classes.tolist(), class_weight)[targets]
     if sample_weight is not None:
         given = torch.as_tensor(np.asarray(sample_weight, dtype=np.float64))
         if given.shape != targets.shape:
@@ -96,9 +84,30 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
         if not bool(((given >= 0) & given.isfinite()).all()):
             raise ValueError("sample_weight: expected finite numbers of at least 0")
         weights *= given
-    if not float(weights.sum()) > 0:
+    return (weights / positive(weights.mean())).float()
+
+
+def class_factors(counts: Tensor, classes: list[Any], class_weight: Any) -> Tensor:
+    """What a sequence of each class counts, float64, in proportion to the others."""
+    if class_weight is None:
+        return torch.ones(len(classes), dtype=torch.float64)
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        return 1 / counts.clamp(min=1).double()
+    if not isinstance(class_weight, dict):
+        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {class_weight!r}")
+    class_weight = {_plain(label): _plain(weight) for label, weight in class_weight.items()}
+    for label, weight in class_weight.items():
+        if label not in classes:
+            raise ValueError(f"class_weight: expected labels of y but got {label!r}")
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ValueError(f"class_weight: expected a weight of at least 0 for {label!r} but got {weight!r}")
+    return torch.tensor([float(class_weight.get(label, 1.0)) for label in classes], dtype=torch.float64)
+
+
+def positive(weight: Tensor) -> Tensor:
+    if not float(weight) > 0:
         raise ValueError("class_weight and sample_weight: expected some weight above 0")
-    return (weights / weights.mean()).float()
+    return weight
 
 
 def stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:

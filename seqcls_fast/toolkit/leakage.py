@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Fingerprints", "fingerprints", "leaks"]
+__all__ = ["Fingerprints", "Sketch", "fingerprints", "leaks", "shared"]
 
 _BYTES = 8  # a million of them are alike by chance once in 30 million
+_KEPT = 1 << 18  # of a Sketch
+_PENDING = 1 << 16  # before they are sorted in
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,61 @@ class Fingerprints:
     def __or__(self, other: Fingerprints) -> Fingerprints:
         return Fingerprints(self.exact | other.exact, self.near | other.near)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether there may have been more than a :class:`Sketch` keeps."""
+        return len(self.exact) == _KEPT
+
+
+class Sketch:
+    """Fingerprints of any number of inputs in bounded memory: the 262,144 smallest, which is a fair sample of them."""
+
+    def __init__(self) -> None:
+        self._exact, self._near = _Smallest(), _Smallest()
+
+    def add(self, items: Iterable[Any], name: str = "items") -> None:
+        for k, item in enumerate(items):
+            exact, near = _digests(item, k, name)
+            self._exact.add(exact)
+            self._near.add(near)
+
+    def fingerprints(self) -> Fingerprints:
+        return Fingerprints(self._exact.values(), self._near.values())
+
+
+class _Smallest:
+    """Different numbers, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._kept, self._pending = np.zeros(0, np.int64), array("q")
+        self._end = 1 << 63  # what is not below it is not among the smallest
+
+    def add(self, number: int) -> None:
+        if number < self._end:
+            self._pending.append(number)
+            if len(self._pending) == _PENDING:
+                self._sort_in()
+
+    def values(self) -> frozenset[int]:
+        self._sort_in()
+        return frozenset(self._kept.tolist())
+
+    def _sort_in(self) -> None:
+        self._kept = np.unique(np.concatenate([self._kept, np.array(self._pending, np.int64)]))[:_KEPT]
+        self._pending = array("q")
+        if len(self._kept) == _KEPT:
+            self._end = int(self._kept[-1])
+
 
 def fingerprints(items: Iterable[Any], name: str = "items") -> Fingerprints:
     """Of texts, or of series as arrays of numbers."""
-    found = [(_digest(item, k, name), _digest(_normalised(item), k, name)) for k, item in enumerate(items)]
+    found = [_digests(item, k, name) for k, item in enumerate(items)]
     return Fingerprints(frozenset(exact for exact, _ in found), frozenset(near for _, near in found))
 
 
 def leaks(train: Fingerprints, test: Sequence[Any]) -> list[str]:
-    """Sentences about test inputs that the training data hold."""
+    """Sentences about test inputs that the training data hold, or a sample of training data that were streamed."""
+    least = "at least " if train.sampled else ""
     same, similar = 0, 0
     for k, item in enumerate(test):
         if hasattr(item, "__len__") and not len(item):
@@ -46,9 +95,25 @@ def leaks(train: Fingerprints, test: Sequence[Any]) -> list[str]:
         (similar, "near-duplicates (but for case, Unicode form or white space)"),
     ):
         if number:
-            share = f"{number} of {len(test)} test examples ({100 * number / len(test):.1f} %)"
+            share = f"{least}{number} of {len(test)} test examples ({100 * number / len(test):.1f} %)"
             found.append(f"{share} are {kind} of training examples, so accuracy is too optimistic (leakage)")
     return found
+
+
+def shared(train: Fingerprints, test: Fingerprints) -> list[str]:
+    """The same of test inputs that were streamed, which their fingerprints stand for."""
+    number = len(train.exact & test.exact)
+    if not number:
+        return []
+    return [
+        f"at least {number} test examples are duplicates of training examples, so accuracy is too optimistic (leakage)"
+    ]
+
+
+def _digests(item: Any, k: int, name: str) -> tuple[int, int]:
+    normal = _normalised(item)
+    exact = _digest(item, k, name)
+    return exact, exact if normal is item or normal == item else _digest(normal, k, name)
 
 
 def _digest(item: Any, k: int, name: str) -> int:
@@ -70,4 +135,6 @@ def _digest(item: Any, k: int, name: str) -> int:
 def _normalised(item: Any) -> Any:
     if not isinstance(item, str):
         return item
+    if item.isascii():
+        return " ".join(item.lower().split())
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", item).casefold()).split())

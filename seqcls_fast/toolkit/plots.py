@@ -125,8 +125,11 @@ def confusion(report: Report) -> Figure:
 
 
 def reliability(report: Report) -> Figure:
-    """How often the likeliest class is right, by its probability, above how many examples have that probability."""
-    bins = report.bins()
+    """How often the likeliest class is right, by its probability, above how many examples have that probability.
+
+    Of a calibrated model also how it was before.
+    """
+    bins, before = report.bins(), report.before_bins
     figure = _figure(4.6, 4.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     used = bins.counts > 0
@@ -135,8 +138,14 @@ def reliability(report: Report) -> Figure:
     upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfectly calibrated")
     upper.bar(centres[used], bins.accuracy[used], width * 0.92, color=COLORS[5], label="accuracy")
     upper.plot(bins.confidence[used], bins.accuracy[used], "o", color=COLORS[0], markersize=4, label="mean of the bin")
-    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"calibration error {bins.error:.3f}")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    title = f"calibration error {bins.error:.3f}"
+    if before is not None:
+        title += f", before {before.error:.3f}"
+        there = before.counts > 0
+        style = {"color": COLORS[1], "markerfacecolor": "none", "markersize": 6, "label": "before calibration"}
+        upper.plot(before.confidence[there], before.accuracy[there], "D", **style)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    figure.legend(loc="outside lower center", ncols=3 if before is None else 2, fontsize=8)
     lower.bar(centres, bins.counts, width * 0.92, color=GREY)
     lower.set(xlabel="probability of the likeliest class", ylabel="examples")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -12,8 +12,8 @@ __all__ = ["Progress"]
 class Progress:
     """``verbose``: None shows a bar where stderr is a terminal, True shows at least a line per epoch, False nothing."""
 
-    def __init__(self, epochs: int, steps: int, verbose: bool | None) -> None:
-        self.epochs, self.steps = epochs, steps
+    def __init__(self, epochs: int, steps: int, verbose: bool | None, done: int = 0) -> None:
+        self.epochs, self.steps, self.done = epochs, steps, done
         self.lines = verbose is not False and (verbose is True or sys.stderr.isatty())
         self.bar: Any = None
         self.task: Any = None
@@ -23,7 +23,9 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.bar is not None:
             self.bar.start()
-            self.task = self.bar.add_task(f"epoch 1/{self.epochs}", total=self.steps, shown="")
+            epoch = min(self.done * self.epochs // max(self.steps, 1) + 1, self.epochs)
+            words = f"epoch {epoch}/{self.epochs}"
+            self.task = self.bar.add_task(words, total=self.steps, completed=self.done, shown="")
         return self
 
     def __exit__(

@@ -60,5 +60,12 @@ class Ragged:
         padded[beyond] = 0
         return padded, lengths
 
+    def take(self, rows: Tensor | Sequence[int]) -> Ragged:
+        """Some sequences, in that order."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        lengths = self.lengths[rows]
+        before = self._starts[rows] - (lengths.cumsum(0) - lengths)  # type: ignore[attr-defined]
+        return Ragged(self.values[before.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))], lengths)
+
     def split(self) -> list[Tensor]:
         return list(self.values.split(self.lengths.tolist()))

@@ -1,30 +1,30 @@
-"""Labelled sequences from files: CSV, TSV, JSONL and Parquet, the UCR/UEA ``.ts`` format, and lines of text.
+"""Labelled sequences from files and folders: CSV, TSV, JSONL and Parquet, the UCR/UEA ``.ts`` format, lines of text.
 
 Files are read as bytes and decoded line by line, so that memory is that of the longest record and every complaint
 knows its line. UTF-8 alone is read, with or without a byte order mark; an empty text is data, an empty label is not.
+Data larger than memory are read by blocks, which one pass finds and which can then be read in any order.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import IO, Any
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
 
-from ._extras import need
 from .errors import DataError
+from .formats import Csv, Jsonl, Lines, Parquet, Text, Ts, described
 
-__all__ = ["Table", "read", "stream"]
+__all__ = ["BLOCK", "Block", "Content", "Files", "Layout", "Table", "files_below", "read", "stream"]
 
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
 Record = dict[str, Any]
-Rows = Iterator[tuple[int, Record]]  # with the line, or for Parquet the row, that each begins at
-Check = Callable[[Record], None]
+
+BLOCK = 256  # rows at most
+_BLOCK_BYTES = 1 << 20  # after which a block takes no further row
 
 _FORMATS = {
     ".csv": "csv",
@@ -36,7 +36,6 @@ _FORMATS = {
     ".txt": "txt",
 }
 _KINDS = {"text": ("csv", "tsv", "jsonl", "parquet", "txt"), "series": ("jsonl", "parquet", "ts")}
-_FIELD_LIMIT = 2**31 - 1  # characters, in place of csv's 131,072
 
 
 @dataclass
@@ -46,6 +45,110 @@ class Table:
     texts_or_series: list[Any]
     labels: list[Any] | None
     weights: list[float] | None
+
+    def __len__(self) -> int:
+        return len(self.texts_or_series)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        if rows == range(len(self)):
+            return self
+
+        def taken(column: list[Any] | None) -> list[Any] | None:
+            return None if column is None else [column[row] for row in rows]
+
+        return Table(taken(self.texts_or_series) or [], taken(self.labels), taken(self.weights))
+
+
+class Block(NamedTuple):
+    """Rows that are read at once: at most 256 of them or a megabyte (or one longer row), or a row group of Parquet."""
+
+    file: int  # its place among the files
+    offset: int  # where its first line begins, in bytes; the number of the row group
+    line: int  # the number of that line, or of the first row
+    rows: int
+
+
+class Content(Protocol):
+    """What a block holds. Of a row group, rows become Python's objects only when they are taken."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int], /) -> Table: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is read of a file: the arguments of :func:`read`."""
+
+    text: str = "text"
+    label: str | None = "label"
+    weight: str | None = None
+    format: str | None = None
+    kind: str = "text"
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"kind: expected text or series but got {self.kind!r}")
+
+    @property
+    def column(self) -> str:
+        """Of the sequences."""
+        return "series" if self.kind == "series" else self.text
+
+    @property
+    def wanted(self) -> list[str]:
+        return [name for name in (self.column, self.label, self.weight) if name is not None]
+
+    def format_of(self, source: Source) -> str:
+        """By the name, if it is not given; a ValueError for what does not go with it."""
+        format, delimiter = _format(source, self.format, self.kind), self.delimiter
+        if delimiter is not None:
+            if format != "csv":
+                raise ValueError(f"delimiter: expected None for {format} but got {delimiter!r}")
+            if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+                raise ValueError(f"delimiter: expected one character but got {delimiter!r}")
+        if format == "ts" and self.weight is not None:
+            raise ValueError(f"weight: expected None for ts, which has no columns, but got {self.weight!r}")
+        if format == "txt" and (self.label is not None or self.weight is not None):
+            raise ValueError("label and weight: expected None for txt, which holds texts alone")
+        return format
+
+    def reader(self, format: str) -> Csv | Jsonl | Text | Ts:
+        """Of lines."""
+        if format == "csv" or format == "tsv":
+            return Csv(self.wanted, "\t" if format == "tsv" else self.delimiter or ",")
+        if format == "jsonl":
+            return Jsonl(self.wanted)
+        return Ts(self.label) if format == "ts" else Text(self.column)
+
+    def check(self, record: Record, where: str) -> None:
+        """Refuses what is no text or series, label or weight; series become arrays, weights floats."""
+        try:
+            if self.kind == "series":
+                record[self.column] = _series(record[self.column])
+            else:
+                _check_text(record[self.column], self.column)
+            if self.label is not None:
+                _check_label(record[self.label], self.label)
+            if self.weight is not None:
+                record[self.weight] = _weight(record[self.weight], self.weight)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+
+    def table(self, columns: list[list[Any]], numbers: Sequence[int], name: str, place: str = "line") -> Table:
+        """Columns as wanted, checked like the records of :func:`stream`, but fast where all is plainly right."""
+        if self.kind == "series" or self.weight is not None or not all(map(_plainly_right, columns, (False, True))):
+            wanted, checked = self.wanted, []
+            for number, *values in zip(numbers, *columns, strict=True):
+                record = dict(zip(wanted, values, strict=True))
+                self.check(record, f"{name}, {place} {number}")
+                checked.append([record[column] for column in wanted])
+            columns = [list(column) for column in zip(*checked, strict=True)] or [[] for _ in wanted]
+        rest = iter(columns)
+        return Table(
+            next(rest), None if self.label is None else next(rest), None if self.weight is None else next(rest)
+        )
 
 
 def read(
@@ -58,10 +161,11 @@ def read(
     kind: str = "text",
     delimiter: str | None = None,
 ) -> Table:
-    """A whole file.
+    """A whole file, or all files of a folder.
 
     Args:
-        path: the file, or its name.
+        path: the file, or its name; or a folder: what is read are the files below it whose names end in a known suffix
+            and begin with neither . nor _, in the order of their paths.
         text: the column, or JSON key, of the texts. Series always lie under ``series``: a list of steps, each a list of
             features, or of numbers where there is one feature.
         label: that of the labels: text, or in JSONL and Parquet also a number or a bool. None for data without labels.
@@ -115,21 +219,159 @@ def stream(
         >>> next(stream(io.StringIO('{"text": "good", "id": 7}'), format="jsonl"))
         {'text': 'good', 'id': 7}
     """
-    if kind not in _KINDS:
-        raise ValueError(f"kind: expected text or series but got {kind!r}")
-    format = _format(path_or_file, format, kind)
-    if delimiter is not None:
-        if format != "csv":
-            raise ValueError(f"delimiter: expected None for {format} but got {delimiter!r}")
-        if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-            raise ValueError(f"delimiter: expected one character but got {delimiter!r}")
-    column = "series" if kind == "series" else text
-    wanted = [name for name in (column, label, weight) if name is not None]
-    if format == "ts" and weight is not None:
-        raise ValueError(f"weight: expected None for ts, which has no columns, but got {weight!r}")
-    if format == "txt" and (label is not None or weight is not None):
-        raise ValueError("label and weight: expected None for txt, which holds texts alone")
-    return _records(path_or_file, format, wanted, _checks(column, kind, label, weight), delimiter or ",")
+    layout = Layout(text, label, weight, format, kind, delimiter)
+    if isinstance(path_or_file, str | os.PathLike):
+        files = Files(path_or_file, layout)
+        return (record for k in range(len(files.paths)) for record in files.records(k))
+    return _records(path_or_file, layout, layout.format_of(path_or_file))
+
+
+class Files:
+    """The files below a path, to be read as a whole or by blocks.
+
+    Example::
+
+        >>> import pathlib, tempfile
+        >>> from seqcls_fast.toolkit.readers import Files, Layout
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "a.csv").write_text("text,label\\ngood,1\\nbad,0\\n")
+        ...     files = Files(folder, Layout())
+        ...     blocks = [block for block, _ in files.blocks()]
+        ...     print(blocks, files.content(blocks[0]).take([1]))
+        [Block(file=0, offset=11, line=2, rows=2)] Table(texts_or_series=['bad'], labels=['0'], weights=None)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], layout: Layout) -> None:
+        self.layout = layout
+        self.paths = _paths(path, layout)
+        self.formats = [layout.format_of(path) for path in self.paths]
+        self.stamps: dict[int, tuple[int, int]] = {}  # size and time of change of each file that blocks were found in
+        self._readers: dict[int, Csv | Jsonl | Text | Ts] = {}  # which know a file's columns
+        self._group: tuple[tuple[int, int], Any] | None = None  # the row group read last: others may want the rest
+
+    def records(self, file: int) -> Iterator[Record]:
+        with open(self.paths[file], "rb") as opened:
+            yield from _records(opened, self.layout, self.formats[file])
+
+    def blocks(self) -> Iterator[tuple[Block, Content]]:
+        """All of them, in order and with what they hold. One pass, after which each can be read by itself."""
+        for file, (path, format) in enumerate(zip(self.paths, self.formats, strict=True)):
+            if format == "ts":
+                raise ValueError(f"{path}: expected a format that is read by blocks but got ts, which is read whole")
+            with open(path, "rb") as opened:
+                self.stamps.setdefault(file, _stamp(opened))
+                self._check_stamp(file, opened)
+                yield from self._groups(file, opened) if format == "parquet" else self._blocks(file, opened)
+                self._check_stamp(file, opened)  # what was written meanwhile
+
+    def content(self, block: Block) -> Content:
+        """What a block holds; a DataError where its file has changed since :meth:`blocks`."""
+        with open(self.paths[block.file], "rb") as opened:
+            self._check_stamp(block.file, opened)
+            if self.formats[block.file] == "parquet":
+                return self._row_group(block, opened)
+            opened.seek(block.offset)
+            lines = Lines(opened, self.paths[block.file], block.offset, block.line - 1)
+            return self._table(block.file, list(islice(self._reader(block.file).rows(lines), block.rows)))
+
+    def _blocks(self, file: int, opened: IO[bytes]) -> Iterator[tuple[Block, Table]]:
+        lines, reader = Lines(opened, self.paths[file]), self.layout.reader(self.formats[file])
+        reader.begin(lines)
+        self._readers[file] = reader
+        rows: list[tuple[int, Any]] = []
+        start, line = lines.offset, lines.number + 1
+        for row in reader.rows(lines):
+            rows.append(row)
+            if len(rows) == BLOCK or lines.offset - start >= _BLOCK_BYTES:
+                yield Block(file, start, line, len(rows)), self._table(file, rows)
+                rows, start, line = [], lines.offset, lines.number + 1
+        if rows:
+            yield Block(file, start, line, len(rows)), self._table(file, rows)
+
+    def _groups(self, file: int, opened: IO[bytes]) -> Iterator[tuple[Block, Content]]:
+        parquet = Parquet(opened, self.paths[file], self.layout.wanted)
+        first = 1
+        for group, rows in enumerate(parquet.groups()):
+            block = Block(file, group, first, rows)
+            if rows:
+                yield block, _RowGroup(parquet, parquet.group(group), block, self.layout)
+            first += rows
+
+    def _row_group(self, block: Block, opened: IO[bytes]) -> Content:
+        key = (block.file, block.offset)
+        if self._group is None or self._group[0] != key:
+            self._group = None  # two of them need not be in memory
+            parquet = Parquet(opened, self.paths[block.file], self.layout.wanted)
+            self._group = key, _RowGroup(parquet, parquet.group(block.offset), block, self.layout)
+        content: Content = self._group[1]
+        return content
+
+    def _reader(self, file: int) -> Csv | Jsonl | Text | Ts:
+        if file not in self._readers:
+            self._readers[file] = self.layout.reader(self.formats[file])
+            with open(self.paths[file], "rb") as opened:
+                self._readers[file].begin(Lines(opened, self.paths[file]))
+        return self._readers[file]
+
+    def _table(self, file: int, rows: list[tuple[int, Any]]) -> Table:
+        keys = [self._readers[file].key(column) for column in self.layout.wanted]
+        columns = [[values[key] for _, values in rows] for key in keys]
+        return self.layout.table(columns, [number for number, _ in rows], self.paths[file])
+
+    def _check_stamp(self, file: int, opened: IO[bytes]) -> None:
+        if self.stamps.get(file) != _stamp(opened):
+            raise DataError(f"{self.paths[file]}: expected the file that was looked through before but it has changed")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}, "_group": None}
+
+
+class _RowGroup:
+    def __init__(self, parquet: Parquet, table: Any, block: Block, layout: Layout) -> None:
+        self.parquet, self.table, self.block, self.layout = parquet, table, block, layout
+
+    def __len__(self) -> int:
+        return self.block.rows
+
+    def take(self, rows: Sequence[int]) -> Table:
+        columns = dict(zip(self.parquet.wanted, self.parquet.columns(self.table, rows), strict=True))
+        return self.layout.table(
+            [columns[name] for name in self.layout.wanted], [self.block.line + row for row in rows],
+            self.parquet.name, "row",
+        )  # fmt: skip
+
+
+def _paths(path: str | os.PathLike[str], layout: Layout) -> list[str]:
+    """The file, or those of a folder; where labels are read, files of text alone are not meant."""
+    if not os.path.isdir(path):
+        return [os.fspath(path)]
+    formats = [name for name in _KINDS[layout.kind] if name != "txt" or layout.label is None]
+    found = files_below(path, formats if layout.format is None else None)
+    if not found:
+        endings = ", ".join(ending for ending, name in _FORMATS.items() if name in formats)
+        raise DataError(f"{os.fspath(path)}: expected a folder with files that end in one of {endings} but found none")
+    return found
+
+
+def files_below(path: str | os.PathLike[str], formats: Collection[str] | None = tuple(_FORMATS.values())) -> list[str]:
+    """The files in a folder and below, sorted: those of some formats, by their names, or all; hidden ones never."""
+    found = []
+    for folder, folders, names in os.walk(path, onerror=_raise):
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        for name in names:
+            known = formats is None or _FORMATS.get(os.path.splitext(name)[1].lower()) in formats
+            if known and name[0] not in "._":
+                found.append(Path(folder, name))
+    return [os.fspath(name) for name in sorted(found)]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _stamp(opened: IO[bytes]) -> tuple[int, int]:
+    found = os.fstat(opened.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 def _format(source: Source, format: str | None, kind: str) -> str:
@@ -149,33 +391,19 @@ def _format(source: Source, format: str | None, kind: str) -> str:
     return format
 
 
-def _records(source: Source, format: str, wanted: list[str], check: Check, delimiter: str) -> Iterator[Record]:
-    name = _name(source)
-    place = "row" if format == "parquet" else "line"
-    opened = isinstance(source, str | os.PathLike)
-    file: Any = open(source, "rb") if isinstance(source, str | os.PathLike) else source  # noqa: SIM115
-    try:
-        if format == "parquet":
-            rows = _parquet(file, name, wanted)
-        else:
-            lines = _lines(file, name)
-            if format == "csv" or format == "tsv":
-                rows = _csv(lines, name, wanted, "\t" if format == "tsv" else delimiter)
-            elif format == "jsonl":
-                rows = _jsonl(lines, name, wanted)
-            elif format == "ts":
-                rows = _ts(lines, name, wanted[1] if len(wanted) > 1 else None)
-            else:
-                rows = ((number, {wanted[0]: line.rstrip("\n").removesuffix("\r")}) for number, line in lines)
-        for number, record in rows:
-            try:
-                check(record)
-            except ValueError as error:
-                raise DataError(f"{name}, {place} {number}: {error}") from None
+def _records(file: Any, layout: Layout, format: str) -> Iterator[Record]:
+    name = _name(file)
+    if format == "parquet":
+        for number, record in Parquet(file, name, layout.wanted).rows():
+            layout.check(record, f"{name}, row {number}")
             yield record
-    finally:
-        if opened:
-            file.close()
+        return
+    lines, reader = Lines(file, name), layout.reader(format)
+    reader.begin(lines)
+    for number, row in reader.rows(lines):
+        record = reader.record(row)
+        layout.check(record, f"{name}, line {number}")
+        yield record
 
 
 def _name(source: Source) -> str:
@@ -189,25 +417,20 @@ def _name(source: Source) -> str:
 # -- what a record must hold ------------------------------------------------------------------------------------------
 
 
-def _checks(column: str, kind: str, label: str | None, weight: str | None) -> Check:
-    def check(record: Record) -> None:
-        if kind == "series":
-            record[column] = _series(record[column])
-        else:
-            _check_text(record[column], column)
-        if label is not None:
-            _check_label(record[label], label)
-        if weight is not None:
-            record[weight] = _weight(record[weight], weight)
-
-    return check
+def _plainly_right(column: list[Any], labels: bool) -> bool:
+    """Whether a column is of Unicode strings, of labels too that are not empty; else each value has to be looked at."""
+    try:
+        "".join(column).encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return not labels or all(map(str.strip, column))
 
 
 def _series(value: Any) -> Any:
     from .series import as_steps
 
     if not hasattr(value, "dtype") and not isinstance(value, list):
-        raise ValueError(f"series: expected a list of steps but got {_described(value)}")
+        raise ValueError(f"series: expected a list of steps but got {described(value)}")
     steps = as_steps(value, "series")
     infinite = abs(steps) == math.inf
     if infinite.any():
@@ -218,7 +441,7 @@ def _series(value: Any) -> Any:
 
 def _check_text(value: Any, column: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"expected text in {column!r} but got {_described(value)}")
+        raise ValueError(f"expected text in {column!r} but got {described(value)}")
     if not value.isascii():
         _check_unicode(value, column)
 
@@ -235,7 +458,7 @@ def _check_label(value: Any, column: str) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"expected a label in {column!r} but got nothing")
     if not isinstance(value, str | int | float) or value != value:
-        raise ValueError(f"expected a label in {column!r}, text or a number, but got {_described(value)}")
+        raise ValueError(f"expected a label in {column!r}, text or a number, but got {described(value)}")
     if isinstance(value, str):
         _check_unicode(value, column)
 
@@ -246,190 +469,5 @@ def _weight(value: Any, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ValueError(f"expected a weight in {column!r}, finite and at least 0, but got {_described(value)}")
+        raise ValueError(f"expected a weight in {column!r}, finite and at least 0, but got {described(value)}")
     return weight
-
-
-def _described(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        shown = repr(value)
-        return shown if len(shown) <= 40 else f"{shown[:36]}..."
-    return {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
-
-
-def _check_columns(name: str, line: int, columns: list[str], wanted: list[str]) -> None:
-    for column in wanted:
-        if column not in columns:
-            there = ", ".join(map(repr, columns)) or "none"
-            raise DataError(f"{name}, line {line}: expected a column {column!r} but got {there}")
-
-
-# -- the formats ------------------------------------------------------------------------------------------------------
-
-
-def _lines(file: Any, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends. Text files are read from the bytes below them where they have any."""
-    offset = 0
-    for number, line in enumerate(getattr(file, "buffer", file), 1):
-        if isinstance(line, bytes):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                at = offset + error.start
-                hint = " (it looks like UTF-16)" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-                raise DataError(
-                    f"{name}, line {number}: expected UTF-8 but got byte 0x{line[error.start]:02X} at byte {at} of the "
-                    f"file{hint}"
-                ) from None
-            offset += len(line)
-        else:
-            text = line
-        yield number, text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _csv(lines: Iterator[tuple[int, str]], name: str, wanted: list[str], delimiter: str) -> Rows:
-    """Rows with quotes as in RFC 4180, line breaks inside them included; lines without anything are passed over."""
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))  # a guard of the whole process; ours are long
-    rows = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
-    columns: list[str] | None = None
-    while True:
-        start = rows.line_num + 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{name}, line {start}: expected CSV but got {_csv_fault(error)}") from None
-        if not row:
-            continue
-        if columns is None:
-            columns = row
-            _check_columns(name, start, columns, wanted)
-            if len(set(columns)) < len(columns):
-                twice = next(column for column in columns if columns.count(column) > 1)
-                raise DataError(f"{name}, line {start}: expected columns of different names but got {twice!r} twice")
-            continue
-        if len(row) != len(columns):
-            raise DataError(f"{name}, line {start}: expected {_fields(len(columns))} but got {len(row)}")
-        yield start, dict(zip(columns, row, strict=True))
-
-
-def _csv_fault(error: csv.Error) -> str:
-    """What csv.reader found, without its advice about opening files."""
-    message = str(error)
-    if "end of data" in message:
-        return "a quote that is opened and never closed"
-    if "new-line character" in message:
-        return "a carriage return that neither ends the line nor stands in quotes"
-    return message
-
-
-def _fields(count: int) -> str:
-    return f"{count} field{'' if count == 1 else 's'}"
-
-
-def _jsonl(lines: Iterator[tuple[int, str]], name: str, wanted: list[str]) -> Rows:
-    """An object on each line; lines without anything are passed over. NaN is read, as Python writes it."""
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{name}, line {number}: expected JSON but got {error.msg} at {error.colno}") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deeply
-            raise DataError(f"{name}, line {number}: expected JSON but got {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{name}, line {number}: expected a JSON object but got {_described(record)}")
-        _check_columns(name, number, list(record), wanted)
-        yield number, record
-
-
-def _parquet(file: Any, name: str, wanted: list[str]) -> Rows:
-    arrow = need("pyarrow", "Reading Parquet")
-    parquet = need("pyarrow.parquet", "Reading Parquet")
-    file = getattr(file, "buffer", file)
-    if not file.seekable():
-        file = io.BytesIO(file.read())  # its index stands at the end
-    try:
-        table = parquet.ParquetFile(file)
-        columns = table.schema_arrow.names
-        for column in wanted:
-            if column not in columns:
-                there = ", ".join(map(repr, columns)) or "none"
-                raise DataError(f"{name}: expected a column {column!r} but got {there}")
-        records = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(batch_size=1024))
-        yield from enumerate(records, 1)
-    except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{name}: expected Parquet but got {error}") from None
-
-
-def _ts(lines: Iterator[tuple[int, str]], name: str, label: str | None) -> Rows:
-    """UCR/UEA: ``@`` lines, then a case on each line: dimensions between colons, values between commas, the label."""
-    header: dict[str, list[str]] = {}
-    dimensions: int | None = None
-    for number, line in lines:
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        where = f"{name}, line {number}"
-        if "data" not in header:
-            tag, *values = line.split()
-            if not tag.startswith("@"):
-                raise DataError(f"{where}: expected a line that begins with @ before @data but got {_described(line)}")
-            header[tag[1:].lower()] = values
-            if "data" in header:
-                _check_header(where, header, label)
-            continue
-        fields = line.split(":")
-        record: Record = {}
-        if _says(header, "classlabel"):
-            record[label or "label"] = found = fields.pop().strip()
-            if header["classlabel"][1:] and found and found not in header["classlabel"][1:]:
-                known = ", ".join(header["classlabel"][1:])
-                raise DataError(f"{where}: expected one of the class labels {known} but got {_described(found)}")
-        if dimensions is None:
-            dimensions = int(header["dimensions"][0]) if "dimensions" in header else max(1, len(fields))
-        if len(fields) != dimensions or not fields:
-            noun = "dimension" if dimensions == 1 else "dimensions"
-            raise DataError(f"{where}: expected {dimensions} {noun} but got {len(fields)}")
-        yield number, {"series": _ts_series(where, fields), **record}
-    if header and "data" not in header:
-        raise DataError(f"{name}: expected @data before the end of the file but got none")
-
-
-def _check_header(where: str, header: dict[str, list[str]], label: str | None) -> None:
-    if _says(header, "timestamps"):
-        raise DataError(f"{where}: expected values without time stamps but got @timeStamps true")
-    if _says(header, "targetlabel"):
-        raise DataError(f"{where}: expected class labels but got @targetLabel true, which is for regression")
-    if label is not None and not _says(header, "classlabel"):
-        raise DataError(f"{where}: expected @classLabel true before it but got no labels")
-    if "dimensions" in header and not (len(header["dimensions"]) == 1 and header["dimensions"][0].isdecimal()):
-        raise DataError(f"{where}: expected a number in @dimensions but got {' '.join(header['dimensions']) or 'none'}")
-
-
-def _says(header: dict[str, list[str]], tag: str) -> bool:
-    return " ".join(header.get(tag, [])[:1]).lower() == "true"
-
-
-def _ts_series(where: str, fields: list[str]) -> Any:
-    """The values of a case, (T, dimensions)."""
-    np = need("numpy", "Reading series")
-    dimensions = [[_ts_value(where, value) for value in field.split(",")] if field.strip() else [] for field in fields]
-    for number, dimension in enumerate(dimensions):
-        if len(dimension) != len(dimensions[0]):
-            expected, got = len(dimensions[0]), len(dimension)
-            raise DataError(f"{where}: expected {expected} steps in dimension {number}, as in the first, but got {got}")
-    return np.array(dimensions, dtype=np.float64).T
-
-
-def _ts_value(where: str, value: str) -> float:
-    try:
-        return math.nan if value.strip() == "?" else float(value)
-    except ValueError:
-        raise DataError(f"{where}: expected a number or ? but got {_described(value)}") from None

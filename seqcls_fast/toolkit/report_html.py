@@ -71,7 +71,7 @@ def page(report: Report, history: Sequence[Mapping[str, Any]] | None = None, len
 <body>
 <h1>Evaluation report</h1>
 <p>{count} examples, {classes} {"class" if classes == 1 else "classes"}.
-{_about_intervals(report)}</p>
+{_about_intervals(report)}{_about_calibration(report)}</p>
 {_warnings(report)}
 {_numbers(report)}
 <h2>Scores by class</h2>
@@ -91,6 +91,11 @@ def _about_intervals(report: Report) -> str:
     return f"Intervals hold {100 * report.confidence:g}\u00a0% of the bootstrap resamples of these examples."
 
 
+def _about_calibration(report: Report) -> str:
+    before = "" if report.before is None else " Figures before are those without calibration and threshold."
+    return before + ("" if report.rule is None else f" Threshold: {_text(str(report.rule))}.")
+
+
 def _warnings(report: Report) -> str:
     if not report.warnings:
         return ""
@@ -102,7 +107,8 @@ def _numbers(report: Report) -> str:
     cards = []
     for name, value, interval in report.summary():
         between = "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
-        cards.append(f"<div><dt>{name}</dt><dd>{value:.3f}{between}</dd></div>")
+        before = "" if report.before is None else f"<small>before {report.before[name]:.3f}</small>"
+        cards.append(f"<div><dt>{name}</dt><dd>{value:.3f}{between}{before}</dd></div>")
     return '<dl class="numbers">\n' + "\n".join(cards) + "\n</dl>"
 
 

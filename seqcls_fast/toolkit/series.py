@@ -7,9 +7,11 @@ numpy calls and not of a few for each series.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ else:
     np = need("numpy", "SeriesEncoder")
 
 __all__ = ["SeriesEncoder", "as_steps"]
+
+_AT_ONCE = 1024  # series of an iterator
 
 POLICIES = ("error", "zero", "mean", "forward", "mask")
 
@@ -66,13 +70,23 @@ class SeriesEncoder:
         self._mean: np.ndarray | None = None  # (F,), float64
         self._scale: np.ndarray | None = None
 
-    def fit(self, series: Sequence[Any]) -> SeriesEncoder:
-        """Learns each feature's mean and deviation from arrays ``(T_i, F)``; of one dimension: one feature."""
-        values, _ = self._flat(series, None)
-        if not values.size:
-            raise ValueError("series: expected at least one step to learn from but got none")
+    def fit(self, series: Iterable[Any]) -> SeriesEncoder:
+        """Learns each feature's mean and deviation from arrays ``(T_i, F)``; of one dimension: one feature.
+
+        An iterator is gone through in pieces of 1024 series, whose means and deviations are then combined.
+        """
+        found: _Moments | None = None
+        first, features = 0, None
         with np.errstate(all="ignore"):  # what overflows is refused by a sentence
-            self._mean, self._scale = _statistics(values)
+            for piece in _pieces(series):
+                values, _ = self._flat(piece, features, first)
+                first += len(piece)
+                if values.size:
+                    features = values.shape[1]
+                    found = _moments(values) if found is None else found.combined(_moments(values))
+            if found is None:
+                raise ValueError("series: expected at least one step to learn from but got none")
+            self._mean, self._scale = found.mean_and_scale()
         return self
 
     def encode(self, series: Sequence[Any]) -> Ragged:
@@ -142,12 +156,14 @@ class SeriesEncoder:
             raise RuntimeError("SeriesEncoder: expected fit() to be called first but nothing was learnt yet")
         return self._mean, self._scale
 
-    def _flat(self, series: Sequence[Any], features: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``."""
+    def _flat(self, series: Sequence[Any], features: int | None, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``.
+
+        Complaints number the series from ``start`` on."""
         if isinstance(series, str | bytes) or not isinstance(series, Iterable):
             raise TypeError(f"series: expected a sequence of arrays but got {type(series).__name__}")
-        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(series)]
-        for index, part in enumerate(parts):
+        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(series, start)]
+        for index, part in enumerate(parts, start):
             if part.shape == (0, 1):
                 continue  # an empty list has any number of features
             if features is None:
@@ -159,10 +175,10 @@ class SeriesEncoder:
         values = np.concatenate([np.zeros((0, features or 0)), *(part for part in parts if len(part))])
         for name, found in (("inf", np.isinf(values)), ("nan", np.isnan(values) & (self.missing == "error"))):
             if found.any():
-                where = _first(found, lengths)
+                where, value = _first(found, lengths), values[found][0]
                 what = "a finite value" if name == "inf" else "no missing value"
                 why = ', which missing="error" refuses' if name == "nan" else ""
-                raise ValueError(f"series[{where[0]}]: expected {what} but got {values[found][0]} {_at(where)}{why}")
+                raise ValueError(f"series[{start + where[0]}]: expected {what} but got {value} {_at(where)}{why}")
         if self.max_length is not None:
             values = values[_step_of(lengths) < self.max_length]
             lengths = lengths.clip(max=self.max_length)
@@ -248,26 +264,56 @@ def _carry_forward(values: np.ndarray, missing: np.ndarray, lengths: np.ndarray)
     values[inside] = np.take_along_axis(values, last.clip(0), 0)[inside]
 
 
-def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature over the values there are: 0 and 1 without any.
+def _pieces(series: Any) -> Iterator[Any]:
+    if not isinstance(series, Iterator):
+        yield series
+        return
+    while piece := list(islice(series, _AT_ONCE)):
+        yield piece
 
-    A constant is told by its bounds: in its mean the last bit may be wrong, and so the deviation not quite zero.
-    Squares are taken of fractions of the largest deviation, which neither over- nor underflow.
-    """
+
+@dataclass
+class _Moments:
+    """Of the values there are of each feature: ``(F,)`` each."""
+
+    count: np.ndarray
+    low: np.ndarray  # inf without any
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def combined(self, other: _Moments) -> _Moments:
+        """As Chan, Golub and LeVeque combine them, with deviations in place of squares, which could overflow."""
+        count = self.count + other.count
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        left, right = self.count / count.clip(1), other.count / count.clip(1)
+        mean = np.where(low < high, self.mean * left + other.mean * right, np.where(count > 0, low, 0.0))
+        apart = (other.mean / 2 - self.mean / 2) * (2 * np.sqrt(left * right))
+        within = np.hypot(self.deviation * np.sqrt(left), other.deviation * np.sqrt(right))
+        return _Moments(count, low, high, mean, np.hypot(within, apart))
+
+    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """The deviation as a divisor: 1 for a constant, whose own is 0 to the last bit, since its mean is its bound."""
+        scale = np.where(self.deviation == 0, 1.0, self.deviation)
+        fine = np.isfinite(self.mean) & np.isfinite(scale)
+        if not fine.all():
+            feature = int(np.argmin(fine))
+            raise ValueError(
+                f"series: expected values that float64 can average but got larger ones in feature {feature}"
+            )
+        return self.mean, scale
+
+
+def _moments(values: np.ndarray) -> _Moments:
+    """Squares are taken of fractions of the largest deviation, which neither over- nor underflow."""
     there = ~np.isnan(values)
-    count = there.sum(0).clip(1)
+    count = there.sum(0)
     low = np.where(there, values, np.inf).min(0)
     high = np.where(there, values, -np.inf).max(0)
-    middle = np.where(low < high, low / 2 + high / 2, np.where(there.any(0), low, 0.0))
+    middle = np.where(low < high, low / 2 + high / 2, np.where(count > 0, low, 0.0))
     offset = np.where(there, values - middle, 0.0)
-    mean = middle + offset.sum(0) / count
-    constant = ~(low < high)
+    mean = middle + offset.sum(0) / count.clip(1)
     offset = np.where(there, values - mean, 0.0)
     largest = np.abs(offset).max(0)
-    largest[constant | (largest == 0)] = 1.0
-    scale = largest * np.sqrt(((offset / largest) ** 2).sum(0) / count)
-    scale[constant | (scale == 0)] = 1.0
-    if not (np.isfinite(mean) & np.isfinite(scale)).all():
-        feature = int(np.argmin(np.isfinite(mean) & np.isfinite(scale)))
-        raise ValueError(f"series: expected values that float64 can average but got larger ones in feature {feature}")
-    return cast("np.ndarray", mean), cast("np.ndarray", scale)
+    largest[~(low < high) | (largest == 0)] = 1.0
+    return _Moments(count, low, high, mean, largest * np.sqrt(((offset / largest) ** 2).sum(0) / count.clip(1)))

@@ -1,6 +1,7 @@
 """A trained model as a folder: weights as safetensors, the rest as JSON, a model card for people.
 
-A folder is written whole or not at all, and loading runs no code from it.
+A folder is written whole or not at all, and loading runs no code from it. What a command adds (how the model was
+trained, a search's table) stays beside the model through load() and save().
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ from torch import Tensor
 
 from ._extras import need
 
-__all__ = ["CONFIG", "WEIGHTS", "StoreError", "load_folder", "save_folder"]
+__all__ = [
+    "COMMAND",
+    "CONFIG",
+    "SEARCH",
+    "WEIGHTS",
+    "StoreError",
+    "check_target",
+    "load_extra",
+    "load_folder",
+    "save_folder",
+]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-COMMAND = "command.json"  # the command line's
+COMMAND, SEARCH = "command.json", "search.json"  # the command line's
+EXTRA = (COMMAND, SEARCH)
 FORMAT = 1
 
 
@@ -28,17 +40,19 @@ class StoreError(ValueError):
     """A folder that is not, or no longer, what save() wrote."""
 
 
-def save_folder(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
-    """Replaces the folder once everything is on disk; one that holds anything else is left alone."""
-    target = Path(folder).resolve()
-    if target == Path.cwd() or target in Path.cwd().parents:
-        raise ValueError(f"save: expected another folder than the current one but got {target}")
-    if target.exists() and not _replaceable(target):
-        raise FileExistsError(f"save: expected a new folder or one that holds a saved model alone but got {target}")
+def save_folder(
+    folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor], card: str, extra: dict[str, Any]
+) -> None:
+    """Replaces the folder once everything is on disk; one that holds anything else is left alone.
+
+    ``extra`` maps names of ``EXTRA`` to what they hold, as JSON has it.
+    """
+    target = check_target(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     weights = need("safetensors.torch", "save").save({name: t.contiguous() for name, t in tensors.items()})
     config = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()} | config
     parts = {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights, CARD: card.encode()}
+    parts |= {name: (json.dumps(extra[name], indent=2, ensure_ascii=False) + "\n").encode() for name in extra}
     fresh = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     fresh.mkdir()
     try:
@@ -52,9 +66,19 @@ def save_folder(folder: str | os.PathLike[str], config: dict[str, Any], tensors:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """Where a model can be saved, or a sentence about why it cannot."""
+    target = Path(folder).resolve()
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise ValueError(f"save: expected another folder than the current one but got {target}")
+    if target.exists() and not _replaceable(target):
+        raise FileExistsError(f"save: expected a new folder or one that holds a saved model alone but got {target}")
+    return target
+
+
 def _replaceable(target: Path) -> bool:
     """Whether nothing would be lost but a model that save() wrote."""
-    if not target.is_dir() or {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, COMMAND}:
+    if not target.is_dir() or {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, *EXTRA}:
         return False
     try:
         config = json.loads((target / CONFIG).read_text(encoding="utf-8"))
@@ -85,10 +109,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     for name in (CONFIG, WEIGHTS):
         if not (source / name).is_file():
             raise FileNotFoundError(f"load: expected {name} in {source}, as save() writes it")
-    try:
-        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{source / CONFIG}: expected JSON as save() writes it but got {error}") from error
+    config = _json(source / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         got = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise StoreError(f"{source / CONFIG}: expected format {FORMAT} but got {got!r}")
@@ -100,3 +121,19 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     except Exception as error:
         raise StoreError(f"{source / WEIGHTS}: expected tensors but got {error}") from error
     return config, tensors
+
+
+def load_extra(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What stands beside the model: the files of ``EXTRA`` that are there."""
+    found = {name: _json(Path(folder, name)) for name in EXTRA if Path(folder, name).is_file()}
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            raise StoreError(f"{Path(folder, name)}: expected an object but got {type(value).__name__}")
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: expected JSON as save() writes it but got {error}") from error

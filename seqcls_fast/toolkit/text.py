@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import unicodedata
 from array import array
 from collections import Counter
@@ -30,8 +31,10 @@ KINDS = ("word", "char", "bpe")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 PADDING, UNKNOWN = 0, 1
 _NAMES = ["<pad>", "<unk>"]
+_ID = 8  # bytes
 _REMEMBERED = 1 << 17  # chunks at most
 _LONG = 64  # characters: longer chunks hardly repeat
+_DISTINCT = 1 << 20  # chunks that are counted at most
 _CUT = 1024  # characters: longer chunks are cut, since the time that tokenizers take grows with a chunk's square
 
 # Letters with their marks and joiners, one by one in scripts without spaces; numbers; flags; and each other character,
@@ -94,11 +97,14 @@ class TextEncoder:
         self._tokens: list[str] = []  # by id, as the tokenizer writes them
         self._merges: list[tuple[str, str]] = []
         self._tokenizer: Any = None
-        self._known: dict[str, list[int]] = {}  # the ids of chunks met before
-        self._single: dict[str, int] = {}  # of those that are one token
+        self._known: dict[str, bytes] = {}  # the ids of chunks met before, as int64
 
     def fit(self, texts: Iterable[str]) -> TextEncoder:
-        """Learns the vocabulary. What was learnt before is forgotten."""
+        """Learns the vocabulary. What was learnt before is forgotten.
+
+        Texts may come from an iterator. Memory is bounded: whenever more than a million different words are being
+        counted, the rarer half of them is dropped. Below that the counts are exact and independent of the order.
+        """
         chunks: Counter[str] = Counter()
         count = 0
         for index, text in enumerate(_checked(texts)):
@@ -107,6 +113,8 @@ class TextEncoder:
                 _refuse_surrogates(text, index)
             chunks.update(self._chunks(normal))
             count += 1
+            if len(chunks) > _DISTINCT:
+                chunks = Counter(dict(chunks.most_common(_DISTINCT // 2)))
         counts, merges = self._learn_pieces(chunks) if self.kind == "bpe" else (self._count(chunks), [])
         kept = [(-n, token) for token, n in counts.items() if n >= self.min_frequency or self.kind == "bpe"]
         if not kept or not chunks:
@@ -119,21 +127,22 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Ragged:
         """The ids of each text, at most ``max_length``; a text without tokens is a row of length 0."""
         self._check_fitted()
-        ids, lengths = array("q"), array("q")
-        get, single, end = self._known.get, self._single.get, self.max_length
+        ids, lengths = bytearray(), array("q")  # bytes are joined sooner than ints are converted
+        get, end = self._known.get, None if self.max_length is None else _ID * self.max_length
         for index, text in enumerate(_checked(texts)):
             chunks = self._chunks(self._normal(text))
-            row: list[Any] = list(map(single, chunks))
-            if None in row:  # else, as most texts of words, it is done without Python for each chunk
-                row = []
+            try:
+                row = b"".join(map(get, chunks))  # type: ignore[arg-type]
+            except TypeError:  # None for a chunk that is met for the first time
+                growing = bytearray()
                 for chunk in chunks:
-                    if end is not None and len(row) >= end:
+                    if end is not None and len(growing) >= end:
                         break
-                    row += get(chunk) or self._ids(chunk, text, index)
-            if end is not None and len(row) > end:
-                del row[end:]
-            ids.fromlist(row)
-            lengths.append(len(row))
+                    growing += get(chunk) or self._ids(chunk, text, index)
+                row = bytes(growing)
+            row = row[:end]
+            ids += row
+            lengths.append(len(row) // _ID)
         return Ragged(_as_tensor(ids), _as_tensor(lengths))
 
     def tokens(self, text: str) -> list[str]:
@@ -188,7 +197,7 @@ class TextEncoder:
         return f"TextEncoder({kind!r}, {', '.join(f'{name}={value!r}' for name, value in parameters.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}, "_single": {}}
+        return {**self.__dict__, "_known": {}}
 
     # -- from a text to chunks, and from a chunk to tokens ------------------------------------------------------------
 
@@ -213,20 +222,17 @@ class TextEncoder:
         """The tokens of a chunk, words or characters, whether known or not."""
         return [token for token, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(chunk)]
 
-    def _ids(self, chunk: str, text: str, index: int) -> list[int]:
+    def _ids(self, chunk: str, text: str, index: int) -> bytes:
         """The ids of a chunk that is met for the first time: one by one, since a batch would start threads."""
         try:
-            ids: list[int] = self._tokenizer.encode(chunk, add_special_tokens=False).ids
+            ids = array("q", self._tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
         except TypeError:  # so tokenizers says of surrogates
             _refuse_surrogates(text, index)
             raise
         if len(chunk) <= _LONG:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-                self._single.clear()
             self._known[chunk] = ids
-            if len(ids) == 1:
-                self._single[chunk] = ids[0]
         return ids
 
     # -- learning -----------------------------------------------------------------------------------------------------
@@ -261,7 +267,13 @@ class TextEncoder:
     def _build(self, tokens: list[str], merges: list[tuple[str, str]]) -> None:
         self._tokens, self._merges = tokens, merges
         self._tokenizer = self._make_tokenizer({token: i for i, token in enumerate(tokens, len(_NAMES))}, merges)
-        self._known, self._single = {}, {}
+        self._known = {}
+        if self.kind != "bpe" and len(tokens) < _REMEMBERED:  # a word or character is found again where it is a chunk
+            self._known = {
+                token: i.to_bytes(_ID, sys.byteorder)
+                for i, token in enumerate(tokens, len(_NAMES))
+                if len(token) <= _LONG
+            }
 
     def _make_tokenizer(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
         tokenizers = need("tokenizers", "TextEncoder")
@@ -344,7 +356,7 @@ def _refuse_surrogates(text: str, index: int | None) -> None:
         raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {half}, at {error.start}") from None
 
 
-def _as_tensor(numbers: array[int]) -> torch.Tensor:
+def _as_tensor(numbers: array[int] | bytearray) -> torch.Tensor:
     return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.zeros(0, dtype=torch.int64)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._extras import need
+from .calibration import decide
 from .evaluation import columns as _columns
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Trace:
         classes: the labels, in the order of the probabilities.
         steps: how many tokens each row of ``probabilities`` has seen: 0, 1, ... up to all of them.
         probabilities: (len(steps), classes), of the example cut after so many tokens; the first row has seen nothing.
+        best: the column of the class that is predicted.
     """
 
     kind: str
@@ -67,14 +69,11 @@ class Trace:
     classes: list[Any]
     steps: list[int]
     probabilities: Tensor
+    best: int
 
     @property
     def predicted(self) -> Any:
-        return self.classes[self._best]
-
-    @property
-    def _best(self) -> int:
-        return int(self.probabilities[-1].argmax())
+        return self.classes[self.best]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it; each stage with its name, shape, values and note."""
@@ -127,9 +126,9 @@ class Trace:
             cells = [str(step), _cut(_visible(self.tokens[step - 1]), 20) if step else "(nothing yet)"]
             cells.append(str(ids[step - 1]) if ids and step else "")
             cells += [_numbers(stage.values[0, step - 1], 3) if step else "" for stage in wide]
-            share = float(self.probabilities[row, self._best])
+            share = float(self.probabilities[row, self.best])
             leader = int(self.probabilities[row].argmax())
-            behind = "" if leader == self._best else f"  {self.classes[leader]} leads"
+            behind = "" if leader == self.best else f"  {self.classes[leader]} leads"
             rows.append([*cells, f"{share:.3f} {_bar(share)}{behind}"])
         if len(rows) > SHOWN:
             left = len(rows) - SHOWN
@@ -164,19 +163,22 @@ def trace(estimator: TextClassifier | SeriesClassifier, x: Any) -> Trace:
     try:
         with torch.no_grad():
             model.eval()
-            stages = list(_stages(model, values, lengths))
+            stages = list(_stages(estimator, values, lengths))
             count = min(length, PREFIXES)
             steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
-            probabilities = torch.cat(list(_prefixes(model, values, steps))).double().softmax(1).cpu()
+            logits = torch.cat(list(_prefixes(model, values, steps))).double()
+            probabilities = (logits / estimator.temperature_).softmax(1).cpu()
     finally:
         model.train(was_training)
     tokens = encoder.tokens(x) if text else _steps(x)[:length]
     classes = estimator.classes_.tolist()
-    return Trace("text" if text else "series", x, tokens, stages, classes, steps, probabilities)
+    best = int(decide(probabilities[-1:].numpy(), classes, estimator.threshold_)[0])
+    return Trace("text" if text else "series", x, tokens, stages, classes, steps, probabilities, best)
 
 
-def _stages(model: SequenceClassifier, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
-    """What :meth:`SequenceClassifier.forward` does, with every intermediate result kept."""
+def _stages(estimator: Any, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
+    """What :meth:`SequenceClassifier.forward` does and the estimator makes of it, every intermediate result kept."""
+    model: SequenceClassifier = estimator.model_
     unused = x.size(1) - int(lengths[0])
     if model.embedding is not None:
         yield Stage("ids", x.cpu(), f"the last {unused} are padding" if unused else "")
@@ -193,7 +195,10 @@ def _stages(model: SequenceClassifier, x: Tensor, lengths: Tensor) -> Iterator[S
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
     logits = model.head(pooled)
     yield Stage("logits", logits.float().cpu())
-    yield Stage("softmax", logits.double().softmax(1).cpu())
+    notes = [] if estimator.temperature_ == 1 else [f"of the logits / {estimator.temperature_:.4g}, the temperature"]
+    if estimator.threshold_ is not None:
+        notes.append(f"{estimator.threshold_.label} is predicted from {estimator.threshold_.value:.4g} on")
+    yield Stage("softmax", (logits.double() / estimator.temperature_).softmax(1).cpu(), "; ".join(notes))
 
 
 def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:

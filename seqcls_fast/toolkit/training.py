@@ -1,7 +1,8 @@
 """The training loop: what fit() does once raw data are sequences and labels are numbers.
 
-Everything random comes from one seed and leaves torch's own generators as they were. The weights kept are the best
-seen on the validation set, or the last ones without one, also when training is interrupted.
+Everything random is drawn from (seed, epoch, step), so that a training continues after any step as if nothing had been,
+and every process that takes part knows the others' batches. Torch's own generators are left as they were. The weights
+kept are the best seen on the validation set, or the last ones without one, also when training is interrupted.
 """
 
 from __future__ import annotations
@@ -9,25 +10,28 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..classifier import SequenceClassifier
-from .batches import bucketed, by_length, waste
+from .batches import by_length, seed_of
+from .checkpoint import Checkpoints
+from .datasets import Data, Part
 from .evaluation import averages
 from .progress import Progress
 from .ragged import Ragged
+from .ranks import ALONE, Ranks
 
 __all__ = [
     "METRICS",
     "SCHEDULES",
-    "Examples",
     "Options",
     "TrainingError",
     "best_epoch_of",
@@ -42,19 +46,11 @@ SCHEDULES = ("cosine", "one_cycle", "constant")
 _MOST_RESTORES = 5
 _EXPLODED = 50  # times the loss of guessing
 
+History = list[dict[str, Any]]
+
 
 class TrainingError(RuntimeError):
     """Training went wrong in a way that more of it would not mend."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    sequences: Ragged
-    targets: Tensor  # (count,) int64
-    weights: Tensor | None = None  # (count,) float32, of mean 1
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Options:
     metric: str = "loss"
     amp: bool = False
     on_nan: str = "raise"
-    seed: int | None = 0
+    seed: int = 0
     verbose: bool | None = None
     log_dir: str | None = None
 
@@ -106,12 +102,22 @@ def logits_of(
     model.eval()
     if len(sequences) > batch_size:
         model.prepare_inference()
-    parts, order = [], by_length(sequences.lengths, batch_size)
+    order = by_length(sequences.lengths, batch_size)
+
+    def found_for(rows: Tensor) -> Tensor:
+        """In halves where there is too little memory."""
+        try:
+            x, lengths = sequences.pad(rows)
+            return model(x.to(device), lengths.to(device)).float().cpu()
+        except (MemoryError, RuntimeError) as error:
+            if len(rows) == 1 or not _out_of_memory(error):
+                raise
+        half = (len(rows) + 1) // 2
+        return torch.cat([found_for(rows[:half]), found_for(rows[half:])])
+
     try:
         with torch.inference_mode(), _autocast(device, amp):
-            for rows in order:
-                x, lengths = sequences.pad(rows)
-                parts.append(model(x.to(device), lengths.to(device)).float().cpu())
+            parts = [found_for(rows) for rows in order]
     finally:
         model.train(training)
         model.forget_tables()
@@ -123,18 +129,29 @@ def logits_of(
 
 def train(
     model: SequenceClassifier,
-    examples: Examples,
+    data: Data,
     options: Options,
     device: torch.device,
-    validation: Examples | None,
-    history: list[dict[str, Any]],
+    validation: Data | None,
+    history: History,
+    *,
+    ranks: Ranks = ALONE,
+    checkpoints: Checkpoints | None = None,
+    saved: Any = None,
+    stop: Callable[[History], bool] | None = None,
 ) -> None:
-    """Trains in place and adds a record of each epoch to ``history``; :func:`best_epoch_of` says whose weights stay."""
-    with seeded(options.seed, device) as generator:
-        _Run(model, examples, options, device, validation, history, generator).epochs()
+    """Trains in place and adds a record of each epoch to ``history``; :func:`best_epoch_of` says whose weights stay.
+
+    ``saved`` is the state of a checkpoint to go on from; ``stop`` is asked after each epoch whether it was the last.
+    """
+    with seeded(options.seed, device):
+        run = _Run(model, data, options, device, validation, history, ranks, checkpoints, stop)
+        if saved is not None:
+            run.go_on_from(saved)
+        run.epochs()
 
 
-def best_epoch_of(history: list[dict[str, Any]], metric: str) -> int:
+def best_epoch_of(history: History, metric: str) -> int:
     """The first best one on the validation set, else the last."""
     name = f"val_{metric}"
     if name not in history[-1]:
@@ -143,46 +160,75 @@ def best_epoch_of(history: list[dict[str, Any]], metric: str) -> int:
     return best(history, key=lambda record: record[name])["epoch"]
 
 
+@dataclass
+class _Sums:
+    """Of the epoch under way, over all processes."""
+
+    steps: int = 0
+    loss: float = 0.0
+    right: int = 0
+    rows: int = 0
+    tokens: int = 0
+    padded: int = 0  # tokens and padding
+    seconds: float = 0.0
+
+
+@dataclass
 class _Run:
-    def __init__(
-        self, model: SequenceClassifier, examples: Examples, options: Options, device: torch.device,
-        validation: Examples | None, history: list[dict[str, Any]], generator: torch.Generator,
-    ) -> None:  # fmt: skip
-        self.model, self.examples, self.options, self.device = model, examples, options, device
-        self.validation, self.history, self.generator = validation, history, generator
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        rest = [p for p in model.parameters() if p.dim() <= 1]  # biases
+    model: SequenceClassifier
+    data: Data
+    options: Options
+    device: torch.device
+    validation: Data | None
+    history: History
+    ranks: Ranks
+    checkpoints: Checkpoints | None
+    stop: Callable[[History], bool] | None
+    sums: _Sums = field(default_factory=_Sums)
+    restores: int = 0
+    pieces: int = 1  # in which a batch is taken, more than one where the memory asked for it
+    finished: bool = False
+    guessing: float | None = None  # the first batch's loss
+    safe: dict[str, Any] | None = None  # to go back to
+    candidate: dict[str, Any] | None = None  # the same an epoch later, if its weights prove sound
+    best: dict[str, Tensor] | None = None  # with a validation, the weights of the best epoch
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.parameters = list(self.model.parameters())
+        decayed = [p for p in self.parameters if p.dim() > 1]
+        rest = [p for p in self.parameters if p.dim() <= 1]  # biases
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=device.type in ("cpu", "cuda"))
-        self.steps_per_epoch = math.ceil(len(examples) / options.batch_size)
-        self.step, self.rate, self.restores = 0, options.learning_rate, 0
-        self.safe: dict[str, Any] | None = None  # to go back to
-        self.candidate: dict[str, Any] | None = None  # the same an epoch later, if its weights prove sound
-        self.best: dict[str, Tensor] | None = None  # with a validation, the weights of the best epoch
-        self.guessing: float | None = None  # the first batch's loss
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
+        self.steps_per_epoch = self.data.steps(options.batch_size)
 
     def epochs(self) -> None:
-        options = self.options
-        restores = options.on_nan == "restore"
-        self.safe = self._snapshot() if restores else None
-        log = _tensorboard(options.log_dir)
+        options, restores, writer = self.options, self.options.on_nan == "restore", self.ranks.writer
+        if restores and self.safe is None:
+            self.safe = self._snapshot()
+        if self.checkpoints is not None and writer:
+            self.checkpoints.write(self._state())  # what cannot be written to should be known before hours of work
         total = self.steps_per_epoch * options.epochs
-        with Progress(options.epochs, total, options.verbose) as progress:
+        with (
+            _tensorboard(options.log_dir if writer else None, len(self.history)) as log,
+            Progress(options.epochs, total, options.verbose if writer else False, self._steps_done) as progress,
+        ):
             try:
-                while len(self.history) < options.epochs:
+                while not self.finished and len(self.history) < options.epochs:
                     try:
                         record = self._epoch(progress)
                     except _Diverged as what:
                         self._restore(what, progress)
                         continue
                     self.history.append(record)
-                    finished = self._finished(record)
+                    self.sums = _Sums()
+                    self.finished = self._was_last(record, progress)
                     self.candidate = self._snapshot() if restores else None
                     progress.epoch(record)
                     log(record)
-                    if finished:
-                        progress.note(f"stopped: no better {options.metric} in {options.patience} epochs")
-                        break
+                if self.checkpoints is not None and writer:
+                    self.checkpoints.write_or_warn(self._state())
             finally:  # an interrupt, too, leaves the best weights
                 if self.best is not None:
                     self.model.load_state_dict(self.best)
@@ -191,23 +237,25 @@ class _Run:
                 self.model.eval()
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
-        start, options, lengths = time.perf_counter(), self.options, self.examples.sequences.lengths
+        options, sums, epoch = self.options, self.sums, len(self.history)
         self.model.train()
-        batches = bucketed(lengths, options.batch_size, self.generator)
-        loss_sum, right, seen, tokens = 0.0, 0, 0, 0
-        self.step = len(self.history) * self.steps_per_epoch  # also when an epoch is run again
-        for rows in batches:
-            loss, hits = self._batch(rows)
-            loss_sum += loss * len(rows)
-            right, seen, tokens = right + hits, seen + len(rows), tokens + int(lengths[rows].sum())
-            progress.step(loss=loss_sum / seen, tokens=tokens, seconds=time.perf_counter() - start)
-        seconds = time.perf_counter() - start
+        start = time.perf_counter() - sums.seconds
+        left = self.steps_per_epoch - sums.steps  # 0 where a checkpoint was the epoch's last
+        for part in self.data.epoch(options.batch_size, options.seed, epoch, sums.steps, self.ranks) if left else ():
+            self._step(part)
+            sums.seconds = time.perf_counter() - start
+            progress.step(loss=sums.loss / sums.rows, tokens=sums.tokens, seconds=sums.seconds)
+            if self.checkpoints is not None and self.ranks.writer and self.checkpoints.due():
+                self.checkpoints.write_or_warn(self._state())
         record = {
-            "epoch": len(self.history) + 1, "loss": loss_sum / seen, "accuracy": right / seen,
-            "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds,
-            "tokens_per_second": tokens / seconds, "padding": waste(lengths, batches),
+            "epoch": epoch + 1, "loss": sums.loss / sums.rows, "accuracy": sums.right / sums.rows,
+            "lr": self.optimizer.param_groups[0]["lr"], "seconds": sums.seconds,
+            "tokens_per_second": sums.tokens / max(sums.seconds, 1e-9),
+            "padding": 1 - sums.tokens / sums.padded if sums.padded else 0.0,
         }  # fmt: skip
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        if self.pieces > 1:
+            record["accumulated"] = self.pieces
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
             raise _Diverged("a weight is no longer finite at its end")
         if self.validation is not None:
             record |= {f"val_{name}": value for name, value in self._evaluate(self.validation).items()}
@@ -215,29 +263,92 @@ class _Run:
                 raise _Diverged(f"the validation's loss is {record['val_loss']}")
         return record
 
-    def _batch(self, rows: Tensor) -> tuple[float, int]:
-        options = self.options
-        done = (self.step + 1) / (self.steps_per_epoch * options.epochs + 1)  # the last step counts too
+    @property
+    def _steps_done(self) -> int:
+        return len(self.history) * self.steps_per_epoch + self.sums.steps
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def _step(self, part: Part) -> None:
+        options, sums = self.options, self.sums
+        done = (self._steps_done + 1) / (self.steps_per_epoch * options.epochs + 1)  # the last step counts too
+        rate = options.learning_rate / 2**self.restores * learning_rate_share(options.schedule, done, options.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * learning_rate_share(options.schedule, done, options.warmup)
-        x, lengths = self.examples.sequences.pad(rows)
-        targets = self.examples.targets[rows].to(self.device)
-        with _autocast(self.device, options.amp):
-            logits = self.model(x.to(self.device), lengths.to(self.device))
-        losses = cross_entropy(logits.float(), targets, reduction="none")
-        loss = plain = losses.mean()
-        if self.examples.weights is not None:
-            losses = losses * self.examples.weights[rows].to(self.device)
-            loss = losses.mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm or math.inf)
-        self._look_at(float(plain.detach()), float(norm))  # a rare class's weight is no explosion
+            group["lr"] = rate
+        pieces = self.pieces
+        figures = self._gradients_in_memory(part)
+        figures[-1] = self.pieces - pieces
+        *gradients, figures = self.ranks.sum_([*(p.grad for p in self.parameters if p.grad is not None), figures])
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, options.max_grad_norm or math.inf)
+        loss, plain, right, tokens, padded, more_pieces = figures.tolist()
+        if more_pieces:  # of any process: all take as many from now on, so that a checkpoint knows them
+            self.pieces = max(self.ranks.all(self.pieces))
+        self._look_at(plain / part.count, float(norm))  # without weights: a rare class's is no explosion
         if self.candidate is not None:  # the last epoch's weights have proven sound
             self.safe, self.candidate = self.candidate, None
         self.optimizer.step()
-        self.step += 1
-        return float(loss.detach()), int((logits.detach().argmax(1) == targets).sum())
+        sums.steps += 1
+        sums.loss += loss
+        sums.rows += part.count
+        sums.right += int(right)
+        sums.tokens += int(tokens)
+        sums.padded += int(padded)
+
+    def _gradients_in_memory(self, part: Part) -> Tensor:
+        """In smaller and smaller pieces, as long as there is too little memory; other processes wait meanwhile."""
+        while True:
+            try:
+                return self._gradients(part)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                rows = math.ceil(len(part.rows) / self.pieces)
+                if rows <= 1:
+                    raise MemoryError(
+                        "there is too little memory for a single sequence; try a smaller max_length or hidden_size"
+                    ) from error
+            self.optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.pieces *= 2
+            warnings.warn(
+                f"batch_size: there is too little memory for {rows} sequences at once, so batches are taken in "
+                f"{self.pieces} pieces from now on, whose gradients are added up",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _gradients(self, part: Part) -> Tensor:
+        """Those of this process's rows, left in the parameters, as their share of the mean over the whole batch.
+
+        Returns sums over the rows: of the weighted loss, of the loss, of hits, of tokens, of those with padding; and 0.
+        """
+        key = (self.options.seed, "dropout", len(self.history), self.sums.steps, self.ranks.rank)
+        _seed(seed_of(*key), self.device)
+        self.optimizer.zero_grad()
+        examples = part.examples
+        figures = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.device)
+        for rows in part.rows.split(max(1, math.ceil(len(part.rows) / self.pieces))):
+            if not len(rows):
+                continue
+            x, lengths = examples.sequences.pad(rows)
+            targets = examples.targets[rows].to(self.device)
+            with _autocast(self.device, self.options.amp):
+                logits = self.model(x.to(self.device), lengths.to(self.device))
+            losses = cross_entropy(logits.float() if self.options.amp else logits, targets, reduction="none")
+            plain = loss = losses.sum()
+            if examples.weights is not None:
+                loss = (losses * examples.weights[rows].to(self.device)).sum()
+            (loss / part.count).backward()
+            right = (logits.detach().argmax(1) == targets).sum()
+            known = [loss.detach(), plain.detach(), right, lengths.sum(), torch.tensor(x.size(0) * x.size(1))]
+            figures[:-1] += torch.stack([figure.to(figures) for figure in known])
+        for parameter in self.parameters:  # a process without rows
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return figures
 
     def _look_at(self, loss: float, norm: float) -> None:
         if self.guessing is None and math.isfinite(loss):
@@ -248,10 +359,38 @@ class _Run:
         if self.guessing is not None and loss > _EXPLODED * self.guessing:
             raise _Diverged(f"the loss is {loss:.3g}, more than {_EXPLODED} times what it began with")
 
+    # -- after an epoch -----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, data: Data) -> dict[str, float]:
+        classes = self.model.num_classes
+        confusion, loss = torch.zeros(classes**2, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+        at_once = max(1, self.options.batch_size // self.pieces)
+        for examples in data.pieces(self.ranks):
+            logits = logits_of(self.model, examples.sequences, at_once, self.device, self.options.amp)
+            loss += cross_entropy(logits, examples.targets, reduction="sum")
+            confusion += (examples.targets * classes + logits.argmax(1)).bincount(minlength=classes**2)
+        totals = self.ranks.sum_([tensor.to(self.device) for tensor in (confusion.double(), loss)])
+        counts = totals[0].to("cpu", torch.int64).view(classes, classes).numpy()
+        found = averages(counts.diagonal(), counts.sum(1), counts.sum(0))
+        return {"loss": float(totals[1]) / int(counts.sum())} | {name: float(value) for name, value in found.items()}
+
+    def _was_last(self, record: dict[str, Any], progress: Progress) -> bool:
+        """Keeps the best weights so far; whether there was no better epoch for as long as patience allows."""
+        if self.validation is not None:
+            best_epoch = best_epoch_of(self.history, self.options.metric)
+            if best_epoch == record["epoch"]:
+                self.best = _copies(self.model)
+            if self.options.patience is not None and record["epoch"] - best_epoch >= self.options.patience:
+                progress.note(f"stopped: no better {self.options.metric} in {self.options.patience} epochs")
+                return True
+        return self.stop is not None and self.ranks.from_writer(bool(self.stop(self.history)))
+
+    # -- going back, and going on -------------------------------------------------------------------------------------
+
     def _restore(self, what: Exception, progress: Progress) -> None:
         safe, self.candidate = self.safe, None
         rate = self.optimizer.param_groups[0]["lr"]
-        where = f"epoch {len(self.history) + 1}, step {self.step % self.steps_per_epoch + 1}: {what}"
+        where = f"epoch {len(self.history) + 1}, step {min(self.sums.steps + 1, self.steps_per_epoch)}: {what}"
         if safe is None:
             raise TrainingError(
                 f"{where} (learning rate {rate:.3g}); try a lower learning_rate or max_grad_norm, look for extreme "
@@ -260,49 +399,52 @@ class _Run:
         if self.restores == _MOST_RESTORES:
             raise TrainingError(f"{where}, for the {_MOST_RESTORES + 1}th time, at learning rate {rate:.3g}") from None
         self.restores += 1
-        self.rate /= 2
-        self.model.load_state_dict(safe["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(safe["optimizer"]))  # which it then writes to
-        self.best = safe["best"]
+        self.sums = _Sums()
+        self._put_back(safe)
         del self.history[safe["epochs"] :]
         progress.note(f"{where}; back to the end of epoch {len(self.history)}, at half the learning rate")
 
     def _snapshot(self) -> dict[str, Any]:
-        state = self.optimizer.state_dict()
-        kept = {k: {n: _copy(v) for n, v in values.items()} for k, values in state["state"].items()}
-        optimizer = state | {"state": kept}
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        return {"model": _copies(self.model), "optimizer": optimizer, "epochs": len(self.history), "best": self.best}
+
+    def _put_back(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # which it then writes to
+        self.best = state["best"]
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on, and what history tells of the steps before."""
         return {
-            "model": _copies(self.model), "optimizer": optimizer, "epochs": len(self.history), "best": self.best,
-        }  # fmt: skip
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "history": self.history, "sums": asdict(self.sums),
+        } | {name: getattr(self, name) for name in _CARRIED}  # fmt: skip
 
-    def _evaluate(self, examples: Examples) -> dict[str, float]:
-        logits = logits_of(self.model, examples.sequences, self.options.batch_size, self.device, self.options.amp)
-        targets, classes = examples.targets, logits.size(1)
-        pairs = targets * classes + logits.argmax(1)
-        confusion = pairs.bincount(minlength=classes**2).view(classes, classes).numpy()
-        found = averages(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
-        return {"loss": float(cross_entropy(logits, targets))} | {name: float(value) for name, value in found.items()}
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        self._put_back(state)
+        self.history[:] = state["history"]
+        self.sums = _Sums(**state["sums"])
+        for name in _CARRIED:
+            setattr(self, name, state[name])
 
-    def _finished(self, record: dict[str, Any]) -> bool:
-        """Keeps the best weights so far; whether there was no better epoch for as long as patience allows."""
-        if self.validation is None:
-            return False
-        best_epoch = best_epoch_of(self.history, self.options.metric)
-        if best_epoch == record["epoch"]:
-            self.best = _copies(self.model)
-        return self.options.patience is not None and record["epoch"] - best_epoch >= self.options.patience
+
+_CARRIED = ("restores", "pieces", "finished", "guessing", "safe", "candidate")
 
 
 class _Diverged(Exception):
     pass
 
 
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA's allocator has a type of its own; the CPU's has words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
+    return any(word in str(error) for word in words)
 
 
 def _copies(model: SequenceClassifier) -> dict[str, Tensor]:
-    return {name: _copy(t) for name, t in model.state_dict().items()}
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
 
 
 def _autocast(device: torch.device, amp: bool) -> Any:
@@ -310,25 +452,32 @@ def _autocast(device: torch.device, amp: bool) -> Any:
 
 
 @contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]:
-    """A generator of its own, and torch's seeded meanwhile, for first weights and dropout; not so without a seed."""
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-        yield generator
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield generator.manual_seed(seed)
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded, for first weights and dropout, and as they were before afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _seed(seed, device)
+        yield
 
 
-def _tensorboard(log_dir: str | None) -> Callable[[dict[str, Any]], None]:
+def _seed(seed: int, device: torch.device) -> None:
+    """Not torch.manual_seed(), which seeds every GPU there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
+@contextmanager
+def _tensorboard(log_dir: str | None, epochs: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     if log_dir is None:
-        return lambda record: None
+        yield lambda record: None
+        return
     from ._extras import need
 
-    writer = need("torch.utils.tensorboard", "log_dir").SummaryWriter(log_dir)
+    writer = need("torch.utils.tensorboard", "log_dir").SummaryWriter(
+        log_dir, purge_step=epochs + 1 if epochs else None
+    )
 
     def log(record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -340,4 +489,7 @@ def _tensorboard(log_dir: str | None) -> Callable[[dict[str, Any]], None]:
                 )
         writer.flush()
 
-    return log
+    try:
+        yield log
+    finally:
+        writer.close()

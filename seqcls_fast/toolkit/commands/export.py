@@ -58,7 +58,11 @@ def _export(arguments: argparse.Namespace) -> None:
         "file": arguments.to, "x": f"{str(x.dtype).removeprefix('torch.')} (batch, time{features})",
         "lengths": "int64 (batch)", "logits": f"float32 (batch, {model.num_classes})", "classes": estimator.classes_,
     }  # fmt: skip
+    if estimator.temperature_ != 1:
+        answer["temperature"] = estimator.temperature_  # to divide the logits by
+    if estimator.threshold_ is not None:
+        answer["threshold"] = estimator.threshold_.to_json() if arguments.json else str(estimator.threshold_)
     if arguments.json:
         print_json(answer)
     else:
-        print("\n".join(f"{name:<8} {value}" for name, value in plain(answer).items()))
+        print("\n".join(f"{name:<11} {value}" for name, value in plain(answer).items()))

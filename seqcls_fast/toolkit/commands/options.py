@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .shared import ESTIMATORS, UsageError, plain
 
-__all__ = ["add_parameters", "add_settings", "command_line", "parameters", "settings_of"]
+__all__ = ["add_parameters", "add_settings", "command_line", "given", "parameters", "settings_of"]
 
 
 class Setting(NamedTuple):
@@ -34,8 +34,9 @@ SETTINGS = {
     "weight": Setting(None, "a column of sample weights"),
     "input_format": Setting(None, "csv, tsv, jsonl, parquet or ts (default: by the file's suffix)"),
     "delimiter": Setting(None, "what separates the fields of CSV in place of a comma"),
+    "stream": Setting(None, "read the data while they are used, for more than fits in memory (default: for a folder)"),
     "validation": Setting(None, "a second file, to measure on after each epoch and at the end"),
-    "validation_share": Setting(None, "or a share of the data instead, such as 0.1; every class keeps its proportion"),
+    "validation_share": Setting(None, "or a share of the data instead, such as 0.1"),
 }
 
 
@@ -114,12 +115,14 @@ def _option(name: str) -> str:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
-    data.add_argument("data", nargs="?", help="CSV, TSV, JSONL, Parquet or .ts file of examples with labels")
+    data.add_argument("data", nargs="?", help="CSV, TSV, JSONL, Parquet or .ts file with labels, or a folder of them")
     for name, setting in SETTINGS.items():
         default = f" (default: {setting.default})" if setting.default is not None else ""
         kwargs: dict[str, Any] = {"choices": tuple(ESTIMATORS)} if name == "kind" else {"metavar": _metavar(name)}
         if name == "validation_share":
             kwargs["type"] = _share
+        if name == "stream":
+            kwargs = {"action": argparse.BooleanOptionalAction}
         data.add_argument(_option(name), default=argparse.SUPPRESS, help=setting.help + default, **kwargs)
     words = (
         "options from a file: an object of names as here with _ for -, or a saved model's command.json or config.json"
@@ -188,6 +191,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str
     settings = {name: merged.get(name, setting.default) for name, setting in SETTINGS.items()}
     settings = {"data": merged["data"], **settings}
     settings["kind"] = settings["kind"] or ("series" if str(merged["data"]).endswith(".ts") else "text")
+    settings["stream"] = Path(merged["data"]).is_dir() if settings["stream"] is None else settings["stream"]
     if settings["kind"] not in ESTIMATORS:
         raise UsageError(f"--kind: expected text or series but got {settings['kind']!r}")
     own = parameters(settings["kind"])
@@ -201,13 +205,18 @@ def settings_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str
     return settings, chosen
 
 
+def given(arguments: argparse.Namespace) -> frozenset[str]:
+    """The names that the command line or --config settles, None among the values too."""
+    return frozenset(vars(arguments)).union(_read_config(arguments.config) if arguments.config else ())
+
+
 def _read_config(path: str) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON but got something else ({error})") from None
     if isinstance(config, dict) and isinstance(config.get("settings"), dict):  # command.json
-        config = config["settings"]
+        config = {name: value for name, value in config["settings"].items() if name != "checkpoint_dir"}
     elif isinstance(config, dict) and isinstance(config.get("parameters"), dict):  # config.json
         from ..estimators import parameters_from_json
 
@@ -225,7 +234,9 @@ def command_line(settings: dict[str, Any], chosen: dict[str, Any], out: str) -> 
     """Every parameter spelled out, so that neither a config file nor another version's defaults can change it."""
     words = ["train", str(settings["data"])]
     for name, value in settings.items():
-        if name != "data" and value is not None:
+        if isinstance(value, bool):
+            words.append(_option(name) if value else _option("no_" + name))
+        elif name != "data" and value is not None:
             words += [_option(name), str(value)]
     known = parameters(settings["kind"])
     for name, value in chosen.items():

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,12 @@ def random_batch(model: Any, rows: int, longest: int) -> tuple[Any, Any]:
     return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths
 
 
-def save_pictures(folder: Path, report: Any, estimator: Any, x: Sequence[Any]) -> None:
+def save_pictures(folder: Path, report: Any, estimator: Any, lengths: Any = None) -> None:
+    """``lengths``: of the sequences, None where they are not in memory."""
     from .. import plots
 
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"lengths": plots.length_histogram(estimator.encoder_.encode(x).lengths)}
+    figures = {} if lengths is None else {"lengths": plots.length_histogram(lengths)}
     if getattr(estimator, "history_", None):
         figures["learning_curves"] = plots.learning_curves(estimator.history_)
     if report is not None:

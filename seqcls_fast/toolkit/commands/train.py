@@ -1,25 +1,31 @@
-"""`train`: from a file of examples to a saved model, and what it takes to train the same model again."""
+"""`train`: from a file of examples to a saved model, and what it takes to train the same model again.
+
+read, learn, save and report follow each other. search.py learns several times in between; reproduce.py goes this way.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
+import os
+import secrets
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ... import __version__
 from .._extras import need
-from . import options
+from . import options, search
 from .shared import (
     ESTIMATORS,
     UsageError,
     add_command,
     check_folder,
+    count,
     plain,
     print_json,
     read_examples,
@@ -27,15 +33,33 @@ from .shared import (
     write_text,
 )
 
-__all__ = ["add"]
+__all__ = ["Data", "add", "check_new", "learn", "read", "save", "sha256"]
 
 EXAMPLES = """\
 examples:
   seqcls-fast train reviews.csv --text review --label stars --validation-share 0.1 --out model
   seqcls-fast train sensors.ts --kind series --missing mean --cell lstm --epochs 50 --out model
   seqcls-fast train train.jsonl --validation dev.jsonl --patience 3 --report report.html --pictures pictures --out model
+  seqcls-fast train train.jsonl --validation dev.jsonl --search 20 --out model    the best of 20 random settings
   seqcls-fast train --config model/command.json --out again    the same model once more
+  seqcls-fast train reviews/ --out model    a folder of files, read while it is trained on
+  seqcls-fast train reviews/ --out model --resume    the same, where it was interrupted
+  torchrun --nproc-per-node=2 -m seqcls_fast train reviews/ --out model    in two processes
 """
+
+
+class Data(NamedTuple):
+    """What is learnt from, what is measured on, and the digests of the files they came from."""
+
+    x: Any  # a list, or a Stream, which has labels and weights of its own
+    y: list[Any] | None
+    weight: list[float] | None
+    validation: tuple[Any, list[Any] | None] | None
+    sha256: dict[str, str]
+
+    @property
+    def streamed(self) -> bool:
+        return self.y is None
 
 
 def add(commands: Any) -> None:
@@ -48,73 +72,202 @@ def add(commands: Any) -> None:
     result.add_argument("--overwrite", action="store_true", help="replace what --out holds, once training is done")
     result.add_argument("--report", metavar="FILE.html", help="the validation's report as a page")
     result.add_argument("--pictures", metavar="DIR", help="learning curves and, with a validation, its pictures")
+    words = "go on with the training that was to end in --out and was interrupted, with the same data and options"
+    result.add_argument("--resume", action="store_true", help=words)
+    words = "train N times, first as asked, then with random values of what is not given; save the best by --metric"
+    result.add_argument("--search", type=count, metavar="N", help=words)
     options.add_parameters(parser)
 
 
 def _train(arguments: argparse.Namespace) -> None:
     settings, chosen = options.settings_of(arguments)
     validated = settings["validation"] is not None or settings["validation_share"] is not None
-    if arguments.report and not validated:
-        raise UsageError("--report: expected with --validation or --validation-share, which it is about")
+    for name in ("report", "search"):
+        if getattr(arguments, name) and not validated:
+            raise UsageError(f"--{name}: expected with --validation or --validation-share, which it is about")
+    if arguments.search and (chosen["checkpoint_dir"] is not None or arguments.resume):
+        raise UsageError("--search: expected without --checkpoint-dir and --resume, as trials keep no checkpoints")
+    free = search.free(settings["kind"], options.given(arguments)) if arguments.search else []
     out = Path(arguments.out)
-    if out.exists() and not arguments.overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new or empty directory (--overwrite replaces a saved model)")
+    if not arguments.overwrite:
+        check_new(out, "--overwrite replaces a saved model")
     check_folder(arguments.report)
     need("numpy", "seqcls-fast train")
-    from .. import estimators
+    from .. import store
+    from ..ranks import join
 
+    store.check_target(out)
+    with join(chosen["device"]) as ranks:
+        checkpoints = None if arguments.search else _checkpoints(arguments, chosen["checkpoint_dir"], ranks.writer)
+        if chosen["seed"] is None:  # so that command.json can name it
+            drawn = secrets.randbelow(1 << 31)
+            chosen["seed"] = ranks.from_writer(_seed_of(checkpoints, drawn) if arguments.resume else drawn)
+        data, table = read(settings, chosen), None
+        start = time.perf_counter()
+        if arguments.search:
+            rows = data.x.survey().rows if data.streamed else len(data.x)
+            estimator, chosen, table = search.run(partial(learn, settings, data), chosen, free, rows, arguments.search)
+        else:
+            try:
+                estimator = learn(settings, data, chosen | {"checkpoint_dir": checkpoints}, resume=arguments.resume)
+            except KeyboardInterrupt:
+                if ranks.writer and checkpoints and Path(checkpoints).is_dir():
+                    print(f"{checkpoints} holds the newest checkpoint; --resume goes on from it", file=sys.stderr)
+                raise
+        seconds = time.perf_counter() - start
+        if not ranks.writer:
+            return
+        extra = {} if table is None else {store.SEARCH: table}
+        record = save(estimator, settings, data, chosen, arguments.out, extra, resumed=arguments.resume)
+        if checkpoints is not None and chosen["checkpoint_dir"] is None:
+            shutil.rmtree(checkpoints)
+        _report(arguments, estimator, data, record, seconds, table)
+
+
+def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool) -> str:
+    """Where they are kept: in a folder beside --out, until that is written, if none was asked for."""
+    if asked is not None:
+        return asked
+    out = Path(arguments.out)
+    folder = out.with_name(f".{out.name}.checkpoints")
+    if writer and folder.exists() and not arguments.resume:
+        if not arguments.overwrite:
+            raise FileExistsError(
+                f"{folder}: expected --resume, to go on with the training that was interrupted, or --overwrite, to "
+                "begin anew"
+            )
+        shutil.rmtree(folder)
+    return str(folder)
+
+
+def _seed_of(checkpoints: str | None, drawn: int) -> int:
+    """That of the training to go on with, if there is one."""
+    from ..checkpoint import Checkpoints
+
+    found = Checkpoints(checkpoints, 0).newest() if checkpoints else None
+    return int(found["about"]["seed"]) if found else drawn
+
+
+def check_new(out: Path, hint: str) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: expected a new or empty directory ({hint})")
+
+
+def read(settings: dict[str, Any], chosen: dict[str, Any]) -> Data:
     columns = {name: settings[name] for name in ("kind", "text", "label", "weight", "delimiter")}
     columns["format"] = settings["input_format"]
+    names = [settings["data"], *([settings["validation"]] if settings["validation"] else [])]
+    digests = {str(name): sha256(name) for name in names}
+    if settings["stream"]:
+        return _stream(settings, columns, chosen["seed"], digests)
     x, y, weight = read_examples(settings["data"], **columns)
     validation = None
     if settings["validation"] is not None:
         validation = read_examples(settings["validation"], **columns | {"weight": None})[:2]
     elif settings["validation_share"] is not None:
         x, y, weight, validation = _split(x, y, weight, settings["validation_share"], chosen["seed"])
-    command = options.command_line(settings, chosen, arguments.out)
-    record = _record(command, settings, chosen)
-    estimator = getattr(estimators, ESTIMATORS[settings["kind"]])(**chosen | _class_weight(chosen, y))
-    start = time.perf_counter()
-    estimator.fit(x, y, validation=validation, sample_weight=weight)
-    seconds = time.perf_counter() - start
+    return Data(x, y, weight, validation, digests)
+
+
+def _stream(settings: dict[str, Any], columns: dict[str, Any], seed: int, digests: dict[str, str]) -> Data:
+    from ..stream import Stream
+
+    x, held = Stream(settings["data"], **columns), None
+    if settings["validation"] is not None:
+        held = Stream(settings["validation"], **columns | {"weight": None})
+    elif settings["validation_share"] is not None:
+        x, held = x.split(settings["validation_share"], seed)
+    return Data(x, None, None, None if held is None else (held, None), digests)
+
+
+def learn(
+    settings: dict[str, Any],
+    data: Data,
+    chosen: dict[str, Any],
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+    resume: bool = False,
+) -> Any:
+    from .. import estimators
+
+    estimator = getattr(estimators, ESTIMATORS[settings["kind"]])(**chosen | _class_weight(chosen, data))
+    validation = data.validation[0] if data.validation is not None and data.streamed else data.validation
+    more = {"stop": stop, "resume": resume}
+    return estimator.fit(data.x, data.y, validation=validation, sample_weight=data.weight, **more)
+
+
+def save(
+    estimator: Any, settings: dict[str, Any], data: Data, chosen: dict[str, Any], out: str, extra: dict[str, Any],
+    resumed: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the model with command.json, whose contents are returned; `--config` and `reproduce` read them back."""
+    import torch
+
+    from .. import store
+    from ..card import versions
+
+    device = next(estimator.model_.parameters()).device
+    learnt_from, split = estimator.data_, None
+    if learnt_from["validation"] is not None:
+        by_share = {"share": settings["validation_share"], "seed": chosen["seed"]}
+        split = by_share if settings["validation"] is None else {"file": str(settings["validation"])}
+        split["rows"] = learnt_from["validation"]["rows"]
+    ranks = learnt_from["ranks"]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    nodes = [f"--nnodes={ranks // here}"] if here < ranks else []
+    program = ["seqcls-fast"] if ranks == 1 else ["torchrun", *nodes, f"--nproc-per-node={here}", "-m", "seqcls_fast"]
+    record = {
+        "command": shlex.join([*program, *options.command_line(settings, chosen, out)]),
+        "settings": settings | chosen,
+        "sha256": data.sha256, "rows": learnt_from["rows"], "split": split,
+        "ranks": ranks, "threads": learnt_from["threads"], "resumed": resumed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "versions": versions(),
+    }  # fmt: skip
+    estimator.fitted_parameters_ |= {"checkpoint_dir": chosen["checkpoint_dir"]}  # one of ours is gone
+    estimator.extra_ = plain({store.COMMAND: record, **extra})
     estimator.save(out)
-    write_text(out / "command.json", json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n")
-    report = None if validation is None else estimator.evaluate(*validation)
+    return estimator.extra_[store.COMMAND]
+
+
+def _report(
+    arguments: argparse.Namespace, estimator: Any, data: Data, record: dict[str, Any], seconds: float, table: Any
+) -> None:
+    report = None if data.validation is None else estimator.evaluate(*data.validation)
+    rows, held = estimator.data_["rows"], estimator.data_["validation"]
+    lengths = None
+    if not data.streamed and (arguments.report or arguments.pictures):
+        lengths = estimator.encoder_.encode(data.x).lengths
     if arguments.report and report is not None:
-        lengths = estimator.encoder_.encode(x).lengths
         write_text(arguments.report, report.to_html(history=estimator.history_, lengths=lengths))
     if arguments.pictures:
-        save_pictures(Path(arguments.pictures), report, estimator, x)
+        save_pictures(Path(arguments.pictures), report, estimator, lengths)
     if arguments.json:
         print_json({
-            "out": arguments.out, "classes": estimator.classes_, "rows": len(x), "seconds": seconds,
-            "validation_rows": 0 if validation is None else len(validation[0]), "history": estimator.history_,
-            "report": None if report is None else report.to_dict(), "command": shlex.join(["seqcls-fast", *command]),
+            "out": arguments.out, "classes": estimator.classes_, "rows": rows, "seconds": seconds,
+            "validation_rows": 0 if held is None else held["rows"],
+            "history": estimator.history_, "report": None if report is None else report.to_dict(),
+            "command": record["command"], "search": table,
         })  # fmt: skip
         return
-    what = f"{len(x)} {'series' if settings['kind'] == 'series' else 'texts'}, {len(estimator.classes_)} classes"
-    print(f"{what}, {len(estimator.history_)} epochs, {seconds:.1f} s: saved to {out}")
+    if table is not None:
+        print(search.shown(table) + "\n")
+    kind = "series" if record["settings"]["kind"] == "series" else "texts"
+    what = f"{rows} {kind}, {len(estimator.classes_)} classes"
+    print(f"{what}, {len(estimator.history_)} epochs, {seconds:.1f} s: saved to {arguments.out}")
     if report is not None:
         print(f"\nvalidation\n{report}")
 
 
-def _record(command: list[str], settings: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """What stands in command.json; `--config` reads its settings back."""
-    import torch
-
-    names = [settings["data"], *([settings["validation"]] if settings["validation"] else [])]
-    return {
-        "command": shlex.join(["seqcls-fast", *command]),
-        "settings": settings | chosen,
-        "sha256": {str(name): _sha256(name) for name in names},
-        "versions": {"seqcls_fast": __version__, "torch": str(torch.__version__), "python": sys.version.split()[0]},
-    }
-
-
-def _sha256(path: str) -> str:
+def sha256(path: str | Path) -> str:
+    """Of a file; of a folder, that of the names and digests of what is read of it."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+    if Path(path).is_dir():
+        from ..readers import files_below
+
+        for file in map(Path, files_below(path) or files_below(path, None)):
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -129,10 +282,10 @@ def _split(x: list[Any], y: list[Any], weight: list[float] | None, share: float,
     return [x[i] for i in train], [y[i] for i in train], left, ([x[i] for i in test], [y[i] for i in test])
 
 
-def _class_weight(chosen: dict[str, Any], labels: Iterable[Any]) -> dict[str, Any]:
+def _class_weight(chosen: dict[str, Any], data: Data) -> dict[str, Any]:
     """JSON has no keys but strings; the labels of a file may be numbers."""
     weights = chosen.get("class_weight")
     if not isinstance(weights, dict):
         return {}
-    by_name = {str(label): label for label in labels}
+    by_name = {str(label): label for label in (data.x.survey().labels if data.y is None else data.y)}
     return {"class_weight": {by_name.get(str(name), name): weight for name, weight in weights.items()}}

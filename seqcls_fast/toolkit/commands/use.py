@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from .._extras import need
 from .shared import (
+    UsageError,
     add_command,
     check_folder,
     count,
@@ -24,7 +26,10 @@ from .shared import (
     write_text,
 )
 
-__all__ = ["add"]
+if TYPE_CHECKING:
+    from ..ranks import Ranks
+
+__all__ = ["add", "add_columns", "add_labelled", "labelled", "labels_of"]
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -50,9 +55,7 @@ examples:
 def add(commands: Any) -> None:
     parser = add_command(commands, "evaluate", "measure a saved model on labelled data", EVALUATE_EXAMPLES, _evaluate)
     parser.add_argument("model", help="directory that train wrote")
-    parser.add_argument("data", help="file of examples with labels")
-    _add_columns(parser)
-    parser.add_argument("--label", default="label", metavar="COLUMN", help="default: %(default)s")
+    add_labelled(parser)
     words = "other data to look for duplicates of, beside what the model was trained on"
     parser.add_argument("--train", metavar="FILE", help=words)
     parser.add_argument("--html", metavar="FILE", help="the report as a page")
@@ -61,7 +64,7 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "predict", purpose, PREDICT_EXAMPLES, _predict)
     parser.add_argument("model", help="directory that train wrote")
     parser.add_argument("data", nargs="?", default="-", help="file, or - for stdin (default)")
-    _add_columns(parser)
+    add_columns(parser)
     parser.add_argument(
         "--format", choices=("csv", "jsonl"), default="csv", help="what to write (default: %(default)s)"
     )
@@ -74,7 +77,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--picture", metavar="FILE", help="the probabilities over tokens, as .png or .svg")
 
 
-def _add_columns(parser: argparse.ArgumentParser) -> None:
+def add_labelled(parser: argparse.ArgumentParser) -> None:
+    """Options of examples with labels, which :func:`labelled` reads."""
+    parser.add_argument("data", help="file of examples with labels")
+    add_columns(parser)
+    parser.add_argument("--label", default="label", metavar="COLUMN", help="default: %(default)s")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="text", metavar="COLUMN", help="default: %(default)s")
     parser.add_argument("--delimiter", metavar="SIGN", help="what separates the fields of CSV in place of a comma")
     words = "csv, tsv, jsonl, parquet, ts, or txt: a text per line (default: by the file's suffix; txt for stdin)"
@@ -84,25 +94,28 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     check_folder(arguments.html)
     estimator, kind = load(arguments.model)
-    columns = {"text": arguments.text, "label": arguments.label, "delimiter": arguments.delimiter}
-    columns["format"] = arguments.input_format
-    x, y, _ = read_examples(arguments.data, kind=kind, **columns)
+    x, y = labelled(arguments, arguments.data, kind)
     if arguments.train is not None:
         from ..leakage import fingerprints
 
-        estimator.seen_ |= fingerprints(read_examples(arguments.train, kind=kind, **columns)[0])
-    report = estimator.evaluate(x, _labels_of(estimator, y))
+        estimator.seen_ |= fingerprints(labelled(arguments, arguments.train, kind)[0])
+    report = estimator.evaluate(x, labels_of(estimator, y))
     if arguments.html:
         write_text(arguments.html, report.to_html())
     if arguments.pictures:
-        save_pictures(Path(arguments.pictures), report, estimator, x)
+        save_pictures(Path(arguments.pictures), report, estimator, estimator.encoder_.encode(x).lengths)
     if arguments.json:
         print_json(report.to_dict())
     else:
         print(report)
 
 
-def _labels_of(estimator: Any, labels: Sequence[Any]) -> list[Any]:
+def labelled(arguments: argparse.Namespace, path: str, kind: str) -> tuple[list[Any], list[Any]]:
+    columns = {"text": arguments.text, "label": arguments.label, "delimiter": arguments.delimiter}
+    return read_examples(path, kind=kind, format=arguments.input_format, **columns)[:2]
+
+
+def labels_of(estimator: Any, labels: Sequence[Any]) -> list[Any]:
     """Labels as the model knows them: CSV has strings where the model may have learnt numbers from JSON."""
     classes = estimator.classes_.tolist()
     by_name = {str(label): label for label in classes}
@@ -110,23 +123,44 @@ def _labels_of(estimator: Any, labels: Sequence[Any]) -> list[Any]:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    need("numpy", "a saved model")
+    from ..ranks import join
+
     check_folder(arguments.out)
-    estimator, kind = load(arguments.model)
+    with join() as ranks:
+        if ranks.world > 1 and arguments.data == "-":
+            raise UsageError("data: expected a file that every process can read but got -, the standard input")
+        estimator, kind = load(arguments.model)
+        examples = _inputs(arguments, kind)
+        batches = iter(lambda: list(islice(examples, arguments.batch)), [])
+        found = _probabilities(estimator, batches, ranks)
+        if ranks.writer:
+            _write_predictions(arguments, estimator, found)
+        else:
+            for _ in found:  # never any, but it takes part
+                pass
+
+
+def _probabilities(estimator: Any, batches: Iterator[list[Any]], ranks: Ranks) -> Iterator[Any]:
+    """Of one batch after the other, on the process that writes. Of as many batches as processes, each takes one."""
+    while turn := list(islice(batches, ranks.world)):
+        mine = estimator.predict_proba(turn[ranks.rank]) if ranks.rank < len(turn) else None
+        yield from (each for each in ranks.gather(mine) or [] if each is not None)
+
+
+def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Iterator[Any]) -> None:
     classes = estimator.classes_.tolist()
     counts = dict.fromkeys(map(str, classes), 0)
     inline = arguments.json and not arguments.out  # the predictions stand in the one JSON object
-    examples = _inputs(arguments, kind)
-    batches = iter(lambda: list(islice(examples, arguments.batch)), [])
-    first = next(batches, [])  # nothing is written for data that cannot be read at all
+    first = list(islice(found, 1))  # nothing is written for data that cannot be read at all
     with _output(arguments.out) as file:
         write = _inline_rows(file) if inline else _writer(file, arguments.format, classes)
         if inline:
             file.write('{"predictions": [')
-        for batch in chain([first] if first else [], batches):
-            for shares in estimator.predict_proba(batch):
-                best = int(shares.argmax())
-                counts[str(classes[best])] += 1
-                write(classes[best], dict(zip(map(str, classes), shares.tolist(), strict=True)))
+        for probabilities in chain(first, found):
+            for label, shares in zip(estimator.decide(probabilities).tolist(), probabilities.tolist(), strict=True):
+                counts[str(label)] += 1
+                write(label, dict(zip(map(str, classes), shares, strict=True)))
             file.flush()
         if inline:
             file.write('], "summary": ')
