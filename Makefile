@@ -24,8 +24,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # torch's build finds ninja on the PATH alone
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build setup demo demo-small test lint check bench bench-quick mutants mutants-sample asan clean distclean \
-  simt-full cuda-setup cuda-check cuda-build
+.PHONY: help build setup demo demo-small test lint check bench bench-quick report bench-compare mutants mutants-sample \
+  asan clean distclean simt-full cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -134,13 +134,23 @@ endif
 
 # -- measurements -----------------------------------------------------------------------------------------------------
 
-bench: setup ## every benchmark, written to benchmarks/results (long; an idle machine)
-	$(PY) -m benchmarks $(BENCH)
-	$(PY) benchmarks/bench_classifier.py
+$(VENV)/.bench: pyproject.toml | $(VENV)/.built
+	$(PY) -m pip install --quiet 'seqcls-fast[bench]'
+	touch $@
 
-bench-quick: setup ## a few sizes of each, to see that they run
+bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (10 minutes of an idle machine)
+	$(PY) -m benchmarks $(BENCH)
+
+bench-quick: setup ## a small size of each, against the peers that are there, to see that they run (a minute)
 	$(PY) -m benchmarks --quick $(BENCH)
-	$(PY) benchmarks/bench_classifier.py --quick
+
+report: $(VENV)/.torch ## README's performance section and its charts from benchmarks/results
+	$(PY) benchmarks/report.py
+
+# The working tree as it is against a revision, which is built beside it: make bench-compare BASE=HEAD~1
+BASE ?=
+bench-compare: setup ## time against another revision: BASE=REVISION
+	$(PY) benchmarks/compare.py $(BENCH) $(BASE)
 
 # PYTHON, if it is given, else .venv's
 GPU ?=

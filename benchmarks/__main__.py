@@ -1,17 +1,98 @@
-"""`python -m benchmarks`: every table into benchmarks/results/<machine>.json; options are those of bench_layers.py."""
+"""`python -m benchmarks [QUESTION ...]`: every question, written to benchmarks/results by the model of the CPU.
 
-import re
+Each thread count has a process of its own, bound to so many CPUs before any engine starts: that is the one limit which
+all of them keep. It takes the last CPUs, as the first one serves the machine's interrupts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent)
-)  # the files here also run as scripts and import each other flat
+HERE = Path(__file__).resolve().parent
+QUESTIONS = (
+    "layers", "latency", "tokens", "classifier", "scaling", "per_sample", "compile_time", "import_time", "memory",
+)  # fmt: skip
+AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # more threads would answer nothing else
 
-import bench_layers
-import harness
 
-arguments = sys.argv[1:]
-if "--quick" not in arguments and "--json" not in arguments:
-    arguments += ["--json", re.sub(r"[^a-z0-9]+", "-", harness.cpu_model().lower()).strip("-")]
-sys.exit(bench_layers.main(arguments))
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    found.add_argument("questions", nargs="*", metavar="QUESTION", help=f"any of {', '.join(QUESTIONS)} (default: all)")
+    counts = "1,2" if (os.cpu_count() or 1) > 1 else "1"
+    found.add_argument("--threads", metavar="N,...", default=counts, help=f"thread counts (default: {counts})")
+    found.add_argument("--quick", action="store_true", help="one thread, small sizes, few short rounds")
+    found.add_argument("--row-seconds", type=float, default=0.7, metavar="S", help="a row takes about as long")
+    found.add_argument("--rounds", type=int, default=9, metavar="N", help="at most so many (default: 9)")
+    found.add_argument("--peers", metavar="NAME,...", help="these peers of layers alone (default: all installed)")
+    found.add_argument("--json", type=Path, metavar="FILE", help="append there instead")
+    found.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # this is a process of one thread count
+    return found
+
+
+def bind(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        if threads > len(allowed):
+            raise SystemExit(f"--threads: expected at most the {len(allowed)} CPUs there are but got {threads}")
+        os.sched_setaffinity(0, allowed[-threads:])
+
+
+def answer(arguments: argparse.Namespace, threads: int) -> int:
+    """Measures in this process; 1 where a result of ours was wrong."""
+    bind(threads)
+    sys.path.insert(0, str(HERE))  # the files here import each other flat
+    import harness
+    import machine
+    import rows
+
+    names = arguments.peers.split(",") if arguments.peers else None
+    session = harness.Session(
+        threads, quick=arguments.quick, row_seconds=arguments.row_seconds, max_rounds=arguments.rounds, names=names
+    )
+    facts = session.machine.facts()
+    print("\n".join(facts["limits"]))
+    file = arguments.json or (Path(os.devnull) if arguments.quick else rows.file_of(machine.cpu_model()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    wrong = 0
+    with file.open("a") as output:
+        rows.write_run(facts, output)
+        for question in arguments.questions:
+            start = time.perf_counter()
+            for row in importlib.import_module(f"bench_{question}").measure(session):
+                rows.write(row, output)
+                print(rows.described(row), flush=True)
+                wrong += not row.sides["ours"].measured
+            print(f"-- {question} at {threads} thread(s): {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"{session.guard.accepted} blocks counted, {session.guard.rejected} discarded as disturbed")
+    return 1 if wrong else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(argv)
+    arguments.questions = arguments.questions or list(QUESTIONS)
+    if unknown := [name for name in arguments.questions if name not in QUESTIONS]:
+        raise SystemExit(f"expected questions out of {', '.join(QUESTIONS)} but got {', '.join(unknown)}")
+    counts = [int(count) for count in arguments.threads.split(",")]
+    if arguments.here:
+        return answer(arguments, counts[0])
+    status = 0
+    for threads in counts[:1] if arguments.quick else counts:
+        asked = [name for name in arguments.questions if threads == counts[0] or name not in AT_ONE_THREAD]
+        if asked:
+            options = [word for word in argv if word not in QUESTIONS]
+            command = [sys.executable, "-m", "benchmarks", *asked, *options, "--here", "--threads", str(threads)]
+            status = max(status, subprocess.run(command, check=False).returncode)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

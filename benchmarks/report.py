@@ -1,343 +1,323 @@
-"""Tables and verdicts from the rows bench_layers.py measures, and the README section made of them.
+"""Writes the README's performance section and its charts from benchmarks/results/*.json, and from nothing else.
 
-`python benchmarks/report.py benchmarks/results/NAME.json` rewrites what stands between the bench markers of README.md,
-and with `--section per-sample` the table of that name; no number there is typed. Of rows measured twice the latest
-counts, and only rows of the newest build (csrc hash) do.
-Needs the standard library alone. The bars are the project's goals on an AVX-512 machine.
+Every row that a peer wins is listed, before any table. A row measured with other kernels than those of the tree is
+marked, by the hash of csrc/. Needs the standard library alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import re
+import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-CELLS = ("RNN", "GRU", "LSTM")
-BAR_SHAPES = (  # B, T, I, H; the goals are set on these, and a geometric mean is judged over all of them
-    (1, 50, 50, 64),
-    (8, 10, 16, 32),
-    (32, 100, 64, 128),
-    (64, 100, 128, 128),
-    (64, 256, 128, 256),
-    (128, 50, 50, 64),
-    (256, 128, 64, 64),
-    (32, 512, 128, 512),
+import charts
+import rows
+from rows import Measured, Row, amount, mean_of, number, percent
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+WORST_BEGIN, WORST_END = "<!-- worst:begin -->", "<!-- worst:end -->"
+ENOUGH = 0.7  # of the bound; below it a row gets a reason
+QUESTIONS = {
+    "layers": "Layers",
+    "latency": "Latency of one sequence",
+    "tokens": "Token ids",
+    "classifier": "The classifier, end to end",
+    "scaling": "Scaling",
+    "per_sample": "Per-sample gradients",
+    "compile_time": "Time to the first result",
+    "import_time": "Start of a process",
+    "memory": "Memory",
+}
+METHOD = (
+    "`make bench` measures and `make report` writes this section; no figure in it is typed. Every engine runs the same "
+    "numbers in the same dtype on the same CPUs, in one process, block by block in turns, after its result was held "
+    "against float64; blocks during which the machine was disturbed are measured again, and nothing else is left out. "
+    "**a / b**: one thread / two. Ratios are *theirs / ours*, of medians: above 1 ours is faster, and what is below is "
+    "bold. The bound is what the products take at the machine's multiply-add peak plus the activations, or the reading "
+    "of weights and data if that takes longer. `*`: disturbed, the least of what was seen, good to 20 %. `+`: measured "
+    "with another version of the kernels."
 )
-RATIO_BARS = {  # torch / ours at one thread: geometric mean, lowest row
-    "inference": {"RNN": (5.5, 3.1), "GRU": (5.0, 2.7), "LSTM": (1.75, 1.1)},
-    "training": {"RNN": (3.5, 2.3), "GRU": (3.8, 2.3), "LSTM": (1.6, 1.2)},
-    "ragged-inference": {"RNN": (4.0, 3.0), "GRU": (3.6, 3.0), "LSTM": (2.2, 1.7)},
-    "ragged-training": {"RNN": (4.5, 3.2), "GRU": (4.5, 3.2), "LSTM": (2.6, 1.7)},
-}
-BF16_BAR = 1.57  # ours float32 / ours bfloat16 where H >= 128 and B >= 32
-OTHERS = {"bf16": "float32", "avx2": "auto", "per-sample": "loop"}  # of ours, shown beside it
-THREAD_NOISE = 0.03  # a ratio at two threads may be this much lower than at one, or its spread if that is more
 
 
-@dataclass
-class Row:
-    """One line of a table; times in seconds. `other_*` is another of ours, see OTHERS."""
+class Report:
+    """The measurements of one machine."""
 
-    what: str
-    cell: str
-    shape: Sequence[int]  # B, T, I, H
-    threads: int
-    torch_s: float | None  # None: not timed
-    ours_s: float | None  # None: the gate found a wrong result
-    ratio: float | None = None  # torch / ours
-    low: float | None = None  # quartiles of the per-round ratios
-    high: float | None = None
-    torch_side: str = "torch"  # the better of packed and padded
-    once: Sequence[str] = ()  # sides far behind the better one: a single call
-    gflops: float | None = None
-    share: float | None = None  # roofline / ours
-    wide_share: float | None = None  # avx2: the same with activations at twice the clocks
-    other_s: float | None = None
-    other_ratio: float | None = None  # other / ours
-    torch_error: float = 0.0
-    our_error: float = 0.0
-    starred: bool = False  # fewer than two undisturbed blocks on one side
-    rounds: int = 0
+    def __init__(self, found: Sequence[Measured]) -> None:
+        self.found = [m for m in found if m.row.sides["ours"].measured]
+        self.rows = [m.row for m in self.found]
+        self.stale = {m.row.key for m in found if m.stale}
+        self.runs = {m.row.threads: m.run for m in sorted(found, key=lambda m: m.run["time"])}
+        self.wrong = [m.row for m in found if not m.row.sides["ours"].measured]
+        self.threads = sorted({row.threads for row in self.rows})
+        self._by_key = {row.key: row for row in self.rows}
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.what, self.cell, tuple(self.shape), self.threads
+    # -- text of one value ----------------------------------------------------------------------------------------
 
-    @property
-    def error_ratio(self) -> float:
-        return self.our_error / self.torch_error if self.torch_error > 0 else (math.inf if self.our_error > 0 else 1.0)
-
-    @property
-    def place(self) -> str:
-        return f"{self.cell} ({', '.join(map(str, self.shape))})"
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """At least `digits` significant digits, never an exponent."""
-    if value is None:
-        return "-"
-    decimals = max(0, digits - 1 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{decimals}f}"
-
-
-def _time(seconds: float | None, row: Row) -> str:
-    return _number(None if seconds is None else seconds * (1e6 if row.what == "overhead" else 1e3))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return "WRONG" if row.ours_s is None else "-"
-    text = f"{_number(row.ratio)}x" + ("*" if row.starred else "")
-    return f"**{text}**" if row.ratio < 1 else text
-
-
-def columns(row: Row) -> dict[str, str]:
-    """Header -> text of one row."""
-    unit = "us" if row.what == "overhead" else "ms"
-    cells = {"cell": row.cell, "B, T, I, H": ", ".join(map(str, row.shape))}
-    if row.what != "avx2":
-        side = row.torch_side.removeprefix("torch").strip()
-        cells[f"torch {unit}"] = f"{_time(row.torch_s, row)} {side}".strip()
-    cells[f"ours {unit}"] = _time(row.ours_s, row) + ("*" if row.starred else "")
-    if row.what != "avx2":
-        cells["torch / ours"] = _ratio(row)
-        cells["quartiles"] = "-" if row.low is None else f"{_number(row.low)} - {_number(row.high)}"
-    if row.what in OTHERS:
-        name = OTHERS[row.what]
-        cells[f"ours {name} ms"] = _time(row.other_s, row)
-        cells[f"{name} / {row.what}"] = "-" if row.other_ratio is None else f"{_number(row.other_ratio)}x"
-    if row.what != "overhead":
-        cells["GFLOP/s"] = "-" if row.gflops is None else f"{row.gflops:.0f}"
-        cells["roofline"] = _percent(row.share)
-    if row.what == "avx2":
-        cells["activations x2"] = _percent(row.wide_share)
-    cells["torch error"], cells["our error"] = f"{row.torch_error:.1e}", f"{row.our_error:.1e}"
-    cells["ours / torch"] = f"{row.error_ratio:.2f}"
-    return cells
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of rows of one kind, aligned so that it reads as text."""
-    lines = [list(columns(rows[0])), *(list(columns(row).values()) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
-
-
-# -- bars -------------------------------------------------------------------------------------------------------------
-
-
-def share_bar(row: Row) -> float | None:
-    """The share of the roofline a row has to reach, if one was set; judged at one thread."""
-    batch, _, _, hidden = row.shape
-    if row.what == "inference" and batch >= 32:
-        return 0.88 if row.cell == "RNN" or hidden >= 512 else 0.95
-    if row.what == "training" and batch >= 32 and hidden >= 128:
-        return 0.80
-    return 0.85 if row.what == "avx2" and hidden >= 128 else None
-
-
-def error_bar(row: Row) -> float:
-    """Our error over torch's. Gradients get 2, outputs 2.5 where both errors are tiny, bfloat16 1."""
-    if row.what == "bf16":
-        return 1.0
-    return 2.5 if "training" not in row.what and max(row.our_error, row.torch_error) < 1e-6 else 2.0
-
-
-def misses(row: Row, one_thread: Row | None = None) -> list[str]:
-    """What this row falls short of, one phrase each, with the reason as far as the roofline explains it."""
-    if row.ours_s is None:
-        return [f"wrong result: error {row.our_error:.1e}"]
-    found = []
-    if row.threads == 1 and tuple(row.shape) in BAR_SHAPES:
-        found += _speed_misses(row)
-    if row.what == "overhead" and row.ratio is not None and row.ratio < 1:
-        found.append(f"{_number(row.ratio)}x, bar 1x")
-    if row.error_ratio > error_bar(row):
-        found.append(f"error {row.error_ratio:.2f} times torch's, bar {error_bar(row):g}")
-    if one_thread is not None and _lower_by_more_than_noise(row, one_thread):
-        found.append(f"{_number(row.ratio)}x at {row.threads} threads, {_number(one_thread.ratio)}x at one")
-    return found
-
-
-def _speed_misses(row: Row) -> list[str]:
-    found = []
-    lowest = RATIO_BARS.get(row.what, {}).get(row.cell, (0.0, 0.0))[1]
-    if row.ratio is not None and row.share is not None and row.ratio < lowest:
-        needed = _percent(row.share * lowest / row.ratio)
-        found.append(
-            f"{_number(row.ratio)}x, bar {lowest:g}x (needs {needed} of the roofline, has {_percent(row.share)})"
+    def mark(self, row: Row, *sides: str) -> str:
+        return ("*" if any(row.sides[name].starred for name in ("ours", *sides)) else "") + (
+            "+" if row.key in self.stale else ""
         )
-    bar = share_bar(row)
-    if bar is not None and row.share is not None and row.share < bar:
-        found.append(f"{_percent(row.share)} of the roofline, bar {_percent(bar)}")
-    large = row.what == "bf16" and row.shape[0] >= 32 and row.shape[3] >= 128
-    if large and row.other_ratio is not None and row.other_ratio < BF16_BAR:
-        found.append(
-            f"{_number(row.other_ratio)}x our float32, bar {BF16_BAR}x (at {_percent(row.share)} of the roofline)"
-        )
-    return found
 
+    def ratio(self, row: Row, name: str) -> str:
+        side = row.sides.get(name)
+        if side is None:
+            return "-"
+        if not side.measured:
+            return "wrong" if side.note.startswith("WRONG") else "refused"
+        value = row.ratio(name).value
+        text = number(value) + self.mark(row, name)
+        return f"**{text}**" if value < 1 and name in row.rivals() else text
 
-def _lower_by_more_than_noise(row: Row, one: Row) -> bool:
-    if row.what not in RATIO_BARS or row.ratio is None or one.ratio is None:
-        return False
-    spread = (one.ratio - (one.low or one.ratio)) + ((row.high or row.ratio) - row.ratio)
-    noise = max(0.2 if row.starred or one.starred else THREAD_NOISE, spread / one.ratio)
-    return row.ratio < one.ratio * (1 - noise)
+    # -- why ------------------------------------------------------------------------------------------------------
 
+    def call_cost(self, row: Row) -> float:
+        """What one call takes that computes next to nothing: that of the tiniest shape."""
+        what = "training" if "training" in row.what else "inference"
+        cell = row.name.split()[0]
+        tiny = self._by_key.get(("layers", what, f"{cell} (1, 1, 8, 8)", row.threads))
+        layers = 2 if "stacked" in row.what else 1
+        return layers * tiny.sides["ours"].value if tiny is not None else 0.0
 
-def verdict(rows: Sequence[Row], one_thread: Iterable[Row] = ()) -> list[str]:
-    """Markdown list items below a table: means against their bars, then every missed row."""
-    lines = []
-    bars = RATIO_BARS.get(rows[0].what, {})
-    for cell in CELLS if rows[0].what not in ("avx2", "overhead") else ():
-        ratios = [(row.ratio, row.place) for row in rows if row.cell == cell and row.ratio is not None]
-        if not ratios:
-            continue
-        mean = math.exp(sum(math.log(ratio) for ratio, _ in ratios) / len(ratios))
-        lowest, place = min(ratios)
-        goals = ["", ""]
-        if cell in bars and rows[0].threads == 1:
-            measured = {tuple(row.shape) for row in rows if row.cell == cell and row.ratio is not None}
-            whole = measured == set(BAR_SHAPES)
-            verdicts = [
-                ("pass" if value >= bar else "MISS") for value, bar in zip((mean, lowest), bars[cell], strict=True)
+    def reason(self, row: Row) -> str:
+        """Why a row of a layer stays below its bound, as far as the measurements tell."""
+        ours, limit = row.sides["ours"].value, max(row.bounds, key=row.bounds.__getitem__, default="")
+        cost = self.call_cost(row)
+        if row.question == "import_time":
+            return "torch itself is what is imported"
+        if row.question == "latency" or (cost and cost > 0.4 * ours):
+            return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if cost else "a call's own cost"
+        if not row.bounds:
+            return ""
+        if (row.share or 0) >= ENOUGH:
+            return f"{percent(row.share)} of the bound is reached"
+        shape = [int(size) for size in re.findall(r"\d+", row.name)]
+        if limit != "traffic" and len(shape) == 4 and shape[0] <= 8:
+            return "few rows: a step's weights are read for a handful of products, and its activations wait for them"
+        if "training" in row.what:
+            return "saved values and gradients pass through the caches several times"
+        if row.threads > 1:
+            return "threads start and end together, and rows do not divide evenly"
+        return "activations, and the edges of tiles"
+
+    # -- sections -------------------------------------------------------------------------------------------------
+
+    def heading(self) -> Iterator[str]:
+        for threads, run in sorted(self.runs.items()):
+            if threads == min(self.runs):
+                peers = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
+                yield (
+                    f"**{run['machine']}**, {run['time'][:10]}: torch {run['torch']}, {peers}, Python {run['python']}; "
+                    f"seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, csrc {run['csrc']}).\n"
+                )
+            yield from (f"- {line}" for line in run["limits"])
+        for row in self.wrong:
+            yield f"- **WRONG**: {row.what}, {row.name}: {row.sides['ours'].note}"
+        yield ""
+
+    def summary(self) -> Iterator[str]:
+        """Geometric means and lowest rows, per table: against the best way of torch's, and the best of all peers."""
+        yield "| | rows | best of torch: mean | lowest | best of all: mean | lowest | lost |"
+        yield "|---|---|---|---|---|---|---|"
+        for question, what in dict.fromkeys((row.question, row.what) for row in self.rows):
+            compared = [r for r in self.rows if (r.question, r.what) == (question, what) and r.rivals()]
+            if not compared or question == "scaling":
+                continue
+            cells = []
+            for only in ("torch", ""):
+                best = [
+                    min(row.ratio(name).value for name in names)
+                    for row in compared
+                    if (names := [name for name in row.rivals() if name.startswith(only)])
+                ]
+                cells += [f"{number(mean_of(best))}x", f"{number(min(best))}x"] if best else ["-", "-"]
+            losses = sum(any(row.ratio(name).value < 1 for name in row.rivals()) for row in compared)
+            yield f"| {what} | {len(compared)} | {' | '.join(cells)} | {losses or 'none'} |"
+        yield ""
+
+    def losses(self) -> Iterator[str]:
+        lost = rows.lost(self.rows)
+        if not lost:
+            yield "No row is lost to any peer.\n"
+            return
+        total = sum(len(row.rivals()) for row in self.rows)
+        yield f"**Where a peer is faster**: {len(lost)} of {total} comparisons, all of them here.\n"
+        yield "<details open><summary>every lost comparison</summary>\n"
+        yield "| theirs / ours | 95 % interval | peer | row | threads | why |"
+        yield "|---|---|---|---|---|---|"
+        for row, name, ratio in lost:
+            interval = "-" if math.isnan(ratio.low) else f"{number(ratio.low)} to {number(ratio.high)}"
+            yield (
+                f"| **{number(ratio.value)}**{self.mark(row, name)} | {interval} | {name} | {row.what}: {row.name} | "
+                f"{row.threads} | {self.reason(row)} |"
+            )
+        yield "\n</details>\n"
+
+    def tables(self) -> Iterator[str]:
+        for question, title in QUESTIONS.items():
+            asked = [row for row in self.rows if row.question == question]
+            if not asked:
+                continue
+            yield f"<details><summary>{title}: every row</summary>\n"
+            for what in dict.fromkeys(row.what for row in asked):
+                yield from self.table([row for row in asked if row.what == what])
+            if question == "scaling":
+                yield from self.exponents(asked)
+            yield "</details>\n"
+
+    def table(self, some: Sequence[Row]) -> Iterator[str]:
+        """A line per case: ours, the share of the bound, and every other side's ratio, at each thread count."""
+        others = list(dict.fromkeys(name for row in some for name in row.sides if name != "ours"))
+        bounded = any(row.bounds for row in some)
+        errors = any(row.sides["ours"].error is not None for row in some)
+        head = ["", "ours", *(["of the bound"] if bounded else []), *others, *(["error"] if errors else [])]
+        yield f"**{some[0].what}**\n"
+        yield f"| {' | '.join(head)} |"
+        yield "|---" * len(head) + "|"
+        for name in dict.fromkeys(row.name for row in some):
+            line = [row for row in some if row.name == name]
+            cells = [
+                name,
+                " / ".join(f"{amount(row.sides['ours'].value, row.unit)}{self.mark(row)}" for row in line),
             ]
-            goals = [
-                f" (bar {bar:g}x: {v if whole else 'not all shapes'})"
-                for bar, v in zip(bars[cell], verdicts, strict=True)
-            ]
-        at = place.removeprefix(cell).strip()
-        lines.append(
-            f"- {cell}: geometric mean {_number(mean)}x{goals[0]}, lowest {_number(lowest)}x at {at}{goals[1]}"
-        )
-    alone = {row.key[:3]: row for row in one_thread if row.threads == 1}
-    missed = []
-    for row in rows:
-        one = alone.get(row.key[:3]) if row.threads > 1 else None
-        missed += [f"- MISS {row.place}{'*' if row.starred else ''}: {phrase}" for phrase in misses(row, one)]
-    lines += missed or ["- no row misses a bar"]
-    if any(row.starred for row in rows):
-        lines.append("- `*`: fewer than two undisturbed blocks on one side; its smallest block counts, good to 20 %")
-    lines += [f"- {side} at {row.place}: far behind, a single call" for row in rows for side in row.once]
-    return lines
+            cells += [" / ".join(percent(row.share) for row in line)] if bounded else []
+            cells += [" / ".join(self.ratio(row, other) for row in line) for other in others]
+            cells += [self.error(line[0])] if errors else []
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+        low = [row for row in some if row.share is not None and row.share < ENOUGH and row.threads == self.threads[0]]
+        for why in dict.fromkeys(re.sub(r": .*", "", self.reason(row)) for row in low):
+            names = [row.name for row in low if self.reason(row).startswith(why)]
+            yield f"- below {percent(ENOUGH)} of the bound, {why}: {'; '.join(names)}"
+        yield ""
+
+    @staticmethod
+    def error(row: Row) -> str:
+        """Ours, and in brackets the least accurate peer's."""
+        others = [side.error for name, side in row.sides.items() if name != "ours" and side.error is not None]
+        return f"{row.sides['ours'].error:.0e}" + (f" ({max(others):.0e})" if others else "")
+
+    def exponents(self, asked: Sequence[Row]) -> Iterator[str]:
+        """Fitted to the larger half of the sizes, where a call's own cost no longer counts."""
+        yield "Exponents of the time, fitted to the larger half of the sizes:\n"
+        for curve in self.curves(asked):
+            cell, axis, threads, sizes = curve
+            names = [name for name in sizes[max(sizes)].sides if sizes[max(sizes)].sides[name].measured]
+            fits = []
+            for name in names:
+                points = [
+                    (size, row.sides[name].value)
+                    for size, row in sorted(sizes.items())
+                    if name in [*row.rivals(), "ours"]
+                ]
+                points = points[len(points) // 2 :]
+                if len(points) > 1:
+                    fits.append(f"{name} {slope(points):.2f}")
+            yield f"- {cell} against {axis}, {threads} thread{'s' if threads > 1 else ''}: {', '.join(fits)}"
+        yield ""
+
+    @staticmethod
+    def curves(asked: Iterable[Row]) -> Iterator[tuple[str, str, int, dict[float, Row]]]:
+        """(cell, axis, threads, size -> row) of the rows of the scaling question."""
+        found: dict[tuple[str, str, int], dict[float, Row]] = {}
+        for row in asked:
+            cell, axis, size = re.fullmatch(r"(\w+) (\w) = (\d+)", row.name).groups()  # type: ignore[union-attr]
+            found.setdefault((cell, axis, row.threads), {})[float(size)] = row
+        return ((*key, sizes) for key, sizes in found.items() if len(sizes) > 1)
+
+    # -- charts ---------------------------------------------------------------------------------------------------
+
+    def charts(self) -> dict[str, str]:
+        """Name -> SVG, at the fewest threads there are."""
+        found = {}
+        for what in ("inference", "training", "ragged inference", "ragged training"):
+            lines = {
+                row.name: {name: row.ratio(name).value for name in row.rivals() if name in charts.MARKS}
+                for row in self.rows
+                if (row.question, row.what, row.threads) == ("layers", what, self.threads[0]) and row.rivals()
+            }
+            if lines:
+                found[what.replace(" ", "-")] = charts.dots(f"{what}, one thread", lines)
+        panels: dict[str, dict[str, dict[float, float]]] = {}
+        for cell, axis, threads, sizes in self.curves(row for row in self.rows if row.question == "scaling"):
+            if cell == "GRU" and threads == self.threads[0]:
+                panel = panels.setdefault(axis, {})
+                for size, row in sizes.items():
+                    for name in ["ours", *row.rivals()]:
+                        panel.setdefault(name, {})[size] = row.sides[name].value
+        if panels:
+            title = "GRU, one thread; (B, T, I, H) = (32, 64, 64, 128) but for one size"
+            found["scaling"] = charts.curves(title, panels)
+        return found
+
+    def text(self, drawn: Iterable[str], folder: str) -> str:
+        pictures = [f"![{name}, theirs / ours]({folder}/{name}.svg)" for name in drawn]
+        parts = [*self.heading(), *self.summary(), *pictures, "", *self.losses(), *self.tables()]
+        return "\n".join(parts)
+
+    def worst(self, count: int = 10) -> str:
+        """The rows of layers furthest behind a peer, then those furthest from their bound."""
+        lost = rows.lost(row for row in self.rows if row.question == "layers")
+        picked: dict[tuple[str, str, str, int], str] = {}
+        for row, name, ratio in lost:
+            text = f"{number(ratio.value)} of ours is what {name} takes"
+            picked.setdefault(row.key, f"| {row.what}: {row.name}, {row.threads}t | {text} | {self.reason(row)} |")
+        far = sorted((row for row in self.rows if row.share is not None), key=lambda row: row.share or 0)
+        for row in far:
+            text = f"{percent(row.share)} of the bound"
+            picked.setdefault(row.key, f"| {row.what}: {row.name}, {row.threads}t | {text} | {self.reason(row)} |")
+        return "\n".join(["| row | | why |", "|---|---|---|", *list(picked.values())[:count]])
 
 
-def titled(what: str, threads: int) -> str:
-    return f"{what.replace('-', ' ')}, {threads} thread{'s' if threads > 1 else ''}"
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    return statistics.linear_regression(*zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)).slope
 
 
-def tables(rows: Sequence[Row]) -> str:
-    """Every table with its verdict, as Markdown."""
-    parts = []
-    for what, threads in dict.fromkeys((row.what, row.threads) for row in rows):
-        some = [row for row in rows if (row.what, row.threads) == (what, threads)]
-        parts.append(f"### {titled(what, threads)}\n\n{table(some)}\n\n" + "\n".join(verdict(some, rows)))
-    return "\n\n".join(parts) + "\n"
+def between(file: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two markers of a file."""
+    old = file.read_text()
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise SystemExit(f"{file}: expected one {begin} and after it one {end}")
+    file.write_text(f"{old[: old.index(begin)]}{begin}\n{text}\n{old[old.index(end) :]}")
 
 
-# -- README -----------------------------------------------------------------------------------------------------------
-
-
-def load(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Row]]:
-    """(the newest run, its build's rows): JSON lines, a "run" line before the rows it measured."""
-    runs: list[dict[str, Any]] = []
-    rows: list[tuple[str, Row]] = []
-    for path in paths:
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            if "run" in entry:
-                runs.append(entry["run"])
-            else:
-                rows.append((runs[-1]["csrc"], Row(**entry["row"])))
-    if not rows:
-        raise SystemExit(f"{', '.join(map(str, paths))}: expected rows written by bench_layers.py --json, found none")
-    newest = max(runs, key=lambda run: run["time"])
-    return newest, list({row.key: row for csrc, row in rows if csrc == newest["csrc"]}.values())
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """A small table per question: a line per shape, torch / ours (share of the roofline) per cell and thread count."""
-    parts = []
-    for what in dict.fromkeys(row.what for row in rows):
-        some = {row.key: row for row in rows if row.what == what}
-        heads = list(dict.fromkeys((row.threads, row.cell) for row in some.values()))
-        lines = ["| B, T, I, H | " + " | ".join(f"{cell}, {threads}t" for threads, cell in heads) + " |"]
-        lines.append("|---" * (len(heads) + 1) + "|")
-        for shape in dict.fromkeys(tuple(row.shape) for row in some.values()):
-            found = [some.get((what, cell, shape, threads)) for threads, cell in heads]
-            lines.append(f"| {', '.join(map(str, shape))} | " + " | ".join(map(_summary_cell, found)) + " |")
-        below = []
-        for threads in dict.fromkeys(threads for threads, _ in heads):
-            judged = verdict([row for row in some.values() if row.threads == threads], rows)
-            below += [f"{threads} thread{'s' if threads > 1 else ''}:\n", *judged, ""]
-        goals = ["<details><summary>beside the project's own goals</summary>\n", *below, "</details>\n"]
-        parts.append("\n".join([f"#### {what.replace('-', ' ')}\n", *lines, "", *goals]))
-    return "\n".join(parts)
-
-
-def _summary_cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    if row.what == "avx2":
-        return _percent(row.share)
-    return _ratio(row) + (f" ({_percent(row.share)})" if row.share is not None else "")
-
-
-SECTIONS = {
-    "bench": "torch.nn / ours: how many times faster, and in brackets the share of the roofline reached.",
-    "per-sample": (
-        "Gradients of each sample of a batch by `vmap(grad(functional_call))`, against torch.nn's by the faster of "
-        "the same (LSTM alone) and a loop over the samples: torch.nn / ours, and in brackets the share of the "
-        "roofline. The batch holds the samples. A few tiny ones are quicker in a loop of ours, as torch.func's own "
-        "cost decides."
-    ),
-}
-
-
-def readme_section(section: str, run: dict[str, Any], rows: Sequence[Row]) -> str:
-    shown = [row for row in rows if (row.what == "per-sample") == (section == "per-sample")]
-    head = (
-        f"{SECTIONS[section]} {run['machine']}; "
-        f"torch {run['torch']}, seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, "
-        f"csrc {run['csrc']}), {run['time'][:10]}. Bold: slower than torch; `*`: on a disturbed machine, good to 20 %. "
-        "Written by `benchmarks/report.py`."
+def reports(results: Path) -> list[tuple[str, Report]]:
+    """(name of its file, report) of every CPU, the one measured last first; gpu_check.py reports its own files."""
+    found = [(file.stem, Report(rows.load(file))) for file in sorted(results.glob("*.json")) if file.name[:4] != "gpu-"]
+    return sorted(
+        ((name, report) for name, report in found if report.rows),
+        key=lambda each: max(run["time"] for run in each[1].runs.values()),
+        reverse=True,
     )
-    begin, end = _markers(section)
-    return f"{begin}\n{head}\n\n{summary(shown)}{end}"
-
-
-def _markers(section: str) -> tuple[str, str]:
-    return f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the README's benchmark section from measured rows.")
-    parser.add_argument("json", nargs="+", type=Path, help="files written by bench_layers.py --json, of one machine")
-    readme = Path(__file__).resolve().parent.parent / "README.md"
-    parser.add_argument("--readme", type=Path, default=readme, help="the file that holds the markers")
-    parser.add_argument("--section", choices=SECTIONS, default="bench", help="which part of it to write")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=rows.RESULTS, help="the folder of the JSON files")
+    parser.add_argument("--readme", type=Path, default=rows.ROOT / "README.md")
+    parser.add_argument("--contributing", type=Path, default=rows.ROOT / "CONTRIBUTING.md")
     arguments = parser.parse_args(argv)
-    text, (begin, end) = arguments.readme.read_text(), _markers(arguments.section)
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise SystemExit(f"{arguments.readme}: expected one {begin} and after it one {end}")
-    before, after = text[: text.index(begin)], text[text.index(end) + len(end) :]
-    arguments.readme.write_text(before + readme_section(arguments.section, *load(arguments.json)) + after)
+    parts = [METHOD, ""]
+    found = reports(arguments.results)
+    if not found:
+        raise SystemExit(f"{arguments.results}: expected rows written by `python -m benchmarks`, found none")
+    for place, (name, report) in enumerate(found):
+        folder = arguments.results / name
+        drawn = report.charts()
+        folder.mkdir(exist_ok=True)
+        for title, svg in drawn.items():
+            (folder / f"{title}.svg").write_text(svg)
+        shown = folder.relative_to(rows.ROOT) if folder.is_relative_to(rows.ROOT) else folder
+        text = report.text(drawn, shown.as_posix())
+        if place:
+            machine = next(iter(report.runs.values()))["machine"]
+            text = f"<details><summary>{machine}</summary>\n\n{text}\n</details>"
+        parts.append(text)
+    between(arguments.readme, BEGIN, END, "\n".join(parts))
+    between(arguments.contributing, WORST_BEGIN, WORST_END, found[0][1].worst())
     return 0
 
 

@@ -1,0 +1,109 @@
+"""Instructions of a few kernels by callgrind: a second opinion on speed that no noise reaches.
+
+    python benchmarks/instructions.py [--record]      beside the recorded ones; --record writes benchmarks/results
+
+Counted is the AVX2 build, whose objects the extension's own build has left under build/temp: another compiler counts
+otherwise, so the bound is generous.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "results" / "instructions.tsv"
+CELLS = ("rnn_tanh", "gru", "lstm")
+PASSES = ("pack", "forward", "forward-saving", "backward", "weight-grad")
+BOUND = 1.15  # times the recorded count
+FLAGS = ("-std=c++17", "-O1", "-Wno-missing-field-initializers")
+
+
+def missing(root: Path = ROOT) -> str:
+    """Why nothing can be counted here, or nothing."""
+    if shutil.which("valgrind") is None:
+        return "no valgrind on the PATH"
+    if shutil.which(_compiler()) is None:
+        return f"no compiler {_compiler()}"
+    built = _objects(root)
+    if built is None:
+        return "no AVX2 objects under build/temp: the extension was not built here"
+    sources = [*(root / "csrc/cpu").iterdir(), *(root / "csrc/core").iterdir()]
+    newer = [path.name for path in sources if path.stat().st_mtime > built.stat().st_mtime]
+    return f"{', '.join(newer)} changed after the extension was built" if newer else ""
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++")
+
+
+def _objects(root: Path) -> Path | None:
+    found = sorted((root / "build/temp/avx2").rglob("kernels.o"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def count(kernels: Sequence[str] | None = None, root: Path = ROOT) -> dict[str, int]:
+    """Instructions by "cell pass", of all or of some."""
+    if why := missing(root):
+        raise SystemExit(f"instructions: {why}")
+    with tempfile.TemporaryDirectory() as folder:
+        driver = Path(folder) / "driver"
+        source = Path(__file__).with_name("instructions.cpp")
+        subprocess.run([_compiler(), *FLAGS, str(source), str(_objects(root)), "-o", str(driver)], check=True)
+        return {name: _counted(driver, name) for name in kernels or [f"{c} {p}" for c in CELLS for p in PASSES]}
+
+
+def _counted(driver: Path, kernel: str) -> int:
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=measured"]
+    done = subprocess.run([*command, str(driver), *kernel.split()], capture_output=True, text=True, check=False)
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode or found is None:
+        raise SystemExit(f"{kernel}: valgrind failed:\n{done.stderr}")
+    return int(found[1])
+
+
+def compiler() -> str:
+    """The one that would build the kernels here."""
+    return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def recorded() -> dict[str, int]:
+    lines = [line.split("\t") for line in RECORD.read_text().splitlines() if not line.startswith("#")]
+    return {name: int(instructions) for name, instructions in lines}
+
+
+def too_many(counts: dict[str, int], before: dict[str, int], bound: float = BOUND) -> list[str]:
+    """A sentence for each kernel that takes more than the bound allows."""
+    return [
+        f"{name}: {counts[name]} instructions, {counts[name] / before[name]:.2f} times the recorded {before[name]}"
+        for name in counts
+        if counts[name] > bound * before[name]
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Count the instructions of a few kernels by callgrind.")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
+    arguments = parser.parse_args(argv)
+    counts = count()
+    before = recorded() if RECORD.exists() else {}
+    for name, instructions in counts.items():
+        print(f"{name:<24}{instructions:>10}", f"{instructions / before[name]:.3f}" if name in before else "")
+    if arguments.record:
+        lines = [f"# {compiler()}, avx2", *(f"{name}\t{instructions}" for name, instructions in counts.items())]
+        RECORD.write_text("\n".join(lines) + "\n")
+        return 0
+    complaints = too_many(counts, before) if before else []
+    print("\n".join(complaints))
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""The engines that layers are compared with, each used when it is installed: `pip install "seqcls-fast[bench]"`.
+
+An engine is built from a Problem and does one call of it per `run()`; what that returns, `values` turns into tensors
+for the correctness gate. Building (tracing, compiling, converting weights) is not timed here, and each engine gets
+its input as it likes it best: time-major, in its own kind of array, bound to the session where there is such a thing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from layer_cases import GATES, Case, Problem, Values, gradients_of, last_hidden, states_at
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import seqcls_fast as sf
+
+UNROLLED = 10  # steps that torch.compile is given: it unrolls the loop, and compiles for some seconds a step
+
+
+@dataclass(frozen=True)
+class Engine:
+    run: Callable[[], Any]
+    values: Callable[[Any], Values]
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    package: str
+    refuses: Callable[[Case], str]  # why it does not run a case; empty where it does
+    build: Callable[[Problem, int], Engine]  # for so many threads
+
+    @property
+    def installed(self) -> bool:
+        return all(importlib.util.find_spec(name) is not None for name in self.package.split())
+
+
+# -- torch and ours ---------------------------------------------------------------------------------------------------
+
+Forward = Callable[[nn.Module, Tensor], Values]
+
+
+def _engine(problem: Problem, module: nn.Module, forward: Forward) -> Engine:
+    """``forward`` of a module; in training with the backward of h_n.sum()."""
+    if not problem.case.training:
+        return Engine(partial(forward, module, problem.x), lambda values: values)
+    x, parameters = problem.x.clone().requires_grad_(), list(module.parameters())
+
+    def train() -> None:
+        x.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+        forward(module, x)["h_n"].sum().backward()
+
+    return Engine(train, lambda _: gradients_of(module, x))
+
+
+def _full(module: nn.Module, x: Tensor) -> Values:
+    result = module(x)
+    return {"output": result[0], "h_n": last_hidden(result)}
+
+
+def _packed(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
+    return {"h_n": last_hidden(module(pack_padded_sequence(x, lengths, enforce_sorted=False)))}
+
+
+def _by_lengths(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
+    return {"h_n": last_hidden(module(x, lengths=lengths, want_output=False))}
+
+
+def _padded(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
+    return {"h_n": states_at(module(x)[0], lengths)}
+
+
+def build_ours(problem: Problem, threads: int) -> Engine:
+    forward = _full if problem.lengths is None else partial(_by_lengths, problem.lengths)
+    return _engine(problem, problem.module(sf), forward)
+
+
+def _torch(problem: Problem, threads: int) -> Engine:
+    return _engine(problem, problem.module(), _full if problem.lengths is None else partial(_padded, problem.lengths))
+
+
+def _torch_packed(problem: Problem, threads: int) -> Engine:
+    assert problem.lengths is not None
+    return _engine(problem, problem.module(), partial(_packed, problem.lengths))
+
+
+def _torch_without_onednn(problem: Problem, threads: int) -> Engine:
+    engine = _torch(problem, threads)
+
+    def run() -> Any:
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return engine.run()
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+
+    return Engine(run, engine.values)
+
+
+def step(cell: str, x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """One step as one writes it by hand: the new h and c from a step's projection ``x``."""
+    _, w_hh, _, b_hh = weights
+    y = nn.functional.linear(h, w_hh, b_hh)
+    if cell == "RNN":
+        return torch.tanh(x + y), c
+    if cell == "GRU":
+        (xr, xz, xn), (yr, yz, yn) = x.chunk(3, 1), y.chunk(3, 1)
+        r, z = torch.sigmoid(xr + yr), torch.sigmoid(xz + yz)
+        n = torch.tanh(xn + r * yn)
+        return n + z * (h - n), c
+    i, f, g, o = (x + y).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def hand_written(cell: str, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """output and h_n of one layer, by a Python loop over the steps of x (T, B, I)."""
+    h = c = x.new_zeros(x.size(1), weights[1].size(1))
+    outputs = []
+    for projected in nn.functional.linear(x, weights[0], weights[2]):
+        h, c = step(cell, projected, h, c, weights)
+        outputs.append(h)
+    return torch.stack(outputs), h[None]
+
+
+class _HandWritten(nn.Module):
+    def __init__(self, cell: str, weights: Values) -> None:
+        super().__init__()
+        self.cell = cell
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight.clone()))
+        self.compiled = torch.compile(hand_written, fullgraph=True, dynamic=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.compiled(self.cell, x, list(self.parameters()))
+
+
+def _torch_compiled(problem: Problem, threads: int) -> Engine:
+    torch._dynamo.reset()  # it would stop compiling after some shapes
+    engine = _engine(problem, _HandWritten(problem.case.cell, problem.weights), _full)
+    engine.run()  # compiles
+    return engine
+
+
+# -- ONNX: onnxruntime and OpenVINO -----------------------------------------------------------------------------------
+
+ONNX_GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 3, 1, 2]}  # torch's gates in the order of ONNX
+ONNX_ATTRIBUTES: dict[str, dict[str, Any]] = {"RNN": {}, "GRU": {"linear_before_reset": 1}, "LSTM": {}}
+
+
+def onnx_model(problem: Problem) -> bytes:
+    """One RNN, GRU or LSTM node per layer; inputs x (T, B, I) and lengths, outputs h_n and output (T, B, D * H)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    case = problem.case
+    suffixes = ["", "_reverse"][: case.directions]
+    nodes, constants, finals = [], [], []
+
+    def constant(name: str, value: Tensor) -> str:
+        constants.append(numpy_helper.from_array(value.float().contiguous().numpy(), name))
+        return name
+
+    def gates(name: str) -> Tensor:
+        blocks = problem.weights[name].chunk(GATES[case.cell])
+        return torch.cat([blocks[gate] for gate in ONNX_GATES[case.cell]])
+
+    if case.directions == 2:  # (T, B, D, H) -> (T, B, D * H)
+        constants.append(numpy_helper.from_array(torch.tensor([0, 0, -1]).numpy(), "merged"))
+    below = "x"
+    for k in range(case.layers):
+        parts = {kind: [gates(f"{kind}_l{k}{end}") for end in suffixes] for kind in ("weight_ih", "weight_hh")}
+        biases = [torch.cat([gates(f"bias_ih_l{k}{end}"), gates(f"bias_hh_l{k}{end}")]) for end in suffixes]
+        inputs = [
+            below,
+            constant(f"W{k}", torch.stack(parts["weight_ih"])),
+            constant(f"R{k}", torch.stack(parts["weight_hh"])),
+            constant(f"B{k}", torch.stack(biases)),
+            "lengths" if case.ragged else "",
+        ]
+        attributes = ONNX_ATTRIBUTES[case.cell] | {"hidden_size": case.shape.H}
+        if case.directions == 2:
+            attributes |= {"direction": "bidirectional"}
+        nodes.append(helper.make_node(case.cell, inputs, [f"Y{k}", f"h{k}"], **attributes))
+        if case.directions == 1:
+            constants.append(numpy_helper.from_array(torch.tensor([1]).numpy(), f"direction{k}"))
+            nodes.append(helper.make_node("Squeeze", [f"Y{k}", f"direction{k}"], [f"output{k}"]))
+        else:
+            nodes.append(helper.make_node("Transpose", [f"Y{k}"], [f"turned{k}"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"turned{k}", "merged"], [f"output{k}"]))
+        below = f"output{k}"
+        finals.append(f"h{k}")
+    nodes.append(helper.make_node("Concat", finals, ["h_n"], axis=0))
+    value, (B, T, I, H) = helper.make_tensor_value_info, case.shape
+    graph_inputs = [value("x", TensorProto.FLOAT, [T, B, I])]
+    graph_outputs = [value("h_n", TensorProto.FLOAT, [case.layers * case.directions, B, H])]
+    if case.ragged:
+        graph_inputs.append(value("lengths", TensorProto.INT32, [B]))
+    else:
+        graph_outputs.append(value(below, TensorProto.FLOAT, [T, B, case.directions * H]))
+    graph = helper.make_graph(nodes, "layer", graph_inputs, graph_outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    return model.SerializeToString()
+
+
+def _onnx_inputs(problem: Problem) -> dict[str, Any]:
+    feeds = {"x": problem.x.float().numpy()}
+    return feeds if problem.lengths is None else feeds | {"lengths": problem.lengths.int().numpy()}
+
+
+def _named(arrays: Sequence[Any]) -> Values:
+    return dict(zip(("h_n", "output"), map(torch.from_numpy, arrays), strict=False))
+
+
+def _onnxruntime(problem: Problem, threads: int) -> Engine:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    # its idle threads would spin into the turns of the others
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(onnx_model(problem), settings, providers=["CPUExecutionProvider"])
+    feeds = _onnx_inputs(problem)
+    return Engine(lambda: session.run(None, feeds), _named)
+
+
+def _openvino(problem: Problem, threads: int) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(io.BytesIO(onnx_model(problem))),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if problem.case.dtype == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        },
+    )
+    request = compiled.create_infer_request()
+    arrays = _onnx_inputs(problem)
+    for name, array in arrays.items():
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+    def run(_: Any = arrays) -> Any:  # (the request reads the memory of the arrays)
+        request.infer()
+        return request
+
+    return Engine(run, lambda done: _named([tensor.data.copy() for tensor in done.output_tensors]))
+
+
+# -- JAX --------------------------------------------------------------------------------------------------------------
+
+
+def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], dict[str, Any], Any]:
+    """(forward(weights, x), weights, x): the layers by lax.scan."""
+    import jax
+    import jax.numpy as jnp
+
+    case = problem.case
+
+    def array(tensor: Tensor) -> Any:
+        return jnp.asarray(tensor.float().numpy()).astype(case.dtype)
+
+    def one_direction(x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, reverse: bool) -> tuple[Any, Any]:
+        zero = jnp.zeros((x.shape[1], case.shape.H), x.dtype)
+
+        def step(state: tuple[Any, Any], projected: Any) -> Any:
+            h, c = state
+            y = h @ w_hh.T + b_hh
+            if case.cell == "RNN":
+                h = jnp.tanh(projected + y)
+            elif case.cell == "GRU":
+                (xr, xz, xn), (yr, yz, yn) = jnp.split(projected, 3, 1), jnp.split(y, 3, 1)
+                z = jax.nn.sigmoid(xz + yz)
+                n = jnp.tanh(xn + jax.nn.sigmoid(xr + yr) * yn)
+                h = n + z * (h - n)
+            else:
+                i, f, g, o = jnp.split(projected + y, 4, 1)
+                c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+                h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        (h, _), output = jax.lax.scan(step, (zero, zero), x @ w_ih.T + b_ih, reverse=reverse)
+        return output, h
+
+    def forward(weights: dict[str, Any], x: Any) -> dict[str, Any]:
+        finals = []
+        for k in range(case.layers):
+            outputs = []
+            for end in ["", "_reverse"][: case.directions]:
+                names = (f"{kind}_l{k}{end}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+                output, h = one_direction(x, *(weights[name] for name in names), reverse=bool(end))
+                outputs.append(output)
+                finals.append(h)
+            x = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
+        if problem.lengths is None:
+            return {"output": x, "h_n": jnp.stack(finals)}
+        return {"h_n": x[problem.lengths.numpy() - 1, jnp.arange(len(problem.lengths))][None]}
+
+    return forward, {name: array(weight) for name, weight in problem.weights.items()}, array(problem.x)
+
+
+def jax_engine(function: Any, *arguments: Any) -> Engine:
+    """What ``function`` returns, a dict of arrays, compiled by XLA for these shapes.
+
+    Its threads are the CPUs that the process may run on.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    compiled = jax.jit(function).lower(*arguments).compile()
+
+    def values(result: dict[str, Any]) -> Values:
+        return {name: torch.tensor(jax.device_get(value.astype(jnp.float32))) for name, value in result.items()}
+
+    return Engine(lambda: jax.block_until_ready(compiled(*arguments)), values)
+
+
+def jax_gradients(forward: Any, weights: dict[str, Any], x: Any) -> dict[str, Any]:
+    """Of h_n.sum(), by torch's names."""
+    import jax
+
+    gradients, d_x = jax.grad(lambda w, x: forward(w, x)["h_n"].sum(), argnums=(0, 1))(weights, x)
+    return {f"d {name}": gradient for name, gradient in gradients.items()} | {"d x": d_x}
+
+
+def _jax(problem: Problem, threads: int) -> Engine:
+    forward, weights, x = jax_layer(problem)
+    return jax_engine(partial(jax_gradients, forward) if problem.case.training else forward, weights, x)
+
+
+# -- which there are --------------------------------------------------------------------------------------------------
+
+
+def _runs_all(case: Case) -> str:
+    return ""
+
+
+def _without_onednn(case: Case) -> str:
+    if case.cell != "LSTM":
+        return "torch asks oneDNN for LSTM alone"
+    return "packed or padded, the same as torch" if case.ragged else ""
+
+
+def _compiled(case: Case) -> str:
+    if not 1 < case.shape.T <= UNROLLED:
+        return f"unrolls its loop, which takes minutes to compile beyond {UNROLLED} steps"
+    return "" if case.plain and not case.ragged and case.dtype == "float32" else "written for one plain layer"
+
+
+def _onnxruntime_refuses(case: Case) -> str:
+    if case.training:
+        return "inference only"
+    return "has no bfloat16 on a CPU" if case.dtype == "bfloat16" else ""
+
+
+PEERS = (
+    Peer("torch", "torch", _runs_all, _torch),
+    Peer("torch packed", "torch", lambda case: "" if case.ragged else "a ragged batch alone is packed", _torch_packed),
+    Peer("torch without oneDNN", "torch", _without_onednn, _torch_without_onednn),
+    Peer("torch.compile", "torch", _compiled, _torch_compiled),
+    Peer("onnxruntime", "onnxruntime onnx", _onnxruntime_refuses, _onnxruntime),
+    Peer("OpenVINO", "openvino onnx", lambda case: "inference only" if case.training else "", _openvino),
+    Peer("JAX", "jax", _runs_all, _jax),
+)
+
+
+def peers_of(case: Case, names: Sequence[str] | None = None) -> list[Peer]:
+    """Those installed that run this case."""
+    return [p for p in PEERS if (names is None or p.name in names) and p.installed and not p.refuses(case)]

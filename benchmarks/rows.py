@@ -1,0 +1,225 @@
+"""What a measurement leaves behind: rows of JSON lines, raw enough that every published figure can be computed again.
+
+Nothing here is derived before it is written: medians, ratios and intervals come from the blocks' own times, in the
+report. Needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+RESAMPLES = 300
+
+
+@dataclass
+class Side:
+    """What one engine took: an entry per round, None where every block of the round was disturbed."""
+
+    rounds: list[float | None] = field(default_factory=list)  # seconds a call, or what the row counts
+    least: float | None = None  # of the disturbed blocks
+    error: float | None = None  # distance from float64
+    note: str = ""  # why there is no time, or what is special about it
+
+    @property
+    def good(self) -> list[float]:
+        return [value for value in self.rounds if value is not None]
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.good) or self.least is not None
+
+    @property
+    def starred(self) -> bool:
+        """A single good block may be luck: the probes look at the machine before and after it, not during it."""
+        return self.measured and len(self.good) < 2 and self.least is not None
+
+    @property
+    def value(self) -> float:
+        """The median of the undisturbed blocks, or the least of what was seen."""
+        if len(self.good) >= 2 or self.least is None:
+            return statistics.median(self.good)
+        return min([*self.good, self.least])
+
+
+@dataclass
+class Row:
+    """One line of a table: several sides of one thing, "ours" among them."""
+
+    question: str  # the file that asked: layers, latency, ...
+    what: str  # its table: inference, ragged training, ...
+    name: str  # its line: "GRU (8, 10, 16, 32)"
+    threads: int
+    sides: dict[str, Side]
+    unit: str = "s"  # "s" or "bytes"; less is better
+    bounds: dict[str, float] = field(default_factory=dict)  # what limits it -> seconds it takes at least
+    gflop: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.question, self.what, self.name, self.threads
+
+    @property
+    def share(self) -> float | None:
+        """Of the bound, reached."""
+        ours = self.sides["ours"]
+        return max(self.bounds.values()) / ours.value if self.bounds and ours.measured else None
+
+    def rivals(self) -> list[str]:
+        return [name for name, side in self.sides.items() if side.measured and not name.startswith("ours")]
+
+    def ratio(self, name: str) -> Ratio:
+        """How many times more than "ours" a side took."""
+        return Ratio.of(self.sides[name], self.sides["ours"])
+
+
+class Ratio(NamedTuple):
+    """Ratio of medians, and the middle 95 % of what resampling the rounds (of both sides together) makes of it."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, slow: Side, fast: Side) -> Ratio:
+        value = slow.value / fast.value
+        pairs = [
+            (a, b) for a, b in zip(slow.rounds, fast.rounds, strict=False) if a is not None and b is not None
+        ]  # a side that was called once has one round
+        if len(pairs) < 3:
+            return cls(value, math.nan, math.nan)
+        rng = random.Random(0)
+        drawn = []
+        for _ in range(RESAMPLES):
+            some = rng.choices(pairs, k=len(pairs))
+            drawn.append(statistics.median(a for a, _ in some) / statistics.median(b for _, b in some))
+        drawn.sort()
+        edge = round(0.025 * RESAMPLES)
+        return cls(value, drawn[edge], drawn[-1 - edge])
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return self.low > 1 or self.high < 1
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def csrc_hash(root: Path = ROOT) -> str:
+    """Of the kernels' sources: rows of another hash are of another build."""
+    sources = sorted(path for path in (root / "csrc").rglob("*") if path.is_file())
+    content = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sources)
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def file_of(machine: str) -> Path:
+    """Results are kept by CPU model."""
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
+
+
+def write_run(facts: dict[str, Any], to: TextIO) -> None:
+    print(json.dumps({"run": facts}), file=to, flush=True)
+
+
+def write(row: Row, to: TextIO) -> None:
+    """Times to five digits, which is more than any of them is worth."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.5g}")
+        if isinstance(value, dict):
+            return {key: rounded(each) for key, each in value.items()}
+        return [rounded(each) for each in value] if isinstance(value, list) else value
+
+    print(json.dumps({"row": rounded(dataclasses.asdict(row))}), file=to, flush=True)
+
+
+@dataclass
+class Measured:
+    """A row and the run it is from."""
+
+    row: Row
+    run: dict[str, Any]
+
+    @property
+    def stale(self) -> bool:
+        return self.run["csrc"] != csrc_hash()
+
+
+def load(path: Path) -> list[Measured]:
+    """The rows of a file, the latest of each."""
+    found: dict[tuple[str, str, str, int], Measured] = {}
+    run: dict[str, Any] = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if "run" in entry:
+            run = entry["run"]
+        else:
+            sides = {name: Side(**side) for name, side in entry["row"].pop("sides").items()}
+            row = Row(**entry["row"], sides=sides)
+            found[row.key] = Measured(row, run)
+    return list(found.values())
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float, digits: int = 3) -> str:
+    """At least `digits` significant digits, never an exponent."""
+    decimals = max(0, digits - 1 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{decimals}f}"
+
+
+def amount(value: float, unit: str) -> str:
+    steps = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if unit == "bytes" else (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+    name, size = next((step for step in steps if value >= step[1]), steps[-1])
+    return f"{number(value / size)} {name}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def mean_of(ratios: Sequence[float]) -> float:
+    """Geometric."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def described(row: Row) -> str:
+    """A row as one line of a terminal."""
+    ours = row.sides["ours"]
+    words = [f"{row.what}, {row.name}, {row.threads}t:"]
+    if not ours.measured:
+        return " ".join([*words, ours.note])
+    words.append(f"{amount(ours.value, row.unit)}{'*' if ours.starred else ''}")
+    if row.share is not None:
+        words.append(f"({percent(row.share)})")
+    for name, side in row.sides.items():
+        if name == "ours":
+            continue
+        if not side.measured:
+            words.append(f"| {name}: {side.note}")
+            continue
+        ratio = row.ratio(name)
+        interval = "" if math.isnan(ratio.low) else f" ({number(ratio.low)} to {number(ratio.high)})"
+        lost = " LOST" if ratio.value < 1 and not name.startswith("ours") else ""
+        words.append(f"| {name} {number(ratio.value)}x{'*' if side.starred else ''}{interval}{lost}")
+    return " ".join(words)
+
+
+def lost(rows: Iterable[Row]) -> list[tuple[Row, str, Ratio]]:
+    """(row, side, ratio) of every side that took less than ours, the furthest ahead first."""
+    found = [(row, name, row.ratio(name)) for row in rows if row.sides["ours"].measured for name in row.rivals()]
+    return sorted((each for each in found if each[2].value < 1), key=lambda each: each[2].value)
