@@ -5,6 +5,7 @@ python benchmarks/bench_memory.py SIDE WHAT CELL B T I H      one of them; print
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def measure(session: Session) -> Iterator[Row]:
 
 def _measured(side: str, what: str, cell: str, shape: tuple[int, ...]) -> Side:
     command = [sys.executable, __file__, side, what, cell, *map(str, shape)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         return Side(note=(done.stderr.strip().splitlines() or ["failed"])[-1][:80])
     return Side([float(done.stdout.split()[-1])])

@@ -20,6 +20,7 @@ from rows import Measured, Row, amount, mean_of, number, percent
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 WORST_BEGIN, WORST_END = "<!-- worst:begin -->", "<!-- worst:end -->"
+CALL = "a call's own cost"
 ENOUGH = 0.7  # of the bound; below it a row gets a reason
 QUESTIONS = {
     "layers": "Layers",
@@ -88,8 +89,8 @@ class Report:
         cost = self.call_cost(row)
         if row.question == "import_time":
             return "torch itself is what is imported"
-        if row.question == "latency" or (cost and cost > 0.4 * ours):
-            return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if cost else "a call's own cost"
+        if row.question == "latency" or cost > 0.4 * ours:
+            return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
         if not row.bounds:
             return ""
         if (row.share or 0) >= ENOUGH:
@@ -170,7 +171,8 @@ class Report:
 
     def table(self, some: Sequence[Row]) -> Iterator[str]:
         """A line per case: ours, the share of the bound, and every other side's ratio, at each thread count."""
-        others = list(dict.fromkeys(name for row in some for name in row.sides if name != "ours"))
+        others = dict.fromkeys(name for row in some for name in row.sides if name != "ours")
+        others = sorted(others, key=lambda name: list(charts.MARKS).index(name) if name in charts.MARKS else -1)
         bounded = any(row.bounds for row in some)
         errors = any(row.sides["ours"].error is not None for row in some)
         head = ["", "ours", *(["of the bound"] if bounded else []), *others, *(["error"] if errors else [])]

@@ -127,6 +127,12 @@ def test_no_loss_is_said() -> None:
     assert "No row is lost to any peer." in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3))
 
 
+def test_an_uncertain_loss_is_a_loss() -> None:
+    either = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=Side([0.8e-3, 0.9e-3, 0.9e-3, 1.2e-3, 1.2e-3]))
+    assert either.ratio("torch").low < either.ratio("torch").value < 1 < either.ratio("torch").high
+    assert "1 of 1 comparisons" in text_of(either)
+
+
 def test_another_of_ours_is_no_loss() -> None:
     assert "No row is lost" in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, ours_loop=0.5e-3, torch=2e-3))
 
@@ -182,6 +188,8 @@ def test_written_between_markers(tmp_path: Path) -> None:
     again = text
     report.main([*arguments, "--contributing", str(tmp_path / "CONTRIBUTING.md")])
     assert (tmp_path / "README.md").read_text() == again
+    assert text.count("<details><summary>A CPU</summary>") == 1, "what is not the newest is folded"
+    assert text.index("1 of 1 comparisons") < text.index("<details><summary>A CPU</summary>")
     pictures = re.findall(r"\]\((\S+\.svg)\)", text)
     assert len(pictures) == 2
     for picture in pictures:
