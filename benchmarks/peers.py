@@ -189,6 +189,10 @@ def onnx_model(problem: Problem) -> bytes:
         attributes = ONNX_ATTRIBUTES[case.cell] | {"hidden_size": case.shape.H}
         if case.directions == 2:
             attributes |= {"direction": "bidirectional"}
+        finals.append(f"h{k}")
+        if case.ragged:  # asks for the states alone
+            nodes.append(helper.make_node(case.cell, inputs, ["", f"h{k}"], **attributes))
+            continue
         nodes.append(helper.make_node(case.cell, inputs, [f"Y{k}", f"h{k}"], **attributes))
         if case.directions == 1:
             constants.append(numpy_helper.from_array(torch.tensor([1]).numpy(), f"direction{k}"))
@@ -197,7 +201,6 @@ def onnx_model(problem: Problem) -> bytes:
             nodes.append(helper.make_node("Transpose", [f"Y{k}"], [f"turned{k}"], perm=[0, 2, 1, 3]))
             nodes.append(helper.make_node("Reshape", [f"turned{k}", "merged"], [f"output{k}"]))
         below = f"output{k}"
-        finals.append(f"h{k}")
     nodes.append(helper.make_node("Concat", finals, ["h_n"], axis=0))
     value, (B, T, I, H) = helper.make_tensor_value_info, case.shape
     graph_inputs = [value("x", TensorProto.FLOAT, [T, B, I])]

@@ -26,7 +26,9 @@ ENGINES = ["ours", *(peer.name for peer in peers.PEERS if peer.installed and pee
 def _cases() -> list[Any]:
     shapes = SHAPES[1:7]  # what runs for seconds is for `python -m benchmarks`
     return [
-        pytest.param(case, name, id=f"{case}-{name}".replace(" ", "-"))
+        pytest.param(
+            case, name, id=f"{case.what}-{case.cell}-{'x'.join(map(str, case.shape))}-{name}".replace(" ", "-")
+        )
         for case in layer_cases.grid(shapes=shapes)
         for name in ENGINES
         if name == "ours" or name in [peer.name for peer in peers.peers_of(case)]
