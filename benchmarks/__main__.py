@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def answer(arguments: argparse.Namespace, threads: int) -> int:
     import rows
 
     names = arguments.peers.split(",") if arguments.peers else None
+    warnings.simplefilter("ignore")  # torch's own, of what is slow in its layers or switched off on purpose
     session = harness.Session(
         threads, quick=arguments.quick, row_seconds=arguments.row_seconds, max_rounds=arguments.rounds, names=names
     )

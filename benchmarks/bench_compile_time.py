@@ -20,11 +20,9 @@ import seqcls_fast as sf
 
 
 def measure(session: Session) -> Iterator[Row]:
-    lengths = (5,) if session.quick else (5, 10, 20)
     for training in (False,) if session.quick else (False, True):
-        for cell in ("GRU",) if session.quick else ("GRU", "LSTM"):
-            for T in lengths:
-                yield _row(session, Case(cell, Shape(8, T, 16, 32), training=training))
+        for T in (5,) if session.quick else (5, 10):
+            yield _row(session, Case("GRU", Shape(8, T, 16, 32), training=training))
 
 
 def _row(session: Session, case: Case) -> Row:

@@ -32,7 +32,7 @@ def measure(session: Session) -> Iterator[Row]:
 
 def _row(session: Session, name: str, commands: dict[str, list[str]]) -> Row:
     sides = {key: Side() for key in commands}
-    for _ in range(1 if session.quick else 5):
+    for _ in range(1 if session.quick else harness.MIN_ROUNDS):
         for key, command in commands.items():
             seconds, _ = harness.timed_once(
                 lambda words=command: subprocess.run(

@@ -30,13 +30,12 @@ def measure(session: Session) -> Iterator[Row]:
         return  # not Linux
     B, I, H = BASE
     for what, sides in list(WHATS.items())[: 1 if session.quick else None]:
-        for cell in ("GRU",) if session.quick else ("GRU", "LSTM"):
-            for T in (256,) if session.quick else (256, 1024):
-                shape = (B, T, I, H)
-                row = Row("memory", f"memory, {what}", f"{cell} {shape}", 1, {}, unit="bytes")
-                for side in sides:
-                    row.sides[side] = _measured(side, what, cell, shape)
-                yield row
+        for T in (256,) if session.quick else (256, 1024):
+            shape = (B, T, I, H)
+            row = Row("memory", f"memory, {what}", f"GRU {shape}", 1, {}, unit="bytes")
+            for side in sides:
+                row.sides[side] = _measured(side, what, "GRU", shape)
+            yield row
 
 
 def _measured(side: str, what: str, cell: str, shape: tuple[int, ...]) -> Side:
