@@ -115,16 +115,16 @@ def measure(
     """Times all sides in turns, up to max_rounds rounds while `allowance` seconds last, and at least MIN_ROUNDS.
 
     `first`: seconds of each side's first call, which spares slow sides the calibration, and one far behind all others
-    any further call. The order rotates by one every round.
+    every call but one. The order rotates by one every round.
     """
     fastest = min(first.values())
     once = [name for name, seconds in first.items() if seconds > max(LONG, FAR_BEHIND * fastest)]
-    times = {name: Side() for name in sides}
-    for name in once:
-        times[name] = Side([first[name]], note="a single call")
+    times = {name: Side(note="a single call" if name in once else "") for name in sides}
     names = [name for name in sides if name not in once]
     with no_garbage_collection():
         deadline = time.perf_counter() + allowance
+        for name in once:
+            _add_round(times[name], sides[name], 1, guard, deadline)
         calls = {n: 1 if first[n] > 10 * min_time else calls_per_block(sides[n], min_time) for n in names}
         for number in range(max_rounds):
             if number >= MIN_ROUNDS and time.perf_counter() > deadline:
