@@ -29,7 +29,7 @@ def build(revision: str) -> Path:
     sha = _told("git", "rev-parse", "--verify", f"{revision}^{{commit}}")
     tree = ROOT / "build" / "compare" / sha[:12]
     if not tree.exists():
-        _told("git", "worktree", "add", "--detach", str(tree), sha)
+        _told("git", "worktree", "add", "--force", "--detach", str(tree), sha)
     if not list((tree / "seqcls_fast").glob("_C*.so")):
         print(f"building {sha[:12]} in {tree.relative_to(ROOT)}", flush=True)
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
