@@ -85,7 +85,10 @@ class Row:
 
 
 class Ratio(NamedTuple):
-    """Ratio of medians, and the middle 95 % of what resampling the rounds (of both sides together) makes of it."""
+    """Ratio of medians over the rounds good for both sides, and the middle 95 % of what resampling them makes of it.
+
+    With fewer than three such rounds it is the ratio of what each side has, without an interval.
+    """
 
     value: float
     low: float
@@ -93,20 +96,19 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, slow: Side, fast: Side) -> Ratio:
-        value = slow.value / fast.value
         pairs = [
             (a, b) for a, b in zip(slow.rounds, fast.rounds, strict=False) if a is not None and b is not None
         ]  # a side that was called once has one round
         if len(pairs) < 3:
-            return cls(value, math.nan, math.nan)
+            return cls(slow.value / fast.value, math.nan, math.nan)
+
+        def ratio(some: Sequence[tuple[float, float]]) -> float:
+            return statistics.median(a for a, _ in some) / statistics.median(b for _, b in some)
+
         rng = random.Random(0)
-        drawn = []
-        for _ in range(RESAMPLES):
-            some = rng.choices(pairs, k=len(pairs))
-            drawn.append(statistics.median(a for a, _ in some) / statistics.median(b for _, b in some))
-        drawn.sort()
+        drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
         edge = round(0.025 * RESAMPLES)
-        return cls(value, drawn[edge], drawn[-1 - edge])
+        return cls(ratio(pairs), drawn[edge], drawn[-1 - edge])
 
     @property
     def certain(self) -> bool:

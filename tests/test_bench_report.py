@@ -78,6 +78,8 @@ def test_ratio_and_interval() -> None:
     drift = [1.0, 2.0, 4.0, 8.0, 16.0]  # of the machine, in both
     paired = Ratio.of(Side([2 * value for value in drift]), Side(list(drift)))
     assert paired == (2, 2, 2), "rounds are resampled together"
+    gaps = Ratio.of(Side([2.0, 2.0, 2.0, None]), Side([1.0, 1.0, 1.0, 9.0]))
+    assert gaps == (2, 2, 2), "a round that one side lacks counts for neither"
     assert math.isnan(Ratio.of(Side([1.0]), Side([1.0] * 5)).low), "one round says nothing about spread"
     assert noisy == Ratio.of(Side([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), Side([3.0] * 7)), "the same every time"
 
