@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     counts = "1,2" if (os.cpu_count() or 1) > 1 else "1"
     found.add_argument("--threads", metavar="N,...", default=counts, help=f"thread counts (default: {counts})")
     found.add_argument("--quick", action="store_true", help="one thread, small sizes, few short rounds")
-    found.add_argument("--row-seconds", type=float, default=0.7, metavar="S", help="a row takes about as long")
+    found.add_argument("--row-seconds", type=float, default=0.4, metavar="S", help="a row takes about as long")
     found.add_argument("--rounds", type=int, default=9, metavar="N", help="at most so many (default: 9)")
     found.add_argument("--peers", metavar="NAME,...", help="these peers of layers alone (default: all installed)")
     found.add_argument("--json", type=Path, metavar="FILE", help="append there instead")

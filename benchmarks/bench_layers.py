@@ -1,4 +1,7 @@
-"""Layers: inference, training, ragged, bidirectional, stacked and bfloat16, from tiny to 1024 units."""
+"""Layers: inference, training, ragged, bidirectional, stacked and bfloat16, from tiny to 1024 units.
+
+At several threads the first four tables alone.
+"""
 
 from __future__ import annotations
 
@@ -11,4 +14,5 @@ from rows import Row
 
 def measure(session: Session) -> Iterator[Row]:
     for case in layer_cases.grid(quick=session.quick):
-        yield session.layer("layers", case)
+        if session.threads == 1 or (case.plain and case.dtype == "float32"):
+            yield session.layer("layers", case)

@@ -9,7 +9,7 @@ from layer_cases import Case, Shape
 from rows import Row
 
 BASE = Shape(32, 64, 64, 128)
-RANGES = {"T": (16, 64, 256, 1024), "B": (1, 8, 32, 128, 512), "H": (32, 64, 128, 256, 512)}
+RANGES = {"T": (16, 64, 256, 512), "B": (1, 8, 32, 128, 512), "H": (32, 64, 128, 256, 512)}
 PEERS = ["torch", "onnxruntime", "OpenVINO"]
 
 

@@ -28,7 +28,7 @@ Run = Callable[[], Any]
 
 QUIET_SHARE = 0.93  # of the quiet peak, below which a block is discarded
 BUSY_SHARE = 0.97  # of the wall clock's time that one thread has its CPU
-PREEMPTIONS_PER_SECOND = 60  # several threads: a competitor on the same core causes 200 and more
+PREEMPTIONS_PER_SECOND = 250  # several threads: on all CPUs of a machine its own chores cause 200, a competitor 300
 MIN_ROUNDS = 3
 RETRIES = 2  # of one discarded block; a side that never had a good one is given up after twice as many
 FAR_BEHIND, LONG = 3.0, 0.2  # a side this many times slower than the fastest, and than these seconds, is called once
@@ -60,7 +60,7 @@ class Guard:
         if self.threads == 1:  # busy all the time, in whichever of an engine's threads
             used = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
             return used >= BUSY_SHARE * elapsed - 2e-4
-        return now.ru_nivcsw - before.ru_nivcsw <= max(2, PREEMPTIONS_PER_SECOND * elapsed)
+        return now.ru_nivcsw - before.ru_nivcsw <= max(4, PREEMPTIONS_PER_SECOND * elapsed)
 
     def block(self, run: Callable[[], object], calls: int, warm: bool) -> tuple[float, bool]:
         """(seconds per call, good): `calls` calls between two probes."""

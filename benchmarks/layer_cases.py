@@ -104,7 +104,7 @@ def grid(cells: Sequence[str] = CELLS, shapes: Sequence[Shape] = SHAPES, quick: 
         replace(first, directions=2, training=True): A_FEW,
         replace(first, layers=2): A_FEW,
         replace(first, layers=2, training=True): A_FEW,
-        replace(first, dtype="bfloat16"): MOST,
+        replace(first, dtype="bfloat16"): (SHAPES[1], *A_FEW, SHAPES[8]),
     }
     for kind, all_shapes in kinds.items():
         known = [shape for shape in all_shapes if shape in shapes] + [s for s in shapes if s not in SHAPES]
