@@ -21,6 +21,11 @@ from rows import Measured, Row, amount, mean_of, number, percent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 WORST_BEGIN, WORST_END = "<!-- worst:begin -->", "<!-- worst:end -->"
 CALL = "a call's own cost"
+REASONS = {
+    "import_time": "torch itself is what is imported",
+    "per_sample": "what torch.func costs whatever the sizes",
+    "compile_time": "what the first call of a layer costs",
+}
 ENOUGH = 0.7  # of the bound; below it a row gets a reason
 QUESTIONS = {
     "layers": "Layers",
@@ -87,8 +92,10 @@ class Report:
         """Why a row of a layer stays below its bound, as far as the measurements tell."""
         ours, limit = row.sides["ours"].value, max(row.bounds, key=row.bounds.__getitem__, default="")
         cost = self.call_cost(row)
-        if row.question == "import_time":
-            return "torch itself is what is imported"
+        if row.question in REASONS:
+            return REASONS[row.question]
+        if row.what == "first call":
+            return "it packs the weights, and memory is touched for the first time"
         if row.question == "latency" or cost > 0.4 * ours:
             return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
         if not row.bounds:
