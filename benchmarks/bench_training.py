@@ -120,8 +120,8 @@ def main() -> int:
         verdict = "pass" if row["ratio"] >= row["bar"] else "MISS"
         spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
         print(
-            f"{row['what']:<12} {row['tokens_per_second']:>9,.0f} tokens/s, {row['ratio']:.3f} of one process in memory "
-            f"({spread}; bar {row['bar']:.2f}: {verdict}), {row['with_preparation']:.2f} with reading and encoding"
+            f"{row['what']:<12} {row['tokens_per_second']:>9,.0f} tokens/s, {row['ratio']:.3f} of one process in memory"
+            f" ({spread}; bar {row['bar']:.2f}: {verdict}), {row['with_preparation']:.2f} with reading and encoding"
         )
     if arguments.json:
         path = ROOT / "benchmarks" / "results" / f"{arguments.json}.json"

@@ -294,8 +294,12 @@ def between(file: Path, begin: str, end: str, text: str) -> None:
 
 
 def reports(results: Path) -> list[tuple[str, Report]]:
-    """(name of its file, report) of every CPU, the one measured last first; gpu_check.py reports its own files."""
-    found = [(file.stem, Report(rows.load(file))) for file in sorted(results.glob("*.json")) if file.name[:4] != "gpu-"]
+    """(name of its file, report) of every CPU, the one measured last first; files of others begin otherwise."""
+    found = [
+        (file.stem, Report(rows.load(file)))
+        for file in sorted(results.glob("*.json"))
+        if file.read_text().startswith('{"run":') and not file.name.startswith("gpu-")
+    ]
     return sorted(
         ((name, report) for name, report in found if report.rows),
         key=lambda each: max(run["time"] for run in each[1].runs.values()),
