@@ -71,7 +71,7 @@ test: setup ## every test, and the examples in docstrings and README
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 check: ## what .ci/run runs; each stage prints its own time
-	@for stage in setup lint test demo-small cuda-setup cuda-check cuda-build mutants-sample; do \
+	@for stage in setup lint test demo-small bench-quick cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
