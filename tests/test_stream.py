@@ -675,7 +675,8 @@ def test_memory_stays_flat(tmp_path: Path, suffix: str) -> None:
 # -- workers that end -------------------------------------------------------------------------------------------------
 
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
 from seqcls_fast.toolkit.stream import Stream
 from seqcls_fast.toolkit.text import TextEncoder
 encoder = TextEncoder()
