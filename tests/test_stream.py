@@ -685,8 +685,8 @@ stream.survey(encoder)
 parts = stream.epoch(encoder, 4, 0, 0, workers=2, epochs=9)
 next(parts)
 import multiprocessing
-print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 try:
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted")
