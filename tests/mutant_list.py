@@ -587,8 +587,8 @@ SCALE_MUTANTS = [
     Mutant(
         "shares of a pool overlap",
         TOOLKIT + "stream.py",
-        "[rows[self.rank :: self.world] for",
-        "[rows[self.rank :] for",
+        "[Ranks(self.rank, self.world).share(rows) for",
+        "[rows for",
     ),
     Mutant(
         "a rank's rows for all",

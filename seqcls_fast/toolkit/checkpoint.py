@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ._extras import need
+from .store import write_through
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
@@ -67,10 +68,7 @@ class Checkpoints:
         name = f"checkpoint-{self._written + 1:08}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
         fresh = self.folder / f".{name}"
         try:
-            with open(fresh, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_through(fresh, data)
             os.replace(fresh, self.folder / name)
             _sync_folder(self.folder)
         except BaseException as error:

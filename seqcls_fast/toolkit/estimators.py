@@ -382,21 +382,17 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """What the report says of the validation data; None without any, and in processes that do not write."""
         if task.held is None:
             return None
-        device, parts = self._device(), []
-        for piece in task.held.pieces(ranks):
-            parts.append((logits_of(self.model_, piece.sequences, _AT_ONCE, device, self.amp), piece.targets))
-        gathered = ranks.gather(parts)
+        gathered = ranks.gather([(self._of(piece.sequences), piece.targets) for piece in task.held.pieces(ranks)])
         if gathered is None:
             return None
         from .evaluation import evaluate_predictions
 
         pairs = zip(*(pair for each in gathered for pair in each), strict=True)
         logits, targets = (torch.cat(column) for column in pairs)
-        known = self.classes_.tolist()
+        probabilities = self._probabilities(logits)
         report = evaluate_predictions(
-            [known[i] for i in targets.tolist()], [known[i] for i in logits.argmax(1).tolist()],
-            logits.double().softmax(1).numpy(), labels=known,
-            train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"],
+            self.classes_[targets.numpy()].tolist(), self.decide(probabilities).tolist(), probabilities,
+            labels=self.classes_.tolist(), train_accuracy=self.history_[self.best_epoch_ - 1]["accuracy"],
         )  # fmt: skip
         return report.to_dict()
 

@@ -28,6 +28,7 @@ __all__ = [
     "load_extra",
     "load_folder",
     "save_folder",
+    "write_through",
 ]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -57,13 +58,18 @@ def save_folder(
     fresh.mkdir()
     try:
         for name, data in parts.items():
-            with open(fresh / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_through(fresh / name, data)
         _swap(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Returns when it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:

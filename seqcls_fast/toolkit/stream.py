@@ -33,6 +33,7 @@ from .batches import _POOL, bucketed, generator_of
 from .errors import DataError
 from .leakage import Fingerprints, Sketch
 from .ragged import Ragged
+from .ranks import Ranks
 from .readers import Block, Content, Files, Layout, Table
 
 __all__ = ["Part", "Piece", "Stream", "Survey"]
@@ -438,7 +439,7 @@ class _Pools:
         table = self._table(order, epoch, pool)
         lengths = torch.tensor(_lengths(table.texts_or_series, self.encoder))
         batches = bucketed(lengths, self.batch_size, generator_of("pool", self.seed, epoch, pool))
-        mine = [rows[self.rank :: self.world] for rows in batches]
+        mine = [Ranks(self.rank, self.world).share(rows) for rows in batches]
         table = table.take(torch.cat(mine).tolist())
         return _Pool(
             *_encoded(self.stream, self.encoder, self.classes, table, 0),

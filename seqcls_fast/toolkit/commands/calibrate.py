@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .shared import UsageError, add_command, load, print_json
+from .shared import UsageError, add_command, check_new, load, print_json
 from .use import add_labelled, labelled, labels_of
 
 __all__ = ["add"]
@@ -45,8 +45,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     if arguments.no_temperature and not asked:
         raise UsageError("--no-temperature: expected with --for, or nothing is left to do")
     out = Path(arguments.out or arguments.model)
-    if arguments.out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new or empty directory")
+    if arguments.out:
+        check_new(out)
     estimator, kind = load(arguments.model)
     x, y = labelled(arguments, arguments.data, kind)
     y = labels_of(estimator, y)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._extras import need
 from . import options, train
-from .shared import add_command, print_json
+from .shared import add_command, check_new, print_json
 
 __all__ = ["NotReproducedError", "add", "compare", "shown"]
 
@@ -65,7 +65,7 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
             if name not in part:
                 raise store.StoreError(f"{folder}: expected {name!r} to be saved, but the model is of an older version")
     if arguments.keep:
-        train.check_new(Path(arguments.keep), "--keep replaces nothing")
+        check_new(Path(arguments.keep), "--keep replaces nothing")
     settings, chosen = _settings(folder / store.COMMAND, record, arguments)
     threads = torch.get_num_threads()
     try:

@@ -18,8 +18,8 @@ from typing import Any
 from .._extras import need
 
 __all__ = [
-    "ESTIMATORS", "UsageError", "add_command", "check_folder", "count", "load", "plain", "print_json", "random_batch",
-    "read_examples", "replacing", "save_pictures", "write_text",
+    "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "count", "load", "plain", "print_json",
+    "random_batch", "read_examples", "replacing", "save_pictures", "write_text",
 ]  # fmt: skip
 
 ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
@@ -69,6 +69,11 @@ def check_folder(*paths: str | Path | None) -> None:
     for path in paths:
         if path is not None and not Path(path).parent.is_dir():
             raise FileNotFoundError(f"{path}: expected a folder that exists but there is no {Path(path).parent}")
+
+
+def check_new(folder: Path, hint: str = "") -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected a new or empty directory{hint and f' ({hint})'}")
 
 
 @contextmanager

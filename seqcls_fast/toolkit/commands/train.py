@@ -25,6 +25,7 @@ from .shared import (
     UsageError,
     add_command,
     check_folder,
+    check_new,
     count,
     plain,
     print_json,
@@ -33,7 +34,7 @@ from .shared import (
     write_text,
 )
 
-__all__ = ["Data", "add", "check_new", "learn", "read", "save", "sha256"]
+__all__ = ["Data", "add", "learn", "read", "save", "sha256"]
 
 EXAMPLES = """\
 examples:
@@ -146,11 +147,6 @@ def _seed_of(checkpoints: str | None, drawn: int) -> int:
 
     found = Checkpoints(checkpoints, 0).newest() if checkpoints else None
     return int(found["about"]["seed"]) if found else drawn
-
-
-def check_new(out: Path, hint: str) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: expected a new or empty directory ({hint})")
 
 
 def read(settings: dict[str, Any], chosen: dict[str, Any]) -> Data:
