@@ -461,9 +461,9 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
 }
 
 // What every op is told about the input's side of the layer. x holds features, or ids of columns of w_ih: then the
-// layer's dtype is that of `values`.
-LayerCall describe_input(const Tensor& x, const char* values_name, const Tensor& values, const Maybe& lengths,
-                         const Maybe& batch_sizes, const Name& cell, bool batch_first, const Runner& runner) {
+// layer's dtype is that of the weights.
+LayerCall describe_input(const Tensor& x, const Tensors& weights, const Maybe& lengths, const Maybe& batch_sizes,
+                         const Name& cell, bool batch_first, const Runner& runner) {
   LayerCall call;
   call.device = x.device();
   call.info = &kCells[cell_index(cell.value)];
@@ -472,7 +472,7 @@ LayerCall describe_input(const Tensor& x, const char* values_name, const Tensor&
   l.cell = static_cast<int>(call.info - kCells);
   l.gates = call.info->gates;
   const bool ids = x.scalar_type() == ScalarType::Long;
-  l.dtype = ids ? dtype_of(values_name, values) : dtype_of("x", x);
+  l.dtype = ids && !weights.empty() ? dtype_of("weights", weights.back()) : dtype_of("x", x);
   call.buffer_dtype = runner.buffer_dtype(l.dtype);
   const auto sizes = x.sizes();
   const size_t outer = batch_sizes ? 1 : 2;
@@ -575,8 +575,7 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
                     int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, "weights", weights.empty() ? x : weights.back(), lengths, batch_sizes, cell,
-                                  batch_first, runner);
+  LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
@@ -609,15 +608,52 @@ Tensors rnn_layer(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, 
                      want_output, false, std::move(impl));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x,
-                                                        Tensors weights, Maybe h0, Maybe c0, Maybe lengths,
-                                                        Maybe batch_sizes, Tensor output, Tensor saved, Name cell,
-                                                        int64_t directions, bool batch_first, bool want_d_x,
-                                                        Name impl) {
+// Gradients of all weights in their order, from those of the gates. With samples, the batch is that many equal
+// stretches, and each gets gradients of its own: (samples, ...).
+Tensors weight_gradients(const LayerCall& call, const Backward& backward, const Tensors& weights, int64_t samples,
+                         Runner& runner) {
+  const Layer& l = call.layer;
+  const int64_t directions = l.directions;
+  Tensors grads;
+  grads.reserve(weights.size());
+  for (size_t k = 0; k < weights.size(); ++k) {
+    const auto sizes = weights[k].sizes();
+    Shape shape(sizes.begin(), sizes.end());
+    if (l.ids && k < static_cast<size_t>(directions)) std::swap(shape[0], shape[1]);  // column by column
+    if (samples) shape.insert(shape.begin(), samples);
+    grads.push_back(call.empty(shape, l.dtype));
+  }
+  WeightGrad grad{};
+  grad.layer = l;
+  grad.samples = std::max<int64_t>(samples, 1);
+  const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(grads, directions);
+  for (int d = 0; d < l.directions; ++d) {
+    grad.output[d] = backward.output[d];
+    grad.d_gates[d] = backward.d_gates[d];
+    grad.d_w_ih[d] = data_of(w_ih[d]);
+    grad.d_w_hh[d] = data_of(w_hh[d]);
+    if (b_ih.count) grad.d_b_ih[d] = data_of(b_ih[d]);
+    if (b_hh.count) grad.d_b_hh[d] = data_of(b_hh[d]);
+    if (w_hr.count) grad.d_w_hr[d] = data_of(w_hr[d]);
+  }
+  if (l.B > 0) {
+    runner.weight_grad(grad);
+  } else {
+    for (Tensor& g : grads) torch::stable::zero_(g);
+  }
+  if (l.ids)
+    for (int d = 0; d < l.directions; ++d)
+      grads[static_cast<size_t>(d)] = torch::stable::transpose(grads[static_cast<size_t>(d)], -1, -2);
+  return grads;
+}
+
+// Returns the gradients of x if wanted, of h0 and c0 where there are any, and of the weights if wanted.
+Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors weights, Maybe h0, Maybe c0,
+                     Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved, Name cell, int64_t directions,
+                     bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl) {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, "weights", weights.empty() ? x : weights.back(), lengths, batch_sizes, cell,
-                                  batch_first, runner);
+  LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
@@ -628,13 +664,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
   if (d_h_n) call.check("d_h_n", *d_h_n, state);
   if (d_c_n) call.check("d_c_n", *d_c_n, c_state);
   if (want_d_x && l.ids) fail("want_d_x: expected False, as x holds ids, which have no gradient");
-  Tensor d_x = call.empty(want_d_x ? call.shape(l.I) : Shape{0}, l.dtype);
-  Tensor d_gates = call.empty(call.buffer_shape(call.gates_width()), call.buffer_dtype);
-  Tensor d_h0 = call.empty(h0 ? state : Shape{0}, l.dtype);
-  Tensor d_c0 = call.empty(c0 ? c_state : Shape{0}, l.dtype);
-  if (l.B == 0) return {d_x, d_gates, d_h0, d_c0};
+  if (samples < 0 || (samples && l.B % samples))
+    fail("samples: expected a divisor of the batch ", l.B, " but got ", samples);
+  if (samples && batch_sizes) fail("samples: expected 0 with batch_sizes but got ", samples);
+  Tensors results;
+  results.reserve(3 + weights.size());
+  const auto add = [&](const Shape& shape) -> const Tensor& {
+    results.push_back(call.empty(shape, l.dtype));
+    return results.back();
+  };
+  const Tensor d_gates = call.empty(call.buffer_shape(call.gates_width()), call.buffer_dtype);
   Backward backward{};
   backward.layer = l;
+  if (want_d_x) backward.d_x = call.rows(add(call.shape(l.I)));
+  const Tensor* d_h0 = h0 ? &add(state) : nullptr;
+  const Tensor* d_c0 = c0 ? &add(c_state) : nullptr;
   for (int d = 0; d < l.directions; ++d) {
     backward.output[d] = call.rows(output, d * l.out());
     backward.saved[d] = call.buffer_rows(saved, d);
@@ -642,75 +686,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_backward(Maybe d_output, Maybe d_
     backward.d_h_n[d] = state_rows(d_h_n, l.dtype, d);
     backward.d_c_n[d] = state_rows(d_c_n, l.dtype, d);
     backward.d_gates[d] = call.buffer_rows(d_gates, d);
-    if (h0) backward.d_h0[d] = state_rows(d_h0, l.dtype, d);
-    if (c0) backward.d_c0[d] = state_rows(d_c0, l.dtype, d);
+    if (d_h0) backward.d_h0[d] = state_rows(*d_h0, l.dtype, d);
+    if (d_c0) backward.d_c0[d] = state_rows(*d_c0, l.dtype, d);
   }
-  if (want_d_x) backward.d_x = call.rows(d_x);
-  runner.backward(backward);
-  return {d_x, d_gates, d_h0, d_c0};
-}
-
-// With samples, the batch is that many equal stretches, and each gets gradients of its own: (samples, ...).
-Tensors rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Maybe h0, Maybe lengths, Maybe batch_sizes, Name cell,
-                        bool batch_first, int64_t input_size, int64_t proj_size, bool want_bias, int64_t samples,
-                        Name impl) {
-  const Call implementation(x, impl);
-  Runner& runner = *implementation.runner;
-  LayerCall call = describe_input(x, "output", output, lengths, batch_sizes, cell, batch_first, runner);
-  link(call);
-  Layer& l = call.layer;
-  const int64_t width = d_gates.dim() ? d_gates.sizes()[static_cast<size_t>(d_gates.dim() - 1)] : 0;
-  l.directions = d_gates.dim() ? static_cast<int>(d_gates.sizes()[0]) : 0;
-  if (l.directions < 1 || l.directions > kMaxDirections)
-    fail("d_gates: expected 1 or 2 directions but got ", text(d_gates.sizes()));
-  if (input_size < 1 || (!l.ids && input_size != l.I))
-    fail("input_size: expected ", l.ids ? "at least 1" : std::to_string(l.I), " but got ", input_size);
-  l.I = input_size;
-  if (proj_size < 0 || proj_size >= width) fail("proj_size: expected 0 to ", width, " but got ", proj_size);
-  l.P = proj_size;
-  l.H = proj_size ? (width - proj_size) / (call.info->slots + 1) : width / call.info->slots;
-  if (l.H <= 0) fail("d_gates: expected at least ", call.info->slots, " columns but got ", width);
-  check_buffer("d_gates", d_gates, call, call.gates_width());
-  call.check("output", output, call.shape(l.directions * l.out()));
-  if (h0) call.check("h0", *h0, Dims{l.directions, l.B, l.out()});
-
-  if (samples < 0 || (samples && l.B % samples))
-    fail("samples: expected a divisor of the batch ", l.B, " but got ", samples);
-  if (samples && batch_sizes) fail("samples: expected 0 with batch_sizes but got ", samples);
-
-  Tensors grads;
-  const auto add = [&](Shape shape, char*(&to)[kMaxDirections]) {
-    if (samples) shape.insert(shape.begin(), samples);
-    for (int d = 0; d < l.directions; ++d) {
-      grads.push_back(call.empty(shape, l.dtype));
-      to[d] = data_of(grads.back());
-    }
-  };
-  WeightGrad grad{};
-  const int64_t rows = l.gates * l.H;
-  add(l.ids ? Shape{l.I, rows} : Shape{rows, l.I}, grad.d_w_ih);
-  add({rows, l.out()}, grad.d_w_hh);
-  if (want_bias) {
-    add({rows}, grad.d_b_ih);
-    add({rows}, grad.d_b_hh);
-  }
-  if (l.P) add({l.P, l.H}, grad.d_w_hr);
-  for (int d = 0; d < l.directions; ++d) {
-    l.h0[d] = state_rows(h0, l.dtype, d);
-    grad.output[d] = call.rows(output, d * l.out());
-    grad.d_gates[d] = call.buffer_rows(d_gates, d);
-  }
-  grad.layer = l;
-  grad.samples = std::max<int64_t>(samples, 1);
-  if (l.B > 0) {
-    runner.weight_grad(grad);
-  } else {
-    for (Tensor& g : grads) torch::stable::zero_(g);
-  }
-  if (l.ids)
-    for (int d = 0; d < l.directions; ++d)
-      grads[static_cast<size_t>(d)] = torch::stable::transpose(grads[static_cast<size_t>(d)], -1, -2);
-  return grads;
+  if (l.B > 0) runner.backward(backward);
+  if (want_d_weights)
+    for (Tensor& grad : weight_gradients(call, backward, weights, samples, runner)) results.push_back(std::move(grad));
+  return results;
 }
 
 }  // namespace
@@ -725,20 +707,14 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
       "int directions, bool batch_first, bool want_output, str impl) -> Tensor[]");
   m.def(
       "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] weights, Tensor? h0, Tensor? "
-      "c0, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, int directions, bool batch_first, "
-      "bool want_d_x, str impl) -> (Tensor d_x, Tensor d_gates, Tensor d_h0, Tensor d_c0)");
-  m.def(
-      "rnn_weight_grad(Tensor d_gates, Tensor x, Tensor output, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str "
-      "cell, "
-      "bool batch_first, SymInt input_size, int proj_size, bool want_bias, int samples, str impl) -> Tensor[]");
+      "c0, Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, int directions, bool "
+      "batch_first, bool want_d_x, bool want_d_weights, int samples, str impl) -> Tensor[]");
 }
 
-#define SF_IMPLEMENT(m)                                 \
-  m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward));   \
-  m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));       \
-  m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward)); \
-  m.impl("rnn_weight_grad", TORCH_BOX(&sf::rnn_weight_grad));
+#define SF_IMPLEMENT(m)                               \
+  m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward)); \
+  m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));     \
+  m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
 
 STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m){SF_IMPLEMENT(m)}
 #if defined(SF_WITH_CUDA)

@@ -61,7 +61,11 @@ def autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
 
 
 def needs_graph(tensors: _Tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:  # any() takes longer
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
@@ -83,20 +87,17 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """The gradients of ``tensors`` by the kernels: those of all weights where one is needed."""
     x, h0, c0, lengths, batch_sizes, *flat = tensors
-    d_x, d_gates, d_h0, d_c0 = torch.ops.seqcls_fast.rnn_backward.default(
+    want_d_weights = True in needs[5:]
+    found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
-        spec.cell, spec.directions, spec.batch_first, needs[0], spec.impl,
+        spec.cell, spec.directions, spec.batch_first, needs[0], want_d_weights, spec.samples, spec.impl,
     )  # fmt: skip
-    d_weights: _Tensors = (None,) * len(flat)
-    if any(needs[5:]):
-        _, _, b_ih, _, w_hr = by_kind(flat, spec.directions)
-        d_weights = torch.ops.seqcls_fast.rnn_weight_grad.default(
-            d_gates, x, output, h0, lengths, batch_sizes,
-            spec.cell, spec.batch_first, flat[0].size(1), w_hr[0].size(0) if w_hr else 0, bool(b_ih), spec.samples,
-            spec.impl,
-        )  # fmt: skip
-    d_h0, d_c0 = d_h0 if needs[1] else None, d_c0 if needs[2] else None
-    return d_x if needs[0] else None, d_h0, d_c0, None, None, *d_weights
+    rest = iter(found)
+    d_x = next(rest) if needs[0] else None
+    d_h0 = None if h0 is None else next(rest)
+    d_c0 = None if c0 is None else next(rest)
+    d_weights = rest if want_d_weights else (None,) * len(flat)
+    return d_x, d_h0 if needs[1] else None, d_c0 if needs[2] else None, None, None, *d_weights
 
 
 # -- eager and compiled calls -----------------------------------------------------------------------------------------
@@ -150,7 +151,11 @@ def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _T
 def _grads_batched(grads: _Tensors) -> bool:
     """Whether they are those of ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
-    return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
+    if not torch.compiler.is_compiling():
+        for grad in grads:
+            if grad is not None and legacy(grad):
+                return True
+    return False
 
 
 # -- torch.func -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .reference import check_rank, holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 
-CELLS = {"rnn_tanh": (1, 1), "rnn_relu": (1, 1), "gru": (3, 4), "lstm": (4, 4)}  # gates, gradient slots
+CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}  # gates
 _SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step
 _SAVED_ALIGN = 16  # units are saved in blocks of this many, whatever the ISA
 
@@ -33,7 +33,7 @@ def by_kind(flat: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kin
 
 def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int, int]:
     """``H`` and ``Hout``."""
-    return weights[0].size(0) // CELLS[cell][0], weights[directions].size(1)
+    return weights[0].size(0) // CELLS[cell], weights[directions].size(1)
 
 
 def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tuple[Any, ...]:
@@ -95,43 +95,20 @@ def _fake_layer(
 def _fake_backward(
     d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: list[Tensor],
     h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
-    output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool, impl: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    hidden, out = _widths(weights, directions, cell)
-    rows = _rows_shape(x, batch_first, batch_sizes)
-    projected = len(weights) // directions in (3, 5)
-    width = CELLS[cell][1] * hidden + (out + hidden if projected else 0)
-    d_x = output.new_empty(x.shape if want_d_x else (0,))
-    d_gates = output.new_empty((directions, *rows, width), dtype=_buffer_dtype(output))
-    d_h0 = output.new_empty((0,) if h0 is None else h0.shape)
-    d_c0 = output.new_empty((0,) if c0 is None else c0.shape)
-    return d_x, d_gates, d_h0, d_c0
-
-
-def _fake_weight_grad(
-    d_gates: Tensor, x: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
-    cell: str, batch_first: bool, input_size: int, proj_size: int, want_bias: bool, samples: int, impl: str,
+    output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool,
+    want_d_weights: bool, samples: int, impl: str,
 ) -> list[Tensor]:  # fmt: skip
-    gates, slots = CELLS[cell]
-    directions = d_gates.size(0)
-    hidden = d_gates.size(-1) // slots if not proj_size else (d_gates.size(-1) - proj_size) // (slots + 1)
-    out = proj_size or hidden
-    shapes: list[tuple[int, ...]] = [(gates * hidden, input_size), (gates * hidden, out)]
-    if want_bias:
-        shapes += [(gates * hidden,), (gates * hidden,)]
-    if proj_size:
-        shapes.append((out, hidden))
+    results = [output.new_empty(t.shape) for t in (x if want_d_x else None, h0, c0) if t is not None]
     each = (samples,) if samples else ()
-    grads = [output.new_empty(each + shape) for shape in shapes for _ in range(directions)]
-    if holds_ids(x):  # column by column
-        grads[:directions] = [
-            output.new_empty((*each, input_size, gates * hidden)).transpose(-1, -2) for _ in range(directions)
-        ]
-    return grads
+    for k, w in enumerate(weights if want_d_weights else ()):
+        if k < directions and holds_ids(x):  # column by column
+            results.append(output.new_empty((*each, *w.shape[::-1])).transpose(-1, -2))
+        else:
+            results.append(output.new_empty((*each, *w.shape)))
+    return results
 
 
 if C is not None:
     torch.library.register_fake("seqcls_fast::rnn_forward")(_fake_forward)
     torch.library.register_fake("seqcls_fast::rnn_layer")(_fake_layer)
     torch.library.register_fake("seqcls_fast::rnn_backward")(_fake_backward)
-    torch.library.register_fake("seqcls_fast::rnn_weight_grad")(_fake_weight_grad)

@@ -77,7 +77,8 @@ class _RecurrentLayers(nn.RNNBase):
             return self._forward_packed(input, hx, want_output)
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor or a PackedSequence but got {type(input).__name__}")
-        dim = input.dim()
+        shape = input.shape
+        dim = len(shape)
         if dim != 2 and dim != 3:
             raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {dim}D instead")
         batched = dim == 3
@@ -93,7 +94,8 @@ class _RecurrentLayers(nn.RNNBase):
         if lengths is not None:
             lengths = as_lengths(lengths, batched)
         weights = self._weights()
-        self._check(x, weights[0][0], states, x.size(0 if batch_first else 1))
+        batch = 1 if not batched else shape[0 if batch_first else 1]
+        self._check(x, shape[-1], weights[0][0], states, batch)
         output, states = self._run(x, weights, states, lengths, None, batch_first, want_output)
         if not batched:
             output = output.squeeze(1) if want_output else None
@@ -109,7 +111,7 @@ class _RecurrentLayers(nn.RNNBase):
         weights = self._weights()
         # a traced graph has no values: there the op alone compares the states with batch_sizes
         batch = 0 if not states else states[0].size(1) if torch.compiler.is_compiling() else int(batch_sizes[0])
-        self._check(x, weights[0][0], states, batch)
+        self._check(x, x.size(1), weights[0][0], states, batch)
         if order is not None:
             states = [state.index_select(1, order) for state in states]
         output, states = self._run(x, weights, states, None, batch_sizes, False, want_output)
@@ -156,12 +158,14 @@ class _RecurrentLayers(nn.RNNBase):
         names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
         return [_current(self, layer) for layer in names]
 
-    def _check(self, x: Tensor, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:
+    def _check(self, x: Tensor, features: int, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:
         check_input(x, weight, ValueError)
-        if x.size(-1) != self.input_size:
+        if features != self.input_size:
             raise RuntimeError(
-                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.size(-1)}"
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {features}"
             )
+        if not states:
+            return
         count = self.num_layers * (2 if self.bidirectional else 1)
         for k, state in enumerate(states):
             width = (not k and self.proj_size) or self.hidden_size

@@ -177,7 +177,7 @@ def run_layer(
         _check_impl(impl)
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
-    device = x.device.type
+    device = "cpu" if x.is_cpu else x.device.type
     if reference.holds_ids(x):
         x = x.to(torch.int64)
     if reference.autocasts(device):

@@ -140,8 +140,8 @@ PYTHON = [
     Mutant(
         "shapes: d_w_ih of ids by row",
         "seqcls_fast/_shapes.py",
-        "output.new_empty((*each, input_size, gates * hidden)).transpose(-1, -2)",
-        "output.new_empty((*each, gates * hidden, input_size))",
+        "output.new_empty((*each, *w.shape[::-1])).transpose(-1, -2)",
+        "output.new_empty((*each, *w.shape))",
     ),
 ]
 
@@ -156,6 +156,15 @@ BINDINGS = "csrc/bindings.cpp"
 
 COMPILED = [
     Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
+    Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
+    Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
+    Mutant(
+        "a weight left out of the hash",
+        DISPATCH,
+        "for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d],",
+        "for (const Matrix* m : {&layer.w_ih[d],",
+    ),
+    Mutant("the hash knows no shape", DISPATCH, "parts[0] = {shape, sizeof shape};", "parts[0] = {shape, 0};"),
     Mutant("every sample the first", DISPATCH, "rows.data() + sample * count, count", "rows.data(), count"),
     Mutant("only the first sample sorted", DISPATCH, "layer.lengths && s < samples", "layer.lengths && s < 1"),
     Mutant(

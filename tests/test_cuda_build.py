@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from seqcls_fast import _ext
 
 ROOT = Path(__file__).parents[1]
-OPS = ("rnn_forward", "rnn_layer", "rnn_backward", "rnn_weight_grad")
+OPS = ("rnn_forward", "rnn_layer", "rnn_backward")
 T, B, I, H = 4, 3, 5, 7
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 
@@ -45,19 +45,17 @@ def layer(cell: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, l
 
 
 def run(cell: str, x: Tensor, weights: list[Tensor], impl: str) -> dict[str, list[Tensor]]:
-    """What each of the four ops returns."""
+    """What each of the ops returns."""
     ops = torch.ops.seqcls_fast
     none = (None, None, None, None)  # h0, c0, lengths, batch_sizes
     forward = ops.rnn_forward(x, weights, *none, cell, 2, False, True, True, impl)
     output, saved = forward[-2:]
-    d_x, d_gates, d_h0, d_c0 = ops.rnn_backward(
-        output, None, None, x, weights, *none, output, saved, cell, 2, False, True, impl
-    )
     return {
         "rnn_forward": forward,
         "rnn_layer": ops.rnn_layer(x, weights, *none, cell, 2, False, True, impl),
-        "rnn_backward": [d_x, d_gates, d_h0, d_c0],
-        "rnn_weight_grad": ops.rnn_weight_grad(d_gates, x, output, None, None, None, cell, False, I, 0, True, 0, impl),
+        "rnn_backward": ops.rnn_backward(
+            output, None, None, x, weights, *none, output, saved, cell, 2, False, True, True, 0, impl
+        ),
     }
 
 

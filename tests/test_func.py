@@ -221,7 +221,7 @@ def test_padding_is_not_read_under_vmap(compiled: str) -> None:
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, ids: bool, compiled: str) -> None:
-    """In float32, at sizes with remainders, with threads, lengths and h0: rnn_weight_grad over samples is exact."""
+    """In float32, at sizes with remainders, with threads, lengths and h0: the op over samples is exact."""
     case = Case(cell, T=9, B=6, I=37, H=33, directions=2, lengths="zeros", proj=cell == "lstm", ids=ids)
     problem = build(case)
     inputs, options = {k: t.detach() for k, t in arguments(case, problem).items()}, keywords(case, problem)
@@ -246,21 +246,29 @@ def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, ids
 
 
 def test_samples_of_the_op(compiled: str) -> None:
-    """rnn_weight_grad refuses samples that do not divide the batch, and packed input with them."""
+    """The gradients of samples add up to that of the batch, which they must divide; packed input has none."""
     gru = sf.GRU(3, 4)
     x, weights = torch.randn(5, 6, 3), [p.detach() for p in gru.parameters()]
     library = torch.ops.seqcls_fast
     h_n, output, saved = library.rnn_forward(x, weights, None, None, None, None, "gru", 1, False, True, True, compiled)
-    rest = ("gru", 1, False, True, compiled)
-    gates = library.rnn_backward(None, h_n, None, x, weights, None, None, None, None, output, saved, *rest)[1]
-    tail = (None, None, None, "gru", False, 3, 0, True)
-    whole = library.rnn_weight_grad(gates, x, output, *tail, 0, compiled)
+
+    def gradients(samples: int) -> list[torch.Tensor]:
+        args = (None, h_n, None, x, weights, None, None, None, None, output, saved)
+        return list(library.rnn_backward(*args, "gru", 1, False, True, True, samples, compiled))
+
+    whole = gradients(0)
     for samples in (1, 2, 3, 6):
-        parts = library.rnn_weight_grad(gates, x, output, *tail, samples, compiled)
-        torch.testing.assert_close([t.sum(0) for t in parts], list(whole))
+        d_x, *parts = gradients(samples)
+        torch.testing.assert_close([d_x, *(t.sum(0) for t in parts)], whole)
     for samples in (-1, 4, 7):
         with pytest.raises(RuntimeError, match=f"samples: expected a divisor of the batch 6 but got {samples}"):
-            library.rnn_weight_grad(gates, x, output, *tail, samples, compiled)
+            gradients(samples)
+    h_n, output, saved = library.rnn_forward(
+        x[:, 0], weights, None, None, None, torch.tensor([5]), "gru", 1, False, True, True, compiled
+    )
+    args = (None, h_n, None, x[:, 0], weights, None, None, None, torch.tensor([5]), output, saved)
+    with pytest.raises(RuntimeError, match="samples: expected 0 with batch_sizes but got 5"):
+        library.rnn_backward(*args, "gru", 1, False, True, True, 5, compiled)
 
 
 def test_bad_lengths_are_refused_under_vmap(compiled: str) -> None:
@@ -309,4 +317,4 @@ def test_impl_reaches_the_transforms(compiled: str) -> None:
     assert ops.available_impls()
     with sf.use_impl(compiled), Watch():
         vmap(grad(s.loss), (None, 0))(s.weights, s.x)
-    assert seen == [(name, compiled) for name in ("rnn_forward", "rnn_backward", "rnn_weight_grad")]
+    assert seen == [(name, compiled) for name in ("rnn_forward", "rnn_backward")]

@@ -108,14 +108,12 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
     d_output = torch.randn_like(output) if case.want_output else None
     d_c_n = torch.randn_like(c_n[0]) if c_n else None
     for grads in ((d_output, torch.randn_like(h_n), d_c_n), (None, torch.randn_like(h_n), None)):
-        _, d_gates, *_ = opcheck(
-            library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first, not case.ids, impl
-        )
-    for samples in (0, case.B) if case.layout != "packed" else (0,):
-        opcheck(
-            library.rnn_weight_grad, d_gates, tensors["x"], output, *fixed[2:3], *fixed[4:], cell, batch_first, case.I,
-            case.P, case.bias, samples, impl,
-        )  # fmt: skip
+        for samples in (0, case.B) if case.layout != "packed" else (0,):
+            for want_d_weights in (True, False):
+                opcheck(
+                    library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first,
+                    not case.ids, want_d_weights, samples, impl,
+                )  # fmt: skip
 
 
 @needs_extension
@@ -124,7 +122,7 @@ def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) 
     """The ops are public: a saved or output tensor of another call is a sentence, not a read out of bounds."""
     case = Case(cell, T=4, B=3, H=20)
     tensors, _ = flat_arguments(case, compiled)
-    tail = (cell, False, compiled)
+    tail = (cell, 1, False, True, True, 0, compiled)
     fixed = forward_arguments(tensors)
     h_n, *_, output, saved = torch.ops.seqcls_fast.rnn_forward.default(*fixed, cell, 1, False, True, True, compiled)
     wrong: dict[str, tuple[Tensor, Tensor]] = {"output": (output[:-1], saved), "output type": (output.double(), saved)}
@@ -132,26 +130,9 @@ def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) 
         wrong |= {"saved": (output, saved[..., :-1]), "saved empty": (output, saved.new_empty(0))}
     for name, pair in wrong.items():
         with pytest.raises(RuntimeError, match=name.split()[0]):
-            torch.ops.seqcls_fast.rnn_backward.default(None, h_n, None, *fixed, *pair, cell, 1, False, True, compiled)
+            torch.ops.seqcls_fast.rnn_backward.default(None, h_n, None, *fixed, *pair, *tail)
     with pytest.raises(RuntimeError, match="d_h_n"):
-        torch.ops.seqcls_fast.rnn_backward.default(
-            None, h_n[:, 1:], None, *fixed, output, saved, cell, 1, False, True, compiled
-        )
-    with pytest.raises(RuntimeError, match="d_gates"):
-        torch.ops.seqcls_fast.rnn_weight_grad.default(
-            torch.zeros(1, 3, 3, 1),
-            tensors["x"],
-            output,
-            tensors["h0"],
-            None,
-            None,
-            *tail[:2],
-            case.I,
-            0,
-            True,
-            0,
-            compiled,
-        )
+        torch.ops.seqcls_fast.rnn_backward.default(None, h_n[:, 1:], None, *fixed, output, saved, *tail)
 
 
 @needs_extension

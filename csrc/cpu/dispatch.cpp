@@ -244,7 +244,7 @@ using Packed = std::shared_ptr<Buffer>;
 class PackedCache {
  public:
   struct Key {
-    uint64_t words[2] = {1, 2};
+    uint64_t words[2];
     bool operator==(const Key& other) const { return words[0] == other.words[0] && words[1] == other.words[1]; }
   };
   Packed find(const Key& key) {
@@ -295,20 +295,27 @@ PackedCache& packed_cache() {
 
 bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride == m.columns; }
 
-// Folds everything the packed form depends on into the key; false where a weight is not contiguous.
+// Sets the key to a hash of everything the packed form depends on; false where a weight is not contiguous.
 bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
-  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),       static_cast<uint64_t>(layer.dtype),
-                            static_cast<uint64_t>(layer.directions), static_cast<uint64_t>(layer.features()),
-                            static_cast<uint64_t>(layer.H),          static_cast<uint64_t>(layer.P),
-                            reinterpret_cast<uint64_t>(kernels.name)};
-  kernels.fingerprint(shape, sizeof shape, key.words);
+  Bytes parts[1 + 5 * kMaxDirections];
+  int64_t count = 1;
   for (int d = 0; d < layer.directions; ++d) {
     for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
       if (!m->data || (layer.ids && m == &layer.w_ih[d])) continue;
       if (!contiguous(*m)) return false;
-      kernels.fingerprint(m->data, m->rows * m->columns * size_of(layer.dtype), key.words);
+      parts[count++] = {m->data, m->rows * m->columns * size_of(layer.dtype)};
     }
   }
+  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),
+                            static_cast<uint64_t>(layer.dtype),
+                            static_cast<uint64_t>(layer.directions),
+                            static_cast<uint64_t>(layer.features()),
+                            static_cast<uint64_t>(layer.H),
+                            static_cast<uint64_t>(layer.P),
+                            static_cast<uint64_t>(count),
+                            reinterpret_cast<uint64_t>(kernels.name)};
+  parts[0] = {shape, sizeof shape};
+  kernels.fingerprint(parts, count, key.words);
   return true;
 }
 

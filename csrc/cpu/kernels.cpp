@@ -168,41 +168,44 @@ void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* 
   with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
 }
 
-// Folds a contiguous weight's content into 128 bits. Each lane is a bijection of every word it takes, and the shift
-// lets high bits reach low ones, so flipped signs cannot cancel.
-void fingerprint(const void* data, int64_t bytes, uint64_t (&state)[2]) {
+// 128 bits of what is in parts whose sizes are known or are among the parts. Each lane is a bijection of every word it
+// takes, and the shift lets high bits reach low ones, so flipped signs cannot cancel.
+void fingerprint(const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
   constexpr uint64_t kPrime = 0x9e3779b97f4a7c15, kOther = 0xd6e8feb86659fd93;
   constexpr int kStreams = 4, kBytes = sizeof(HashVec);
   HashVec sums[kStreams];
   for (int i = 0; i < kStreams; ++i) {
-    for (int lane = 0; lane < kBytes / 8; ++lane) sums[i][lane] = (state[lane & 1] + i * 64 + lane + 1) * kPrime;
+    for (int lane = 0; lane < kBytes / 8; ++lane) sums[i][lane] = static_cast<uint64_t>(i * 64 + lane + 2) * kPrime;
   }
   auto mix = [](HashVec s, HashVec word) {
     s = (s ^ word) * kPrime;
     return s ^ (s >> 29);
   };
-  const char* p = static_cast<const char*>(data);
-  int64_t left = bytes;
-  for (; left >= kStreams * kBytes; left -= kStreams * kBytes, p += kStreams * kBytes) {
+  for (const Bytes* part = parts; part < parts + count; ++part) {
+    const char* p = static_cast<const char*>(part->data);
+    int64_t left = part->size;
+    for (; left >= kStreams * kBytes; left -= kStreams * kBytes, p += kStreams * kBytes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kStreams; ++i) {
-      HashVec word;
-      __builtin_memcpy(&word, p + i * kBytes, kBytes);
+      for (int i = 0; i < kStreams; ++i) {
+        HashVec word;
+        __builtin_memcpy(&word, p + i * kBytes, kBytes);
+        sums[i] = mix(sums[i], word);
+      }
+    }
+    for (int i = 0; left > 0; ++i, left -= kBytes, p += kBytes) {
+      HashVec word{};
+      __builtin_memcpy(&word, p, static_cast<std::size_t>(left < kBytes ? left : kBytes));
       sums[i] = mix(sums[i], word);
     }
   }
-  for (int i = 0; left > 0; ++i, left -= kBytes, p += kBytes) {
-    HashVec word{};
-    __builtin_memcpy(&word, p, static_cast<std::size_t>(left < kBytes ? left : kBytes));
-    sums[i] = mix(sums[i], word);
-  }
-  state[0] ^= static_cast<uint64_t>(bytes);
+  hash[0] = kOther;
+  hash[1] = kPrime;
   for (const HashVec& sum : sums) {
     for (int lane = 0; lane < kBytes / 8; ++lane) {
-      state[0] = (state[0] ^ sum[lane]) * kPrime;
-      state[0] ^= state[0] >> 32;
-      state[1] = (state[1] + sum[lane]) * kOther;
-      state[1] ^= state[1] >> 31;
+      hash[0] = (hash[0] ^ sum[lane]) * kPrime;
+      hash[0] ^= hash[0] >> 32;
+      hash[1] = (hash[1] + sum[lane]) * kOther;
+      hash[1] ^= hash[1] >> 31;
     }
   }
 }

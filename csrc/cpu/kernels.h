@@ -51,6 +51,11 @@ struct WeightGradTask {
   char* scratch;
 };
 
+struct Bytes {
+  const void* data;
+  int64_t size;
+};
+
 // Sizes in bytes, of packed weights and scratch.
 struct Kernels {
   const char* name;
@@ -72,7 +77,7 @@ struct Kernels {
   void (*weight_grad)(const WeightGradTask&);
   // to = the sum of rows of gates * H values in the compute type, in the layer's dtype
   void (*sum_rows)(const Layer&, const char* const* rows, int64_t count, char* to);
-  void (*fingerprint)(const void* data, int64_t bytes, uint64_t (&state)[2]);  // folds data into state
+  void (*fingerprint)(const Bytes* parts, int64_t count, uint64_t (&hash)[2]);
 };
 
 }  // namespace sf
