@@ -207,7 +207,7 @@ def run_layer(
         function = _autograd.reference_layer
     elif transformed:
         function = _autograd.transformed_layer
-    elif torch.is_grad_enabled() and not exported and _autograd.needs_graph((x, h0, c0, *weights)):
+    elif not exported and _autograd.needs_graph((x, h0, c0, *weights)):
         function = _autograd.Layer.apply
     if function is not None:
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)

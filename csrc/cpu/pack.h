@@ -29,19 +29,69 @@ int64_t packed_size(const PackSource& s) {  // in elements of F::E
   return blocks_of<F>(s.columns) * panel_size<F>(s.K, s.groups);
 }
 
-template <class E, Dtype D>
-SF_FN E pack_value(const char* data, int64_t index) {
-  const auto* p = reinterpret_cast<const typename Storage<D>::Type*>(data) + index;
-  if constexpr (sizeof(E) == 2) {
-    return *reinterpret_cast<const E*>(p);
-  } else {
-    return static_cast<E>(Storage<D>::load(p));
+// n numbers of type d, `stride` apart from `index` on, and zeros after them.
+template <class F>
+SF_FN typename F::V read_line(Dtype d, const char* data, int64_t index, int64_t stride, int n) {
+  using A = typename F::A;
+  if (d == dtype_of<A>() && stride == 1) return F::read(reinterpret_cast<const A*>(data) + index, n);
+  A line[F::kLanes];
+  read_row<A>(d, data + index * size_of(d), stride, line, n);
+  return F::read(line, n);
+}
+
+// Rows become columns: each round moves one bit of (row, column) from the row's end to the column's.
+template <class F>
+SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
+  constexpr int kL = F::kLanes;
+#pragma GCC unroll 4
+  for (int size = 1; size < kL; size *= 2) {
+    typename F::V next[kL];
+#pragma GCC unroll 8
+    for (int i = 0; i < kL / 2; ++i) {
+      next[2 * i] = interleave_low(square[i], square[i + kL / 2]);
+      next[2 * i + 1] = interleave_high(square[i], square[i + kL / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i) square[i] = next[i];
   }
 }
 
-template <class F, Dtype D>
-void pack_as(const PackSource& s, typename F::E* to) {
+// The lines of one group and block, `step` apart.
+template <class F>
+void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::A* out) {
+  constexpr int kL = F::kLanes;
+  if (s.column_stride == 1) {
+    for (int64_t k = 0; k < s.K; ++k)
+      store(out + k * step, read_line<F>(s.dtype, s.data, base + k * s.k_stride, 1, lanes));
+    return;
+  }
+  for (int64_t k = 0; k < s.K; k += kL) {
+    const int n = static_cast<int>(s.K - k < kL ? s.K - k : kL);
+    typename F::V square[kL];
+    for (int lane = 0; lane < kL; ++lane) {
+      const int64_t index = base + k * s.k_stride + lane * s.column_stride;
+      square[lane] = lane < lanes ? read_line<F>(s.dtype, s.data, index, s.k_stride, n) : typename F::V{};
+    }
+    transpose<F>(square);
+    for (int i = 0; i < n; ++i) store(out + (k + i) * step, square[i]);
+  }
+}
+
+// The same where a lane holds kPack elements along k, which are of the weights' own type.
+template <class F>
+void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::E* out) {
   using E = typename F::E;
+  for (int64_t k = 0; k < (s.K + F::kPack - 1) / F::kPack * F::kPack; ++k) {
+    E* line = out + k / F::kPack * step + k % F::kPack;
+    const int filled = k < s.K ? lanes : 0;
+    const E* from = reinterpret_cast<const E*>(s.data) + base + k * s.k_stride;
+    for (int lane = 0; lane < filled; ++lane) line[lane * F::kPack] = from[lane * s.column_stride];
+    for (int lane = filled; lane < F::kLanes; ++lane) line[lane * F::kPack] = E(0);
+  }
+}
+
+template <class F>
+void pack(const PackSource& s, typename F::E* to) {
   constexpr int kWidth = F::kLanes * F::kPack;
   const int64_t panel = panel_size<F>(s.K, s.groups), step = s.groups * kWidth;
   for (int64_t block = 0; block < blocks_of<F>(s.columns); ++block) {
@@ -49,53 +99,12 @@ void pack_as(const PackSource& s, typename F::E* to) {
     const int lanes = static_cast<int>(s.columns - first < F::kLanes ? s.columns - first : F::kLanes);
     for (int g = 0; g < s.groups; ++g) {
       const int64_t base = g * s.group_stride + first * s.column_stride;
-      E* out = to + block * panel + g * kWidth;
-#if defined(__AVX512F__)
-      if constexpr (D == Dtype::kFloat32 && F::kPack == 1) {
-        const __m512i index =
-            _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                               _mm512_set1_epi32(static_cast<int>(s.column_stride)));
-        const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1);
-        const float* from = reinterpret_cast<const float*>(s.data) + base;
-        if (s.column_stride < (1 << 27)) {
-          for (int64_t k = 0; k < s.K; ++k) {
-            const float* p = from + k * s.k_stride;
-            store(out + k * step, s.column_stride == 1
-                                      ? load(p, lanes)
-                                      : (FloatVec)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, p, 4));
-          }
-          continue;
-        }
+      typename F::E* out = to + block * panel + g * kWidth;
+      if constexpr (F::kPack == 1) {
+        pack_lines<F>(s, base, lanes, step, out);
+      } else {
+        pack_bits<F>(s, base, lanes, step, out);
       }
-#endif
-      for (int64_t k = 0; k < (s.K + F::kPack - 1) / F::kPack * F::kPack; ++k) {
-        E* line = out + k / F::kPack * step + k % F::kPack;
-        const int filled = k < s.K ? lanes : 0;
-        for (int lane = 0; lane < filled; ++lane) {
-          line[lane * F::kPack] = pack_value<E, D>(s.data, base + k * s.k_stride + lane * s.column_stride);
-        }
-        for (int lane = filled; lane < F::kLanes; ++lane) line[lane * F::kPack] = E(0);
-      }
-    }
-  }
-}
-
-template <class F>
-void pack(const PackSource& s, typename F::E* to) {
-  if constexpr (sizeof(typename F::A) == 8) {
-    pack_as<F, Dtype::kFloat64>(s, to);
-  } else if constexpr (F::kPack == 2) {
-    pack_as<F, Dtype::kBFloat16>(s, to);
-  } else {
-    switch (s.dtype) {
-      case Dtype::kFloat32:
-        return pack_as<F, Dtype::kFloat32>(s, to);
-      case Dtype::kBFloat16:
-        return pack_as<F, Dtype::kBFloat16>(s, to);
-      case Dtype::kFloat16:
-        return pack_as<F, Dtype::kFloat16>(s, to);
-      case Dtype::kFloat64:
-        return;  // never with float as the compute type
     }
   }
 }
@@ -103,19 +112,21 @@ void pack(const PackSource& s, typename F::E* to) {
 // What each slot starts from, [blocks][kSlots][kLanes]: both biases where a gate's two sums share the slot.
 template <class F, class Cell>
 void pack_bias(const Layer& layer, int d, typename F::A* to) {
-  using A = typename F::A;
-  auto value = [&](const Matrix& bias, int64_t index) {
-    A v = 0;
-    if (bias.data) read_row<A>(layer.dtype, bias.data + index * bias.row_stride * size_of(layer.dtype), 1, &v, 1);
-    return v;
-  };
+  constexpr int kL = F::kLanes;
   const int64_t blocks = blocks_of<F>(layer.H);
-  for (int64_t i = 0; i < blocks * Cell::kSlots * F::kLanes; ++i) to[i] = 0;
+  for (int64_t i = 0; i < blocks * Cell::kSlots * kL; ++i) to[i] = 0;
+  if (!layer.b_ih[d].data) return;
+  const auto add = [&](const Matrix& bias, int64_t index, int n, typename F::A* line) {
+    store(line, load(line) + read_line<Plain<typename F::A>>(layer.dtype, bias.data, index * bias.row_stride,
+                                                             bias.row_stride, n));
+  };
   for (int g = 0; g < Cell::kGates; ++g) {
-    for (int64_t unit = 0; unit < layer.H; ++unit) {
-      A* line = to + unit / F::kLanes * Cell::kSlots * F::kLanes + unit % F::kLanes;
-      line[g * F::kLanes] += value(layer.b_ih[d], g * layer.H + unit);
-      line[Cell::hidden_slot(g) * F::kLanes] += value(layer.b_hh[d], g * layer.H + unit);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t unit = block * kL;
+      const int n = static_cast<int>(layer.H - unit < kL ? layer.H - unit : kL);
+      typename F::A* line = to + block * Cell::kSlots * kL;
+      add(layer.b_ih[d], g * layer.H + unit, n, line + g * kL);
+      add(layer.b_hh[d], g * layer.H + unit, n, line + Cell::hidden_slot(g) * kL);
     }
   }
 }

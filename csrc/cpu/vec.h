@@ -75,6 +75,19 @@ SF_FN FloatVec load(const float* p, int n) { return _mm512_maskz_loadu_ps((1u <<
 SF_FN DoubleVec load(const double* p, int n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
 SF_FN void store(float* p, FloatVec v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
 SF_FN void store(double* p, DoubleVec v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
+// a0 b0 a1 b1 ..., of the first half of each and of the second
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+}
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+}
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);
+}
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
+}
 #elif SF_VECTOR_BYTES == 32
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return _mm256_fmadd_ps(a, b, c); }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return _mm256_fmadd_pd(a, b, c); }
@@ -98,6 +111,19 @@ SF_FN FloatVec load(const float* p, int n) { return _mm256_maskload_ps(p, (__m25
 SF_FN DoubleVec load(const double* p, int n) { return _mm256_maskload_pd(p, (__m256i)first_lanes(0., n)); }
 SF_FN void store(float* p, FloatVec v, int n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(0.f, n), v); }
 SF_FN void store(double* p, DoubleVec v, int n) { _mm256_maskstore_pd(p, (__m256i)first_lanes(0., n), v); }
+// a0 b0 a1 b1 ..., of the first half of each and of the second; AVX2 interleaves quarters
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
+}
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
+}
 #else
 template <class V, class T>
 SF_FN V portable_load(const T* p, int n) {
@@ -113,6 +139,13 @@ SF_FN V portable_nearest(V x) {
 template <class V, class T>
 SF_FN void portable_store(T* p, V v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+// a0 b0 a1 b1 ..., from lane `first` of each on
+template <class V>
+SF_FN V portable_interleave(V a, V b, int first) {
+  V v{};
+  for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]) / 2; ++i) v[2 * i] = a[first + i], v[2 * i + 1] = b[first + i];
+  return v;
 }
 constexpr int kF = SF_VECTOR_BYTES / 4, kD = SF_VECTOR_BYTES / 8;
 #if defined(__aarch64__)
@@ -148,6 +181,10 @@ SF_FN FloatVec load(const float* p, int n) { return portable_load<FloatVec>(p, n
 SF_FN DoubleVec load(const double* p, int n) { return portable_load<DoubleVec>(p, n); }
 SF_FN void store(float* p, FloatVec v, int n) { portable_store(p, v, n); }
 SF_FN void store(double* p, DoubleVec v, int n) { portable_store(p, v, n); }
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) { return portable_interleave(a, b, 0); }
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) { return portable_interleave(a, b, kF / 2); }
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, 0); }
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, kD / 2); }
 #endif
 
 #if SF_VECTOR_BYTES < 64
