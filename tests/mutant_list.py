@@ -191,7 +191,9 @@ COMPILED = [
         "fma(dh, o, carry)",
     ),
     Mutant("lstm carry without forget gate", CELLS, "carry = dc * f;", "carry = dc;"),
-    Mutant("most of b_hh dropped (C++)", PACK, "add(layer.b_hh[d], g * layer.H + unit, n,", "add(layer.b_hh[d], g * layer.H + unit, 1,"),
+    Mutant(
+        "most of b_hh dropped (C++)", PACK, "(layer.b_hh[d], g * layer.H + unit, n,", "(layer.b_hh[d], g * layer.H, 1,"
+    ),
     Mutant(
         "reverse starts at the padded end",
         FORWARD,
