@@ -191,9 +191,7 @@ COMPILED = [
         "fma(dh, o, carry)",
     ),
     Mutant("lstm carry without forget gate", CELLS, "carry = dc * f;", "carry = dc;"),
-    Mutant("most of b_hh dropped (C++)", PACK, "g * layer.H + unit, n, line + Cell", "g * layer.H + unit, 1, line + Cell"),
-        "most of b_hh dropped (C++)", PACK, "(layer.b_hh[d], g * layer.H + unit, n,", "(layer.b_hh[d], g * layer.H, 1,"
-    ),
+    Mutant("most of b_hh dropped (C++)", PACK, "unit, n, line + Cell", "unit, 1, line + Cell"),
     Mutant(
         "reverse starts at the padded end",
         FORWARD,
