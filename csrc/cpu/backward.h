@@ -16,7 +16,7 @@ struct BackwardStep {
   const A** a;
   const bool* fresh;  // rows whose last step this is: no product
   int segments;
-  int64_t segment[kMaxSegments], K;
+  int64_t segment[kMaxSegments], K, rows;
   const A* w;
   const A **from_output, **from_state;  // added to d(h); each array and each pointer may be null
   int64_t H;
@@ -29,7 +29,7 @@ struct BackwardStep {
 
 // The product, left in memory: what follows is long, and as a rolled loop it stays small in the instruction cache.
 template <class F, int kRows, int kBlocks>
-SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block,
+SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t next,
                           typename F::A (&d_h)[kRows][kBlocks * F::kLanes]) {
   using A = typename F::A;
   constexpr int kL = F::kLanes;
@@ -39,7 +39,9 @@ SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int
     const A* rows[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) rows[m] = s.a[row + m] + s.segment[i];
-    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + i * s.K * kL, panel);
+    const int64_t bytes = kBlocks * panel * static_cast<int64_t>(sizeof(A)), share = bytes / s.segments;
+    const Ahead ahead{reinterpret_cast<const char*>(s.w + next * panel) + i * share, share, row, row + kRows, s.rows};
+    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + i * s.K * kL, panel, ahead);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -59,7 +61,8 @@ SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_
 }
 
 template <class F, class Cell, int kRows, int kBlocks>
-__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block) {
+__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
+                                             int64_t next) {
   using V = typename F::V;
   using A = typename F::A;
   constexpr int kL = F::kLanes;
@@ -70,7 +73,7 @@ __attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& 
     if constexpr (Cell::kHasC) prefetch<false>(s.c_prev[row] + unit * s.c_scale, kBlocks * kL);
     for (int i = 0; i < Cell::kSlots; ++i) prefetch<true>(s.d_gates[row] + i * s.H + unit, kBlocks * kL);
   }
-  hidden_product<F, kRows, kBlocks>(s, first_row, block, products);
+  hidden_product<F, kRows, kBlocks>(s, first_row, block, next, products);
   for (int m = 0; m < kRows; ++m) {
     const int64_t row = first_row + m;
     for (int j = 0; j < kBlocks; ++j) {
@@ -99,7 +102,7 @@ template <class F, int kRows>
 __attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
                                              int64_t columns, typename F::A* const* out) {
   alignas(SF_VECTOR_BYTES) typename F::A products[kRows][F::kLanes];
-  hidden_product<F, kRows, 1>(s, first_row, block, products);
+  hidden_product<F, kRows, 1>(s, first_row, block, block, products);
   const int64_t column = block * F::kLanes;
   const int n = static_cast<int>(columns - column);
   for (int m = 0; m < kRows; ++m) {
@@ -224,8 +227,9 @@ class BackwardPass {
   }
 
   // The product of d_gates with W_hh: one segment per gate, over the slots the state feeds.
-  void set_recurrent(BackwardStep<A>& s) const {
+  void set_recurrent(BackwardStep<A>& s, int64_t rows) const {
     s.a = a_;
+    s.rows = rows;
     s.fresh = fresh_;
     s.segments = kG;
     for (int g = 0; g < kG; ++g) s.segment[g] = Cell::hidden_slot(g) * layer_.H;
@@ -237,13 +241,13 @@ class BackwardPass {
 
   void run_step(int64_t step, int64_t active, bool product) {
     BackwardStep<A> s{};
-    set_recurrent(s);
+    set_recurrent(s, active);
     if (!product) s.K = 0, s.segments = 0;
     s.H = layer_.H;
     if (layer_.P) {  // d(projected h) first, into its place in the row of d_gates; then through W_hr
       const int64_t place = Cell::kSlots * layer_.H;
       for (int64_t i = 0; i < active; ++i) projected_rows_[i] = gate_rows_[i] + place;
-      gradient_tiles(s, active, layer_.P, projected_rows_);
+      gradient_tiles(s, layer_.P, projected_rows_);
       for (int64_t i = 0; i < active; ++i) a_[i] = projected_rows_[i];
       s.fresh = nullptr;
       s.segments = 1;
@@ -260,25 +264,27 @@ class BackwardPass {
     s.d_gates = gate_rows_;
     s.carry = carry_;
     s.carry_stride = padded_;
-    cell_tiles(s, active, step & 1);
+    cell_tiles(s, step & 1);
     if (layer_.P) keep_unprojected(active);
   }
 
-  void cell_tiles(const BackwardStep<A>& s, int64_t rows, bool backwards) {
+  void cell_tiles(const BackwardStep<A>& s, bool backwards) {
     using Shape = TileShape<1>;
+    const int64_t rows = s.rows;
     const int64_t begin = unit_begin_ / kL, end = blocks_of<F>(unit_end_);
-    for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block) {
+    for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
       for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
-        backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block);
+        backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block, next);
       });
     });
     for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
       for_row_groups<Shape::kRows>(
-          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block); });
+          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block); });
     }
   }
 
-  void gradient_tiles(const BackwardStep<A>& s, int64_t rows, int64_t columns, A* const* out) {
+  void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out) {
+    const int64_t rows = s.rows;
     for (int64_t block = 0; block < blocks_of<F>(columns); ++block) {
       for_row_groups<TileShape<1>::kRows>(
           rows, [&](int64_t first, auto m) { gradient_tile<F, decltype(m)::value>(s, first, block, columns, out); });
@@ -302,11 +308,11 @@ class BackwardPass {
   // d_h0: one more product, plus what the cell carries; rows of length 0 hand on what they received.
   void initial_gradient(int64_t active) {
     BackwardStep<A> s{};
-    set_recurrent(s);
+    set_recurrent(s, active);
     for (int64_t i = 0; i < active; ++i) a_[i] = gate_rows_[i];
     s.fresh = nullptr;
     s.from_output = s.from_state = nullptr;
-    gradient_tiles(s, active, layer_.out(), target_rows_);
+    gradient_tiles(s, layer_.out(), target_rows_);
     const Rows& d_h0 = call_.d_h0[d_];
     const int64_t begin = layer_.P ? 0 : unit_begin_, end = layer_.P ? layer_.P : unit_end_;
     for (int64_t i = 0; i < n_; ++i) {

@@ -24,12 +24,13 @@ struct ForwardStep {
   E** output;  // per row, or null: where h goes besides
   A** saved;   // per row, or null
   A* c;
-  int64_t c_stride, K_x, K_h, H;
+  int64_t rows, c_stride, K_x, K_h, H;
   const E *w_x, *w_h;
 };
 
+// kRows rows from `row` on, kBlocks blocks from `block` on; each fetches its share of the weights of those from `next`.
 template <class F, class Cell, int kRows, int kBlocks>
-__attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row, int64_t block) {
+__attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row, int64_t block, int64_t next) {
   using V = typename F::V;
   using A = typename F::A;
   using E = typename F::E;
@@ -44,10 +45,15 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
     rows[m] = s.x[row + m];
   }
   const int64_t panel_x = panel_size<F>(s.K_x, kG), panel_h = panel_size<F>(s.K_h, kG);
-  accumulate<F, SlotOfGate, kRows, kBlocks, kG, kS>(acc, rows, s.K_x, s.w_x + block * panel_x, panel_x);
+  const auto ahead = [&](const E* w, int64_t panel) {
+    return Ahead{w + next * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row, row + kRows, s.rows};
+  };
+  accumulate<F, SlotOfGate, kRows, kBlocks, kG, kS>(acc, rows, s.K_x, s.w_x + block * panel_x, panel_x,
+                                                    ahead(s.w_x, panel_x));
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) rows[m] = s.h_prev[row + m];
-  accumulate<F, HiddenSlotOfGate<Cell>, kRows, kBlocks, kG, kS>(acc, rows, s.K_h, s.w_h + block * panel_h, panel_h);
+  accumulate<F, HiddenSlotOfGate<Cell>, kRows, kBlocks, kG, kS>(acc, rows, s.K_h, s.w_h + block * panel_h, panel_h,
+                                                                ahead(s.w_h, panel_h));
 
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -74,41 +80,43 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   }
 }
 
-// Runs one(first) for the groups of kBlocks blocks in [begin, end). Every other step runs them backwards: what was read
-// last is still in the cache when the next step begins.
+// Runs one(first, first of the next) for the groups of kBlocks blocks in [begin, end). Every other step runs them
+// backwards: what was read last is still in the cache when the next step begins, and is its own next.
 template <int kBlocks, class Function>
 SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
-  const int64_t n = (end - begin) / kBlocks;
-  for (int64_t i = 0; i < n; ++i) one(begin + (backwards ? n - 1 - i : i) * kBlocks);
+  const int64_t last = (end - begin) / kBlocks - 1;
+  const auto block = [&](int64_t i) { return begin + (backwards ? last - i : i) * kBlocks; };
+  for (int64_t i = 0; i <= last; ++i) one(block(i), block(i < last ? i + 1 : i));
 }
 
 // Blocks [begin, end) of all rows.
 template <class F, class Cell>
-void forward_tiles(const ForwardStep<F>& s, int64_t rows, int64_t begin, int64_t end, bool backwards) {
+void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
+  const int64_t rows = s.rows;
   using Shape = TileShape<Cell::kSlots, Cell::kGates>;
   if (Shape::kFewRows && rows <= Shape::kFewRows) {
-    for_blocks<2>(begin, end, backwards, [&](int64_t block) {
+    for_blocks<2>(begin, end, backwards, [&](int64_t block, int64_t next) {
       with_constant<Shape::kFewRows ? Shape::kFewRows : 1>(
-          rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 2>(s, 0, block); });
+          rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 2>(s, 0, block, next); });
     });
     begin += (end - begin) / 2 * 2;
   }
   bool first_block = true;
-  for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block) {
+  for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
     for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
       constexpr int kRows = decltype(m)::value;
       if (first_block) {  // nobody has read these rows yet: fetch the next group's while this one is summed
         for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row)
           prefetch<false>(s.x[row], s.K_x);
       }
-      forward_tile<F, Cell, kRows, Shape::kBlocks>(s, first, block);
+      forward_tile<F, Cell, kRows, Shape::kBlocks>(s, first, block, next);
     });
     first_block = false;
   });
   if constexpr (Shape::kBlocks > 1) {
     for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
       for_row_groups<Shape::kRows>(
-          rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, 1>(s, first, block); });
+          rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block); });
     }
   }
 }
@@ -222,13 +230,14 @@ class ForwardPass {
       s.output = output_direct_ ? output_rows_ : nullptr;
       s.saved = call_.saved[d].data ? saved_ : nullptr;
       s.c = c_;
+      s.rows = active;
       s.c_stride = padded_;
       s.K_x = project_first_ ? 0 : layer_.features();
       s.K_h = out_;
       s.H = layer_.H;
       s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
       s.w_h = reinterpret_cast<const E*>(packed_.w_hh);
-      forward_tiles<F, Cell>(s, active, block_begin_, block_end_, step & 1);
+      forward_tiles<F, Cell>(s, block_begin_, block_end_, step & 1);
       if (layer_.P) project_output(active);
       finish_step(step, active);
       if (t.barrier) t.barrier(t.barrier_state);

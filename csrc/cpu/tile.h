@@ -144,11 +144,21 @@ SF_FN void copy_sums(V (&to)[kRows][kColumns], const V (&from)[kRows][kColumns])
   }
 }
 
+// What to fetch while sums are formed: the part of `bytes` that rows [begin, end) are of all rows.
+struct Ahead {
+  const void* from = nullptr;
+  int64_t bytes = 0, begin = 0, end = 0, rows = 1;
+
+  const char* first() const { return static_cast<const char*>(from) + bytes * begin / rows; }
+  int64_t size() const { return bytes * (end - begin) / rows; }
+};
+
 // rows[m][begin..end) times the packed panels w, w + block_stride, ... from begin on, added to acc one k after the
-// other.
-template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+// other. With kFetch, two lines from `next` on are fetched for each k, and then it is `step` bytes further.
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, bool kFetch = false>
 SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows,
-                            int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride) {
+                            int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride,
+                            const char* next = nullptr, int64_t step = 0) {
   const typename F::E* row[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) row[m] = rows[m];
@@ -156,6 +166,11 @@ SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const
   for (; k + F::kPack <= end; k += F::kPack, w += kGates * F::kLanes * F::kPack) {
     add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
                                                    [&](int m) { return F::broadcast(row[m] + k); });
+    if constexpr (kFetch) {
+      __builtin_prefetch(next, 0, 2);
+      __builtin_prefetch(next + 64, 0, 2);
+      next += step;
+    }
   }
   if constexpr (F::kPack > 1) {
     if (k < end) {
@@ -168,20 +183,30 @@ SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const
 // How many ks one chain of additions spans: longer ones would lose digits that torch's blocked products keep.
 constexpr int64_t kChain = 256;
 
-// The chains after the first, each summed on its own and then added. Not inlined: the first chain, most often the only
-// one, must keep all registers.
+// More than one chain: the first goes on from the sums, the others are summed on their own and then added. Not inlined:
+// where there is one, as there most often is, it must keep all registers. Panels so large come from far away; few rows
+// would wait for them, so the next ones are fetched meanwhile.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
-__attribute__((noinline)) void add_further_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
-                                                  const typename F::E* const* rows, int64_t K, const typename F::E* w,
-                                                  int64_t block_stride) {
-  for (int64_t k = kChain; k < K; k += kChain) {
+__attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
+                                          const typename F::E* const* rows, int64_t K, const typename F::E* w,
+                                          int64_t block_stride, const Ahead& ahead) {
+  constexpr int64_t kWorthwhile = 56;
+  const int64_t fetched = ahead.size() / K * F::kPack;  // bytes for each k
+  for (int64_t k = 0; k < K; k += kChain) {
     typename F::V acc[kRows][kBlocks * kSlots] = {};
-    accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, k, k + kChain < K ? k + kChain : K,
-                                                              w + k * kGates * F::kLanes, block_stride);
+    if (k == 0) copy_sums(acc, sums);
+    const int64_t end = k + kChain < K ? k + kChain : K;
+    const typename F::E* from = w + k * kGates * F::kLanes;
+    if (fetched >= kWorthwhile) {
+      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots, true>(acc, rows, k, end, from, block_stride,
+                                                                      ahead.first() + k / F::kPack * fetched, fetched);
+    } else {
+      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, k, end, from, block_stride);
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kBlocks * kSlots; ++v) sums[m][v] = sums[m][v] + acc[m][v];
+      for (int v = 0; v < kBlocks * kSlots; ++v) sums[m][v] = k ? sums[m][v] + acc[m][v] : acc[m][v];
     }
   }
 }
@@ -189,12 +214,13 @@ __attribute__((noinline)) void add_further_chains(typename F::V (&sums)[kRows][k
 // rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows, int64_t K,
-                      const typename F::E* w, int64_t block_stride) {
-  accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, 0, K < kChain ? K : kChain, w, block_stride);
-  if (K > kChain) {
+                      const typename F::E* w, int64_t block_stride, const Ahead& ahead = {}) {
+  if (K <= kChain) {
+    accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, 0, K, w, block_stride);
+  } else {
     typename F::V sums[kRows][kBlocks * kSlots];
     copy_sums(sums, acc);
-    add_further_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride);
+    add_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride, ahead);
     copy_sums(acc, sums);
   }
 }
