@@ -13,7 +13,8 @@ import gc
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import layer_cases
@@ -29,6 +30,7 @@ Run = Callable[[], Any]
 QUIET_SHARE = 0.93  # of the quiet peak, below which a block is discarded
 BUSY_SHARE = 0.97  # of the wall clock's time that one thread has its CPU
 PREEMPTIONS_PER_SECOND = 250  # several threads: on all CPUs of a machine its own chores cause 200, a competitor 300
+USUAL_SHARE = 0.85  # several threads: of the CPU time a side was once seen to use, below which they had to share a CPU
 MIN_ROUNDS = 3
 RETRIES = 2  # of one discarded block; a side that never had a good one is given up after twice as many
 FAR_BEHIND, LONG = 3.0, 0.2  # a side this many times slower than the fastest, and than these seconds, is called once
@@ -42,6 +44,7 @@ class Guard:
         self.quiet = peak.quiet_gflops(kind, threads)
         self.accepted = self.rejected = 0
         self.recent = 0.0  # best probe since whoever times a row last set this to 0
+        self._busiest: MutableMapping[Run, float] = weakref.WeakKeyDictionary()  # CPU time per elapsed time
 
     @property
     def recent_peak(self) -> float:
@@ -55,12 +58,15 @@ class Guard:
         self.quiet, self.recent = max(self.quiet, now), max(self.recent, now)
         return now >= QUIET_SHARE * self.quiet
 
-    def _had_its_cpus(self, before: Any, elapsed: float) -> bool:
+    def _had_its_cpus(self, run: Run, before: Any, elapsed: float) -> bool:
         now = resource.getrusage(resource.RUSAGE_SELF)
+        used = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
         if self.threads == 1:  # busy all the time, in whichever of an engine's threads
-            used = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
             return used >= BUSY_SHARE * elapsed - 2e-4
-        return now.ru_nivcsw - before.ru_nivcsw <= max(4, PREEMPTIONS_PER_SECOND * elapsed)
+        # how many threads an engine keeps busy is its own affair, but it is the same in every block
+        busiest = self._busiest[run] = max(used / elapsed, self._busiest.get(run, 0.0))
+        preempted = now.ru_nivcsw - before.ru_nivcsw > max(4, PREEMPTIONS_PER_SECOND * elapsed)
+        return not preempted and used >= USUAL_SHARE * busiest * elapsed
 
     def block(self, run: Callable[[], object], calls: int, warm: bool) -> tuple[float, bool]:
         """(seconds per call, good): `calls` calls between two probes."""
@@ -72,7 +78,7 @@ class Guard:
         for _ in range(calls):
             run()
         elapsed = time.perf_counter() - start
-        good = good and self._had_its_cpus(before, elapsed) and self._is_quiet()
+        good = self._had_its_cpus(run, before, elapsed) and good and self._is_quiet()
         self.accepted += good
         self.rejected += not good
         return elapsed / calls, good

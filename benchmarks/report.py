@@ -95,7 +95,7 @@ class Report:
         if row.question in REASONS:
             return REASONS[row.question]
         if row.what == "first call":
-            return "the weights are packed and memory is touched for the first time; some peers do so on loading a model"
+            return "weights are packed and memory is touched for the first time, which some peers do on loading a model"
         if row.question == "latency" or cost > 0.4 * ours:
             return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
         if not row.bounds:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,6 +92,25 @@ def test_a_side_far_behind_is_called_once() -> None:
     disturbed = FakeGuard(lambda name: 1.0, lambda name, number: name != "b")
     found = harness.measure(sides, disturbed, first=first, min_time=0.0, max_rounds=3, allowance=9.0)  # type: ignore[arg-type]
     assert found["b"].starred
+
+
+def test_threads_that_shared_a_cpu_are_a_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that used less CPU time than its side's others, though nobody else is seen."""
+    clock = {"elapsed": 0.0, "used": 0.0}
+    usage = lambda who: SimpleNamespace(ru_utime=clock["used"], ru_stime=0.0, ru_nivcsw=0)  # noqa: E731
+    monkeypatch.setattr(harness.resource, "getrusage", usage)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock["elapsed"])
+    peak = SimpleNamespace(quiet_gflops=lambda *a: 100.0, gflops=lambda *a: 100.0)
+    guard = harness.Guard(peak, 2, "any")  # type: ignore[arg-type]
+
+    def run(busy: float) -> None:
+        clock["elapsed"] += 0.01
+        clock["used"] += 0.01 * busy
+
+    both, one = iter([2.0, 1.9, 1.0, 2.0]), iter([1.0, 1.0])
+    on_both, on_one = lambda: run(next(both)), lambda: run(next(one))
+    assert [guard.block(on_both, 1, False)[1] for _ in range(4)] == [True, True, False, True]
+    assert [guard.block(on_one, 1, False)[1] for _ in range(2)] == [True, True], "an engine of one thread"
 
 
 @pytest.fixture(scope="module")
