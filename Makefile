@@ -138,7 +138,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[bench]'
 	touch $@
 
-bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (10 minutes of an idle machine)
+bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (about 13 minutes)
 	$(PY) -m benchmarks $(BENCH)
 
 bench-quick: setup ## a small size of each, against the peers that are there, to see that they run (a minute)

@@ -156,6 +156,7 @@ BINDINGS = "csrc/bindings.cpp"
 
 COMPILED = [
     Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
+    Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
     Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
     Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
     Mutant(

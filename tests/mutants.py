@@ -33,7 +33,7 @@ KERNELS = (
     "test_ids.py",
 )
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
-    "csrc/bindings": ("test_ops.py", *KERNELS),
+    "csrc/bindings": ("test_ops.py", *KERNELS, "test_func.py"),
     "csrc/cpu/dispatch": (*KERNELS, "test_func.py"),
     "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
     # (of what the plugin runs alone: the extension may be that of the mutant before)
