@@ -230,6 +230,16 @@ def test_concurrent_calls_on_one_module(kind: str, hidden: int, bidirectional: b
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_equal_bytes_of_other_shapes_are_other_weights(compiled: str) -> None:
+    """Packed weights are found by their content: 2 rows of 7, and the same numbers and zeros as 2 rows of 8, which are
+    as many vectors of any ISA."""
+    numbers = torch.arange(1.0, 15) / 50
+    for w_ih in (numbers.view(2, 7), torch.cat([numbers, torch.zeros(2)]).view(2, 8)):
+        inputs = {"x": torch.ones(2, 1, w_ih.size(1)), "w_ih[0]": w_ih, "w_hh[0]": torch.eye(2)}
+        found, wanted = (layer(inputs, cell="rnn_tanh", impl=impl)["h_n"] for impl in (compiled, "reference"))
+        torch.testing.assert_close(found, wanted)
+
+
 def test_other_python_threads_go_on(compiled: str) -> None:
     """The interpreter's lock is released for as long as a kernel runs."""
     x, w_ih, w_hh = torch.ones(1, 1, 64).expand(200_000, -1, -1), torch.ones(256, 64) / 64, torch.ones(256, 64) / 64
