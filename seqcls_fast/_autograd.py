@@ -92,7 +92,7 @@ def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Ten
         *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
         spec.cell, spec.directions, spec.batch_first, needs[0], want_d_weights, spec.samples, spec.impl,
     )  # fmt: skip
-    rest = iter(found)
+    rest = iter(found)  # what is there, in the order of the tensors
     d_x = next(rest) if needs[0] else None
     d_h0 = None if h0 is None else next(rest)
     d_c0 = None if c0 is None else next(rest)
@@ -151,11 +151,7 @@ def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _T
 def _grads_batched(grads: _Tensors) -> bool:
     """Whether they are those of ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
-    if not torch.compiler.is_compiling():
-        for grad in grads:
-            if grad is not None and legacy(grad):
-                return True
-    return False
+    return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
 
 
 # -- torch.func -------------------------------------------------------------------------------------------------------

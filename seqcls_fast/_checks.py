@@ -38,7 +38,7 @@ def _dtypes_agree(x: Tensor, other: Tensor) -> bool:
 
 def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
     """Refuses a dtype or device that the weights do not share."""
-    if x.dtype != weight.dtype and not _dtypes_agree(x, weight):
+    if not _dtypes_agree(x, weight):
         raise mismatch(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
