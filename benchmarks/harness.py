@@ -1,9 +1,9 @@
 """Timing: a noise guard, interleaved blocks of every side in one process, and the session that a question measures in.
 
-A block counts only if an FMA probe right before and right after it shows 93 % of the quiet peak and its threads had their
-CPUs to themselves; otherwise it is repeated a few times, and a side without two good blocks keeps its minimum and is starred.
-Nothing else is left out: there are no other outliers. Speed is compared block by block in turns, since the clock of a
-shared machine drifts over seconds.
+A block counts only if an FMA probe right before and right after it shows 93 % of the quiet peak and its threads had
+their CPUs to themselves; otherwise it is repeated a few times, and a side without two good blocks keeps its minimum and
+is starred. Nothing else is left out: there are no other outliers. Speed is compared block by block in turns, since the
+clock of a shared machine drifts over seconds.
 """
 
 from __future__ import annotations
