@@ -222,8 +222,7 @@ def extensions() -> list[Extension]:
     return [
         CppExtension(
             "seqcls_fast._C",
-            ["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
-            define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
+            ["csrc/bindings.cpp", "csrc/introspection.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
             extra_compile_args=FLAGS,
             depends=sorted(map(str, headers)),
         )

@@ -1,27 +1,20 @@
-// The only file that sees torch tensors: op schemas, every argument check, allocation, registration, and the small
-// pybind11 module for introspection. Built on the stable ABI, so one binary serves every torch >= 2.11.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// The only file that sees torch tensors: op schemas, every argument check, allocation and registration.
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "core/cells.h"
+#include "cell_table.h"
+#include "checks.h"
 #include "cpu/backend.h"
-#include "cuda/plan.h"
 #include "runner.h"
+#include "stable_abi.h"
 #if defined(SF_WITH_CUDA)
 #include "cuda/runner.h"
 // absent from a torch without CUDA, where nothing calls them
@@ -52,10 +45,10 @@ struct ToImpl<sf::Name> {
     StringHandle handle = to<StringHandle>(value);
     const char* data = nullptr;
     size_t length = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
     sf::Name name{std::string(data, length)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
     return name;
   }
 };
@@ -64,34 +57,11 @@ struct ToImpl<sf::Name> {
 namespace sf {
 namespace {
 
-struct CellInfo {
-  const char* name;
-  int64_t gates, slots, saved;
-  bool has_c;
-};
-constexpr CellInfo kCells[] = {
-#define SF_INFO(name, Type) {#name, Type::kGates, Type::kSlots, Type::kSaved, Type::kHasC},
-    SF_CELLS(SF_INFO)
-#undef SF_INFO
-};
-
 // ---- Checks: each a sentence that names the argument, what was expected and what came
-
-template <class... Parts>
-[[noreturn]] __attribute__((cold)) void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
 
 using Dims = std::initializer_list<int64_t>;
 
-template <class Sizes>
-std::string text(const Sizes& sizes) {
-  std::string result = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes.begin()[i]);
-  return result + (sizes.size() == 1 ? ",)" : ")");
-}
+using sf::text;
 
 const char* text(ScalarType type) {
   switch (type) {
@@ -116,6 +86,42 @@ std::string text(const torch::stable::Device& device) {
   return "another device";
 }
 
+// No machine has memory for so many elements. Sizes that a call computes are products of a few of these, and sums of
+// such products, so none of them overflows 64 bits.
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+// The number of elements of a shape, where a dimension of size 0 counts as 1: the other sizes are used all the same.
+template <class Sizes>
+int64_t checked_elements(const char* name, const Sizes& sizes) {
+  int64_t count = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const int64_t size = std::max<int64_t>(sizes.begin()[i], 1);
+    if (size > kMostElements / count)
+      fail(name, ": expected at most ", kMostElements, " elements but got shape ", text(sizes));
+    count *= size;
+  }
+  return count;
+}
+
+// The storage of a tensor may have been freed or made smaller under it (untyped_storage().resize_), and its sizes may
+// be anything where strides are 0: neither is to be found out by a kernel.
+void check_memory(const char* name, const Tensor& t) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  checked_elements(name, sizes);
+  if (t.numel() == 0) return;
+  int64_t storage = 0, last = t.storage_offset();  // bytes; the element at the end of every dimension
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &storage));
+  bool inside = true;
+  for (size_t i = 0; inside && i < sizes.size(); ++i) {
+    int64_t reach = 0;
+    inside = !__builtin_mul_overflow(sizes[i] - 1, strides[i], &reach) && !__builtin_add_overflow(last, reach, &last);
+  }
+  const auto element = static_cast<int64_t>(t.element_size());
+  if (!inside || last >= storage / element)
+    fail(name, ": expected memory for shape ", text(sizes), " with strides ", text(strides), " from element ",
+         t.storage_offset(), " on, but its storage holds ", storage / element, " elements");
+}
+
 template <class Expected>
 void check_tensor(const char* name, const Tensor& t, const torch::stable::Device& device, ScalarType type,
                   const Expected& shape) {
@@ -126,16 +132,7 @@ void check_tensor(const char* name, const Tensor& t, const torch::stable::Device
   bool same = sizes.size() == shape.size();
   for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
   if (!same) fail(name, ": expected shape ", text(shape), " but got ", text(sizes));
-}
-
-int cell_index(const std::string& name) {
-  std::string choices;
-  for (int i = 0; i < static_cast<int>(std::size(kCells)); ++i) {
-    if (name == kCells[i].name) return i;
-    choices += (i ? ", " : "") + std::string(kCells[i].name);
-  }
-  fail("cell: expected one of ", choices, " but got '", name, "'");
-  return -1;
+  check_memory(name, t);
 }
 
 Dtype dtype_of(const char* name, const Tensor& t) {
@@ -175,11 +172,6 @@ class CpuRunner : public Runner {
   const Kernels& kernels_;
 };
 
-std::vector<const Plugin*>& plugins() {
-  static std::vector<const Plugin*> all;
-  return all;
-}
-
 #if defined(SF_WITH_CUDA)
 bool sync_check() {
   const char* value = std::getenv("SEQCLS_SYNC_CHECK");
@@ -191,7 +183,7 @@ uint32_t* error_word() {
   static uint32_t* const word = [] {
     AtenTensorHandle handle;
     const int64_t size = 1, stride = 1;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided_pinned(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided_pinned(
         1, &size, &stride, torch::stable::detail::to<int32_t>(torch::stable::detail::from(ScalarType::Int)),
         aoti_torch_device_type_cpu(), -1, &handle));
     auto* kept = new Tensor(handle);
@@ -206,7 +198,7 @@ uint32_t* error_word() {
 std::pair<Tensor, Tensor> sort_stably(const Tensor& keys) {
   using torch::stable::detail::from, torch::stable::detail::to;
   StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 #endif
@@ -233,8 +225,8 @@ struct Call {
     guard.emplace(device.index());
     cuda::TorchDevice found{};
     found.index = device.index();
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(found.index, &found.stream));
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&found.cublas));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(found.index, &found.stream));
+    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&found.cublas));
     found.keep = this;
     found.allocate = [](void* keep, int64_t bytes) {
       auto& call = *static_cast<Call*>(keep);
@@ -269,6 +261,7 @@ struct Call {
 constexpr int64_t kPooledBytes = 1 << 20;  // from here on a fresh buffer's page faults cost more than the pool
 
 Tensor empty(const Shape& shape, Dtype dtype, const torch::stable::Device& device) {
+  checked_elements("results", shape);
   if (device.type() != DeviceType::CPU) return torch::stable::empty(shape, scalar_of(dtype), std::nullopt, device);
   int64_t count = 1;
   Shape strides(shape.size());
@@ -283,7 +276,7 @@ Tensor empty(const Shape& shape, Dtype dtype, const torch::stable::Device& devic
                                     pool_give);
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype))),
                                aoti_torch_device_type_cpu(), -1, &handle));
@@ -420,7 +413,8 @@ void read_lengths(LayerCall& call, const Tensor& lengths) {
     call.layer.lengths = static_cast<const int64_t*>(call.kept.back().data_ptr());
     return;
   }
-  const auto* values = static_cast<const int64_t*>(lengths.data_ptr());
+  // (volatile: another thread may write to them, and each is read once)
+  const auto* values = static_cast<const volatile int64_t*>(lengths.data_ptr());
   const int64_t stride = lengths.strides()[0];
   call.lengths.resize(static_cast<size_t>(B));
   int64_t low = 0, high = 0;
@@ -439,19 +433,25 @@ void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) 
       batch_sizes.device().type() != DeviceType::CPU) {
     fail("batch_sizes: expected a one-dimensional int64 CPU tensor");
   }
+  check_memory("batch_sizes", batch_sizes);
   const int64_t T = batch_sizes.numel(), stride = T ? batch_sizes.strides()[0] : 1;
-  const auto* values = static_cast<const int64_t*>(batch_sizes.data_ptr());
+  // (volatile: another thread may write to them, and each is read once)
+  const auto* values = static_cast<const volatile int64_t*>(batch_sizes.data_ptr());
   if (T <= 0) fail("batch_sizes: expected at least one step");
+  if (T > rows) fail("batch_sizes: expected at most ", rows, " steps, as x has so many rows, but got ", T);
   call.layer.T = T;
-  call.layer.B = values[0];
-  call.lengths.assign(static_cast<size_t>(std::clamp<int64_t>(values[0], 0, rows)), 0);
   call.t_row.reserve(static_cast<size_t>(T) + 1);
-  int64_t row = 0;
+  int64_t row = 0, before = rows;
   for (int64_t t = 0; t < T; ++t) {
     const int64_t n = values[t * stride];
-    if (n < 1 || (t && n > values[(t - 1) * stride]))
+    if (n < 1 || (t && n > before))
       fail("batch_sizes: expected positive values that never grow but got ", n, " at step ", t);
     if (n > rows - row) fail("batch_sizes: expected a sum of ", rows, ", the rows of x, but they sum to more");
+    before = n;
+    if (!t) {
+      call.layer.B = n;
+      call.lengths.assign(static_cast<size_t>(n), 0);
+    }
     call.t_row.push_back(row);
     row += n;
     for (int64_t b = 0; b < n; ++b) ++call.lengths[static_cast<size_t>(b)];
@@ -466,7 +466,7 @@ LayerCall describe_input(const Tensor& x, const Tensors& weights, const Maybe& l
                          const Name& cell, bool batch_first, const Runner& runner) {
   LayerCall call;
   call.device = x.device();
-  call.info = &kCells[cell_index(cell.value)];
+  call.info = &kCells[index_in("cell", kCellNames, cell.value)];
   call.batch_first = batch_first;
   Layer& l = call.layer;
   l.cell = static_cast<int>(call.info - kCells);
@@ -479,6 +479,7 @@ LayerCall describe_input(const Tensor& x, const Tensors& weights, const Maybe& l
   if (sizes.size() != outer + !ids)
     fail("x: expected ", batch_sizes ? "packed rows (N" : "(T, B", ids ? ") of ids" : ", I)", " but got shape ",
          text(sizes));
+  check_memory("x", x);
   if (batch_sizes) {
     if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
@@ -567,18 +568,28 @@ void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int6
   if (!t.is_contiguous()) fail(name, ": expected a contiguous tensor");
 }
 
+[[noreturn]] void out_of_memory(const Tensor& x, const Tensors& weights) {
+  std::string shapes;
+  for (size_t i = 0; i < std::min<size_t>(weights.size(), 10); ++i) shapes += " " + text(weights[i].sizes());
+  fail("x: expected a layer that fits into memory, but there is too little for x of shape ", text(x.sizes()),
+       " and weights of shapes", shapes);
+}
+
 // ---- The ops
 
 // Returns h_n, then c_n of an LSTM, output if wanted or saved, and saved if wanted: an absent tensor would cost as much
 // as a present one on its way through the dispatcher.
 Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
-                    int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) {
+                    int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) try {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
   LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
   link(call);
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
+  // nothing has a place for each step, and what lies beyond the longest row does nothing
+  if (!want_output && !want_saved && !call.lengths.empty())
+    call.layer.T = std::max<int64_t>(1, *std::max_element(call.lengths.begin(), call.lengths.end()));
   Forward forward{};
   forward.layer = l;
   Tensors results;
@@ -599,6 +610,8 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
   }
   if (l.B > 0) runner.forward(forward);
   return results;
+} catch (const std::bad_alloc&) {
+  out_of_memory(x, weights);
 }
 
 // What exported and traced programs hold: forward alone, its autograd registered with the dispatcher (_exported.py).
@@ -650,7 +663,7 @@ Tensors weight_gradients(const LayerCall& call, const Backward& backward, const 
 // Returns the gradients of x if wanted, of h0 and c0 where there are any, and of the weights if wanted.
 Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors weights, Maybe h0, Maybe c0,
                      Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved, Name cell, int64_t directions,
-                     bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl) {
+                     bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl) try {
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
   LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
@@ -693,6 +706,8 @@ Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors
   if (want_d_weights)
     for (Tensor& grad : weight_gradients(call, backward, weights, samples, runner)) results.push_back(std::move(grad));
   return results;
+} catch (const std::bad_alloc&) {
+  out_of_memory(x, weights);
 }
 
 }  // namespace
@@ -723,144 +738,3 @@ STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CUDA, m) {
 }
 #endif
 #undef SF_IMPLEMENT
-
-namespace py = pybind11;
-
-namespace sf {
-namespace {
-
-cuda::Limits limits_from(const py::dict& given) {
-  cuda::Limits limits;
-  limits.architecture = given["architecture"].cast<int>();
-  limits.multiprocessors = given["multiprocessors"].cast<int>();
-  limits.shared_bytes = given["shared_bytes"].cast<int>();
-  limits.cluster = given["cluster"].cast<int>();
-  limits.warps = given["warps"].cast<int>();
-  return limits;
-}
-
-py::dict to_dict(const cuda::Limits& limits) {
-  py::dict d;
-  d["architecture"] = limits.architecture;
-  d["multiprocessors"] = limits.multiprocessors;
-  d["shared_bytes"] = limits.shared_bytes;
-  d["cluster"] = limits.cluster;
-  d["warps"] = limits.warps;
-  return d;
-}
-
-// What plan.h says of one pass. regime: a name, or "auto". No GPU is needed.
-py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
-                      int directions, bool backward, const std::string& regime, const py::dict& limits) {
-  constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};
-  constexpr int kMufu[][2] = {{2, 0}, {0, 0}, {6, 0}, {10, 2}};  // of a cell, going forward and back
-  const auto index_in = [](const char* what, const auto& names, const std::string& name) {
-    std::string choices;
-    for (int i = 0; i < static_cast<int>(std::size(names)); ++i) {
-      if (name == names[i]) return i;
-      choices += (i ? ", " : "") + std::string(names[i]);
-    }
-    fail(what, ": expected one of ", choices, " but got '", name, "'");
-    return -1;
-  };
-  if (hidden < 1 || batch < 1) fail("plan: expected hidden and batch of at least 1 but got ", hidden, ", ", batch);
-  if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
-  const int which = cell_index(cell);
-  cuda::Request request{};
-  request.gates = static_cast<int>(kCells[which].gates);
-  request.pass = backward ? cuda::Pass::kBackward : cuda::Pass::kForward;
-  request.precision = static_cast<cuda::Precision>(index_in("precision", kPrecisions, precision));
-  request.hidden = hidden;
-  request.batch = batch;
-  request.directions = directions;
-  const cuda::Limits device = limits_from(limits);
-  const cuda::Plan plan =
-      regime == "auto"
-          ? cuda::make_plan(request, device)
-          : cuda::fit(request, device, static_cast<cuda::Regime>(index_in("regime", cuda::kRegimes, regime)));
-  py::dict d;
-  d["regime"] = cuda::kRegimes[static_cast<int>(plan.regime)];
-  d["fits"] = cuda::fits(plan);
-  d["why"] = plan.why;
-  d["splits"] = plan.tiling.splits;
-  d["k_tiles"] = plan.tiling.k_tiles;
-  d["padded"] = plan.padded;
-  d["groups"] = plan.groups;
-  d["block_groups"] = plan.block_groups;
-  d["blocks"] = plan.blocks;
-  d["tiles"] = plan.tiles;
-  d["teams"] = plan.teams;
-  d["threads"] = plan.threads;
-  d["registers"] = plan.registers;
-  d["weight_registers"] = cuda::weight_registers(plan.tiling, request.gates, request.precision);
-  d["shared_bytes"] = plan.shared_bytes;
-  d["mma_cycles"] = cuda::mma_cycles(request, plan);
-  d["mufu_cycles"] = cuda::mufu_cycles(request, plan, kMufu[which][backward]);
-  return d;
-}
-
-}  // namespace
-}  // namespace sf
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Introspection of the compiled part of seqcls_fast; the ops are under torch.ops.seqcls_fast.";
-  m.def(
-      "build_info",
-      [] {
-        py::dict info;
-        info["compiler"] = __VERSION__;
-        info["torch_target"] = "2.11";
-#if defined(SF_WITH_CUDA)
-        info["cuda"] = true;
-        info["cuda_archs"] = SF_CUDA_ARCHS;
-#else
-        info["cuda"] = false;
-#endif
-        return info;
-      },
-      "How this extension was built.");
-  m.def(
-      "cells",
-      [] {
-        std::vector<std::string> names;
-        for (const auto& cell : sf::kCells) names.emplace_back(cell.name);
-        return names;
-      },
-      "The cells, in the order of the kernels' index.");
-  m.def(
-      "impls",
-      [] {
-        std::vector<std::string> names = sf::impl_names();
-        for (const auto* plugin : sf::plugins()) names.insert(names.end(), plugin->names.begin(), plugin->names.end());
-        return names;
-      },
-      "The implementations for CPU tensors this machine can run, slowest first, then those of plugins.");
-  m.def("cpu_features", &sf::cpu_features, "The CPU features the choice of an implementation looks at, where present.");
-  m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
-  m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
-  m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");
-  m.def(
-      "regimes", [] { return std::vector<std::string>(std::begin(sf::cuda::kRegimes), std::end(sf::cuda::kRegimes)); },
-      "The implementations on CUDA, in the order in which a plan tries them.");
-  m.def("plan", &sf::explain_plan, py::arg("cell"), py::arg("hidden"), py::arg("batch"), py::arg("precision"),
-        py::arg("directions"), py::arg("backward"), py::arg("regime"), py::arg("limits"),
-        "How a layer would run on a device with these limits; see csrc/cuda/plan.h. Needs no GPU.");
-  m.def(
-      "known_devices",
-      [] {
-        py::dict all;
-        for (const auto& device : sf::cuda::kDevices) all[device.name] = sf::to_dict(device.limits);
-        return all;
-      },
-      "The limits of devices by name, for plan().");
-#if defined(SF_WITH_CUDA)
-  m.def(
-      "device_limits", [](int device) { return sf::to_dict(sf::cuda::limits_of(device)); },
-      "The limits of a CUDA device of this machine.");
-#endif
-  m.def(
-      "register_plugin",
-      [](const py::capsule& plugin) { sf::plugins().push_back(plugin.get_pointer<const sf::Plugin>()); },
-      "Adds implementations for CPU tensors; see csrc/runner.h. They stay for as long as the process runs.");
-  m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
-}

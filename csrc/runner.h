@@ -25,4 +25,12 @@ struct Plugin {  // more implementations for CPU tensors
   std::unique_ptr<Runner> (*make)(const std::string& name);
 };
 
+// The name of the capsules that hold a Plugin. It changes with the layout of any struct that a plugin shares with us.
+constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.1";
+
+inline std::vector<const Plugin*>& plugins() {
+  static std::vector<const Plugin*> all;
+  return all;
+}
+
 }  // namespace sf

@@ -248,7 +248,7 @@ def test_the_first_regime_that_fits_is_taken(device: str) -> None:
     ("change", "message"),
     [
         ({"cell": "lsmt"}, "cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'lsmt'"),
-        ({"hidden": 0}, "expected hidden and batch of at least 1 but got 0, 8"),
+        ({"hidden": 0}, "expected hidden and batch from 1 to 2147483647 but got 0, 8"),
         ({"precision": "fp64"}, "precision: expected one of bf16, fp16, tf32, tf32x3 but got 'fp64'"),
         ({"directions": 3}, "directions: expected 1 or 2 but got 3"),
         ({"regime": "on-chip"}, "regime: expected one of onchip, cluster, grid, stepwise but got 'on-chip'"),

@@ -13,9 +13,9 @@ const Kernels& kernels_for(const std::string& impl);
 std::vector<std::string> impl_names();  // slowest first
 std::vector<std::string> cpu_features();
 
-void run_forward(const Kernels&, const Forward&);
+void run_forward(const Kernels&, Forward);
 void run_backward(const Kernels&, const Backward&);
-void run_weight_grad(const Kernels&, const WeightGrad&);
+void run_weight_grad(const Kernels&, WeightGrad);
 
 // Memory that outlives the call that asked for it is kept for the next one: fresh pages cost more than the kernels.
 void* pool_take(int64_t bytes);

@@ -1,9 +1,9 @@
 // Chooses the ISA once, keeps packed weights, and splits each call over torch's intra-op threads: by batch rows, by
 // direction, or, when rows are few and the layer is wide, by hidden units with a barrier per step.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <exception>
 #include <functional>
 #include <list>
 #include <memory>
@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "../checks.h"
+#include "../stable_abi.h"
 #include "backend.h"
 #include "fork.h"
 
@@ -76,18 +78,30 @@ const std::vector<const Kernels*>& impls() {
 
 // ---- Threads
 
-constexpr int64_t kWorkPerThread = 400'000;  // multiply-adds below which waking a thread costs more than it saves
+constexpr double kWorkPerThread = 400'000;  // multiply-adds below which waking a thread costs more than it saves
 
-int64_t threads_for(int64_t multiply_adds) {
+// (as a double, for it is a product of more sizes than 64 bits may hold)
+int64_t threads_for(double multiply_adds) {
   if (fork_depth() > 0) return 1;
-  const int64_t wanted = multiply_adds / kWorkPerThread;
-  return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), wanted));
+  const double wanted = std::min<double>(torch::stable::get_num_threads(), multiply_adds / kWorkPerThread);
+  return std::max<int64_t>(1, static_cast<int64_t>(wanted));
 }
 
-// body(first, last) over ranges that cover [0, n), each on a thread of its own, all of them alive at once.
+// body(first, last) over ranges that cover [0, n), each on a thread of its own, all of them alive at once. What a body
+// throws is thrown here: torch's own parallel_for would turn it into an error without its sentence.
 void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
   if (n == 1) return body(0, 1);
-  torch::stable::parallel_for(0, n, 1, body);
+  std::mutex mutex;
+  std::exception_ptr failure;
+  torch::stable::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
 }
 
 class SpinBarrier {
@@ -139,15 +153,15 @@ std::vector<int64_t> longest_first(const Layer& layer, int64_t samples = 1) {
   return rows;
 }
 
-int64_t steps_of(const Layer& layer) {
-  if (!layer.lengths) return layer.T * layer.B;
-  int64_t sum = 0;
-  for (int64_t b = 0; b < layer.B; ++b) sum += layer.lengths[b];
+double steps_of(const Layer& layer) {
+  if (!layer.lengths) return static_cast<double>(layer.T) * static_cast<double>(layer.B);
+  double sum = 0;
+  for (int64_t b = 0; b < layer.B; ++b) sum += static_cast<double>(layer.lengths[b]);
   return sum;
 }
 
-int64_t weights_of(const Layer& layer) {
-  return layer.gates * layer.H * (layer.features() + layer.out()) + layer.P * layer.H;
+double weights_of(const Layer& layer) {
+  return static_cast<double>(layer.gates * layer.H * (layer.features() + layer.out()) + layer.P * layer.H);
 }
 
 // A call's split: every worker runs its pieces one after the other.
@@ -167,7 +181,7 @@ bool split_by_units(const Layer& layer, int64_t workers) {
   return workers > 1 && !layer.P && layer.directions == 1 && layer.H >= 256 && layer.B <= 4 * workers;
 }
 
-Split split(const Layer& layer, int64_t work) {
+Split split(const Layer& layer, double work) {
   Split s;
   s.rows = longest_first(layer);
   s.workers = threads_for(work);
@@ -295,17 +309,23 @@ PackedCache& packed_cache() {
 
 bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride == m.columns; }
 
-// Sets the key to a hash of everything the packed form depends on; false where a weight is not contiguous.
-bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& key) {
-  Bytes parts[1 + 5 * kMaxDirections];
-  int64_t count = 1;
+int64_t bytes_of(const Matrix& m, Dtype dtype) { return m.rows * m.columns * size_of(dtype); }
+
+// function(matrix) for each of a layer's weights that its packed form holds.
+template <class L, class F>
+void for_packed_weights(L& layer, F&& function) {
   for (int d = 0; d < layer.directions; ++d) {
-    for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
-      if (!m->data || (layer.ids && m == &layer.w_ih[d])) continue;
-      if (!contiguous(*m)) return false;
-      parts[count++] = {m->data, m->rows * m->columns * size_of(layer.dtype)};
+    for (auto* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
+      if (m->data && !(layer.ids && m == &layer.w_ih[d])) function(*m);
     }
   }
+}
+
+// A hash of everything the packed form depends on, where all weights are contiguous.
+PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) {
+  Bytes parts[1 + 5 * kMaxDirections];
+  int64_t count = 1;
+  for_packed_weights(layer, [&](const Matrix& m) { parts[count++] = {m.data, bytes_of(m, layer.dtype)}; });
   const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),
                             static_cast<uint64_t>(layer.dtype),
                             static_cast<uint64_t>(layer.directions),
@@ -315,42 +335,86 @@ bool fingerprint(const Kernels& kernels, const Layer& layer, PackedCache::Key& k
                             static_cast<uint64_t>(count),
                             reinterpret_cast<uint64_t>(kernels.name)};
   parts[0] = {shape, sizeof shape};
+  PackedCache::Key key;
   kernels.fingerprint(parts, count, key.words);
-  return true;
+  return key;
 }
 
 // Packing reads each weight once; a row and step uses each once for a multiply-add, some 12 times cheaper. From this
 // many row-steps on, packing anew costs under 2 %.
-constexpr int64_t kRowStepsToRepack = 600;
+constexpr double kRowStepsToRepack = 600;
+
+// The bytes of all weights, one after the other, and a layer that has them there, where no other thread writes.
+struct OwnWeights {
+  Layer layer;
+  Buffer copies;
+
+  explicit OwnWeights(const Layer& given) : layer(given), copies(bytes_of_weights(given)) {
+    char* to = copies.data();
+    for_packed_weights(layer, [&](Matrix& m) {
+      std::memcpy(to, m.data, static_cast<size_t>(bytes_of(m, layer.dtype)));
+      m.data = to;
+      to += bytes_of(m, layer.dtype);
+    });
+  }
+  static int64_t bytes_of_weights(const Layer& layer) {
+    int64_t bytes = 0;
+    for_packed_weights(layer, [&](const Matrix& m) { bytes += bytes_of(m, layer.dtype); });
+    return bytes;
+  }
+};
 
 Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
   const int64_t each = kernels.packed_forward_size(layer), bytes = each * layer.directions;
-  PackedCache::Key key;
-  const bool cached = !training && steps_of(layer) < kRowStepsToRepack && fingerprint(kernels, layer, key);
-  if (cached) {
-    if (Packed found = packed_cache().find(key)) return found;
-  }
-  auto packed = std::make_shared<Buffer>(bytes);
-  for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(layer, d, packed->data() + d * each);
-  if (cached) packed_cache().add(key, packed, bytes);
+  const auto pack = [&](const Layer& from) {
+    auto packed = std::make_shared<Buffer>(bytes);
+    for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(from, d, packed->data() + d * each);
+    return packed;
+  };
+  bool cached = !training && steps_of(layer) < kRowStepsToRepack;
+  if (cached) for_packed_weights(layer, [&](const Matrix& m) { cached = cached && contiguous(m); });
+  if (!cached) return pack(layer);
+  if (Packed found = packed_cache().find(fingerprint(kernels, layer))) return found;
+  // Another thread may write to the weights meanwhile. What is kept for later calls is packed from the bytes that its
+  // key was made of, or it would be found by a key of weights that it does not hold.
+  const OwnWeights own(layer);
+  Packed packed = pack(own.layer);
+  packed_cache().add(fingerprint(kernels, own.layer), packed, bytes);
   return packed;
 }
 
 // ---- Ids
 
-// The kernels read wherever an id points.
-void check_ids(const Layer& layer) {
-  if (!layer.ids) return;
-  for (int64_t t = 0; t < layer.T; ++t) {
-    for (int64_t b = 0; b < layer.B; ++b) {
-      if (t >= layer.length(b)) continue;
-      const int64_t id = layer.id(t, b);
-      if (id < 0 || id >= layer.I)
-        throw std::runtime_error("x: expected ids from 0 to " + std::to_string(layer.I - 1) +
-                                 ", the columns of w_ih, but got " + std::to_string(id));
+// The ids of a call, each read and checked once, in memory of the call: the kernels read wherever an id points, and
+// another thread may write to the tensor. What lies beyond a row's length is not read.
+class OwnIds {
+ public:
+  explicit OwnIds(Layer& layer) {
+    if (!layer.ids) return;
+    const bool packed = layer.x.t_row != nullptr;
+    ids_.resize(static_cast<size_t>(packed ? layer.packed_rows : layer.T * layer.B));
+    Rows place;  // of a copied id
+    place.t_row = layer.x.t_row;
+    place.t_stride = packed ? 1 : layer.B;
+    place.b_stride = 1;
+    const auto* given = static_cast<const volatile int64_t*>(layer.ids);
+    for (int64_t t = 0; t < layer.T; ++t) {
+      for (int64_t b = 0; b < layer.B; ++b) {
+        if (t >= layer.length(b)) continue;
+        const int64_t id = given[layer.x.offset(t, b)];
+        if (id < 0 || id >= layer.I)
+          fail("x: expected ids from 0 to ", layer.I - 1, ", the columns of w_ih, but got ", id);
+        ids_[static_cast<size_t>(place.offset(t, b))] = id;
+      }
     }
+    layer.ids = ids_.data();
+    layer.x = place;
   }
-}
+  OwnIds(const OwnIds&) = delete;  // the layer points to it
+
+ private:
+  std::vector<int64_t> ids_;
+};
 
 // The gradients of the columns of w_ih: each is the sum over the steps whose id named it, of each sample apart. The
 // steps are sorted by sample and id, those of one as they come.
@@ -408,7 +472,7 @@ const Kernels& kernels_for(const std::string& impl) {
     if (impl == k->name) return *k;
     choices += std::string(", ") + k->name;
   }
-  throw std::runtime_error("impl: expected one of " + choices + " but got '" + impl + "'");
+  fail("impl: expected one of ", choices, " but got ", quoted(impl));
 }
 
 std::vector<std::string> impl_names() {
@@ -419,9 +483,9 @@ std::vector<std::string> impl_names() {
 
 std::vector<std::string> cpu_features() { return detect_features(); }
 
-void run_forward(const Kernels& kernels, const Forward& call) {
+void run_forward(const Kernels& kernels, Forward call) {
   const Layer& layer = call.layer;
-  check_ids(layer);
+  const OwnIds ids(call.layer);
   const Packed packed = pack_forward(kernels, layer, call.saved[0].data != nullptr);
   const int64_t each = kernels.packed_forward_size(layer);
   const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));
@@ -439,8 +503,8 @@ void run_backward(const Kernels& kernels, const Backward& call) {
   const int64_t each = kernels.packed_backward_size(layer);
   Buffer packed(each * layer.directions);
   for (int d = 0; d < layer.directions; ++d) kernels.pack_backward(layer, d, packed.data() + d * each);
-  const int64_t steps = steps_of(layer), gate_rows = layer.gates * layer.H * layer.directions;
-  const Split s = split(layer, steps * gate_rows * layer.out());
+  const double work = steps_of(layer) * static_cast<double>(layer.gates * layer.H * layer.directions);
+  const Split s = split(layer, work * static_cast<double>(layer.out()));
   run_split(
       layer, s, [&](int64_t rows) { return kernels.backward_scratch(call, rows); }, 0,
       [](int64_t) { return int64_t{0}; },
@@ -449,7 +513,7 @@ void run_backward(const Kernels& kernels, const Backward& call) {
       });
   if (!call.d_x.data) return;
   const int64_t rows = layer.T * layer.B,
-                workers = std::min(threads_for(steps * gate_rows * layer.I), std::max<int64_t>(rows, 1));
+                workers = std::min(threads_for(work * static_cast<double>(layer.I)), std::max<int64_t>(rows, 1));
   parallel(workers, [&](int64_t first, int64_t last) {
     Buffer scratch(kernels.input_grad_scratch(call));
     InputGradTask task{&call, {}, rows * first / workers, rows * last / workers, scratch.data()};
@@ -459,9 +523,9 @@ void run_backward(const Kernels& kernels, const Backward& call) {
   });
 }
 
-void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
+void run_weight_grad(const Kernels& kernels, WeightGrad call) {
   const Layer& layer = call.layer;
-  check_ids(layer);
+  const OwnIds ids(call.layer);
   const std::vector<int64_t> rows = longest_first(layer, call.samples);
   const int64_t workers = threads_for(steps_of(layer) * layer.directions * weights_of(layer));
   const int64_t whole = layer.directions * call.samples, count = layer.B / call.samples;
@@ -479,8 +543,10 @@ void run_weight_grad(const Kernels& kernels, const WeightGrad& call) {
                            rows.data() + sample * count, count, scratch.data()});
     }
   });
-  if (layer.ids)
-    id_grad(kernels, call, threads_for((steps_of(layer) + call.samples * layer.I) * layer.gates * layer.H * 4));
+  if (layer.ids) {
+    const double read_and_written = steps_of(layer) + static_cast<double>(call.samples * layer.I);
+    id_grad(kernels, call, threads_for(read_and_written * static_cast<double>(layer.gates * layer.H * 4)));
+  }
 }
 
 int64_t packed_cache_size() { return packed_cache().size(); }

@@ -17,6 +17,7 @@ constexpr int64_t kHeader = 64;  // holds the block's size, keeps the data align
 constexpr int64_t kSmallest = 1 << 16;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kMostHeld = int64_t{1} << 30;
+constexpr int64_t kMostAsked = int64_t{1} << 60;  // beyond it the arithmetic of sizes would overflow
 
 struct Block {
   int64_t size;  // with the header
@@ -57,6 +58,7 @@ Block* allocate(int64_t size) {
 }  // namespace
 
 void* pool_take(int64_t bytes) {
+  if (bytes < 0 || bytes > kMostAsked) throw std::bad_alloc();
   const int64_t size = size_class((bytes > kSmallest ? bytes : kSmallest) + kHeader);
   Block* block = nullptr;
   {

@@ -84,6 +84,6 @@ const Plugin kPlugin{
 
 PYBIND11_MODULE(_simt, m) {
   namespace py = pybind11;
-  m.attr("plugin") = py::capsule(&sf::cuda::kPlugin);
+  m.attr("plugin") = py::capsule(&sf::cuda::kPlugin, sf::kPluginCapsule);
   m.attr("names") = sf::cuda::kPlugin.names;
 }

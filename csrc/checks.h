@@ -1,0 +1,46 @@
+// How an argument is refused: with a sentence that names it and says what was expected and what came.
+#pragma once
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace sf {
+
+template <class... Parts>
+[[noreturn]] __attribute__((cold)) void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// Sizes as Python shows a tuple.
+template <class Sizes>
+std::string text(const Sizes& sizes) {
+  std::string result = "(";
+  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes.begin()[i]);
+  return result + (sizes.size() == 1 ? ",)" : ")");
+}
+
+// A name from outside, in quotes: cut where it is long, with a question mark for each byte that is not printable ASCII.
+inline std::string quoted(const std::string& name) {
+  constexpr size_t kMost = 60;
+  std::string result = "'";
+  for (const char c : name.substr(0, kMost)) result += c >= ' ' && c <= '~' ? c : '?';
+  return result + (name.size() > kMost ? "...'" : "'");
+}
+
+// The index of a name in a list of `names`, or a sentence that begins with `what` and lists them.
+template <class Names>
+int index_in(const char* what, const Names& names, const std::string& name) {
+  std::string choices;
+  int index = 0;
+  for (const auto& choice : names) {
+    if (name == choice) return index;
+    choices += (index++ ? ", " : "") + std::string(choice);
+  }
+  fail(what, ": expected one of ", choices, " but got ", quoted(name));
+}
+
+}  // namespace sf

@@ -1,0 +1,299 @@
+"""What no call may do to the process: tensors without the memory they claim, sizes beyond 64 bits, values that another
+thread changes, objects that are not what they are passed as. Each is a sentence or a right result, never a crash."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import seqcls_fast as sf
+from seqcls_fast import _ext
+
+pytestmark = pytest.mark.skipif(_ext.C is None, reason=f"the compiled extension is missing: {_ext.why_missing}")
+
+T, B, I, H = 4, 3, 5, 6
+LENGTHS = torch.tensor([4, 2, 0])
+GATES = {"gru": 3, "lstm": 4}
+
+
+def forward_arguments(cell: str = "lstm", **changes: Any) -> dict[str, Any]:
+    """The arguments of rnn_forward by name, the weights apart."""
+    G = GATES[cell]
+    arguments = {
+        "x": torch.randn(T, B, I), "w_ih": torch.randn(G * H, I), "w_hh": torch.randn(G * H, H),
+        "b_ih": torch.randn(G * H), "b_hh": torch.randn(G * H), "h0": torch.randn(1, B, H),
+        "c0": torch.randn(1, B, H) if cell == "lstm" else None, "lengths": LENGTHS.clone(), "batch_sizes": None,
+        "cell": cell, "want_output": True, "want_saved": False, "impl": "auto",
+    }  # fmt: skip
+    return arguments | changes
+
+
+def forward(a: dict[str, Any]) -> list[Tensor]:
+    weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr") if a.get(name) is not None]
+    return torch.ops.seqcls_fast.rnn_forward(
+        a["x"], weights, a["h0"], a["c0"], a["lengths"], a["batch_sizes"], a["cell"], 1, False,
+        a["want_output"], a["want_saved"], a["impl"],
+    )  # fmt: skip
+
+
+def backward(a: dict[str, Any], samples: int = 0) -> list[Tensor]:
+    weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh") if a[name] is not None]
+    return torch.ops.seqcls_fast.rnn_backward(
+        a["d_output"], a["d_h_n"], a["d_c_n"], a["x"], weights, a["h0"], a["c0"], a["lengths"], a["batch_sizes"],
+        a["output"], a["saved"], a["cell"], 1, False, True, True, samples, a["impl"],
+    )  # fmt: skip
+
+
+def backward_arguments(**changes: Any) -> dict[str, Any]:
+    a = forward_arguments(want_saved=True, **changes)
+    h_n, c_n, output, saved = forward(a)
+    d_steps = {"d_output": torch.ones_like(output), "d_h_n": torch.ones_like(h_n), "d_c_n": torch.ones_like(c_n)}
+    return a | d_steps | {"output": output, "saved": saved}
+
+
+# -- storage that was freed or made smaller ---------------------------------------------------------------------------
+
+SHRUNK: tuple[tuple[str, Callable[[Tensor], int]], ...] = (
+    ("freed", lambda t: 0),
+    ("one byte short", lambda t: t.untyped_storage().nbytes() - 1),
+)
+FORWARD_TENSORS = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0", "lengths")
+BACKWARD_TENSORS = (*FORWARD_TENSORS, "output", "saved", "d_output", "d_h_n", "d_c_n")
+
+
+@pytest.mark.parametrize(("how", "size"), SHRUNK, ids=[how for how, _ in SHRUNK])
+@pytest.mark.parametrize("name", FORWARD_TENSORS)
+def test_forward_refuses_a_tensor_without_its_memory(name: str, how: str, size: Callable[[Tensor], int]) -> None:
+    a = forward_arguments()
+    a[name].untyped_storage().resize_(size(a[name]))
+    with pytest.raises(RuntimeError, match=f"^{name}: expected memory for shape .* but its storage holds"):
+        forward(a)
+
+
+@pytest.mark.parametrize(("how", "size"), SHRUNK, ids=[how for how, _ in SHRUNK])
+@pytest.mark.parametrize("name", BACKWARD_TENSORS)
+def test_backward_refuses_a_tensor_without_its_memory(name: str, how: str, size: Callable[[Tensor], int]) -> None:
+    a = backward_arguments()
+    a[name].untyped_storage().resize_(size(a[name]))
+    with pytest.raises(RuntimeError, match=f"^{name}: expected memory for shape .* but its storage holds"):
+        backward(a)
+
+
+def test_the_same_of_packed_rows_and_ids() -> None:
+    packed: dict[str, Any] = {"h0": None, "c0": None, "lengths": None, "batch_sizes": torch.tensor([2, 1])}
+    for name, x in (("x", torch.randn(3, I)), ("x", torch.zeros(3).long()), ("batch_sizes", torch.randn(3, I))):
+        a = forward_arguments(x=x, **packed | {"batch_sizes": torch.tensor([2, 1])})
+        forward(a)
+        a[name].untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=f"^{name}: expected memory"):
+            forward(a)
+
+
+def test_a_module_whose_weights_were_freed() -> None:
+    """As by a framework that shards or offloads weights, when it forgets to bring them back."""
+    gru = sf.GRU(I, H)
+    gru.weight_hh_l0.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"^w_hh: expected memory for shape \(18, 6\)"):
+        gru(torch.randn(T, B, I))
+
+
+def test_a_view_at_the_end_of_its_storage_is_taken() -> None:
+    """The last element may be read, and no more memory is asked for than that."""
+    a = forward_arguments()
+    memory = torch.randn(1000)
+    for name in ("x", "w_ih", "h0"):
+        t = a[name]
+        a[name] = memory[1000 - t.numel() :].view(t.shape)
+    whole = a | {name: a[name].clone() for name in ("x", "w_ih", "h0")}
+    assert all(map(torch.equal, forward(a), forward(whole)))
+
+
+# -- sizes beyond what 64 bits hold -----------------------------------------------------------------------------------
+
+
+def wide(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros of any size in the memory of one."""
+    return torch.zeros(1, dtype=dtype).expand(shape) if 0 not in shape else torch.empty(shape, dtype=dtype)
+
+
+FAR = 2**58
+ALONE: dict[str, Any] = {"h0": None, "c0": None, "lengths": None}  # no other tensor has the size in question
+OVERFLOWS: dict[str, dict[str, Any]] = {
+    "steps": ALONE | {"x": wide(2**60 + 2**18, 1, 1)},
+    "steps of no rows": ALONE | {"x": wide(2**62, 0, 1), "want_saved": True},
+    "rows": ALONE | {"x": wide(1, FAR, I), "lengths": wide(FAR, dtype=torch.int64)},
+    "features": ALONE | {"x": wide(1, 1, FAR), "w_ih": wide(24, FAR)},
+    "columns of w_ih, for ids": ALONE | {"x": torch.zeros(T, B).long(), "w_ih": wide(24, FAR)},
+    "rows of w_ih": ALONE | {"w_ih": wide(FAR, I), "w_hh": wide(FAR, 1), "b_ih": None, "b_hh": None},
+    "projection": ALONE | {"w_hr": wide(2**58, H), "w_hh": wide(24, 2**58)},
+    "memory": ALONE | {"x": wide(2**44, B, I)},
+    "memory for lengths": ALONE | {"x": wide(T, 2**40, I), "lengths": wide(2**40, dtype=torch.int64)},
+    "packed steps": ALONE | {"batch_sizes": wide(2**45, dtype=torch.int64), "x": wide(3, I)},
+}
+
+
+@pytest.mark.parametrize("what", OVERFLOWS)
+def test_sizes_that_overflow_are_refused(what: str) -> None:
+    with pytest.raises(RuntimeError, match=r"expected at most|fits into memory") as caught:
+        forward(forward_arguments(**OVERFLOWS[what]))
+    assert len(str(caught.value)) < 2000
+
+
+def test_samples_that_overflow_are_refused() -> None:
+    a = backward_arguments(x=torch.randn(T, 0, I), h0=None, c0=None, lengths=None)
+    with pytest.raises(RuntimeError, match="expected at most 281474976710656 elements"):
+        backward(a, samples=2**61 + 2**20)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_steps_that_no_row_reaches_cost_nothing(ids: bool) -> None:
+    """2**40 steps would take days; without an output there is nothing to write for them either."""
+    x = wide(2**40, B, dtype=torch.int64) if ids else wide(2**40, B, I)
+    a = forward_arguments(x=x, lengths=torch.tensor([0, 2, 1]), want_output=False)
+    found = forward(a)
+    wanted = forward(a | {"x": x[:2]})
+    assert all(map(torch.equal, found, wanted))
+    assert torch.equal(found[0][:, 0], a["h0"][:, 0])
+
+
+# -- values that another thread changes -------------------------------------------------------------------------------
+
+
+def while_changing(change: Callable[[], None], work: Callable[[], None], seconds: float = 1.0) -> None:
+    """Runs ``work`` again and again while another thread runs ``change``. RuntimeErrors of ``work`` are sentences."""
+    done = threading.Event()
+
+    def changing() -> None:
+        while not done.is_set():
+            change()
+
+    other = threading.Thread(target=changing)
+    other.start()
+    try:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                work()
+            except RuntimeError as error:
+                assert "expected" in str(error)  # noqa: PT017  (an error is one of the two right answers)
+    finally:
+        done.set()
+        other.join()
+
+
+def test_ids_changed_during_the_call() -> None:
+    """They are read once: what was checked is what is used. A far id would be read far outside the weights."""
+    ids = torch.randint(I, (1000, 40))
+    a = backward_arguments(x=ids, h0=None, c0=None, lengths=None)
+
+    def change() -> None:  # of the id that is used last, a while after it was checked
+        ids[-1, -1] = 2**40
+        ids[-1, -1] = 0
+
+    def work() -> None:
+        forward(a)
+        backward(a)
+
+    while_changing(change, work)
+
+
+def test_batch_sizes_changed_during_the_call() -> None:
+    sizes = torch.full((50,), 20)
+    a = forward_arguments(x=torch.randn(1000, I), h0=None, c0=None, lengths=None, batch_sizes=sizes)
+
+    def change() -> None:
+        sizes[0] = 1
+        sizes[0] = 20
+
+    while_changing(change, lambda: forward(a) and None)
+
+
+def test_lengths_changed_during_the_call() -> None:
+    lengths = torch.full((B,), T)
+    a = forward_arguments(lengths=lengths)
+
+    def change() -> None:
+        lengths.fill_(2**40)
+        lengths.fill_(T)
+
+    while_changing(change, lambda: forward(a) and None)
+
+
+def test_weights_changed_during_a_call_are_not_kept() -> None:
+    """Packed weights are kept under a hash of the weights. Where these change between hashing and packing, what is kept
+    must not be found again under the old values."""
+    assert _ext.C is not None
+    gru, x, delay = sf.GRU(256, 512), torch.randn(1, 1, 256), random.Random(0)
+    versions = [[torch.randn_like(p) / 20 for p in gru.parameters()] for _ in range(2)]
+
+    def load(version: list[Tensor]) -> None:
+        for p, values in zip(gru.parameters(), version, strict=True):
+            p.copy_(values)
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return gru(x)[1]
+
+    def sound(version: list[Tensor]) -> Tensor:
+        _ext.C.clear_packed_cache()  # type: ignore[union-attr]
+        load(version)
+        return call()
+
+    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+        wanted = [sound(version) for version in versions]
+        for _ in range(100):
+            _ext.C.clear_packed_cache()
+            load(versions[0])
+            running = pool.submit(call)
+            time.sleep(delay.random() / 1000)  # hashing and packing take about half of that
+            load(versions[1])
+            running.result()
+            for version, want in zip(versions, wanted, strict=True):
+                load(version)
+                assert torch.equal(call(), want)
+
+
+# -- what is not what it is passed as ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", [None, 3, datetime.datetime_CAPI], ids=["None", "a number", "a capsule of others"])  # type: ignore[attr-defined]
+def test_only_our_plugins_are_registered(plugin: object) -> None:
+    assert _ext.C is not None
+    with pytest.raises(TypeError, match=r"^plugin: expected a capsule named seqcls_fast\.Plugin\.\d+ but got"):
+        _ext.C.register_plugin(plugin)
+
+
+LIMITS = {"architecture": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16, "warps": 16}
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({}, "expected a whole number for 'architecture' but got none"),
+        (LIMITS | {"warps": 0}, "expected a whole number from 1 to 2147483647 for 'warps' but got '0'"),
+        (LIMITS | {"warps": 2**80}, "expected a whole number from 1 to 2147483647 for 'warps' but got '1208925"),
+        (LIMITS | {"cluster": "many"}, "expected a whole number from 1 to 2147483647 for 'cluster' but got ''many''"),
+        (LIMITS | {"cluster": 1.5}, "expected a whole number from 1 to 2147483647 for 'cluster' but got '1.5'"),
+    ],
+)
+def test_limits_of_a_plan(limits: dict[str, Any], sentence: str) -> None:
+    assert _ext.C is not None
+    with pytest.raises(RuntimeError, match=f"^limits: {sentence}"):
+        _ext.C.plan("gru", 64, 64, "bf16", 1, False, "auto", limits)
+
+
+@pytest.mark.parametrize("argument", ["cell", "impl"])
+def test_names_in_messages_are_short_and_printable(argument: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{argument}: expected one of .* but got '\\?\\[31m") as caught:
+        forward(forward_arguments() | {argument: "\x1b[31m" + "long" * 1000})
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
