@@ -9,6 +9,8 @@ TORCH ?= torch==2.13.0
 # has such a torch, pytest, setuptools, ninja and pybind11 already. With REQUIRE_CUDA=1 a missing nvcc is a failure.
 TORCH_CUDA ?= torch==2.14.1
 REQUIRE_CUDA ?=
+# The oldest torch that works has an environment too. All of these may lie elsewhere, to be kept when a clone is not.
+TORCH_FLOOR ?= torch==2.11.0
 # Passed on: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
 PYTEST ?=
 DEMO ?=
@@ -17,7 +19,8 @@ CUDA_CHECK ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-CUDA_VENV := .venv-cuda
+CUDA_VENV ?= .venv-cuda
+FLOOR_VENV ?= .venv-floor
 CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
 NVCC := $(shell PATH="$${CUDA_HOME:+$$CUDA_HOME/bin:}$$PATH" command -v nvcc)
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
@@ -25,7 +28,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test lint check bench bench-quick report bench-compare mutants mutants-sample \
-  asan clean distclean simt-full cuda-setup cuda-check cuda-build
+  asan clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -71,7 +74,7 @@ test: setup ## every test, and the examples in docstrings and README
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 check: ## what .ci/run runs; each stage prints its own time
-	@for stage in setup lint test demo-small bench-quick cuda-setup cuda-check cuda-build mutants-sample; do \
+	@for stage in setup lint test demo-small bench-quick torch-floor cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -103,6 +106,26 @@ asan: setup ## kernel tests on an extension with AddressSanitizer and UBSan
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py tests/test_limits.py $(PYTEST)
 
+# -- other releases of torch ------------------------------------------------------------------------------------------
+
+# CI tests one release in full, and of the oldest and the newest what torch itself has a part in. Each environment is
+# made once (5 GB: PyPI's builds are for CUDA). A build's tests run in the folder that has the package, or the one of the
+# tree, built for another release, would be theirs.
+RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest hypothesis expecttest numpy onnx onnxscript onnxruntime
+RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py test_ops.py \
+  test_func.py test_transforms.py)
+PYTEST_ELSEWHERE := -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
+
+$(FLOOR_VENV)/.ready:
+	$(PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python -m pip install --quiet $(TORCH_FLOOR) $(RELEASE_NEEDS)
+	touch $@
+
+torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, and test modules, ops and transforms there
+	PATH="$(abspath $(FLOOR_VENV))/bin:$$PATH" SEQCLS_CUDA=0 $(FLOOR_VENV)/bin/python setup.py --quiet \
+	  build --build-lib build/floor/lib build_ext --build-temp build/floor/temp --isas=avx2
+	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(RELEASE_TESTS)
+
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
 simt-full: setup ## the CUDA kernels on the CPU, the whole product of cases instead of pairs (an hour)
@@ -111,7 +134,7 @@ simt-full: setup ## the CUDA kernels on the CPU, the whole product of cases inst
 $(CUDA_VENV)/.ready:
 	$(PYTHON) -m venv $(CUDA_VENV)
 	$(CUDA_VENV)/bin/python -m pip install --quiet $(TORCH_CUDA)
-	$(CUDA_VENV)/bin/python -m pip install --quiet 'setuptools>=77' wheel ninja pybind11 pytest
+	$(CUDA_VENV)/bin/python -m pip install --quiet $(RELEASE_NEEDS)
 	touch $@
 
 ifeq ($(NVCC),)
@@ -124,12 +147,13 @@ cuda-setup: $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
 cuda-check: cuda-setup ## compile the CUDA kernels: spills, registers, what is in their time loops
 	$(CUDA_PYTHON) tools/cuda_check.py $(CUDA_CHECK)
 
-# Beside the CPU build, as asan's. The tests run in the folder that has the package, or the one of the tree would be it.
-cuda-build: cuda-setup ## the whole extension with CUDA, imported and tested without a GPU
+# Beside the CPU build, as asan's.
+cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torch, tested without a GPU
 	PATH="$(dir $(abspath $(CUDA_PYTHON))):$$PATH" SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
 	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
-	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) -m pytest -p no:cacheprovider \
-	  -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_build.py)
+	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) \
+	  $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_build.py)
+	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) --impl auto $(RELEASE_TESTS)
 endif
 
 # -- measurements -----------------------------------------------------------------------------------------------------
@@ -166,4 +190,4 @@ clean: ## what was built and cached, but not .venv
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and the environments
-	rm -rf $(VENV) $(CUDA_VENV)
+	rm -rf $(VENV) $(FLOOR_VENV) $(CUDA_VENV)

@@ -18,7 +18,9 @@ from simt.build import load_plugin, why_no_plugin
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--impl", default=None, help="run only this implementation, one of seqcls_fast.available_impls() or a simt-..."
+        "--impl",
+        default=None,
+        help="run only this implementation, one of seqcls_fast.available_impls(), a simt-..., or auto",
     )
     parser.addoption("--simt-full", action="store_true", help="test_simt.py: the whole product of cases (an hour)")
 
@@ -31,6 +33,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("impl")
     impls = ops.available_impls()
+    if chosen == "auto":
+        chosen = impls[-1]
     if chosen is not None:
         if chosen.startswith("simt-") and why_no_plugin() is None:
             impls += load_plugin()
