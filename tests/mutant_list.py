@@ -162,8 +162,23 @@ COMPILED = [
     Mutant(
         "a weight left out of the hash",
         DISPATCH,
-        "for (const Matrix* m : {&layer.w_ih[d], &layer.w_hh[d],",
-        "for (const Matrix* m : {&layer.w_ih[d],",
+        "for (auto* m : {&layer.w_ih[d], &layer.w_hh[d],",
+        "for (auto* m : {&layer.w_ih[d],",
+    ),
+    Mutant(
+        "packed weights kept under another hash",
+        DISPATCH,
+        "packed_cache().add(fingerprint(kernels, own.layer), packed, bytes)",
+        "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
+    ),
+    Mutant("ids read where they are", DISPATCH, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
+    Mutant("a storage of one element less taken", BINDINGS, "last >= storage / element", "last > storage / element"),
+    Mutant("sizes without a bound", BINDINGS, "if (size > kMostElements / count)", "if (size < 0)"),
+    Mutant(
+        "the last step cut off",
+        BINDINGS,
+        "call.layer.T = std::max<int64_t>(1, *",
+        "call.layer.T = std::max<int64_t>(1, -1 + *",
     ),
     Mutant("the hash knows no shape", DISPATCH, "parts[0] = {shape, sizeof shape};", "parts[0] = {shape, 0};"),
     Mutant("every sample the first", DISPATCH, "rows.data() + sample * count, count", "rows.data(), count"),
@@ -245,8 +260,8 @@ COMPILED = [
     Mutant(
         "stale packed weights",
         DISPATCH,
-        "m->rows * m->columns * size_of(layer.dtype)",
-        "m->rows * size_of(layer.dtype)",
+        "return m.rows * m.columns * size_of(dtype);",
+        "return m.rows * size_of(dtype);",
     ),
     Mutant("lengths beyond T accepted (C++)", BINDINGS, "low < 0 || high > T", "low < 0"),
     Mutant(
