@@ -276,10 +276,10 @@ Tensor empty(const Shape& shape, Dtype dtype, const torch::stable::Device& devic
                                     pool_give);
   }
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype))),
-                               aoti_torch_device_type_cpu(), -1, &handle));
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_of(dtype)));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), type,
+                               aoti_torch_device_type_cpu(), -1, &handle) != TORCH_SUCCESS)
+    throw std::bad_alloc();
   return Tensor(handle);
 }
 

@@ -15,12 +15,15 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// Sizes as Python shows a tuple.
+// Sizes as Python shows a tuple, the first ten of them.
 template <class Sizes>
 std::string text(const Sizes& sizes) {
+  constexpr size_t kMost = 10;
   std::string result = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes.begin()[i]);
-  return result + (sizes.size() == 1 ? ",)" : ")");
+  for (size_t i = 0; i < sizes.size() && i < kMost; ++i) {
+    result += (i ? ", " : "") + std::to_string(sizes.begin()[i]);
+  }
+  return result + (sizes.size() > kMost ? ", ...)" : sizes.size() == 1 ? ",)" : ")");
 }
 
 // A name from outside, in quotes: cut where it is long, with a question mark for each byte that is not printable ASCII.

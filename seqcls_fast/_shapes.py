@@ -5,6 +5,7 @@ Tracing (torch.compile, torch.export), meta tensors and ``autograd`` rely on it;
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def by_kind(flat: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kin
 
 def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int, int]:
     """``H`` and ``Hout``."""
+    if cell not in CELLS:
+        raise RuntimeError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
     return weights[0].size(0) // CELLS[cell], weights[directions].size(1)
 
 

@@ -33,8 +33,8 @@ KERNELS = (
     "test_ids.py",
 )
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
-    "csrc/bindings": ("test_hostile.py", "test_ops.py", *KERNELS, "test_func.py"),
-    "csrc/cpu/dispatch": ("test_hostile.py", *KERNELS, "test_func.py"),
+    "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
+    "csrc/cpu/dispatch": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/weight_grad": (*KERNELS, "test_func.py"),
     # (of what the plugin runs alone: the extension may be that of the mutant before)
     "csrc/cuda/ids": ("test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column", "test_simt.py"),

@@ -297,3 +297,17 @@ def test_names_in_messages_are_short_and_printable(argument: str) -> None:
         forward(forward_arguments() | {argument: "\x1b[31m" + "long" * 1000})
     assert len(str(caught.value)) < 500
     assert str(caught.value).isprintable()
+
+
+def test_shapes_in_messages_are_short() -> None:
+    with pytest.raises(RuntimeError, match=r"^x: expected \(T, B, I\) but got shape \(1, 1, .*, \.\.\.\)$") as caught:
+        forward(forward_arguments(x=torch.zeros(1).expand([1] * 1000)))
+    assert len(str(caught.value)) < 500
+
+
+def test_tensors_without_values_are_refused_alike() -> None:
+    """Meta tensors go to the fake kernels."""
+    a = forward_arguments()
+    meta = {name: t.to("meta") if isinstance(t, Tensor) else t for name, t in a.items()}
+    with pytest.raises(RuntimeError, match=r"^cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'none'$"):
+        forward(meta | {"cell": "none"})
