@@ -298,7 +298,7 @@ def test_labels_the_model_does_not_know_are_no_positives(model: sf.TextClassifie
 def test_of_a_path(model: sf.TextClassifier, tmp_path: Path) -> None:
     path = tmp_path / "dev.csv"
     path.write_text("text,label\n" + "".join(f"{x},{y}\n" for x, y in zip(*DEV, strict=True)))
-    from_path = copy.deepcopy(model).calibrate(path).choose_threshold(str(path), label="red", recall=0.9)
+    from_path = copy.deepcopy(model).calibrate(path).choose_threshold(path, label="red", recall=0.9)
     model.calibrate(*DEV).choose_threshold(*DEV, label="red", recall=0.9)
     assert (from_path.temperature_, from_path.threshold_) == (model.temperature_, model.threshold_)
 

@@ -383,11 +383,11 @@ def test_what_is_no_text(method: str) -> None:
         call(["a", 3])
     with pytest.raises(TypeError, match=r"^texts\[0\]: expected a string but got NoneType$"):
         call([None])
-    with pytest.raises(TypeError, match=r"^texts: expected a sequence of strings but got str$"):
+    with pytest.raises(TypeError, match=r"^texts: expected a list of strings but got a str$"):
         call("text")
-    with pytest.raises(TypeError, match=r"^texts: expected a sequence of strings but got bytes$"):
+    with pytest.raises(TypeError, match=r"^texts: expected a list of strings but got bytes$"):
         call(b"text")
-    with pytest.raises(TypeError, match=r"^texts: expected a sequence of strings but got int$"):
+    with pytest.raises(TypeError, match=r"^texts: expected a list of strings but got int$"):
         call(7)
     with pytest.raises(TypeError, match=r"^text: expected a string but got list$"):
         fitted().tokens(["a"])  # type: ignore[arg-type]

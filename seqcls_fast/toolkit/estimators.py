@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,10 @@ from .. import __version__
 from ..classifier import SequenceClassifier
 from . import calibration, labels, store
 from ._extras import need
+from ._shown import kind_of, shown
 from .card import model_card
 from .checkpoint import CheckpointError, Checkpoints
+from .columns import items, missing
 from .evaluation import FEW
 from .leakage import Fingerprints, leaks, shared
 from .ragged import Ragged
@@ -67,11 +69,12 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """Learns from labelled sequences; in all processes of a torch.distributed group together, where there is one.
 
         Args:
-            X: the sequences, the path of a file that holds them and their labels (see ``toolkit.readers``), or a
+            X: the sequences as a list, an array, a column or a frame with one column; the ``pathlib.Path`` of a file
+                that holds them and their labels (see ``toolkit.readers``); or a
                 :class:`~seqcls_fast.toolkit.stream.Stream` of more than fits in memory.
             y: their labels, of any hashable kind; None with a path or a Stream.
-            validation: ``(X, y)``, a path or a Stream to look at after every epoch, or a share of X to hold out; the
-                weights of the best epoch are kept.
+            validation: ``(X, y)``, a ``pathlib.Path`` or a Stream to look at after every epoch, or a share of X to
+                hold out; the weights of the best epoch are kept.
             sample_weight: what each sequence counts.
             resume: whether to go on from the newest checkpoint in ``checkpoint_dir``, if there is one.
             stop: is shown the history after every epoch; training ends where it returns True.
@@ -139,6 +142,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """The labels that :meth:`predict` gives to sequences of these probabilities."""
         self._check_fitted()
+        probabilities = np.asarray(probabilities)
         if probabilities.ndim != 2 or probabilities.shape[1] != len(self.classes_):
             wanted = f"(N, {len(self.classes_)})"
             raise ValueError(f"probabilities: expected shape {wanted} but got {tuple(probabilities.shape)}")
@@ -150,7 +154,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         What it predicts stays the same. A threshold is forgotten: it was chosen on other probabilities.
 
         Args:
-            X, y: sequences and labels that the model was not trained on, or the path of a file that holds both.
+            X, y: sequences and labels that the model was not trained on, or the ``pathlib.Path`` of a file with both.
 
         Example::
 
@@ -182,7 +186,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         A sequence whose probability of ``label`` is less is predicted to be the most probable of the others.
 
         Args:
-            X, y: sequences and labels that the model was not trained on, or the path of a file that holds both.
+            X, y: sequences and labels that the model was not trained on, or the ``pathlib.Path`` of a file with both.
             label: one of ``classes_``.
             precision: what share of the sequences predicted to be ``label`` has to be; as many as can be are found.
             recall: or what share of those that are ``label`` has to be found; as few others as can be come with them.
@@ -213,7 +217,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         logits, y, _ = self._measured(X, y)
         predicted = self.decide(self._probabilities(logits)).tolist()
         right = np.array([a == b for a, b in zip(predicted, y, strict=True)], dtype=np.float64)
-        return float(np.average(right, weights=sample_weight))
+        weights = None if sample_weight is None else labels.sample_weights(sample_weight, len(right))
+        return float(np.average(right, weights=weights))
 
     def evaluate(self, X: Any, y: Any = None) -> Report:
         """Metrics with intervals, and warnings about what should not be trusted; ``print(report)`` shows them.
@@ -302,7 +307,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             pieces = X.pieces(self.encoder_, workers=self.workers)
             return torch.cat([torch.zeros(0, len(self.classes_)), *(self._of(piece.sequences) for piece in pieces)])
         X, _ = self._read(X, None, labelled=False)
-        return self._of(self.encoder_.encode(self._sequences(X)))
+        return self._of(self.encoder_.encode(X))
 
     def _of(self, sequences: Ragged) -> Tensor:
         device = next(self.model_.parameters()).device
@@ -338,16 +343,18 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     def _check_fitted(self) -> None:
         need("sklearn.utils.validation", type(self).__name__).check_is_fitted(self, "model_")
 
-    def _read(self, X: Any, y: Any, labelled: bool = True) -> tuple[Any, Any]:
-        """The contents where X is a path, else X and y as they are."""
-        if not isinstance(X, os.PathLike) and not (isinstance(X, str) and y is None):
+    def _read(self, X: Any, y: Any, labelled: bool = True) -> tuple[list[Any], Any]:
+        """The sequences, and the labels as they are given; both are read where X is a path.
+
+        A string is never taken for a path: behind a service it is somebody else's, and may name any file there is.
+        """
+        if not isinstance(X, os.PathLike):
+            X = self._sequences(X)
             if labelled and y is None:
                 raise ValueError("y: expected labels but got None")
             return X, y
         from .readers import read
 
-        if not labelled and not Path(X).exists():
-            raise FileNotFoundError(f"X: expected a list of sequences or the path of a file but got {str(X)!r:.80}")
         if y is not None:
             raise ValueError("y: expected None with the path of a file, which holds the labels")
         table = read(X, kind=self._kind, label="label" if labelled else None)
@@ -356,7 +363,6 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     def _labelled(self, X: Any, y: Any) -> tuple[list[Any], list[Any]]:
         """Sequences and as many labels, out of a file or as they are."""
         X, y = self._read(X, y)
-        X = self._sequences(X)
         return X, labels.as_list(y, len(X))
 
     def _open_checkpoints(self, resume: bool, ranks: Ranks) -> tuple[Checkpoints | None, Any]:
@@ -519,12 +525,12 @@ class TextClassifier(_SequenceEstimator):
         return self.embedding_dim, {"vocab_size": encoder.vocab_size}
 
     def _sequences(self, X: Any) -> list[str]:
-        if isinstance(X, str | bytes) or not isinstance(X, Iterable):
-            raise TypeError(f"X: expected a list of strings but got {type(X).__name__}")
-        texts = list(X)
+        hint = "; for one text pass predict([text]), for a file pathlib.Path(name)"
+        texts = list(items(X, "X", "a list of texts", hint))
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"X: expected strings but got {type(text).__name__} at {index}")
+                got = shown(text) if missing(text) else kind_of(text)
+                raise TypeError(f"X: expected strings but got {got} at {index}")
         return texts
 
 
@@ -585,9 +591,8 @@ class SeriesClassifier(_SequenceEstimator):
         return encoder.features_out, {}
 
     def _sequences(self, X: Any) -> list[Any]:
-        if isinstance(X, str | bytes) or not isinstance(X, Iterable):
-            raise TypeError(f"X: expected a list of series (T, features) but got {type(X).__name__}")
-        return list(X)
+        hint = "; for a file pass pathlib.Path(name)"
+        return list(items(X, "X", "a list of series (T, features)", hint))
 
 
 def batch_size_for(count: int) -> int:

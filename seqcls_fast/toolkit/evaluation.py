@@ -20,6 +20,8 @@ need("numpy", "evaluate_predictions")
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from ._shown import kind_of, shown  # noqa: E402
+from .columns import items, missing  # noqa: E402
 from .leakage import Fingerprints, fingerprints, leaks  # noqa: E402
 
 if TYPE_CHECKING:
@@ -275,8 +277,10 @@ def evaluate_predictions(
         raise ValueError(f"train_accuracy: expected a number from 0 to 1 but got {train_accuracy}")
     if (train_texts is None) != (test_texts is None):
         raise ValueError("train_texts, test_texts: expected both or neither but got one of them")
-    if test_texts is not None and len(test_texts) != len(true):
-        raise ValueError(f"test_texts: expected {len(true)} inputs, as many as y_true, but got {len(test_texts)}")
+    if test_texts is not None:
+        test_texts = list(items(test_texts, "test_texts", "a list of texts or series"))
+        if len(test_texts) != len(true):
+            raise ValueError(f"test_texts: expected {len(true)} inputs, as many as y_true, but got {len(test_texts)}")
 
     if uncalibrated is not None and proba is None:
         raise ValueError("uncalibrated: expected with proba but got it alone")
@@ -284,10 +288,10 @@ def evaluate_predictions(
     known = _sorted(true + pred) if labels is None else _as_list(labels, "labels")
     twice = [label for label, times in Counter(known).items() if times > 1]
     if twice:
-        raise ValueError(f"labels: expected each label once but got {twice[0]!r} again")
+        raise ValueError(f"labels: expected each label once but got {shown(twice[0])} again")
     strange = set(pred).difference(known)
     if strange:
-        raise ValueError(f"y_pred: expected one of the {len(known)} labels but got {_sorted(strange)[0]!r}")
+        raise ValueError(f"y_pred: expected one of the {len(known)} labels but got {shown(_sorted(strange)[0])}")
     probabilities = None if proba is None else _check_proba(proba, len(true), len(known))
     raw = None if uncalibrated is None else _check_proba(uncalibrated, len(true), len(known), "uncalibrated")
     classes = known + _sorted(set(true).difference(known))
@@ -497,23 +501,17 @@ def _warnings(report: Report, known: int, train_accuracy: float | None, pred_ids
 
 def _as_list(values: Any, name: str) -> list[Any]:
     """Labels as Python objects: numpy's and torch's numbers hash as what they equal."""
-    if isinstance(values, str):
-        raise TypeError(f"{name}: expected a sequence of labels but got the string {values!r:.60}")
-    try:
-        found = values.tolist() if hasattr(values, "tolist") else list(values)
-    except TypeError:
-        found = None
-    if not isinstance(found, list):
-        raise TypeError(f"{name}: expected a sequence of labels but got {type(values).__name__}")
+    values = items(values, name, "a list of labels")
+    found: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
     for k, label in enumerate(found):
         if type(label) is str:
             continue
         try:
             hash(label)
         except TypeError:
-            raise TypeError(f"{name}: expected hashable labels but got {type(label).__name__} at index {k}") from None
-        if label != label:
-            raise ValueError(f"{name}: expected labels but got NaN at index {k}")
+            raise TypeError(f"{name}: expected hashable labels but got {kind_of(label)} at index {k}") from None
+        if label is not None and missing(label):
+            raise ValueError(f"{name}: expected labels but got {shown(label)} at index {k}")
     return found
 
 
@@ -537,9 +535,7 @@ def _check_proba(proba: Any, count: int, columns: int, name: str = "proba") -> _
     try:
         values = np.asarray(proba, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{name}: expected numbers of shape ({count}, {columns}) but got {type(proba).__name__}"
-        ) from None
+        raise ValueError(f"{name}: expected numbers of shape ({count}, {columns}) but got {kind_of(proba)}") from None
     if values.ndim == 2 and values.shape[0] == count and values.shape[1] != columns:
         raise ValueError(
             f"{name}: expected {columns} columns, one per label, but got {values.shape[1]}; "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ._shown import kind_of, shown
+from .columns import items, missing
 
 __all__ = ["as_array", "classes_of", "from_json", "stratified", "to_json", "to_targets", "weights_of"]
 
@@ -16,8 +19,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 def as_list(y: Any, count: int | None = None) -> list[Any]:
     """Labels as plain Python values, one for each of ``count`` sequences."""
-    if isinstance(y, str | bytes) or not isinstance(y, Iterable):
-        raise TypeError(f"y: expected a sequence of labels but got {type(y).__name__}")
+    y = items(y, "y", "a list of labels")
     if isinstance(y, np.ndarray | Tensor) and y.ndim != 1:
         raise ValueError(f"y: expected one dimension but got shape {tuple(y.shape)}")
     values = y.tolist() if isinstance(y, np.ndarray | Tensor) else [_plain(value) for value in y]
@@ -27,16 +29,18 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
         try:
             hash(value)
         except TypeError:
-            kind = type(value).__name__
-            raise TypeError(f"y: expected hashable labels but got {kind} at {index}, which is not") from None
-        if value is None or value != value:
-            raise ValueError(f"y: expected a label but got {value} at {index}")
+            got = f"{kind_of(value)} at {index}"
+            raise TypeError(f"y: expected hashable labels but got {got}, which is not") from None
+        if missing(value):
+            raise ValueError(f"y: expected a label but got {shown(value)} at {index}")
     return values
 
 
 def _plain(value: Any) -> Any:
     if type(value) is tuple:
         return tuple(_plain(part) for part in value)
+    if hasattr(type(value), "as_py"):  # a scalar of pyarrow
+        return value.as_py()
     return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0) else value
 
 
@@ -67,7 +71,7 @@ def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y") -> T
     place = {label: index for index, label in enumerate(classes.tolist())}
     for index, label in enumerate(labels):
         if label not in place:
-            raise ValueError(f"{name}: expected labels seen in training but got {label!r} at {index}")
+            raise ValueError(f"{name}: expected labels seen in training but got {shown(label)} at {index}")
     return torch.tensor([place[label] for label in labels], dtype=torch.int64)
 
 
@@ -78,13 +82,24 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
     counts = torch.bincount(targets, minlength=len(classes))
     weights = class_factors(counts, classes.tolist(), class_weight)[targets]
     if sample_weight is not None:
-        given = torch.as_tensor(np.asarray(sample_weight, dtype=np.float64))
-        if given.shape != targets.shape:
-            raise ValueError(f"sample_weight: expected shape ({len(targets)},) but got {tuple(given.shape)}")
-        if not bool(((given >= 0) & given.isfinite()).all()):
-            raise ValueError("sample_weight: expected finite numbers of at least 0")
-        weights *= given
+        weights *= torch.from_numpy(sample_weights(sample_weight, len(targets)))
     return (weights / positive(weights.mean())).float()
+
+
+def sample_weights(given: Any, count: int) -> np.ndarray:
+    """What each of ``count`` sequences counts, float64."""
+    given = items(given, "sample_weight", "a list of numbers")
+    try:
+        weights = np.array(given if isinstance(given, np.ndarray | Tensor) else list(given), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("sample_weight: expected finite numbers of at least 0 but got something else") from None
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weight: expected shape ({count},) but got {weights.shape}")
+    if not ((weights >= 0) & np.isfinite(weights)).all():
+        raise ValueError("sample_weight: expected finite numbers of at least 0")
+    if not weights.sum() > 0:
+        raise ValueError("sample_weight: expected some weight above 0")
+    return weights
 
 
 def class_factors(counts: Tensor, classes: list[Any], class_weight: Any) -> Tensor:
@@ -94,13 +109,15 @@ def class_factors(counts: Tensor, classes: list[Any], class_weight: Any) -> Tens
     if isinstance(class_weight, str) and class_weight == "balanced":
         return 1 / counts.clamp(min=1).double()
     if not isinstance(class_weight, dict):
-        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {class_weight!r}")
+        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {shown(class_weight)}")
     class_weight = {_plain(label): _plain(weight) for label, weight in class_weight.items()}
     for label, weight in class_weight.items():
         if label not in classes:
-            raise ValueError(f"class_weight: expected labels of y but got {label!r}")
+            raise ValueError(f"class_weight: expected labels of y but got {shown(label)}")
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise ValueError(f"class_weight: expected a weight of at least 0 for {label!r} but got {weight!r}")
+            raise ValueError(
+                f"class_weight: expected a weight of at least 0 for {shown(label)} but got {shown(weight)}"
+            )
     return torch.tensor([float(class_weight.get(label, 1.0)) for label in classes], dtype=torch.float64)
 
 
@@ -136,7 +153,7 @@ def to_json(classes: np.ndarray) -> list[Any]:
             return label
         if isinstance(label, tuple):
             return {"tuple": [encode(part) for part in label]}
-        raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {type(label).__name__}")
+        raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {kind_of(label)}")
 
     return [encode(label) for label in classes.tolist()]
 

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from . import columns
+from ._shown import shown
+
 __all__ = ["Fingerprints", "Sketch", "fingerprints", "leaks", "shared"]
 
 _BYTES = 8  # a million of them are alike by chance once in 30 million
 _KEPT = 1 << 18  # of a Sketch
+_WANTED = "a list of texts or series"
 _PENDING = 1 << 16  # before they are sorted in
 
 
@@ -74,7 +78,7 @@ class _Smallest:
 
 def fingerprints(items: Iterable[Any], name: str = "items") -> Fingerprints:
     """Of texts, or of series as arrays of numbers."""
-    found = [_digests(item, k, name) for k, item in enumerate(items)]
+    found = [_digests(item, k, name) for k, item in enumerate(columns.items(items, name, _WANTED))]
     return Fingerprints(frozenset(exact for exact, _ in found), frozenset(near for _, near in found))
 
 
@@ -125,7 +129,7 @@ def _digest(item: Any, k: int, name: str) -> int:
             values = np.ascontiguousarray(item, dtype=np.float64) + 0.0  # -0.0 becomes 0.0
         except (TypeError, ValueError):
             raise TypeError(
-                f"{name}: expected strings or arrays of numbers but got {item!r:.60} at index {k}"
+                f"{name}: expected strings or arrays of numbers but got {shown(item, 60)} at index {k}"
             ) from None
         columns = values.reshape(len(values), -1) if values.size else values
         data = repr(columns.shape).encode() + columns.tobytes()

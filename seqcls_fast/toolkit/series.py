@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from ._extras import need
+from ._shown import VALUE, escaped, kind_of, shown
+from .columns import items
+from .columns import missing as is_missing
 from .errors import seal, unseal
 from .ragged import Ragged
 
@@ -58,14 +61,14 @@ class SeriesEncoder:
 
     def __init__(self, *, standardize: bool = True, missing: str = "error", max_length: int | None = None) -> None:
         if not isinstance(standardize, bool):
-            raise TypeError(f"standardize: expected a bool but got {type(standardize).__name__}")
+            raise TypeError(f"standardize: expected a bool but got {kind_of(standardize)}")
         if missing not in POLICIES:
-            raise ValueError(f"missing: expected one of {', '.join(POLICIES)} but got {missing!r}")
+            raise ValueError(f"missing: expected one of {', '.join(POLICIES)} but got {shown(missing)}")
         if max_length is not None:
             if not isinstance(max_length, int) or isinstance(max_length, bool):
-                raise TypeError(f"max_length: expected an int or None but got {type(max_length).__name__}")
+                raise TypeError(f"max_length: expected an int or None but got {kind_of(max_length)}")
             if max_length < 1:
-                raise ValueError(f"max_length: expected at least 1 but got {max_length}")
+                raise ValueError(f"max_length: expected at least 1 but got {shown(max_length)}")
         self.standardize, self.missing, self.max_length = standardize, missing, max_length
         self._mean: np.ndarray | None = None  # (F,), float64
         self._scale: np.ndarray | None = None
@@ -141,7 +144,7 @@ class SeriesEncoder:
             if min(scale) <= 0:
                 raise ValueError(f"the scale {min(scale)}")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {error}") from None
+            raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {escaped(error)}") from None
         encoder._mean, encoder._scale = np.array(mean), np.array(scale)
         return encoder
 
@@ -160,9 +163,8 @@ class SeriesEncoder:
         """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``.
 
         Complaints number the series from ``start`` on."""
-        if isinstance(series, str | bytes) or not isinstance(series, Iterable):
-            raise TypeError(f"series: expected a sequence of arrays but got {type(series).__name__}")
-        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(series, start)]
+        rows = items(series, "series", "a list of arrays (T, features)")
+        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(rows, start)]
         for index, part in enumerate(parts, start):
             if part.shape == (0, 1):
                 continue  # an empty list has any number of features
@@ -192,17 +194,18 @@ def as_steps(series: Any, name: str) -> np.ndarray:
         series = series.double().numpy() if series.is_floating_point() else series.numpy()
     try:
         array = np.asarray(series)
-        if array.dtype.kind == "O":
-            array = _of_objects(array, name)
     except ValueError as error:
-        raise ValueError(_ragged(series, name) or str(error)) from None
+        raise ValueError(_ragged(series, name) or f"{name}: {escaped(error)}") from None
+    if array.dtype.kind == "O":
+        array = _of_objects(array, name)
     if array.dtype.kind not in "fiub":
-        kind = {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, str(array.dtype))
+        kind = {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, escaped(array.dtype, VALUE))
         raise ValueError(f"{name}: expected numbers but got {kind}")
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2:
-        got = "a single number" if array.ndim == 0 else f"{array.ndim} dimensions"
+        single = "a missing value" if array.ndim == 0 and is_missing(series) else "a single number"
+        got = single if array.ndim == 0 else f"{array.ndim} dimensions"
         raise ValueError(f"{name}: expected an array (steps, features) but got {got}")
     if not array.shape[1]:
         raise ValueError(f"{name}: expected at least one feature but got none")
@@ -213,10 +216,11 @@ def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
     """As numbers what numpy keeps as objects, because None is among it or an int beyond 64 bits."""
     result = np.empty(array.shape)
     for place, value in np.ndenumerate(array):
-        if value is not None and not isinstance(value, Real):
-            raise ValueError(f"{name}: expected numbers but got {_described(value)} {_at((0, *place, 0))}")
+        if not isinstance(value, Real) and not is_missing(value):
+            where = f" {_at((0, *place, 0))}" if place else ""
+            raise ValueError(f"{name}: expected numbers but got {_described(value)}{where}")
         try:
-            result[place] = math.nan if value is None else float(value)
+            result[place] = float(value) if isinstance(value, Real) else math.nan
         except OverflowError:
             result[place] = math.inf
     return result
@@ -237,7 +241,7 @@ def _ragged(series: Any, name: str) -> str | None:
 
 
 def _described(value: Any) -> str:
-    return repr(value) if isinstance(value, str) and len(value) <= 20 else type(value).__name__
+    return shown(value) if isinstance(value, str) and len(value) <= 20 else kind_of(value)
 
 
 def _at(where: Sequence[int]) -> str:

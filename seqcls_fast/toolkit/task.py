@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import labels
+from ._shown import shown
 from .datasets import Data, Examples, Streamed
 from .leakage import Fingerprints, fingerprints
 from .stream import Stream
@@ -76,7 +77,7 @@ def _streamed(estimator: Any, X: Stream, y: Any, validation: Any, sample_weight:
     if y is not None or sample_weight is not None:
         raise ValueError("y and sample_weight: expected None with a Stream, which names their columns")
     if X.kind != estimator._kind:
-        raise ValueError(f"X: expected a Stream of kind {estimator._kind!r} but got {X.kind!r}")
+        raise ValueError(f"X: expected a Stream of kind {estimator._kind!r} but got {shown(X.kind)}")
     if X.label is None:
         raise ValueError("X: expected a Stream with a column of labels but got label=None")
     about: dict[str, Any] = {}
@@ -100,13 +101,14 @@ def _streamed(estimator: Any, X: Stream, y: Any, validation: Any, sample_weight:
 
 
 def _validation(estimator: Any, validation: Any, encoder: Any, classes: np.ndarray) -> Data:
-    """From (X, y), a path or a Stream."""
+    """From (X, y), a pathlib.Path or a Stream."""
     if isinstance(validation, Stream):
         labels.to_targets(list(validation.survey().labels), classes, "validation")  # or training would end in them
         return Streamed(validation, encoder, classes, None, estimator.workers, estimator.epochs)
     pair = validation if isinstance(validation, tuple) else (validation, None)
-    if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], str | os.PathLike)):
-        raise ValueError(f"validation: expected (X, y), a path, a Stream or a share but got {validation!r:.60}")
+    if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
+        wanted = "(X, y), a pathlib.Path, a Stream or a share"
+        raise ValueError(f"validation: expected {wanted} but got {shown(validation)}")
     X, y = estimator._labelled(*pair)
     if not X:
         raise ValueError("validation: expected at least one sequence but got none")
@@ -115,7 +117,7 @@ def _validation(estimator: Any, validation: Any, encoder: Any, classes: np.ndarr
 
 def _checked(classes: np.ndarray) -> np.ndarray:
     if len(classes) < 2:
-        raise ValueError(f"y: expected at least two classes but got one, {classes.tolist()[0]!r}")
+        raise ValueError(f"y: expected at least two classes but got one, {shown(classes.tolist()[0])}")
     return classes
 
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from ._extras import need
+from ._shown import escaped, kind_of, shown
+from .columns import items
 from .errors import seal, unseal
 from .ragged import Ragged
 
@@ -83,11 +85,13 @@ class TextEncoder:
         min_frequency: int = 1,
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)} but got {kind!r}")
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)} but got {shown(kind)}")
         if not isinstance(lowercase, bool):
-            raise TypeError(f"lowercase: expected a bool but got {type(lowercase).__name__}")
+            raise TypeError(f"lowercase: expected a bool but got {kind_of(lowercase)}")
         if normalization is not None and normalization not in FORMS:
-            raise ValueError(f"normalization: expected one of {', '.join(FORMS)} or None but got {normalization!r}")
+            raise ValueError(
+                f"normalization: expected one of {', '.join(FORMS)} or None but got {shown(normalization)}"
+            )
         if max_length is not None:
             _check_int("max_length", max_length, 1)
         _check_int("max_vocab", max_vocab, 3 if kind != "bpe" else len(_NAMES) + 256)
@@ -149,7 +153,7 @@ class TextEncoder:
         """What :meth:`encode` numbers, as it is written; a part of a character reads ``<C3>``, by its bytes."""
         self._check_fitted()
         if not isinstance(text, str):
-            raise TypeError(f"text: expected a string but got {type(text).__name__}")
+            raise TypeError(f"text: expected a string but got {kind_of(text)}")
         _refuse_surrogates(text, None)
         if self.kind == "bpe":
             chunks = self._chunks(self._normal(text))
@@ -167,7 +171,7 @@ class TextEncoder:
     def id_to_token(self, i: int) -> str:
         """As :meth:`tokens` writes it; ``<pad>`` and ``<unk>`` for 0 and 1."""
         if not 0 <= i < self.vocab_size:
-            raise ValueError(f"i: expected an id from 0 to {self.vocab_size - 1} but got {i}")
+            raise ValueError(f"i: expected an id from 0 to {self.vocab_size - 1} but got {shown(i)}")
         if i < len(_NAMES):
             return _NAMES[i]
         token = self._tokens[i - len(_NAMES)]
@@ -188,7 +192,7 @@ class TextEncoder:
             encoder._check(tokens, merges)
             encoder._build(tokens, [(left, right) for left, right in merges])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"TextEncoder: expected what to_json() writes but got {error}") from None
+            raise ValueError(f"TextEncoder: expected what to_json() writes but got {escaped(error)}") from None
         return encoder
 
     def __repr__(self) -> str:
@@ -324,25 +328,23 @@ class TextEncoder:
             raise ValueError("merges that do not belong there")
         for merge in merges:
             if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
-                raise ValueError(f"the merge {merge!r}")
+                raise ValueError(f"the merge {shown(merge)}")
             if not known.issuperset((*merge, merge[0] + merge[1])):
-                raise ValueError(f"the merge {merge!r} of tokens that are not there")
+                raise ValueError(f"the merge {shown(merge)} of tokens that are not there")
 
 
 def _check_int(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int but got {type(value).__name__}")
+        raise TypeError(f"{name}: expected an int but got {kind_of(value)}")
     if value < least:
-        raise ValueError(f"{name}: expected at least {least} but got {value}")
+        raise ValueError(f"{name}: expected at least {least} but got {shown(value)}")
 
 
 def _checked(texts: Any) -> Iterator[str]:
     """The texts, one after the other, or a sentence about what is none."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts: expected a sequence of strings but got {type(texts).__name__}")
-    for index, text in enumerate(texts):
+    for index, text in enumerate(items(texts, "texts", "a list of strings")):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{index}]: expected a string but got {type(text).__name__}")
+            raise TypeError(f"texts[{index}]: expected a string but got {kind_of(text)}")
         yield text
 
 
