@@ -112,16 +112,16 @@ def test_the_card(made: Path) -> None:
     assert f"| accuracy | {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) |" in card
     assert f"| log loss | {report['log_loss']:.4f} |" in card
     scores = report["per_class"]["pos"]
-    assert f"| pos | {scores['precision']:.4f} | {scores['recall']:.4f} | {scores['f1']:.4f} | 10 |" in card
+    assert f"| `pos` | {scores['precision']:.4f} | {scores['recall']:.4f} | {scores['f1']:.4f} | 10 |" in card
     assert f"After {model.best_epoch_} epochs" in card
-    assert f"| torch | {torch.__version__} |" in card
-    assert "| threads | 1 |" in card
-    assert "| ranks | 1 |" in card
+    assert f"| torch | `{torch.__version__}` |" in card
+    assert "| threads | `1` |" in card
+    assert "| ranks | `1` |" in card
     assert "Calibrated" not in card
     model.extra_["command.json"]["versions"] = {"seqcls_fast": "0.0.7", "torch": "1.0"}
     later = model_card(model)  # as another version saves it
     assert "Trained with seqcls_fast 0.0.7." in later
-    assert "| torch | 1.0 |" in later
+    assert "| torch | `1.0` |" in later
     plain = (made / "plain" / "README.md").read_text()
     assert "| validation" not in plain
     assert "intervals" not in plain
@@ -151,7 +151,7 @@ def test_a_model_of_python_s_has_a_card_without_command(tmp_path: Path) -> None:
     card = model_card(model)
     assert "reproduce" not in card
     assert "| training | 40 |" in card
-    assert r"2 classes: a\|b, c." in card
+    assert r"2 classes: `a\x7cb`, `c`." in card
     model.save(tmp_path / "m")
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 

@@ -6,15 +6,18 @@ two names look alike: all of them are written as escapes. Whatever is long is cu
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["escaped", "kind_of", "shown"]
+__all__ = ["escaped", "json_text", "kind_of", "shown"]
 
 VALUE, NAME, MESSAGE = 80, 400, 1900  # characters of a value, of a path, of a whole message
 
+_UNUSUAL = re.compile("[^ -~]")
 # Characters without a picture that Python takes for printable. U+FE0E and U+FE0F stay: they style an emoji.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]")
 
@@ -31,11 +34,7 @@ def escaped(text: Any, limit: int = NAME) -> str:
     text = str(text)
     if len(text) > 2 * limit:  # more could not be shown
         text = text[:limit] + text[-limit:]
-    if not text.isprintable():
-        text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-    if not text.isascii():
-        text = _BLANK.sub(lambda found: ascii(found[0])[1:-1], text)
-    return _cut(text, limit)
+    return _cut(_written(text, lambda sign: ascii(sign)[1:-1]), limit)
 
 
 def shown(value: Any, limit: int = VALUE) -> str:
@@ -58,9 +57,32 @@ def shown(value: Any, limit: int = VALUE) -> str:
     return escaped(text, limit)
 
 
+def json_text(value: Any, **options: Any) -> str:
+    """JSON, with the options of json.dumps: text of any script as it is, and what cannot be seen by JSON's own escapes.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit._shown import json_text
+        >>> print(json_text({"größe": "\u202e"}))
+        {"größe": "\\u202e"}
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _written(text, lambda sign: sign if sign == "\n" else json.dumps(sign)[1:-1])
+
+
 def kind_of(value: Any) -> str:
     """The name of a value's type."""
     return escaped(type(value).__name__, VALUE)
+
+
+def _written(text: str, write: Callable[[str], str]) -> str:
+    """The text with every character that has no picture of its own as ``write`` puts it."""
+
+    def of(found: re.Match[str]) -> str:
+        sign = found[0]
+        return sign if sign.isprintable() and not _BLANK.match(sign) else write(sign)
+
+    return _UNUSUAL.sub(of, text)
 
 
 def _cut(text: str, limit: int) -> str:

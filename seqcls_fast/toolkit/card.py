@@ -1,11 +1,13 @@
 """The model card that is saved beside a model: what it is, what it learnt from, how well it did, how to use it.
 
 Everything in it comes from the estimator, so that a model which is loaded, calibrated and saved again keeps its card.
+Labels, names of files and other words from outside stand in code spans, where neither Markdown nor HTML means anything.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 from contextlib import suppress
 from importlib import metadata
 from typing import Any
@@ -13,11 +15,14 @@ from typing import Any
 import torch
 
 from .. import __version__, ops
+from ._shown import MESSAGE, NAME, escaped, shown
+from .evaluation import printable
 from .store import COMMAND, SEARCH
 
 __all__ = ["metrics_of", "model_card", "versions"]
 
 _MOST_CLASSES = 20
+_LONGEST_COMMAND = 20_000  # characters
 Metric = tuple[float, tuple[float, float] | None]  # a value and its interval
 
 
@@ -46,18 +51,22 @@ def model_card(estimator: Any) -> str:
     kind, command = type(estimator).__name__, estimator.extra_.get(COMMAND, {})
     used = command.get("versions") or versions()
     size = sum(p.numel() for p in estimator.model_.parameters())
-    classes = [_line(label) for label in estimator.classes_.tolist()]
-    shown = ", ".join(classes[:_MOST_CLASSES])
+    classes = estimator.classes_.tolist()
+    named = ", ".join(_label(label) for label in classes[:_MOST_CLASSES])
     if len(classes) > _MOST_CLASSES:
-        shown += f" and {len(classes) - _MOST_CLASSES} more"
+        named += f" and {len(classes) - _MOST_CLASSES} more"
     defaults = type(estimator)().get_params(deep=False)
-    changed = {name: value for name, value in estimator.fitted_parameters_.items() if value != defaults[name]}
+    changed = [
+        _code(f"{name}={shown(value, NAME)}")
+        for name, value in estimator.fitted_parameters_.items()
+        if value != defaults[name]
+    ]
     example = '["some text"]' if kind == "TextClassifier" else "[series]  # arrays (steps, features)"
     return "\n".join(
         [
             f"# A {kind}",
             "",
-            f"Trained with seqcls_fast {used['seqcls_fast']}. {size:,} parameters, {len(classes)} classes: {shown}.",
+            f"Trained with seqcls_fast {used['seqcls_fast']}. {size:,} parameters, {len(classes)} classes: {named}.",
             "",
             "```python",
             f"from seqcls_fast import {kind}",
@@ -65,7 +74,7 @@ def model_card(estimator: Any) -> str:
             f"clf.predict({example})",
             "```",
             "",
-            f"Parameters other than the defaults: {', '.join(f'{k}={v!r}' for k, v in changed.items()) or 'none'}.",
+            f"Parameters other than the defaults: {', '.join(changed) or 'none'}.",
             "",
             *_data(estimator, command),
             *_training(estimator),
@@ -79,9 +88,15 @@ def model_card(estimator: Any) -> str:
     )
 
 
-def _line(text: Any) -> str:
-    """As a cell of a table, or a part of a sentence."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+def _code(text: Any, limit: int = NAME) -> str:
+    """As a code span, which may stand in a table: there a bar would end the cell, with or without a backslash."""
+    words = escaped(text, limit).replace("|", r"\x7c")
+    ticks = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))  # more than any that stand in it
+    return f"{ticks} {words} {ticks}" if len(ticks) > 1 else f"`{words}`"
+
+
+def _label(label: Any) -> str:
+    return _code(printable(label))
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
@@ -93,15 +108,15 @@ def _data(estimator: Any, command: dict[str, Any]) -> list[str]:
     data = estimator.data_
     if data is None:
         return []
-    rows = [("training", data["rows"], f"`{data['digest']}`")]
+    rows = [("training", data["rows"], _code(data["digest"]))]
     held = data["validation"]
     if held is not None:
         share = f" (a share of {held['share']:g})" if "share" in held else ""
-        rows.append(("validation" + share, held["rows"], f"`{held['digest']}`"))
+        rows.append(("validation" + share, held["rows"], _code(held["digest"])))
     split = command.get("split") or {}
     if "share" in split:
         rows[1] = (f"validation (a share of {split['share']:g}, drawn with seed {split['seed']})", *rows[1][1:])
-    files = [f"- `{_line(name)}`, SHA-256 `{digest}`" for name, digest in command.get("sha256", {}).items()]
+    files = [f"- {_code(name)}, SHA-256 {_code(digest)}" for name, digest in command.get("sha256", {}).items()]
     return [
         "## Data",
         "",
@@ -132,7 +147,7 @@ def _validation(report: dict[str, Any] | None) -> list[str]:
         for name, (value, interval) in metrics_of(report).items()
     ]
     each = [
-        (_line(name), f"{scores['precision']:.4f}", f"{scores['recall']:.4f}", f"{scores['f1']:.4f}", scores["support"])
+        (_label(name), *(f"{scores[each]:.4f}" for each in ("precision", "recall", "f1")), scores["support"])
         for name, scores in list(report["per_class"].items())[:_MOST_CLASSES]
     ]
     return [
@@ -140,7 +155,7 @@ def _validation(report: dict[str, Any] | None) -> list[str]:
         "",
         *_table(("", ""), rows),
         *_table(("class", "precision", "recall", "f1", "examples"), each),
-        *(f"- Warning: {_line(warning)}." for warning in report["warnings"]),
+        *(f"- Warning: {_code(warning, MESSAGE)}." for warning in report["warnings"]),
         *([""] if report["warnings"] else []),
     ]
 
@@ -150,7 +165,7 @@ def _calibration(estimator: Any) -> list[str]:
     if estimator.temperature_ != 1:
         lines.append(f"- Logits are divided by a temperature of {estimator.temperature_:.4g}.")
     if estimator.threshold_ is not None:
-        lines.append(f"- Predicted is {estimator.threshold_}.")
+        lines.append(f"- Predicted is {_code(estimator.threshold_)}.")
     return ["Calibrated afterwards, which the figures above do not show:", "", *lines, ""] if lines else []
 
 
@@ -160,7 +175,7 @@ def _origin(estimator: Any, command: dict[str, Any], used: dict[str, Any]) -> li
     lines = [
         "## Origin",
         "",
-        *_table(("", ""), [(name, _line(value)) for name, value in used.items() if value is not None]),
+        *_table(("", ""), [(name, _code(value)) for name, value in used.items() if value is not None]),
     ]
     if SEARCH in estimator.extra_:
         table = estimator.extra_[SEARCH]
@@ -172,7 +187,7 @@ def _origin(estimator: Any, command: dict[str, Any], used: dict[str, Any]) -> li
     if command:
         lines += [
             "```sh",
-            command["command"],
+            escaped(command["command"], _LONGEST_COMMAND),  # one line, so that it cannot end the block
             "```",
             "",
             "`seqcls-fast reproduce FOLDER` trains it again and compares.",
