@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .._extras import need
+from .._shown import escaped, json_text
 from .shared import (
     UsageError,
     add_command,
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
     from ..ranks import Ranks
 
 __all__ = ["add", "add_columns", "add_labelled", "labelled", "labels_of"]
+
+# Where a spreadsheet may begin a formula, which may start programs: at the start of a field and, with other settings,
+# behind a semicolon, a tab or a line break. The last four signs are wide forms of the first. A number is no formula.
+_FORMULA = re.compile(
+    r"""(^|[;\t\r\n])(?=[ "']*[=+\-@\uff1d\uff0b\uff0d\uff20])"""
+    r"(?!^[+-]([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\Z)",
+    re.IGNORECASE,
+)
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -69,6 +80,12 @@ def add(commands: Any) -> None:
         "--format", choices=("csv", "jsonl"), default="csv", help="what to write (default: %(default)s)"
     )
     parser.add_argument("--out", metavar="FILE", help="where to write it, once all is there (default: stdout, at once)")
+    words = (
+        "write labels to CSV as they are; otherwise a label that a spreadsheet would run as a formula (it begins with "
+        "=, +, -, @, a tab or a line break, and is no number) gets an apostrophe in front, and a terminal is shown "
+        "escapes for control characters"
+    )
+    parser.add_argument("--raw", action="store_true", help=words)
     parser.add_argument("--batch", type=count, default=256, metavar="N", help="rows at a time (default: %(default)s)")
     purpose = "show every stage of one prediction, and how it forms token by token"
     parser = add_command(commands, "trace", purpose, TRACE_EXAMPLES, _trace)
@@ -126,6 +143,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     need("numpy", "a saved model")
     from ..ranks import join
 
+    if arguments.raw and arguments.format != "csv":
+        raise UsageError(f"--raw: expected with --format csv but got {arguments.format}")
     check_folder(arguments.out)
     with join() as ranks:
         if ranks.world > 1 and arguments.data == "-":
@@ -154,7 +173,7 @@ def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Ite
     inline = arguments.json and not arguments.out  # the predictions stand in the one JSON object
     first = list(islice(found, 1))  # nothing is written for data that cannot be read at all
     with _output(arguments.out) as file:
-        write = _inline_rows(file) if inline else _writer(file, arguments.format, classes)
+        write = _inline_rows(file) if inline else _writer(file, arguments.format, classes, arguments.raw)
         if inline:
             file.write('{"predictions": [')
         for probabilities in chain(first, found):
@@ -170,7 +189,7 @@ def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Ite
     elif arguments.json:
         print_json(summary | {"out": arguments.out})
     elif arguments.out:
-        print(f"{summary['rows']} rows: written to {arguments.out}", file=sys.stderr)
+        print(f"{summary['rows']} rows: written to {escaped(arguments.out)}", file=sys.stderr)
 
 
 @contextmanager
@@ -182,13 +201,14 @@ def _output(path: str | None) -> Iterator[IO[str]]:
         yield file
 
 
-def _writer(file: IO[str], format: str, classes: list[Any]) -> Callable[[Any, dict[str, float]], None]:
+def _writer(file: IO[str], format: str, classes: list[Any], raw: bool) -> Callable[[Any, dict[str, float]], None]:
     if format == "csv":
-        import csv
-
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["label", *(f"probability_{label}" for label in classes)])
-        return lambda label, shares: rows.writerow([label, *(f"{share:.6g}" for share in shares.values())])
+        seen = str if raw else _shown_harmless if file.isatty() else _harmless
+        returns = any("\r" in str(label) for label in classes)  # which Python does not quote before 3.13
+        rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
+        fields = {label: seen(label) for label in classes}
+        rows.writerow(["label", *(seen(f"probability_{label}") for label in classes)])
+        return lambda label, shares: rows.writerow([fields[label], *(f"{share:.6g}" for share in shares.values())])
 
     def write(label: Any, shares: dict[str, float]) -> None:
         file.write(_row(label, shares) + "\n")
@@ -206,7 +226,16 @@ def _inline_rows(file: IO[str]) -> Callable[[Any, dict[str, float]], None]:
 
 
 def _row(label: Any, shares: dict[str, float]) -> str:
-    return json.dumps({"label": plain(label), "probabilities": shares}, ensure_ascii=False)
+    return json_text({"label": plain(label), "probabilities": shares})
+
+
+def _harmless(text: Any) -> str:
+    """As a field of CSV for any program: an apostrophe in front makes a formula a text, and no two labels one."""
+    return _FORMULA.sub(r"\1'", str(text))
+
+
+def _shown_harmless(text: Any) -> str:
+    return escaped(_harmless(text))
 
 
 def _inputs(arguments: argparse.Namespace, kind: str) -> Iterator[Any]:
