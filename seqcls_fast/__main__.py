@@ -107,7 +107,7 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="seqcls-fast",
         description="Sequence classification on fused recurrent layers for PyTorch.",
         epilog=EXAMPLES,

@@ -84,15 +84,17 @@ class SequenceClassifier(nn.Module):
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1 but got {size}")
         if cell not in CELLS:
-            raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
+            raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r:.80}")
         if pooling not in POOLINGS:
-            raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} but got {pooling!r}")
+            raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} but got {pooling!r:.80}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability from 0 to below 1 but got {dropout}")
+            raise ValueError(f"dropout: expected a probability from 0 to below 1 but got {dropout!r:.80}")
         if vocab_size is None:
             padding_idx = None
         elif padding_idx is not None and not 0 <= padding_idx < vocab_size:
-            raise ValueError(f"padding_idx: expected None or an id from 0 to {vocab_size - 1} but got {padding_idx}")
+            raise ValueError(
+                f"padding_idx: expected None or an id from 0 to {vocab_size - 1} but got {padding_idx!r:.80}"
+            )
         self.input_size, self.hidden_size, self.num_classes = input_size, hidden_size, num_classes
         self.cell, self.vocab_size, self.padding_idx, self.num_layers = cell, vocab_size, padding_idx, num_layers
         self.bidirectional, self.pooling, self.dropout = bidirectional, pooling, dropout

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import labels
+from ._shown import VALUE, escaped, kind_of, shown
 from .evaluation import operating_points, printable
 
 __all__ = ["Rule", "Threshold", "decide", "temperature", "threshold"]
@@ -49,7 +50,7 @@ class Rule:
 
     def __str__(self) -> str:
         return (
-            f"'{printable(str(self.label))}' where its probability is at least {self.value:.4g} "
+            f"'{printable(self.label)}' where its probability is at least {self.value:.4g} "
             f"(chosen for a {self.target} of {self.wanted:g}, on {self.positives} examples of it: "
             f"precision {self.precision:.3f}, recall {self.recall:.3f})"
         )
@@ -61,18 +62,18 @@ class Rule:
     def from_json(cls, values: Any, classes: Sequence[Any]) -> Rule:
         """What :meth:`to_json` made, checked, for a model of these classes."""
         if not isinstance(values, dict):
-            raise ValueError(f"threshold: expected an object or null but got {type(values).__name__}")
+            raise ValueError(f"threshold: expected an object or null but got {kind_of(values)}")
         rule = cls(**values | {"label": labels.from_json([values.get("label")]).tolist()[0]})
         if rule.label not in classes:
-            raise ValueError(f"threshold: expected one of the classes but got {rule.label!r}")
+            raise ValueError(f"threshold: expected one of the classes but got {shown(rule.label)}")
         if rule.target not in ("precision", "recall"):
-            raise ValueError(f"threshold: expected a target of precision or recall but got {rule.target!r}")
+            raise ValueError(f"threshold: expected a target of precision or recall but got {shown(rule.target)}")
         for name in ("value", "wanted", "precision", "recall"):
             share = getattr(rule, name)
             if type(share) not in (int, float) or not 0 <= share <= 1:
-                raise ValueError(f"threshold: expected a {name} from 0 to 1 but got {share!r}")
+                raise ValueError(f"threshold: expected a {name} from 0 to 1 but got {shown(share)}")
         if type(rule.positives) is not int or rule.positives < 1:
-            raise ValueError(f"threshold: expected a number of positives but got {rule.positives!r}")
+            raise ValueError(f"threshold: expected a number of positives but got {shown(rule.positives)}")
         return rule
 
 
@@ -98,7 +99,7 @@ def temperature(logits: Any, targets: Any) -> float:
     if scores.ndim != 2 or not len(scores) or not np.isfinite(scores).all():
         raise ValueError(f"logits: expected finite numbers of shape (N, K) but got {_described(scores)}")
     if rows.shape != scores.shape[:1] or rows.dtype.kind not in "iu":
-        raise ValueError(f"targets: expected {len(scores)} whole numbers but got {rows.dtype} of shape {rows.shape}")
+        raise ValueError(f"targets: expected {len(scores)} whole numbers but got {_described(rows)}")
     if rows.min() < 0 or rows.max() >= scores.shape[1]:
         strange = rows.min() if rows.min() < 0 else rows.max()
         raise ValueError(f"targets: expected columns, from 0 to {scores.shape[1] - 1}, but got {strange}")
@@ -162,7 +163,7 @@ def threshold(positive: Any, scores: Any, *, precision: float | None = None, rec
         raise ValueError(f"precision, recall: expected one of them but got {'both' if recall is not None else 'none'}")
     name, wanted = ("precision", precision) if recall is None else ("recall", recall)
     if isinstance(wanted, bool) or not isinstance(wanted, int | float | np.number) or not 0 < wanted <= 1:
-        raise ValueError(f"{name}: expected a share above 0, at most 1, but got {wanted!r}")
+        raise ValueError(f"{name}: expected a share above 0, at most 1, but got {shown(wanted)}")
     if not true_of.any():
         raise ValueError("positive: expected at least one positive example but got none")
 
@@ -193,4 +194,4 @@ def decide(probabilities: NDArray[np.float64], classes: Sequence[Any], rule: Rul
 
 def _described(values: NDArray[Any]) -> str:
     bad = values.dtype.kind == "f" and not np.isfinite(values).all()
-    return f"{'NaN or infinity' if bad else values.dtype} in shape {values.shape}"
+    return f"{'NaN or infinity' if bad else escaped(values.dtype, VALUE)} in shape {values.shape}"

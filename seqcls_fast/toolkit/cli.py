@@ -12,16 +12,25 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
+from ._shown import MESSAGE, escaped
 from .commands import bench, calibrate, export, reproduce, train, use
 from .commands.shared import UsageError, add_command
 
-__all__ = ["UsageError", "add_command", "add_commands", "run"]
+__all__ = ["Parser", "UsageError", "add_command", "add_commands", "run"]
 
 UNEXPECTED = (LookupError, AttributeError, AssertionError, NameError)  # not written for people, hence a mistake of ours
 
 IN_PARALLEL = ("train", "predict", "reproduce")  # under torchrun
+
+
+class Parser(argparse.ArgumentParser):
+    """Its complaints repeat arguments, which may be the names of somebody's files."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message, MESSAGE))
 
 
 def add_commands(commands: Any) -> None:
@@ -38,14 +47,13 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and arguments.command not in IN_PARALLEL:
             raise UsageError(f"expected a single process, as only {', '.join(IN_PARALLEL)} run in several")
         with warnings.catch_warnings():
-            if not arguments.debug:
-                warnings.showwarning = _show_warning
+            warnings.showwarning = partial(_show_warning, arguments.debug)
             arguments.run(arguments)
         sys.stdout.flush()
         return 0
     except UsageError as error:
         arguments.parser.print_usage(sys.stderr)
-        print(f"{arguments.parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{arguments.parser.prog}: error: {escaped(error, MESSAGE)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; what was saved before is untouched", file=sys.stderr)
@@ -55,7 +63,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return 141
     except Exception as error:
         if arguments.debug:
-            traceback.print_exc()
+            lines = traceback.format_exc().splitlines()
+            print("\n".join(escaped(line, MESSAGE) for line in lines), file=sys.stderr)
         else:
             print(_sentence(error), file=sys.stderr)
         try:
@@ -65,8 +74,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return 1
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def _show_warning(debug: bool, message: Warning | str, kind: type[Warning], file: str, line: int, *_: Any) -> None:
+    where = f" ({kind.__name__} at {file}:{line})" if debug else ""
+    print(f"warning: {escaped(message, MESSAGE)}{where}", file=sys.stderr)
 
 
 def _drop_output() -> None:
@@ -76,8 +86,8 @@ def _drop_output() -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    message = " ".join(str(error).split()) or type(error).__name__
+        return f"{escaped(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    message = escaped(" ".join(str(error).split()), MESSAGE) or type(error).__name__
     if isinstance(error, UNEXPECTED):
         return f"unexpected {type(error).__name__}: {message} (--debug shows where)"
     return message

@@ -10,6 +10,8 @@ import hashlib
 import json
 from typing import Any
 
+from ._shown import escaped, shown
+
 __all__ = ["DataError", "seal", "unseal"]
 
 _VERSION = 1
@@ -32,11 +34,11 @@ def unseal(kind: str, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{kind}: expected what to_json() writes but got no JSON: {error}") from None
+        raise ValueError(f"{kind}: expected what to_json() writes but got no JSON: {escaped(error)}") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise ValueError(f"{kind}: expected what to_json() writes but got other JSON")
     if content.get("version") != _VERSION:
-        raise ValueError(f"{kind}: expected version {_VERSION} but got {content.get('version')!r}")
+        raise ValueError(f"{kind}: expected version {_VERSION} but got {shown(content.get('version'))}")
     if content.pop("sha256", None) != _digest(content):
         raise ValueError(f"{kind}: expected the content that its checksum was made of but got another: it was changed")
     del content["kind"], content["version"]

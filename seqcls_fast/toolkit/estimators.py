@@ -22,7 +22,7 @@ from .. import __version__
 from ..classifier import SequenceClassifier
 from . import calibration, labels, store
 from ._extras import need
-from ._shown import kind_of, shown
+from ._shown import escaped, kind_of, shown
 from .card import model_card
 from .checkpoint import CheckpointError, Checkpoints
 from .columns import items, missing
@@ -171,7 +171,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         self.temperature_ = calibration.temperature(logits.numpy(), targets.numpy())
         if self.threshold_ is not None:
             warnings.warn(
-                f"calibrate: the threshold of {self.threshold_.label!r} is forgotten, as it was chosen on other "
+                f"calibrate: the threshold of {shown(self.threshold_.label)} is forgotten, as it was chosen on other "
                 "probabilities; choose_threshold() chooses it again",
                 stacklevel=2,
             )
@@ -193,15 +193,15 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """
         logits, y = self._unseen(X, y, "choose_threshold")
         if label not in (classes := self.classes_.tolist()):
-            raise ValueError(f"label: expected one of the classes but got {label!r}")
+            raise ValueError(f"label: expected one of the classes but got {shown(label)}")
         positive = np.array([each == label for each in y])
         if not positive.any():
-            raise ValueError(f"y: expected sequences of the label {label!r} but got none")
+            raise ValueError(f"y: expected sequences of the label {shown(label)} but got none")
         count, scores = int(positive.sum()), self._probabilities(logits)[:, classes.index(label)]
         if count < FEW:
             warnings.warn(
-                f"choose_threshold: expected {FEW} sequences of {label!r} or more but got {count}: what is reached on "
-                "them says little about others",
+                f"choose_threshold: expected {FEW} sequences of {shown(label)} or more but got {count}: what is "
+                "reached on them says little about others",
                 stacklevel=2,
             )
         found = calibration.threshold(positive, scores, precision=precision, recall=recall)
@@ -374,8 +374,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every)
         if ranks.writer and checkpoints and not resume:
             raise FileExistsError(
-                f"checkpoint_dir: expected resume=True or a folder without checkpoints but got {self.checkpoint_dir}, "
-                "which has some"
+                "checkpoint_dir: expected resume=True or a folder without checkpoints but got "
+                f"{escaped(self.checkpoint_dir)}, which has some"
             )
         return checkpoints, ranks.from_writer(checkpoints.newest() if resume and ranks.writer else None)
 
@@ -416,27 +416,27 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             if isinstance(value, np.generic):  # from a grid of numpy's
                 setattr(self, name, value.item())
         if not _is_there(self.device):
-            raise ValueError(f"device: expected auto or a device that this machine has but got {self.device!r}")
+            raise ValueError(f"device: expected auto or a device that this machine has but got {shown(self.device)}")
         for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1}.items():
             _require_int(name, getattr(self, name), least)
         _require_int("workers", self.workers, 0)
         every = self.checkpoint_every
         if isinstance(every, bool) or not isinstance(every, int | float) or not 0 <= every < math.inf:
-            raise ValueError(f"checkpoint_every: expected seconds, at least 0, but got {self.checkpoint_every!r}")
+            raise ValueError(f"checkpoint_every: expected seconds, at least 0, but got {shown(self.checkpoint_every)}")
         for name in ("batch_size", "patience", "max_length"):
             if getattr(self, name) is not None:
                 _require_int(name, getattr(self, name), 1)
         for name, choices in {"schedule": SCHEDULES, "metric": METRICS, "on_nan": ("raise", "restore")}.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {shown(getattr(self, name))}")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name}: expected None or a number above 0 but got {value!r}")
+                raise ValueError(f"{name}: expected None or a number above 0 but got {shown(value)}")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay: expected a number of at least 0 but got {self.weight_decay!r}")
+            raise ValueError(f"weight_decay: expected a number of at least 0 but got {shown(self.weight_decay)}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {self.warmup!r}")
+            raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {shown(self.warmup)}")
 
     def _make_model(self, encoder: Any, classes: int, seed: int = 0) -> SequenceClassifier:
         size, options = self._input_of(encoder)
@@ -630,9 +630,9 @@ def _is_there(device: Any) -> bool:
 
 def _require_int(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int but got {type(value).__name__}")
+        raise TypeError(f"{name}: expected an int but got {kind_of(value)}")
     if value < least:
-        raise ValueError(f"{name}: expected at least {least} but got {value}")
+        raise ValueError(f"{name}: expected at least {least} but got {shown(value)}")
 
 
 def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -641,9 +641,8 @@ def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     for name in now:
         if name != "parameters" and saved.get(name) != now[name]:
             what = "the data" if name in ("rows", "digest") else name
-            raise CheckpointError(
-                f"resume: expected {what} as in the checkpoint, {saved.get(name)}, but got {now[name]}"
-            )
+            before, after = escaped(saved.get(name)), escaped(now[name])
+            raise CheckpointError(f"resume: expected {what} as in the checkpoint, {before}, but got {after}")
 
 
 def parameters_to_json(parameters: dict[str, Any]) -> dict[str, Any]:

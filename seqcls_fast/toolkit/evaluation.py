@@ -20,7 +20,7 @@ need("numpy", "evaluate_predictions")
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from ._shown import kind_of, shown  # noqa: E402
+from ._shown import escaped, kind_of, shown  # noqa: E402
 from .columns import items, missing  # noqa: E402
 from .leakage import Fingerprints, fingerprints, leaks  # noqa: E402
 
@@ -270,11 +270,11 @@ def evaluate_predictions(
     if len(true) != len(pred):
         raise ValueError(f"y_pred: expected {len(true)} labels, as many as y_true, but got {len(pred)}")
     if bootstrap < 0:
-        raise ValueError(f"bootstrap: expected 0 or more resamples but got {bootstrap}")
+        raise ValueError(f"bootstrap: expected 0 or more resamples but got {shown(bootstrap)}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1 but got {confidence}")
+        raise ValueError(f"confidence: expected a number between 0 and 1 but got {shown(confidence)}")
     if train_accuracy is not None and not 0 <= train_accuracy <= 1:
-        raise ValueError(f"train_accuracy: expected a number from 0 to 1 but got {train_accuracy}")
+        raise ValueError(f"train_accuracy: expected a number from 0 to 1 but got {shown(train_accuracy)}")
     if (train_texts is None) != (test_texts is None):
         raise ValueError("train_texts, test_texts: expected both or neither but got one of them")
     if test_texts is not None:
@@ -350,12 +350,10 @@ def operating_points(positive: NDArray[np.bool_], scores: _Floats) -> tuple[_Int
     return true, ends + 1 - true
 
 
-def printable(name: str) -> str:
-    """A label for people: control characters as escapes, an empty one visible, a long one cut."""
-    shown = "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in name)
-    if not shown.strip():
-        return repr(name)
-    return shown if len(shown) <= 40 else shown[:39] + "…"
+def printable(label: Any) -> str:
+    """A label for people: escapes for what cannot be seen, an empty one in quotes, a long one cut."""
+    name = str(label)
+    return escaped(name, 40) if name.strip() else shown(name, 40)
 
 
 def roc_auc(true: _Ints, false: _Ints) -> float:
@@ -482,7 +480,7 @@ def _warnings(report: Report, known: int, train_accuracy: float | None, pred_ids
     rule = report.rule
     if rule is not None and rule.positives < FEW:
         found.append(
-            f"the threshold of '{printable(str(rule.label))}' was chosen on {rule.positives} examples of it, less than "
+            f"the threshold of '{printable(rule.label)}' was chosen on {rule.positives} examples of it, less than "
             f"{FEW}: too few for its {rule.target} of {rule.wanted:g} to be trusted"
         )
     if report.proba is not None and rule is None:  # which may well choose another than the likeliest
@@ -495,7 +493,8 @@ def _warnings(report: Report, known: int, train_accuracy: float | None, pred_ids
             )
     alike = [name for name, label in zip(report.names, report.labels, strict=True) if name != str(label)]
     if alike:
-        found.append(f"accuracy counts labels of different types as different classes: {_listed(alike)}")
+        listed = _listed(map(printable, alike))
+        found.append(f"accuracy counts labels of different types as different classes: {listed}")
     return found
 
 

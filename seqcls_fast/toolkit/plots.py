@@ -27,6 +27,7 @@ from matplotlib.colors import PowerNorm  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+from ._shown import NAME, shown  # noqa: E402
 from .evaluation import average_precision, operating_points, printable, roc_auc  # noqa: E402
 
 if TYPE_CHECKING:
@@ -73,18 +74,18 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     if metrics:
         panels.append(("metrics", metrics[: len(COLORS)]))
     figure = _figure(4.6 * len(panels) + 0.4, 3.6)
-    for axes, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        for k, name in enumerate(shown):
+        for k, name in enumerate(curves):
             rows = [(epoch.get("epoch", i), epoch[name]) for i, epoch in enumerate(history, 1) if name in epoch]
             x, y = np.array([row for row in rows if _is_number(row[1])], np.float64).T
             style = "o" if len(x) == 1 else None
-            axes.plot(x, y, color=COLORS[k], linestyle=DASHES[k], label=_words(name, title), marker=style)
+            axes.plot(x, y, color=COLORS[k], linestyle=DASHES[k], label=_label(_words(name, title)), marker=style)
             if name == "val_loss" and np.isfinite(y).any():
                 best = int(np.argmin(np.where(np.isfinite(y), y, np.inf)))
                 axes.plot(x[best], y[best], "o", color=COLORS[k], label=f"lowest, epoch {x[best]:g}")
-        if shown:
+        if curves:
             axes.legend()
         else:
             _say(axes, "no epochs yet")
@@ -209,9 +210,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
-        raise ValueError(f"path: expected a name that ends in .png or .svg but got {path.name!r}")
+        raise ValueError(f"path: expected a name that ends in .png or .svg but got {shown(path.name, NAME)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected an existing folder but got {str(path.parent)!r}")
+        raise FileNotFoundError(f"path: expected an existing folder but got {shown(str(path.parent), NAME)}")
     if suffix == ".svg":
         content = ('<?xml version="1.0" encoding="utf-8"?>\n' + svg(figure)).encode()
     else:
@@ -288,8 +289,8 @@ def _say(axes: Axes, text: str) -> None:
 
 def _label(name: str) -> str:
     """A class in a picture: not too long, and a dollar is no formula."""
-    shown = printable(name)
-    return (shown if len(shown) <= 24 else shown[:23] + "…").replace("$", r"\$")
+    text = printable(name)
+    return (text if len(text) <= 24 else text[:23] + "…").replace("$", r"\$")
 
 
 def _words(name: str, title: str) -> str:

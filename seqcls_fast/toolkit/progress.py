@@ -6,6 +6,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from ._shown import MESSAGE, escaped
+
 __all__ = ["Progress"]
 
 
@@ -50,8 +52,9 @@ class Progress:
         self.note(f"epoch {number:>3}/{self.epochs}  {figures}  {speed}")
 
     def note(self, text: str) -> None:
+        text = escaped(text, MESSAGE)
         if self.bar is not None:
-            self.bar.console.print(text, highlight=False, markup=False)
+            self.bar.console.print(text, highlight=False, markup=False, emoji=False)
         elif self.lines:
             print(text, file=sys.stderr, flush=True)
 
@@ -64,5 +67,5 @@ def _rich_bar() -> Any:
         from rich.progress import Progress as Bar
     except ImportError:
         return None
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
-    return Bar(*columns, console=Console(stderr=True), transient=True)
+    texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[shown]")]
+    return Bar(texts[0], BarColumn(), texts[1], TimeRemainingColumn(), console=Console(stderr=True), transient=True)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ._shown import shown
+
 __all__ = ["ALONE", "Ranks", "current", "join"]
 
 
@@ -95,7 +97,8 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     if on_gpu:
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if device != "auto" and torch.device(device).index is not None:
-            raise ValueError(f"device: expected auto or cuda, of which each process takes one, but got {device!r}")
+            wanted = "auto or cuda, of which each process takes one"
+            raise ValueError(f"device: expected {wanted}, but got {shown(device)}")
         if here > there:
             raise ValueError(f"nproc-per-node: expected at most {there} processes, one for each GPU, but got {here}")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+from ._shown import NAME, escaped, shown
 from .errors import DataError
 from .formats import Csv, Jsonl, Lines, Parquet, Text, Ts, described
 
@@ -89,7 +90,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise ValueError(f"kind: expected text or series but got {self.kind!r}")
+            raise ValueError(f"kind: expected text or series but got {shown(self.kind)}")
 
     @property
     def column(self) -> str:
@@ -105,11 +106,11 @@ class Layout:
         format, delimiter = _format(source, self.format, self.kind), self.delimiter
         if delimiter is not None:
             if format != "csv":
-                raise ValueError(f"delimiter: expected None for {format} but got {delimiter!r}")
+                raise ValueError(f"delimiter: expected None for {format} but got {shown(delimiter)}")
             if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
-                raise ValueError(f"delimiter: expected one character but got {delimiter!r}")
+                raise ValueError(f"delimiter: expected one character but got {shown(delimiter)}")
         if format == "ts" and self.weight is not None:
-            raise ValueError(f"weight: expected None for ts, which has no columns, but got {self.weight!r}")
+            raise ValueError(f"weight: expected None for ts, which has no columns, but got {shown(self.weight)}")
         if format == "txt" and (self.label is not None or self.weight is not None):
             raise ValueError("label and weight: expected None for txt, which holds texts alone")
         return format
@@ -194,7 +195,7 @@ def read(
         if weight is not None:
             weights.append(record[weight])
     if not sequences:
-        raise DataError(f"{_name(path)}: expected at least one example but got none")
+        raise DataError(f"{escaped(_name(path))}: expected at least one example but got none")
     return Table(sequences, None if label is None else labels, None if weight is None else weights)
 
 
@@ -250,15 +251,16 @@ class Files:
         self._group: tuple[tuple[int, int], Any] | None = None  # the row group read last: others may want the rest
 
     def records(self, file: int) -> Iterator[Record]:
-        with open(self.paths[file], "rb") as opened:
+        with _open(self.paths[file]) as opened:
             yield from _records(opened, self.layout, self.formats[file])
 
     def blocks(self) -> Iterator[tuple[Block, Content]]:
         """All of them, in order and with what they hold. One pass, after which each can be read by itself."""
         for file, (path, format) in enumerate(zip(self.paths, self.formats, strict=True)):
             if format == "ts":
-                raise ValueError(f"{path}: expected a format that is read by blocks but got ts, which is read whole")
-            with open(path, "rb") as opened:
+                wanted = "a format that is read by blocks"
+                raise ValueError(f"{escaped(path)}: expected {wanted} but got ts, which is read whole")
+            with _open(path) as opened:
                 self.stamps.setdefault(file, _stamp(opened))
                 self._check_stamp(file, opened)
                 yield from self._groups(file, opened) if format == "parquet" else self._blocks(file, opened)
@@ -266,16 +268,16 @@ class Files:
 
     def content(self, block: Block) -> Content:
         """What a block holds; a DataError where its file has changed since :meth:`blocks`."""
-        with open(self.paths[block.file], "rb") as opened:
+        with _open(self.paths[block.file]) as opened:
             self._check_stamp(block.file, opened)
             if self.formats[block.file] == "parquet":
                 return self._row_group(block, opened)
             opened.seek(block.offset)
-            lines = Lines(opened, self.paths[block.file], block.offset, block.line - 1)
+            lines = Lines(opened, escaped(self.paths[block.file]), block.offset, block.line - 1)
             return self._table(block.file, list(islice(self._reader(block.file).rows(lines), block.rows)))
 
     def _blocks(self, file: int, opened: IO[bytes]) -> Iterator[tuple[Block, Table]]:
-        lines, reader = Lines(opened, self.paths[file]), self.layout.reader(self.formats[file])
+        lines, reader = Lines(opened, escaped(self.paths[file])), self.layout.reader(self.formats[file])
         reader.begin(lines)
         self._readers[file] = reader
         rows: list[tuple[int, Any]] = []
@@ -289,7 +291,7 @@ class Files:
             yield Block(file, start, line, len(rows)), self._table(file, rows)
 
     def _groups(self, file: int, opened: IO[bytes]) -> Iterator[tuple[Block, Content]]:
-        parquet = Parquet(opened, self.paths[file], self.layout.wanted)
+        parquet = Parquet(opened, escaped(self.paths[file]), self.layout.wanted)
         first = 1
         for group, rows in enumerate(parquet.groups()):
             block = Block(file, group, first, rows)
@@ -301,7 +303,7 @@ class Files:
         key = (block.file, block.offset)
         if self._group is None or self._group[0] != key:
             self._group = None  # two of them need not be in memory
-            parquet = Parquet(opened, self.paths[block.file], self.layout.wanted)
+            parquet = Parquet(opened, escaped(self.paths[block.file]), self.layout.wanted)
             self._group = key, _RowGroup(parquet, parquet.group(block.offset), block, self.layout)
         content: Content = self._group[1]
         return content
@@ -309,18 +311,19 @@ class Files:
     def _reader(self, file: int) -> Csv | Jsonl | Text | Ts:
         if file not in self._readers:
             self._readers[file] = self.layout.reader(self.formats[file])
-            with open(self.paths[file], "rb") as opened:
-                self._readers[file].begin(Lines(opened, self.paths[file]))
+            with _open(self.paths[file]) as opened:
+                self._readers[file].begin(Lines(opened, escaped(self.paths[file])))
         return self._readers[file]
 
     def _table(self, file: int, rows: list[tuple[int, Any]]) -> Table:
         keys = [self._readers[file].key(column) for column in self.layout.wanted]
         columns = [[values[key] for _, values in rows] for key in keys]
-        return self.layout.table(columns, [number for number, _ in rows], self.paths[file])
+        return self.layout.table(columns, [number for number, _ in rows], escaped(self.paths[file]))
 
     def _check_stamp(self, file: int, opened: IO[bytes]) -> None:
         if self.stamps.get(file) != _stamp(opened):
-            raise DataError(f"{self.paths[file]}: expected the file that was looked through before but it has changed")
+            name = escaped(self.paths[file])
+            raise DataError(f"{name}: expected the file that was looked through before but it has changed")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}, "_group": None}
@@ -349,7 +352,7 @@ def _paths(path: str | os.PathLike[str], layout: Layout) -> list[str]:
     found = files_below(path, formats if layout.format is None else None)
     if not found:
         endings = ", ".join(ending for ending, name in _FORMATS.items() if name in formats)
-        raise DataError(f"{os.fspath(path)}: expected a folder with files that end in one of {endings} but found none")
+        raise DataError(f"{escaped(path)}: expected a folder with files that end in one of {endings} but found none")
     return found
 
 
@@ -363,6 +366,16 @@ def files_below(path: str | os.PathLike[str], formats: Collection[str] | None = 
             if known and name[0] not in "._":
                 found.append(Path(folder, name))
     return [os.fspath(name) for name in sorted(found)]
+
+
+def _open(path: str) -> IO[bytes]:
+    """For reading; a name that is too long is not repeated as a whole."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        if len(path) <= NAME:
+            raise
+        raise OSError(error.errno, error.strerror, escaped(path)) from None
 
 
 def _raise(error: OSError) -> None:
@@ -381,18 +394,18 @@ def _format(source: Source, format: str | None, kind: str) -> str:
         if format is None:
             known = ", ".join(_FORMATS)
             raise ValueError(
-                f"path: expected a name that ends in one of {known}, or format=, but got {_name(source)!r}"
+                f"path: expected a name that ends in one of {known}, or format=, but got {shown(_name(source), NAME)}"
             )
     if format not in _FORMATS.values():
         known = ", ".join(dict.fromkeys(_FORMATS.values()))
-        raise ValueError(f"format: expected one of {known} but got {format!r}")
+        raise ValueError(f"format: expected one of {known} but got {shown(format)}")
     if format not in _KINDS[kind]:
         raise ValueError(f"format: expected one of {', '.join(_KINDS[kind])} for kind={kind!r} but got {format}")
     return format
 
 
 def _records(file: Any, layout: Layout, format: str) -> Iterator[Record]:
-    name = _name(file)
+    name = escaped(_name(file))
     if format == "parquet":
         for number, record in Parquet(file, name, layout.wanted).rows():
             layout.check(record, f"{name}, row {number}")
@@ -441,7 +454,7 @@ def _series(value: Any) -> Any:
 
 def _check_text(value: Any, column: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"expected text in {column!r} but got {described(value)}")
+        raise ValueError(f"expected text in {shown(column)} but got {described(value)}")
     if not value.isascii():
         _check_unicode(value, column)
 
@@ -451,14 +464,14 @@ def _check_unicode(value: str, column: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         half = f"U+{ord(value[error.start]):04X}"
-        raise ValueError(f"expected Unicode text in {column!r} but got a lone surrogate, {half}") from None
+        raise ValueError(f"expected Unicode text in {shown(column)} but got a lone surrogate, {half}") from None
 
 
 def _check_label(value: Any, column: str) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"expected a label in {column!r} but got nothing")
+        raise ValueError(f"expected a label in {shown(column)} but got nothing")
     if not isinstance(value, str | int | float) or value != value:
-        raise ValueError(f"expected a label in {column!r}, text or a number, but got {described(value)}")
+        raise ValueError(f"expected a label in {shown(column)}, text or a number, but got {described(value)}")
     if isinstance(value, str):
         _check_unicode(value, column)
 
@@ -469,5 +482,5 @@ def _weight(value: Any, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ValueError(f"expected a weight in {column!r}, finite and at least 0, but got {described(value)}")
+        raise ValueError(f"expected a weight in {shown(column)}, finite and at least 0, but got {described(value)}")
     return weight

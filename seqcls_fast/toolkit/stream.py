@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from . import labels
+from ._shown import MESSAGE, escaped, kind_of, shown
 from .batches import _POOL, bucketed, generator_of
 from .errors import DataError
 from .leakage import Fingerprints, Sketch
@@ -143,7 +144,7 @@ class Stream:
     def split(self, share: float, seed: int) -> tuple[Stream, Stream]:
         """The rows to keep and those to hold out, about ``share`` of all, drawn for each row; nothing is read yet."""
         if not 0 < share < 1:
-            raise ValueError(f"share: expected a number between 0 and 1 but got {share}")
+            raise ValueError(f"share: expected a number between 0 and 1 but got {shown(share)}")
         parts = []
         for held in (False, True):
             part = Stream.__new__(Stream)
@@ -180,7 +181,7 @@ class Stream:
         assert known is not None
         if not known.rows:
             part = " in each part of the split" if self._rules else ""
-            raise DataError(f"{self.path}: expected at least one example{part} but got none")
+            raise DataError(f"{escaped(self.path)}: expected at least one example{part} but got none")
         return known
 
     def steps(self, batch_size: int) -> int:
@@ -282,7 +283,8 @@ class Stream:
         texts = {label for label in found if isinstance(label, str)}
         for label in found:
             if not isinstance(label, str) and str(label) in texts:
-                raise DataError(f"{self.path}: expected labels of one kind but got both {label!r} and {str(label)!r}")
+                both = f"both {shown(label)} and {shown(str(label))}"
+                raise DataError(f"{escaped(self.path)}: expected labels of one kind but got {both}")
 
     def _check_features(self, table: Table, features: int | None, block: Block) -> int | None:
         for series in table.texts_or_series:
@@ -290,8 +292,9 @@ class Stream:
                 continue  # an empty list has any number of features
             features = features or series.shape[1]
             if series.shape[1] != features:
+                file = escaped(self._files.paths[block.file])
                 raise DataError(
-                    f"{self._files.paths[block.file]}: expected series of {features} features, as the first one has, "
+                    f"{file}: expected series of {features} features, as the first one has, "
                     f"but got one of {series.shape[1]} in the {block.rows} from {block.line} on"
                 )
         return features
@@ -515,10 +518,10 @@ def _encoded(
         sequences = encoder.encode(table.texts_or_series)
     except ValueError as error:  # which numbers the rows of this table
         said = re.sub(r"\[(\d+)\]", lambda found: f"[{first + int(found[1])}]", str(error), count=1)
-        raise DataError(f"{stream.path}: {said}") from None
+        raise DataError(f"{escaped(stream.path)}: {said}") from None
     targets = None
     if classes is not None and table.labels is not None:
-        targets = labels.to_targets(table.labels, labels.as_array(classes), stream.path).numpy()
+        targets = labels.to_targets(table.labels, labels.as_array(classes), escaped(stream.path)).numpy()
     return (
         sequences.values.numpy(),
         sequences.lengths.numpy(),
@@ -589,7 +592,7 @@ class _Items(IterableDataset[Any]):
             try:
                 pickle.loads(pickle.dumps(error))
             except Exception:
-                error = RuntimeError(f"{type(error).__name__}: {error}")
+                error = RuntimeError(f"{kind_of(error)}: {escaped(error, MESSAGE)}")
             yield error
 
 

@@ -40,7 +40,7 @@ def prepared(estimator: Any, X: Any, y: Any, validation: Any, sample_weight: Any
     if validation is None and estimator.patience is not None:
         raise ValueError("patience: expected None without validation but got a number of epochs")
     if isinstance(validation, float | np.floating) and not 0 < validation < 1:
-        raise ValueError(f"validation: expected a share between 0 and 1 but got {validation}")
+        raise ValueError(f"validation: expected a share between 0 and 1 but got {shown(validation)}")
     make = _streamed if isinstance(X, Stream) else _in_memory
     return make(estimator, X, y, validation, sample_weight, seed)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ._extras import need
+from ._shown import escaped, kind_of, shown
 from .calibration import decide
 from .evaluation import columns as _columns
+from .evaluation import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +99,7 @@ class Trace:
         width = max(len(stage.name) for stage in self.stages)
         lines = [f"{unit:<{width}}  {len(self.tokens)}: {_cut(' '.join(map(_visible, self.tokens)), 90)}"]
         if isinstance(self.raw, str):
-            lines.insert(0, f"{'text':<{width}}  {_cut(repr(self.raw), 96)}")
+            lines.insert(0, f"{'text':<{width}}  {_cut(_quoted(self.raw), 96)}")
         for stage in self.stages:
             shape = f"({', '.join(map(str, stage.shape))})"
             lines.append(f"{stage.name:<{width}}  {shape:<14}  {self._told(stage)}".rstrip())
@@ -105,8 +108,8 @@ class Trace:
     def _told(self, stage: Stage) -> str:
         """A stage's values as far as a line holds them, and its note."""
         if stage.name in ("logits", "softmax"):
-            pairs = zip(self.classes, stage.values[0].tolist(), strict=True)
-            told = "  ".join(f"{label} {value:.3f}" for label, value in pairs)
+            pairs = islice(zip(self.classes, stage.values[0].tolist(), strict=True), 90)  # more than a line holds
+            told = "  ".join(f"{printable(label)} {value:.3f}" for label, value in pairs)
         elif stage.name == "ids":
             told = " ".join(str(value) for value in stage.values[0].tolist())
         elif stage.values.dim() == 2:
@@ -120,7 +123,7 @@ class Trace:
         wide = [stage for stage in self.stages if stage.values.dim() == 3]
         ids = next((stage.values[0].tolist() for stage in self.stages if stage.name == "ids"), None)
         header = ["", "token" if self.kind == "text" else "step", "id" if ids else ""]
-        header += [stage.name for stage in wide] + [f"P({self.predicted})"]
+        header += [stage.name for stage in wide] + [f"P({printable(self.predicted)})"]
         rows = []
         for row, step in enumerate(self.steps):
             cells = [str(step), _cut(_visible(self.tokens[step - 1]), 20) if step else "(nothing yet)"]
@@ -128,7 +131,7 @@ class Trace:
             cells += [_numbers(stage.values[0, step - 1], 3) if step else "" for stage in wide]
             share = float(self.probabilities[row, self.best])
             leader = int(self.probabilities[row].argmax())
-            behind = "" if leader == self.best else f"  {self.classes[leader]} leads"
+            behind = "" if leader == self.best else f"  {printable(self.classes[leader])} leads"
             rows.append([*cells, f"{share:.3f} {_bar(share)}{behind}"])
         if len(rows) > SHOWN:
             left = len(rows) - SHOWN
@@ -149,7 +152,7 @@ def trace(estimator: TextClassifier | SeriesClassifier, x: Any) -> Trace:
     model = estimator.model_
     text = hasattr(encoder, "tokens")
     if text and not isinstance(x, str):
-        raise TypeError(f"x: expected one text, a str, but got {type(x).__name__}")
+        raise TypeError(f"x: expected one text, a str, but got {kind_of(x)}")
     ragged = encoder.encode([x])
     length = int(ragged.lengths[0])
     values, lengths = ragged.pad([0])
@@ -197,7 +200,8 @@ def _stages(estimator: Any, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
     yield Stage("logits", logits.float().cpu())
     notes = [] if estimator.temperature_ == 1 else [f"of the logits / {estimator.temperature_:.4g}, the temperature"]
     if estimator.threshold_ is not None:
-        notes.append(f"{estimator.threshold_.label} is predicted from {estimator.threshold_.value:.4g} on")
+        rule = estimator.threshold_
+        notes.append(f"{printable(rule.label)} is predicted from {rule.value:.4g} on")
     yield Stage("softmax", (logits.double() / estimator.temperature_).softmax(1).cpu(), "; ".join(notes))
 
 
@@ -242,8 +246,13 @@ def _bar(share: float) -> str:
 
 def _visible(token: str) -> str:
     """A token with what cannot be seen written out; one of spaces, or with spaces at its ends, stands in quotes."""
-    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token)
-    return text if text.strip() == text != "" else repr(text)
+    text = escaped(token)
+    return text if text.strip() == text != "" else shown(token)
+
+
+def _quoted(text: str) -> str:
+    """The beginning of a text in quotes, more than a line of it."""
+    return escaped(repr(text[:1000]), 10_000)
 
 
 def _cut(text: str, most: int) -> str:
@@ -291,5 +300,5 @@ def _figure(trace: Trace) -> Figure:
     legend = axes.legend(axes.lines, numbers, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for entry, (name, _) in zip(legend.get_texts(), curves, strict=True):
         entry.set(text=_cut(_visible(name), 32), **words)  # not as a line's label: "_x" would be left out
-    axes.set_title(_cut(repr(trace.raw), 70) if trace.kind == "text" else "a series", **words)
+    axes.set_title(_cut(_quoted(trace.raw), 70) if trace.kind == "text" else "a series", **words)
     return figure

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .._shown import escaped, shown
 from .shared import UsageError, add_command, check_new, load, print_json
 from .use import add_labelled, labelled, labels_of
 
@@ -67,7 +68,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         })  # fmt: skip
         return
     what = "series" if kind == "series" else "texts"
-    print(f"{len(x)} {what}: temperature {estimator.temperature_:.4g}, saved to {out}")
+    print(f"{len(x)} {what}: temperature {estimator.temperature_:.4g}, saved to {escaped(out)}")
     print(f"\n{report}\n")
     print("These are the data that it was fitted to; `seqcls-fast evaluate` says what it is worth on others.")
 
@@ -78,5 +79,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0, at most 1, but got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a share above 0, at most 1, but got {shown(text)}")
     return share

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .._shown import MESSAGE, escaped, shown
 from .shared import UsageError, add_command, check_folder, load, plain, print_json, random_batch, replacing
 
 __all__ = ["add"]
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     path = Path(arguments.to)
     if path.suffix not in (".onnx", ".pt2"):
-        raise UsageError(f"--to: expected a name that ends in .onnx or .pt2 but got {arguments.to!r}")
+        raise UsageError(f"--to: expected a name that ends in .onnx or .pt2 but got {shown(arguments.to)}")
     check_folder(path)
     estimator, _ = load(arguments.model)
     import torch
@@ -65,4 +66,4 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(answer)
     else:
-        print("\n".join(f"{name:<11} {value}" for name, value in plain(answer).items()))
+        print("\n".join(f"{name:<11} {escaped(value, MESSAGE)}" for name, value in plain(answer).items()))

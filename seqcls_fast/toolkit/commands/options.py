@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._shown import escaped, kind_of, shown
 from .shared import ESTIMATORS, UsageError, plain
 
 __all__ = ["add_parameters", "add_settings", "command_line", "given", "parameters", "settings_of"]
@@ -97,7 +98,7 @@ def _value(types: frozenset[str], text: str) -> Any:
                 pass
     if types and "str" not in types:
         raise argparse.ArgumentTypeError(
-            f"expected {' or '.join(sorted(types, key=str.lower)).lower()} but got {text!r}"
+            f"expected {' or '.join(sorted(types, key=str.lower)).lower()} but got {shown(text)}"
         )
     return text
 
@@ -172,7 +173,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 but got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 but got {shown(text)}")
     return share
 
 
@@ -193,7 +194,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str
     settings["kind"] = settings["kind"] or ("series" if str(merged["data"]).endswith(".ts") else "text")
     settings["stream"] = Path(merged["data"]).is_dir() if settings["stream"] is None else settings["stream"]
     if settings["kind"] not in ESTIMATORS:
-        raise UsageError(f"--kind: expected text or series but got {settings['kind']!r}")
+        raise UsageError(f"--kind: expected text or series but got {shown(settings['kind'])}")
     own = parameters(settings["kind"])
     every = {name for kind in ESTIMATORS for name in parameters(kind)}
     for name in every - set(own):
@@ -214,7 +215,7 @@ def _read_config(path: str) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON but got something else ({error})") from None
+        raise ValueError(f"{escaped(path)}: expected JSON but got something else ({escaped(error)})") from None
     if isinstance(config, dict) and isinstance(config.get("settings"), dict):  # command.json
         config = {name: value for name, value in config["settings"].items() if name != "checkpoint_dir"}
     elif isinstance(config, dict) and isinstance(config.get("parameters"), dict):  # config.json
@@ -222,11 +223,11 @@ def _read_config(path: str) -> dict[str, Any]:
 
         config = {"kind": config.get("kind"), **parameters_from_json(config["parameters"])}
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected an object of options but got {type(config).__name__}")
+        raise ValueError(f"{escaped(path)}: expected an object of options but got {kind_of(config)}")
     known = {"data", *SETTINGS, *(name for kind in ESTIMATORS for name in parameters(kind))}
     for name in config:
         if name not in known:
-            raise ValueError(f"{path}: expected the names of train's options but got {name!r}")
+            raise ValueError(f"{escaped(path)}: expected the names of train's options but got {shown(name)}")
     return config
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import need
+from .._shown import MESSAGE, escaped
 from . import options, train
 from .shared import add_command, check_new, print_json
 
@@ -59,11 +60,14 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
     folder = Path(arguments.model)
     old, record = store.load_folder(folder), store.load_extra(folder).get(store.COMMAND)
     if record is None:
-        raise FileNotFoundError(f"{folder}: expected {store.COMMAND}, as train writes it; a model of Python's has none")
+        raise FileNotFoundError(
+            f"{escaped(folder)}: expected {store.COMMAND}, as train writes it; a model of Python's has none"
+        )
     for part, names in ((old[0], (*SAME, "history", "validation_report")), (record, (*USED, "versions", "sha256"))):
         for name in names:
             if name not in part:
-                raise store.StoreError(f"{folder}: expected {name!r} to be saved, but the model is of an older version")
+                where = escaped(folder)
+                raise store.StoreError(f"{where}: expected {name!r} to be saved, but the model is of an older version")
     if arguments.keep:
         check_new(Path(arguments.keep), "--keep replaces nothing")
     settings, chosen = _settings(folder / store.COMMAND, record, arguments)
@@ -87,7 +91,7 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
     else:
         print(shown(answer))
     if not answer["reproduced"]:
-        raise NotReproducedError(f"{folder}: {answer['verdict']}")
+        raise NotReproducedError(f"{escaped(folder)}: {answer['verdict']}")
 
 
 def _settings(
@@ -99,17 +103,20 @@ def _settings(
         recorded, option = settings[name], getattr(arguments, name)
         if recorded is None:
             if option is not None:
-                raise ValueError(f"--{name}: expected nothing, as the model was trained without, but got {option!r}")
+                raise ValueError(
+                    f"--{name}: expected nothing, as the model was trained without, but got {escaped(option)}"
+                )
             continue
         now = str(option or recorded)
         expected = record["sha256"][str(recorded)]
         if not Path(now).exists():
             raise FileNotFoundError(
-                f"{now}: expected the file that the model was trained with (--{name} names another)"
+                f"{escaped(now)}: expected the file that the model was trained with (--{name} names another)"
             )
         if (found := train.sha256(now)) != expected:
             raise ValueError(
-                f"{now}: expected the data that the model was trained with, of SHA-256 {expected}, but got {found} "
+                f"{escaped(now)}: expected the data that the model was trained with, of SHA-256 {escaped(expected)}, "
+                f"but got {found} "
                 f"(--{name} names another file)"
             )
         settings[name] = now
@@ -215,4 +222,4 @@ def shown(answer: dict[str, Any]) -> str:
     lines += ["", answer["verdict"]]
     lines += [f"{each}: not the same" for each in answer["other"]]
     lines += [f"{name}: {then} before, {now} now" for name, (then, now) in answer["differences"].items()]
-    return "\n".join(lines + answer["notes"])
+    return "\n".join(escaped(line, MESSAGE) for line in lines + answer["notes"])

@@ -6,7 +6,6 @@ A file is written under another name first and takes its place when it is whole.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import need
+from .._shown import escaped, json_text, shown
 
 __all__ = [
     "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "count", "load", "plain", "print_json",
@@ -43,12 +43,12 @@ def add_command(commands: Any, name: str, purpose: str, examples: str, run: Run)
 
 def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1 but got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1 but got {shown(text)}")
     return int(text)
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(plain(value), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
@@ -68,12 +68,13 @@ def check_folder(*paths: str | Path | None) -> None:
     """Before any work whose result could then not be written."""
     for path in paths:
         if path is not None and not Path(path).parent.is_dir():
-            raise FileNotFoundError(f"{path}: expected a folder that exists but there is no {Path(path).parent}")
+            name, folder = escaped(path), escaped(Path(path).parent)
+            raise FileNotFoundError(f"{name}: expected a folder that exists but there is no {folder}")
 
 
 def check_new(folder: Path, hint: str = "") -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: expected a new or empty directory{hint and f' ({hint})'}")
+        raise FileExistsError(f"{escaped(folder)}: expected a new or empty directory{hint and f' ({hint})'}")
 
 
 @contextmanager

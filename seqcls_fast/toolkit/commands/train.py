@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._extras import need
+from .._shown import escaped
 from . import options, search
 from .shared import (
     ESTIMATORS,
@@ -113,7 +114,9 @@ def _train(arguments: argparse.Namespace) -> None:
                 estimator = learn(settings, data, chosen | {"checkpoint_dir": checkpoints}, resume=arguments.resume)
             except KeyboardInterrupt:
                 if ranks.writer and checkpoints and Path(checkpoints).is_dir():
-                    print(f"{checkpoints} holds the newest checkpoint; --resume goes on from it", file=sys.stderr)
+                    print(
+                        f"{escaped(checkpoints)} holds the newest checkpoint; --resume goes on from it", file=sys.stderr
+                    )
                 raise
         seconds = time.perf_counter() - start
         if not ranks.writer:
@@ -134,8 +137,8 @@ def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool)
     if writer and folder.exists() and not arguments.resume:
         if not arguments.overwrite:
             raise FileExistsError(
-                f"{folder}: expected --resume, to go on with the training that was interrupted, or --overwrite, to "
-                "begin anew"
+                f"{escaped(folder)}: expected --resume, to go on with the training that was interrupted, or "
+                "--overwrite, to begin anew"
             )
         shutil.rmtree(folder)
     return str(folder)
@@ -248,7 +251,7 @@ def _report(
         print(search.shown(table) + "\n")
     kind = "series" if record["settings"]["kind"] == "series" else "texts"
     what = f"{rows} {kind}, {len(estimator.classes_)} classes"
-    print(f"{what}, {len(estimator.history_)} epochs, {seconds:.1f} s: saved to {arguments.out}")
+    print(f"{what}, {len(estimator.history_)} epochs, {seconds:.1f} s: saved to {escaped(arguments.out)}")
     if report is not None:
         print(f"\nvalidation\n{report}")
 
