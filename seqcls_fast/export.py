@@ -7,7 +7,6 @@ file holds the weights as ONNX orders them, so that nothing is rearranged when i
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ._ext import C, why_missing
+from ._files import replacing
 from .nn import _RecurrentCell, _RecurrentLayers
 from .ops import use_impl
 
@@ -217,7 +217,5 @@ def _fold_weights(program: ONNXProgram) -> None:
 
 def _save(program: ONNXProgram, path: Path) -> None:
     """Everything is written before anything is replaced; the model, which names its data, comes last."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        program.save(Path(folder, path.name))
-        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
-            os.replace(written, path.parent / written.name)
+    with replacing(path) as written:
+        program.save(written)

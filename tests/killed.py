@@ -1,7 +1,11 @@
-"""Trainings that are killed at random moments and resumed, again and again: run by test_resume.py.
+"""Processes that are killed: trainings at random moments, writers of files at each of their steps.
 
-Children are forked off a process that has imported everything, so that a life costs no more than what is left to train.
-Prints, as JSON, how many were killed, how many came to their end, and whether all ended with the same weights.
+Children are forked off a process that has imported everything, so that a life costs no more than what is left to do.
+
+`killed.py trainings FOLDER KILLS`, run by test_resume.py, resumes each training that was killed. It prints, as JSON,
+how many were killed, how many came to their end, and whether all ended with the same weights. `killed.py writers
+FOLDER`, run by test_files.py, kills each writer before its first call that changes files, before its second, and so on
+until it comes to its end. It prints what was found under the name after each kill, and what the next writer left there.
 """
 
 from __future__ import annotations
@@ -15,13 +19,18 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import seqcls_fast as sf
 from corpora import sentences
+from seqcls_fast import _files
 from seqcls_fast.toolkit.checkpoint import Checkpoints
+from seqcls_fast.toolkit.commands.shared import write_text
 
 
 def classifier(folder: Path | None) -> sf.TextClassifier:
@@ -59,8 +68,7 @@ def life(folder: Path, result: Path) -> int:
     return child
 
 
-def main(folder: Path, kills: int) -> None:
-    torch.set_num_threads(1)
+def trainings(folder: Path, kills: int) -> None:
     random.seed(1)
     expected = train(None, resume=False)
     folder.mkdir()
@@ -88,5 +96,100 @@ def main(folder: Path, kills: int) -> None:
     print(json.dumps({"killed": killed, "ends": ends, "expected": expected, "moments": len(steps)}))
 
 
+# -- at each step -----------------------------------------------------------------------------------------------------
+
+CHANGING = ("open", "write", "fsync", "ftruncate", "mkdir", "rename", "replace", "unlink", "rmdir", "close")
+
+
+def die_at(step: int) -> None:
+    """Has this process killed before that many calls that change files, or in the midst of one that writes."""
+    done = count(1)
+
+    def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            if next(done) == step:
+                if name == "write":
+                    handle, data = arguments
+                    call(handle, data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **more)
+
+        return wrapped
+
+    for name in CHANGING:
+        setattr(os, name, dying(name, getattr(os, name)))
+    _files._exchanged = dying("renameat2", _files._exchanged)
+
+
+def killed_at_each_step(folder: Path, write: Callable[[str], None], found: Callable[[], str]) -> dict[str, Any]:
+    """``write`` puts "old" or "new" there, ``found`` says which of the two is there, whole."""
+    after: list[str] = []
+    left: set[str] = set()
+    write("old")
+    names = sorted(path.name for path in folder.iterdir())
+    for step in count(1):
+        child = os.fork()
+        if child == 0:
+            die_at(step)
+            try:
+                write("new")
+                os._exit(0)
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            return {"after": after, "left": sorted(left), "status": os.WEXITSTATUS(status), "end": found()}
+        after.append(found())
+        write("old")
+        left |= {path.name for path in folder.iterdir()} ^ set(names)
+    raise AssertionError
+
+
+def writers(folder: Path) -> None:
+    X, y = sentences(0, 20)
+    models = {
+        name: classifier(None).set_params(epochs=n, patience=None).fit(X, y) for n, name in ((1, "old"), (2, "new"))
+    }
+    digests = {digest(model): name for name, model in models.items()}
+    told = {}
+
+    def kill(name: str, write: Callable[[Path, str], None], found: Callable[[Path], str]) -> None:
+        where = folder / name
+        where.mkdir(parents=True)
+        target = where / "written"
+        told[name] = killed_at_each_step(where, lambda what: write(target, what), lambda: found(target))
+
+    def save(target: Path, what: str) -> None:
+        models[what].save(target)
+
+    def loaded(target: Path) -> str:
+        return digests[digest(sf.TextClassifier.load(target))]
+
+    def report(target: Path, what: str) -> None:
+        write_text(target, what * 1000)
+
+    def read(target: Path) -> str:
+        text = target.read_text()
+        return text[:3] if text == text[:3] * 1000 else "neither"
+
+    def checkpoint(target: Path, what: str) -> None:
+        checkpoints = Checkpoints(target, 0)
+        for path in target.glob("checkpoint-*") if what == "old" else ():
+            path.unlink()
+        checkpoints.write(what)
+
+    kill("exchanged", save, loaded)
+    kill("report", report, read)
+    kill("checkpoint", checkpoint, lambda target: Checkpoints(target, 0).newest()["state"])
+    _files._renameat2 = lambda: None
+    kill("renamed", save, loaded)
+    print(json.dumps(told))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    torch.set_num_threads(1)
+    if sys.argv[1] == "trainings":
+        trainings(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        writers(Path(sys.argv[2]))

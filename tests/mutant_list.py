@@ -389,6 +389,7 @@ CUDA = [
 
 CLASSIFIER = "seqcls_fast/classifier.py"
 TOOLKIT = "seqcls_fast/toolkit/"
+FILES = "seqcls_fast/_files.py"
 TOOLKIT_MUTANTS = [
     Mutant("mean over the padding too", CLASSIFIER, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
     Mutant("highest of the padding too", CLASSIFIER, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
@@ -458,8 +459,8 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "saved text unchecked",
         TOOLKIT + "errors.py",
-        'if content.pop("sha256", None) != _digest(content):',
-        'if content.pop("sha256", None) is None:',
+        'changed = content.pop("sha256", None) != _digest(content)',
+        'changed = content.pop("sha256", None) is None',
     ),
     Mutant(
         "missing values the other way",
@@ -501,10 +502,17 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "balanced the other way", TOOLKIT + "labels.py", "return 1 / counts.clamp(min=1)", "return counts.clamp(min=1)"
     ),
-    Mutant("weights file unchecked", TOOLKIT + "store.py", '!= config.get("sha256")', "is None"),
-    Mutant(
-        "old model gone first", TOOLKIT + "store.py", "        os.rename(old, target)\n        raise", "        raise"
-    ),
+    Mutant("weights file unchecked", TOOLKIT + "store.py", '!= self.config["sha256"]', "is None"),
+    Mutant("old model gone first", FILES, "            os.rename(old, target)\n            raise", "            raise"),
+    Mutant("names not exchanged", FILES, "_EXCHANGE) == 0", "_EXCHANGE) == 1"),
+    Mutant("old model not found", FILES, "return left[-1]", "return target"),
+    Mutant("unfinished files stay", FILES, "                    _remove(left)\n", "                    pass\n"),
+    Mutant("named before it is on the disk", FILES, "    sync_folder(fresh)\n", ""),
+    Mutant("lock of a removed file", FILES, "if _is_at(handle, lock):  # or", "if True:  # or"),
+    Mutant("lock kept by a worker", FILES, "for handle in list(_held):", "for handle in []:"),
+    Mutant("shapes unchecked", TOOLKIT + "store.py", "if _DTYPES.get(got) != dtype or (", "if False and ("),
+    Mutant("checkpoint without its successors", TOOLKIT + "checkpoint.py", "self._written = _number(path)", "pass"),
+    Mutant("optimizer's state of any shape", TOOLKIT + "resume.py", "if tensor.shape != like.shape or", "if False and"),
     Mutant("validation on what is trained", TOOLKIT + "labels.py", "    mask[out] = False\n", ""),
     Mutant("padding kept", TOOLKIT + "ragged.py", "padded[beyond] = 0", "pass"),
 ]

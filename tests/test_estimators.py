@@ -23,6 +23,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import seqcls_fast as sf
 from corpora import sentences, waves
+from seqcls_fast import _files
 from seqcls_fast.toolkit import labels, store
 from seqcls_fast.toolkit.estimators import batch_size_for, learning_rate_for
 
@@ -459,6 +460,7 @@ def test_a_full_disk_leaves_the_old_model(where: str, fitted: sf.TextClassifier,
     original = os.rename if where == "rename" else os.fsync
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "rename" if where == "rename" else "fsync", fail)
+        patch.setattr(_files, "_renameat2", lambda: None)
         with pytest.raises(OSError, match="No space left"):
             fitted.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

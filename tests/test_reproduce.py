@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -163,10 +164,10 @@ def test_what_was_saved_with_a_model_is_not_said_of_another(made: Path, tmp_path
     assert not (tmp_path / "m" / "command.json").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[1]", "expected an object but got list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON"), ("[1]", "expected an object but got [1]")])
 def test_a_spoiled_command(copied: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     (copied / "model" / "command.json").write_text(text)
-    with pytest.raises(store.StoreError, match=rf"command\.json: {message}"):
+    with pytest.raises(store.StoreError, match=rf"command\.json: .*{re.escape(message)}"):
         sf.TextClassifier.load(copied / "model")
     assert message in refused(capsys, "reproduce", copied / "model")
 
@@ -321,7 +322,7 @@ def test_versions_and_searches_are_told(copied: Path, capsys: pytest.CaptureFixt
     path = copied / "model" / "command.json"
     record = json.loads(path.read_text())
     change(path, versions=record["versions"] | {"torch": "1.0", "gone": "2"}, device="NVIDIA H200")
-    (copied / "model" / "search.json").write_text("{}")
+    (copied / "model" / "search.json").write_text('{"saved": 1, "trials": []}')
     answer, _ = answer_of(capsys, 0, copied / "model")
     assert answer["differences"] == {
         "torch": ["1.0", torch.__version__], "gone": ["2", None], "device": ["NVIDIA H200", "cpu"]

@@ -61,7 +61,7 @@ def killed_and_resumed(folder: Path, steps: int, **more: Any) -> sf.TextClassifi
 
 def test_killed_fifty_times(tmp_path: Path) -> None:
     """By the operating system, wherever it happens to be: in a step, between two, or while writing."""
-    command = [sys.executable, str(TESTS / "killed.py"), str(tmp_path / "trainings"), "50"]
+    command = [sys.executable, str(TESTS / "killed.py"), "trainings", str(tmp_path / "trainings"), "50"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from . import labels
 from ._shown import VALUE, escaped, kind_of, shown
 from .evaluation import operating_points, printable
 
-__all__ = ["Rule", "Threshold", "decide", "temperature", "threshold"]
+__all__ = ["Rule", "Threshold", "checked_temperature", "decide", "temperature", "threshold"]
 
 LEAST, MOST = 0.05, 20.0  # temperatures
 _HALVINGS = 56  # of log(MOST / LEAST), which is 6: down to the rounding of a double
@@ -66,15 +66,22 @@ class Rule:
         rule = cls(**values | {"label": labels.from_json([values.get("label")]).tolist()[0]})
         if rule.label not in classes:
             raise ValueError(f"threshold: expected one of the classes but got {shown(rule.label)}")
-        if rule.target not in ("precision", "recall"):
+        if not isinstance(rule.target, str) or rule.target not in ("precision", "recall"):
             raise ValueError(f"threshold: expected a target of precision or recall but got {shown(rule.target)}")
         for name in ("value", "wanted", "precision", "recall"):
             share = getattr(rule, name)
             if type(share) not in (int, float) or not 0 <= share <= 1:
                 raise ValueError(f"threshold: expected a {name} from 0 to 1 but got {shown(share)}")
-        if type(rule.positives) is not int or rule.positives < 1:
+        if type(rule.positives) is not int or not 1 <= rule.positives < 2**63:
             raise ValueError(f"threshold: expected a number of positives but got {shown(rule.positives)}")
         return rule
+
+
+def checked_temperature(value: Any) -> float:
+    """A temperature that logits can be divided by, or a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-3 <= value <= 1e3:
+        raise ValueError(f"temperature: expected a number from 0.001 to 1000 but got {shown(value)}")
+    return float(value)
 
 
 def temperature(logits: Any, targets: Any) -> float:

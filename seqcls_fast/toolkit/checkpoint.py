@@ -12,20 +12,23 @@ import os
 import re
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from .._files import locked, make_folder, open_regular, sync_folder, write_through
 from ._extras import need
-from .store import write_through
+from ._shown import escaped, shown
+from .schema import Check, loads
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
 _FORMAT = 1
 _KEPT = 2
-_NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.safetensors")
+_NAME = re.compile(r"checkpoint-[0-9]{8,}-[0-9a-f]{16}\.safetensors")
 _COST = 50  # times what writing one took lie between two, so that they take at most 2 % of the time
 
 
@@ -49,35 +52,47 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], every: float) -> None:
         self.folder, self.every = Path(folder), every
         self.about: dict[str, Any] = {}  # goes into each: what the training is of
-        self._written = max((int(_number(path)) for path in self._there()), default=0)
+        self._written = max((_number(path) for path in self._there()), default=0)
         self._since, self._took, self._failed = time.monotonic(), 0.0, False
 
     def __bool__(self) -> bool:
         return bool(self._there())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While the block runs, other trainings that would keep theirs here are refused by a BlockingIOError."""
+        make_folder(self.folder)
+        with locked(self.folder / ".lock", self.folder, wait=False):
+            yield
 
     def due(self) -> bool:
         return time.monotonic() - self._since >= (max(self.every, _COST * self._took) if self.every else 0)
 
     def write(self, state: Any) -> None:
         """Raises an OSError where that fails; what was written before is intact then."""
+        make_folder(self.folder)
         start = time.monotonic()
         tensors: dict[str, Tensor] = {}
         text = json.dumps({"format": _FORMAT, "state": _packed({"about": self.about, "state": state}, tensors, {})})
         data = need("safetensors.torch", "checkpoint_dir").save(tensors, {"checkpoint": text})
-        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"checkpoint-{self._written + 1:08}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
         fresh = self.folder / f".{name}"
         try:
+            fresh.unlink(missing_ok=True)
             write_through(fresh, data)
             os.replace(fresh, self.folder / name)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except BaseException as error:
             fresh.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(self.folder)
             raise
         self._written += 1
-        for path in [*self._there()[:-_KEPT], *self.folder.glob(".checkpoint-*")]:  # the latter of killed processes
+        # Beside this one those just before it are kept. What has its number or a higher one could not be read, and
+        # would hide what is written next; what begins with a dot is of killed processes.
+        there = self._there()
+        kept = [self.folder / name, *[path for path in there if _number(path) < self._written][1 - _KEPT :]]
+        for path in [*(path for path in there if path not in kept), *self.folder.glob(".checkpoint-*")]:
             with suppress(OSError):  # what is too much does no harm
                 path.unlink()
         self._since = time.monotonic()
@@ -99,16 +114,19 @@ class Checkpoints:
                     stacklevel=2,
                 )
 
-    def newest(self) -> Any:
-        """The state of the last one that is whole, or None without any."""
+    def newest(self, check: Check | None = None) -> Any:
+        """The state of the last one that is whole and passes the check, or None without any."""
         there = self._there()
         for path in reversed(there):
             try:
-                return _read(path)
+                found = _read(path, check)
             except CheckpointError as error:
                 if path == there[0]:
                     raise
                 warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=2)
+            else:
+                self._written = _number(path)  # those after it are worth nothing
+                return found
         return None
 
     def _there(self) -> list[Path]:
@@ -118,34 +136,33 @@ class Checkpoints:
         return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_number)
 
 
-def _number(path: Path) -> str:
-    return path.name.split("-")[1]
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
-def _read(path: Path) -> Any:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[2]:
-        raise CheckpointError(f"{path}: expected the checkpoint that was written, but it is truncated or changed")
-    safetensors = need("safetensors", "checkpoint_dir")
-    tensors = need("safetensors.torch", "checkpoint_dir").load(data)
+def _read(path: Path, check: Check | None) -> Any:
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        content = json.loads(header["__metadata__"]["checkpoint"])
+        with open_regular(path) as file:
+            data = file.read()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{escaped(path)}: {getattr(error, 'strerror', None) or error}") from None
+    if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[2]:
+        words = "expected the checkpoint that was written, but it is truncated or changed"
+        raise CheckpointError(f"{escaped(path)}: {words}")
+    safetensors = need("safetensors", "checkpoint_dir")
+    try:
+        tensors = need("safetensors.torch", "checkpoint_dir").load(data)
+        header = loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        content = loads(header["__metadata__"]["checkpoint"])
         if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}")
-        return _unpacked(content["state"], tensors)
-    except (LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint of format {_FORMAT} but got {error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a loss of power, where folders can be opened and synchronised."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            raise ValueError(f"format {shown(content['format'])}")
+        found = _unpacked(content["state"], tensors)
+        if check is not None:
+            check(found, "checkpoint")
+        return found
+    except (LookupError, TypeError, ValueError, RecursionError, AttributeError, safetensors.SafetensorError) as error:
+        words = f"expected a checkpoint of format {_FORMAT} but got {escaped(error, 1000)}"
+        raise CheckpointError(f"{escaped(path)}: {words}") from None
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], names: dict[int, str]) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from .evaluation import FEW
 from .leakage import Fingerprints, leaks, shared
 from .ragged import Ragged
 from .ranks import Ranks, current
+from .resume import check_content
+from .schema import check_annotated
 from .series import SeriesEncoder, as_steps
 from .stream import Stream
 from .task import Task, prepared
@@ -81,6 +84,12 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         ranks = current()
+        with self._claimed_checkpoints(ranks):
+            return self._fit(X, y, validation, sample_weight, resume, stop, ranks)
+
+    def _fit(
+        self, X: Any, y: Any, validation: Any, sample_weight: Any, resume: bool, stop: Any, ranks: Ranks
+    ) -> _SequenceEstimator:  # fmt: skip
         checkpoints, saved = self._open_checkpoints(resume, ranks)
         seed = self.seed
         if seed is None:
@@ -253,10 +262,11 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             "kind": self._kind, "version": __version__, "parameters": parameters_to_json(self.fitted_parameters_),
             "classes": labels.to_json(self.classes_), "encoder": self.encoder_.to_json(),
             "history": self.history_, "best_epoch": self.best_epoch_, "seed": self.seed_, "data": self.data_,
-            "validation_report": self.validation_report_, "temperature": self.temperature_,
+            "validation_report": self.validation_report_,
+            "temperature": calibration.checked_temperature(self.temperature_),
             "threshold": None if self.threshold_ is None else self.threshold_.to_json(),
         }  # fmt: skip
-        tensors = {f"model.{name}": t.detach().cpu() for name, t in _eager(self.model_).state_dict().items()}
+        tensors = {f"model.{name}": t.detach().float().cpu() for name, t in _eager(self.model_).state_dict().items()}
         for name, values in vars(self.seen_).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
         store.save_folder(folder, config, tensors, model_card(self), self.extra_)
@@ -264,39 +274,61 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str | None = None) -> Any:
         """What :meth:`save` wrote, on its device where there is one, or on ``device``. No code in the folder is run."""
-        config, tensors = store.load_folder(folder)
-        where = Path(folder) / store.CONFIG
-        if config.get("kind") != cls._kind:
-            raise store.StoreError(f"{where}: expected a model of {cls.__name__} but got kind {config.get('kind')!r}")
-        try:
-            estimator = cls(**parameters_from_json(config["parameters"]))
-            if device is not None or not _is_there(estimator.device):
-                estimator.device = device or "auto"
-            estimator._check_parameters()
-            estimator.classes_ = labels.from_json(config["classes"])
-            if len(set(estimator.classes_.tolist())) != len(estimator.classes_) or len(estimator.classes_) < 2:
-                raise ValueError(f"classes: expected at least two different ones but got {len(estimator.classes_)}")
-            estimator.encoder_ = estimator._encoder_type.from_json(config["encoder"])
-            estimator.history_, estimator.best_epoch_ = list(config["history"]), config["best_epoch"]
-            float(estimator.history_[estimator.best_epoch_ - 1]["accuracy"])
-            for name in ("seed", "data", "validation_report"):
-                setattr(estimator, f"{name}_", config.get(name))
-            estimator.temperature_ = _temperature_of(config)
-            rule = config.get("threshold")
-            classes = estimator.classes_.tolist()
-            estimator.threshold_ = None if rule is None else calibration.Rule.from_json(rule, classes)
-            estimator.fitted_parameters_ = estimator.get_params(deep=False)
-            estimator.extra_ = store.load_extra(folder)
-            model = estimator._make_model(estimator.encoder_, len(estimator.classes_))
-            model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
-            estimator.seen_ = Fingerprints(
-                *(frozenset(tensors[f"seen.{field.name}"].tolist()) for field in fields(Fingerprints))
-            )
-            estimator.model_ = model.to(estimator._device()).eval()
-        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
-            said = (str(error) or type(error).__name__).splitlines()
-            more = said[1].strip() if len(said) > 1 else ""  # torch names the tensor there
-            raise store.StoreError(f"{where}: expected what save() writes but got {said[0]} {more}".rstrip()) from error
+        with store.opened(folder) as saved:
+            kind = saved.config["kind"]
+            if kind != cls._kind:
+                where = escaped(saved.where)
+                raise store.StoreError(f"{where}: expected a model of {cls.__name__} but got kind {shown(kind)}")
+            try:
+                return cls._from(saved, device)
+            except store.StoreError:
+                raise
+            except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+                said = (str(error) or type(error).__name__).partition("\n")[0]
+                raise store.StoreError(
+                    f"{escaped(saved.where)}: expected what save() writes but got {escaped(said, 1000)}"
+                ) from None
+
+    @classmethod
+    def _from(cls, saved: store.Saved, device: str | None) -> Any:
+        """Weights come last, once all that is said of them is known to be true of the file."""
+        config = saved.config
+        estimator = cls(**parameters_from_json(config["parameters"]))
+        if device is not None or not _is_there(estimator.device):
+            estimator.device = device or "auto"
+        estimator._check_parameters()
+        check_annotated(estimator.get_params(deep=False), cls)
+        estimator.classes_ = labels.from_json(config["classes"])
+        classes = estimator.classes_.tolist()
+        if len(set(classes)) != len(classes) or len(classes) < 2:
+            raise ValueError(f"classes: expected at least two different ones but got {len(classes)}")
+        labels.class_factors(torch.ones(len(classes)), classes, estimator.class_weight)
+        estimator.encoder_ = estimator._encoder_type.from_json(config["encoder"])
+        estimator.history_, estimator.best_epoch_ = config["history"], config["best_epoch"]
+        if estimator.best_epoch_ > len(estimator.history_):
+            raise ValueError(f"best_epoch: expected one of {len(estimator.history_)} but got {estimator.best_epoch_}")
+        for name in ("seed", "data", "validation_report"):
+            setattr(estimator, f"{name}_", config.get(name))
+        # models that were saved before there were temperatures have none
+        estimator.temperature_ = calibration.checked_temperature(config.get("temperature", 1.0))
+        rule = config.get("threshold")
+        estimator.threshold_ = None if rule is None else calibration.Rule.from_json(rule, classes)
+        estimator.fitted_parameters_ = estimator.get_params(deep=False)
+        estimator.extra_ = saved.extra
+        if estimator.num_layers > len(saved.header):  # before a module of so many is made, if without memory
+            raise ValueError(f"num_layers: expected at most {len(saved.header)} but got {shown(estimator.num_layers)}")
+        expected = estimator._make_model(estimator.encoder_, len(classes), device="meta").state_dict()
+        saved.check(
+            {f"model.{name}": (tensor.dtype, tuple(tensor.shape)) for name, tensor in expected.items()}
+            | {f"seen.{field.name}": (torch.int64, None) for field in fields(Fingerprints)}
+        )
+        tensors = saved.tensors()
+        model = estimator._make_model(estimator.encoder_, len(classes))
+        model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
+        estimator.seen_ = Fingerprints(
+            *(frozenset(tensors[f"seen.{field.name}"].tolist()) for field in fields(Fingerprints))
+        )
+        estimator.model_ = model.to(estimator._device()).eval()
         return estimator
 
     # -- what fit and predict share -----------------------------------------------------------------------------------
@@ -365,6 +397,12 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         X, y = self._read(X, y)
         return X, labels.as_list(y, len(X))
 
+    def _claimed_checkpoints(self, ranks: Ranks) -> AbstractContextManager[None]:
+        """The writer keeps other trainings out of ``checkpoint_dir``."""
+        if self.checkpoint_dir is None or not ranks.writer:
+            return nullcontext()
+        return Checkpoints(self.checkpoint_dir, self.checkpoint_every).claimed()
+
     def _open_checkpoints(self, resume: bool, ranks: Ranks) -> tuple[Checkpoints | None, Any]:
         """Those of ``checkpoint_dir``, and the newest one where it is to be gone on from."""
         if self.checkpoint_dir is None:
@@ -377,7 +415,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
                 "checkpoint_dir: expected resume=True or a folder without checkpoints but got "
                 f"{escaped(self.checkpoint_dir)}, which has some"
             )
-        return checkpoints, ranks.from_writer(checkpoints.newest() if resume and ranks.writer else None)
+        return checkpoints, ranks.from_writer(checkpoints.newest(check_content) if resume and ranks.writer else None)
 
     def _lasting_parameters(self) -> dict[str, Any]:
         """Those that a resumed training must share."""
@@ -438,12 +476,12 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {shown(self.warmup)}")
 
-    def _make_model(self, encoder: Any, classes: int, seed: int = 0) -> SequenceClassifier:
+    def _make_model(self, encoder: Any, classes: int, seed: int = 0, device: str = "cpu") -> SequenceClassifier:
         size, options = self._input_of(encoder)
         with seeded(seed, torch.device("cpu")):
             return SequenceClassifier(
                 size, self.hidden_size, classes, cell=self.cell, num_layers=self.num_layers,
-                bidirectional=self.bidirectional, pooling=self.pooling, dropout=self.dropout, **options,
+                bidirectional=self.bidirectional, pooling=self.pooling, dropout=self.dropout, device=device, **options,
             )  # fmt: skip
 
     def __sklearn_tags__(self) -> Any:
@@ -608,13 +646,6 @@ def learning_rate_for(steps: int) -> float:
 def _eager(model: Any) -> Any:
     """Under a torch.compile()."""
     return getattr(model, "_orig_mod", model)
-
-
-def _temperature_of(config: dict[str, Any]) -> float:
-    found = config.get("temperature", 1.0)  # models that were saved before there was one have none
-    if type(found) not in (int, float) or not 0 < found < math.inf:
-        raise ValueError(f"temperature: expected a number above 0 but got {found!r}")
-    return float(found)
 
 
 def _is_there(device: Any) -> bool:

@@ -36,6 +36,11 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
     return values
 
 
+def _has_nan(label: Any) -> bool:
+    """NaN is equal to nothing, so that nothing is ever found to be of its class."""
+    return any(map(_has_nan, label)) if type(label) is tuple else bool(label != label)
+
+
 def _plain(value: Any) -> Any:
     if type(value) is tuple:
         return tuple(_plain(part) for part in value)
@@ -159,13 +164,13 @@ def to_json(classes: np.ndarray) -> list[Any]:
 
 
 def from_json(values: Any) -> np.ndarray:
-    def decode(value: Any) -> Any:
+    def decode(value: Any, inside: bool = False) -> Any:
         if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
-            return tuple(decode(part) for part in value["tuple"])
-        if not isinstance(value, _PLAIN):
-            raise ValueError(f"classes: expected numbers, strings or tuples but got {type(value).__name__}")
+            return tuple(decode(part, True) for part in value["tuple"])
+        if not isinstance(value, _PLAIN) or (value is None and not inside):
+            raise ValueError(f"classes: expected numbers, strings or tuples but got {kind_of(value)}")
         return value
 
     if not isinstance(values, list):
-        raise ValueError(f"classes: expected a list of labels but got {type(values).__name__}")
+        raise ValueError(f"classes: expected a list of labels but got {kind_of(values)}")
     return as_array([decode(value) for value in values])

@@ -16,6 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .._files import replacing
 from ._extras import need
 
 need("matplotlib", "plots")
@@ -219,12 +220,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.05)
         content = buffer.getvalue()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as written:
+        written.write_bytes(content)
 
 
 def svg(figure: Figure, prefix: str = "p", transparent: bool = False) -> str:

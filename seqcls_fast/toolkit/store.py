@@ -1,7 +1,9 @@
 """A trained model as a folder: weights as safetensors, the rest as JSON, a model card for people.
 
-A folder is written whole or not at all, and loading runs no code from it. What a command adds (how the model was
-trained, a search's table) stays beside the model through load() and save().
+A folder is written whole or not at all, and loading runs no code from it. Nothing in a folder is believed: config.json
+is compared with a description of it, and the names and shapes in the weights' header with those that config.json asks
+for, before memory is taken for any of them. What a command adds (how the model was trained, a search's table) stays
+beside the model through load() and save().
 """
 
 from __future__ import annotations
@@ -9,26 +11,48 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
+from .._files import found, make_folder, open_regular, put_in_place, unfinished, write_through
 from ._extras import need
+from ._shown import escaped, shown
+from .schema import (
+    Check,
+    anything,
+    counts,
+    flag,
+    listed,
+    loads,
+    mapping,
+    number,
+    optional,
+    plain,
+    record,
+    text,
+    whole,
+)
 
 __all__ = [
     "COMMAND",
     "CONFIG",
     "SEARCH",
     "WEIGHTS",
+    "Saved",
     "StoreError",
+    "check_history",
     "check_target",
     "load_extra",
     "load_folder",
+    "opened",
     "save_folder",
-    "write_through",
 ]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -36,9 +60,84 @@ COMMAND, SEARCH = "command.json", "search.json"  # the command line's
 EXTRA = (COMMAND, SEARCH)
 FORMAT = 1
 
+_MOST_HEADER = 1 << 20  # bytes that name the tensors: of a thousand layers
+_MOST_EXTRA = 1 << 25
+_DTYPES = {"F32": torch.float32, "I64": torch.int64}  # safetensors' names of those that save() writes
+
+Shape = tuple[int, ...]
+
 
 class StoreError(ValueError):
     """A folder that is not, or no longer, what save() wrote."""
+
+
+# -- what the files hold ----------------------------------------------------------------------------------------------
+
+SEED = whole(-(2**63), 2**64 - 1)
+_SHARE = number(-1e-6, 1 + 1e-6)  # sums of shares are rounded
+_SCORES: dict[str, Check] = {"precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
+_AVERAGE = record(_SCORES)
+_EPOCHS = listed(record({"epoch": whole(1), "loss": number(), "accuracy": _SHARE}, others=number()))
+
+
+def check_history(value: Any, name: str) -> None:
+    """A record for each epoch, in their order."""
+    _EPOCHS(value, name)
+    if [each["epoch"] for each in value] != list(range(1, len(value) + 1)):
+        raise ValueError(f"{name}: expected the epochs from 1 on but got others")
+
+
+HELD = record({"rows": whole(0), "digest": text}, {"share": _SHARE})
+_DATA = record(
+    {"rows": whole(0), "digest": text, "validation": optional(HELD)}, {"ranks": whole(1), "threads": whole(1)}
+)
+_FIGURES = ("roc_auc", "pr_auc", "log_loss", "brier", "expected_calibration_error")
+_REPORT = record(
+    {
+        "examples": whole(1), "labels": listed(text), "accuracy": _SHARE, "balanced_accuracy": _SHARE,
+        "macro": _AVERAGE, "micro": _AVERAGE, "weighted": _AVERAGE,
+        "per_class": mapping(record({**_SCORES, "support": whole(0)})), "confusion_matrix": listed(counts),
+        **dict.fromkeys(_FIGURES, optional(number(-1e-6))), "confidence": _SHARE,
+        "intervals": mapping(listed(number(), least=2)), "warnings": listed(text),
+    },
+    {"before_calibration": optional(mapping(number())), "threshold": optional(plain(4))},
+)  # fmt: skip
+_DESCRIPTION = record(
+    {
+        "sha256": text, "kind": text, "parameters": mapping(plain(20)), "classes": listed(anything), "encoder": text,
+        "history": check_history, "best_epoch": whole(1),
+    },
+    {
+        "seed": optional(SEED), "data": optional(_DATA), "validation_report": optional(_REPORT),
+        "temperature": anything, "threshold": anything,
+    },
+    others=anything,
+)  # fmt: skip
+_HEADER = mapping(record({"dtype": text, "shape": counts, "data_offsets": listed(whole(0), least=2)}))
+_DESCRIPTIONS = {
+    COMMAND: record(
+        {"command": text},
+        {
+            "settings": mapping(plain(20)), "sha256": mapping(text), "rows": whole(0), "ranks": whole(1),
+            "split": optional(
+                record({}, {"rows": whole(0), "share": _SHARE, "seed": optional(SEED), "file": text})
+            ),
+            "threads": whole(1, 1024), "resumed": flag, "device": text,
+            "versions": record({"seqcls_fast": text}, others=text),
+        },
+    ),
+    SEARCH: record(
+        {"saved": whole(1), "trials": listed(mapping(plain(20)))}, {"metric": text, "seed": plain(0)}, others=plain(20)
+    ),
+}  # fmt: skip
+
+
+def _most_config(weights: int, classes: int) -> int:
+    """Bytes of config.json at most: a vocabulary grows with the weights, the report's matrix with the classes."""
+    return (1 << 25) + 64 * weights + 16 * min(classes, 1 << 12) ** 2
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
 
 
 def save_folder(
@@ -49,97 +148,209 @@ def save_folder(
     ``extra`` maps names of ``EXTRA`` to what they hold, as JSON has it.
     """
     target = check_target(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    for name, tensor in tensors.items():
+        _check_finite(tensor, f"save: {name}")
     weights = need("safetensors.torch", "save").save({name: t.contiguous() for name, t in tensors.items()})
+    header, most = int.from_bytes(weights[:8], "little"), _most_config(len(weights), len(config["classes"]))
     config = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()} | config
-    parts = {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights, CARD: card.encode()}
-    parts |= {name: (json.dumps(extra[name], indent=2, ensure_ascii=False) + "\n").encode() for name in extra}
-    fresh = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
-    fresh.mkdir()
-    try:
+    parts = {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
+    if header > _MOST_HEADER or len(parts[CONFIG]) > most:
+        raise ValueError(f"save: expected fewer layers, classes or words, as load() would refuse {escaped(target)}")
+    texts = {name: json.dumps(each, indent=2, ensure_ascii=False) + "\n" for name, each in extra.items()}
+    for name, words in {CARD: card, **texts}.items():
+        parts[name] = words.encode(errors="backslashreplace")  # half a character, as JSON escapes it, too
+    make_folder(target.parent)
+    with unfinished(target) as fresh:
+        check_target(target)  # which may be a file by now
         for name, data in parts.items():
             write_through(fresh / name, data)
-        _swap(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def write_through(path: Path, data: bytes) -> None:
-    """Returns when it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        put_in_place(fresh, target)
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
     """Where a model can be saved, or a sentence about why it cannot."""
-    target = Path(folder).resolve()
+    target = Path(os.path.realpath(folder))
     if target == Path.cwd() or target in Path.cwd().parents:
-        raise ValueError(f"save: expected another folder than the current one but got {target}")
+        raise ValueError(f"save: expected another folder than the current one but got {escaped(target)}")
     if target.exists() and not _replaceable(target):
-        raise FileExistsError(f"save: expected a new folder or one that holds a saved model alone but got {target}")
+        raise FileExistsError(
+            f"save: expected a new folder or one that holds a saved model alone but got {escaped(target)}"
+        )
     return target
 
 
 def _replaceable(target: Path) -> bool:
     """Whether nothing would be lost but a model that save() wrote."""
-    if not target.is_dir() or {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, *EXTRA}:
+    if not target.is_dir():
         return False
+    there = list(target.iterdir())
+    if {path.name for path in there} - {CONFIG, WEIGHTS, CARD, *EXTRA} or any(map(Path.is_dir, there)):
+        return False
+    if not there:
+        return True
     try:
-        config = json.loads((target / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return not any(target.iterdir())
-    except (ValueError, RecursionError):
+        with _open(target / CONFIG) as file:
+            config = _json(file, target / CONFIG, sys.maxsize)
+    except (FileNotFoundError, StoreError):
         return False
     return isinstance(config, dict) and {"format", "sha256"} <= config.keys()
 
 
-def _swap(fresh: Path, target: Path) -> None:
-    """Puts `fresh` in the place of `target`, which comes back if that fails."""
-    if not target.exists():
-        os.rename(fresh, target)
-        return
-    old = fresh.with_name(fresh.name + "-old")
-    os.rename(target, old)
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Saved:
+    """A folder whose files are open, so that another model may take its place. :meth:`tensors` reads the weights."""
+
+    where: Path  # of config.json, for messages
+    config: dict[str, Any]
+    extra: dict[str, Any]  # what stands beside the model: the files of ``EXTRA`` that are there
+    header: dict[str, tuple[str, Shape]]  # of each tensor, safetensors' name of its dtype
+    _weights: BinaryIO
+
+    def check(self, wanted: Mapping[str, tuple[torch.dtype, Shape | None]]) -> None:
+        """Compares names, dtypes and shapes; a ValueError where they differ. None is any shape of one dimension."""
+        for name, (dtype, shape) in wanted.items():
+            if name not in self.header:
+                raise ValueError(f"no tensor {name}")
+            got, sizes = self.header[name]
+            if _DTYPES.get(got) != dtype or (sizes != shape if shape is not None else len(sizes) != 1):
+                expected = f"{dtype} {'(N,)' if shape is None else shape}"
+                raise ValueError(f"{name}: expected {expected} but got {shown(got)[1:-1]} {shown(sizes)}")
+        if more := sorted(self.header.keys() - wanted.keys()):
+            raise ValueError(f"{WEIGHTS}: expected no other tensors but got {shown(more, 200)}")
+
+    def tensors(self) -> dict[str, Tensor]:
+        self._weights.seek(0)
+        data = self._weights.read()
+        path = self.where.with_name(WEIGHTS)
+        if hashlib.sha256(data).hexdigest() != self.config["sha256"]:
+            raise StoreError(_changed(path))
+        try:
+            tensors: dict[str, Tensor] = need("safetensors.torch", "load").load(data)
+        except Exception as error:
+            raise StoreError(f"{escaped(path)}: expected tensors but got {escaped(error)}") from None
+        for name, tensor in tensors.items():
+            _check_finite(tensor, f"{escaped(path)}: {escaped(name, 80)}")
+        return tensors
+
+
+@contextmanager
+def opened(folder: str | os.PathLike[str]) -> Iterator[Saved]:
+    """A saved model, checked as far as this is possible without reading its weights."""
+    for last in (*[False] * 99, True):
+        source = Path(folder)
+        source = source if source.exists() else found(Path(os.path.realpath(source)))
+        before = _identity(source)
+        with ExitStack() as files:
+            try:
+                saved = _read(source, files)
+            except (FileNotFoundError, StoreError):
+                if last or _identity(source) == before:
+                    raise
+                continue
+            if last or _identity(source) == before:  # or its files may be of two models: a save came in between
+                yield saved
+                return
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Of a folder that is there: another one gets its number, but not its time as well."""
     try:
-        os.rename(fresh, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        about = folder.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
+def _read(source: Path, files: ExitStack) -> Saved:
+    opened = {}
+    for name in (CONFIG, WEIGHTS):
+        try:
+            opened[name] = files.enter_context(_open(source / name))
+        except (FileNotFoundError, NotADirectoryError):
+            words = f"load: expected {name} in {escaped(source)}, as save() writes it"
+            raise FileNotFoundError(words) from None
+    weights = opened[WEIGHTS]
+    header = _header(weights, source / WEIGHTS)
+    classes = (*header.get("model.head.bias", ("", ()))[1], 0)[0]
+    most = _most_config(os.fstat(weights.fileno()).st_size, classes)
+    config = _json(opened[CONFIG], source / CONFIG, most)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        got = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise StoreError(f"{escaped(source / CONFIG)}: expected format {FORMAT} but got {shown(got)}")
+    _check(_DESCRIPTION, config, source / CONFIG)
+    extra = {}
+    for name, description in _DESCRIPTIONS.items():
+        with suppress(FileNotFoundError), _open(source / name) as file:
+            extra[name] = _json(file, source / name, _MOST_EXTRA)
+            _check(description, extra[name], source / name)
+    return Saved(source / CONFIG, config, extra, header, weights)
+
+
+def _header(file: BinaryIO, path: Path) -> dict[str, tuple[str, Shape]]:
+    size, start = os.fstat(file.fileno()).st_size, file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or 8 + length > size:
+        raise StoreError(_changed(path))
+    if length > _MOST_HEADER:
+        raise StoreError(f"{escaped(path)}: expected a header of at most {_MOST_HEADER} bytes but got {length}")
+    content = _parsed(file.read(length), path, "tensors")
+    if isinstance(content, dict):
+        content.pop("__metadata__", None)
+    _check(_HEADER, content, path)
+    end = max((entry["data_offsets"][-1] for entry in content.values()), default=0)
+    if 8 + length + end != size:
+        raise StoreError(_changed(path))
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in content.items()}
 
 
 def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    source = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (source / name).is_file():
-            raise FileNotFoundError(f"load: expected {name} in {source}, as save() writes it")
-    config = _json(source / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        got = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise StoreError(f"{source / CONFIG}: expected format {FORMAT} but got {got!r}")
-    data = (source / WEIGHTS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != config.get("sha256"):
-        raise StoreError(f"{source / WEIGHTS}: expected the {WEIGHTS} that was saved, but it is truncated or changed")
-    try:
-        tensors: dict[str, Tensor] = need("safetensors.torch", "load").load(data)
-    except Exception as error:
-        raise StoreError(f"{source / WEIGHTS}: expected tensors but got {error}") from error
-    return config, tensors
+    """The configuration and the tensors, which nobody has compared with each other."""
+    with opened(folder) as saved:
+        return saved.config, saved.tensors()
 
 
 def load_extra(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What stands beside the model: the files of ``EXTRA`` that are there."""
-    found = {name: _json(Path(folder, name)) for name in EXTRA if Path(folder, name).is_file()}
-    for name, value in found.items():
-        if not isinstance(value, dict):
-            raise StoreError(f"{Path(folder, name)}: expected an object but got {type(value).__name__}")
-    return found
+    with opened(folder) as saved:
+        return saved.extra
 
 
-def _json(path: Path) -> Any:
+def _open(path: Path) -> BinaryIO:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: expected JSON as save() writes it but got {error}") from error
+        return open_regular(path)
+    except ValueError as error:
+        raise StoreError(f"{escaped(path)}: {error}") from None
+
+
+def _json(file: BinaryIO, path: Path, most: int) -> Any:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise StoreError(f"{escaped(path)}: expected at most {most} bytes but got {size}")
+    return _parsed(file.read(size), path, "JSON as save() writes it")
+
+
+def _parsed(data: bytes, path: Path, expected: str) -> Any:
+    try:
+        return loads(data)
+    except ValueError as error:
+        raise StoreError(f"{escaped(path)}: expected {expected} but got {escaped(error)}") from None
+
+
+def _check(description: Check, value: Any, path: Path) -> None:
+    try:
+        description(value, path.stem)
+    except ValueError as error:
+        raise StoreError(f"{escaped(path)}: expected what save() writes but got {escaped(error, 1000)}") from None
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        value = tensor[~tensor.isfinite()][0].item()
+        raise StoreError(f"{name}: expected finite weights but got {value}")
+
+
+def _changed(path: Path) -> str:
+    return f"{escaped(path)}: expected the {WEIGHTS} that was saved, but it is truncated or changed"

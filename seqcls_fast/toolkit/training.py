@@ -22,12 +22,13 @@ from torch.nn.functional import cross_entropy
 
 from ..classifier import SequenceClassifier
 from .batches import by_length, seed_of
-from .checkpoint import Checkpoints
+from .checkpoint import CheckpointError, Checkpoints
 from .datasets import Data, Part
 from .evaluation import averages
 from .progress import Progress
 from .ragged import Ragged
 from .ranks import ALONE, Ranks
+from .resume import MOST_RESTORES, check_fits
 
 __all__ = [
     "METRICS",
@@ -43,7 +44,6 @@ __all__ = [
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 SCHEDULES = ("cosine", "one_cycle", "constant")
-_MOST_RESTORES = 5
 _EXPLODED = 50  # times the loss of guessing
 
 History = list[dict[str, Any]]
@@ -396,8 +396,8 @@ class _Run:
                 f"{where} (learning rate {rate:.3g}); try a lower learning_rate or max_grad_norm, look for extreme "
                 f"values in the data, or pass on_nan='restore' to go back and train on at half the rate"
             ) from None
-        if self.restores == _MOST_RESTORES:
-            raise TrainingError(f"{where}, for the {_MOST_RESTORES + 1}th time, at learning rate {rate:.3g}") from None
+        if self.restores == MOST_RESTORES:
+            raise TrainingError(f"{where}, for the {MOST_RESTORES + 1}th time, at learning rate {rate:.3g}") from None
         self.restores += 1
         self.sums = _Sums()
         self._put_back(safe)
@@ -410,7 +410,11 @@ class _Run:
 
     def _put_back(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # which it then writes to
+        groups = self.optimizer.state_dict()["param_groups"]  # of which a step changes the rate alone
+        for group, saved in zip(groups, state["optimizer"]["param_groups"], strict=True):
+            group["lr"] = saved["lr"]
+        moments = copy.deepcopy(state["optimizer"]["state"])  # which it then writes to
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.best = state["best"]
 
     def _state(self) -> dict[str, Any]:
@@ -421,7 +425,13 @@ class _Run:
         } | {name: getattr(self, name) for name in _CARRIED}  # fmt: skip
 
     def go_on_from(self, state: dict[str, Any]) -> None:
-        self._put_back(state)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = set() if self.validation is None else {f"val_{name}" for name in METRICS}
+        try:
+            check_fits(state, self.model.state_dict(), parameters, self.steps_per_epoch, names)
+            self._put_back(state)
+        except ValueError as error:
+            raise CheckpointError(f"resume: expected a checkpoint of this training but got {error}") from None
         self.history[:] = state["history"]
         self.sums = _Sums(**state["sums"])
         for name in _CARRIED:

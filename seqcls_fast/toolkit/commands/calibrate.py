@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._shown import escaped, shown
-from .shared import UsageError, add_command, check_new, load, print_json
+from .shared import UsageError, add_command, claimed, load, print_json
 from .use import add_labelled, labelled, labels_of
 
 __all__ = ["add"]
@@ -45,19 +45,22 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         raise UsageError("--for: expected with --precision or --recall, and they with it, but got one of the two")
     if arguments.no_temperature and not asked:
         raise UsageError("--no-temperature: expected with --for, or nothing is left to do")
+    from .. import store
+
     out = Path(arguments.out or arguments.model)
-    if arguments.out:
-        check_new(out)
-    estimator, kind = load(arguments.model)
-    x, y = labelled(arguments, arguments.data, kind)
-    y = labels_of(estimator, y)
-    if not arguments.no_temperature:
-        estimator.calibrate(x, y)
-    if asked:
-        (label,) = labels_of(estimator, [arguments.chosen])
-        estimator.choose_threshold(x, y, label=label, precision=arguments.precision, recall=arguments.recall)
-    report = estimator.evaluate(x, y)
-    estimator.save(out)
+    with store.opened(arguments.model):  # before a lock is put beside what may not be there
+        pass
+    with claimed(out, replaces=not arguments.out):
+        estimator, kind = load(arguments.model)
+        x, y = labelled(arguments, arguments.data, kind)
+        y = labels_of(estimator, y)
+        if not arguments.no_temperature:
+            estimator.calibrate(x, y)
+        if asked:
+            (label,) = labels_of(estimator, [arguments.chosen])
+            estimator.choose_threshold(x, y, label=label, precision=arguments.precision, recall=arguments.recall)
+        report = estimator.evaluate(x, y)
+        estimator.save(out)
     rule = estimator.threshold_
     if arguments.json:
         after = {name: value for name, value, _ in report.summary()}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .._extras import need
 from .._shown import MESSAGE, escaped
 from . import options, train
-from .shared import add_command, check_new, print_json
+from .shared import add_command, claimed, load, print_json
 
 __all__ = ["NotReproducedError", "add", "compare", "shown"]
 
@@ -48,7 +49,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     need("numpy", "seqcls-fast reproduce")
     from ..ranks import join
 
-    with join() as ranks:
+    with join() as ranks, ExitStack() as stack:
+        if arguments.keep and ranks.writer:
+            stack.enter_context(claimed(Path(arguments.keep), False, "--keep replaces nothing"))
         _compared(arguments, ranks.writer)
 
 
@@ -58,6 +61,7 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
     from .. import store
 
     folder = Path(arguments.model)
+    load(arguments.model)  # refuses what save() does not write
     old, record = store.load_folder(folder), store.load_extra(folder).get(store.COMMAND)
     if record is None:
         raise FileNotFoundError(
@@ -68,8 +72,6 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
             if name not in part:
                 where = escaped(folder)
                 raise store.StoreError(f"{where}: expected {name!r} to be saved, but the model is of an older version")
-    if arguments.keep:
-        check_new(Path(arguments.keep), "--keep replaces nothing")
     settings, chosen = _settings(folder / store.COMMAND, record, arguments)
     threads = torch.get_num_threads()
     try:

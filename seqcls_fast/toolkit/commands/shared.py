@@ -1,25 +1,24 @@
 """What several commands need: how they are declared, what they read, and how they write.
 
-A file is written under another name first and takes its place when it is whole.
+A file is written under another name first and takes its place when it is whole (_files.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ... import _files
 from .._extras import need
 from .._shown import escaped, json_text, shown
 
 __all__ = [
-    "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "count", "load", "plain", "print_json",
-    "random_batch", "read_examples", "replacing", "save_pictures", "write_text",
+    "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "claimed", "count", "load", "plain",
+    "print_json", "random_batch", "read_examples", "replacing", "save_pictures", "write_text",
 ]  # fmt: skip
 
 ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
@@ -78,13 +77,27 @@ def check_new(folder: Path, hint: str = "") -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
     """A name to write to, which takes the place of `path` once all is written; a failure leaves `path` as it was."""
     check_folder(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder, path.name)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file but got a folder")
+    with _files.replacing(path, wait) as written:
         yield written
-        os.replace(written, path)
+
+
+@contextmanager
+def claimed(out: Path, replaces: bool, hint: str = "") -> Iterator[None]:
+    """While the block runs, no other command can be about to save a model there: the second of two is refused."""
+    from .. import store
+
+    target = store.check_target(out)
+    _files.make_folder(target.parent)
+    with _files.locked(target.with_name(f".{target.name}.run"), out, wait=False):
+        _files.restore(target)
+        if not replaces:
+            check_new(out, hint)
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -105,7 +118,8 @@ def load(path: str) -> tuple[Any, str]:
     need("numpy", "a saved model")
     from .. import estimators, store
 
-    kind = str(store.load_folder(path)[0].get("kind"))
+    with store.opened(path) as saved:
+        kind = saved.config["kind"]
     name = ESTIMATORS.get(kind, ESTIMATORS["text"])  # which refuses another kind with a sentence
     return getattr(estimators, name).load(path), kind
 

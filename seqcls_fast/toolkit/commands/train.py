@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from .shared import (
     add_command,
     check_folder,
     check_new,
+    claimed,
     count,
     plain,
     print_json,
@@ -48,6 +50,9 @@ examples:
   seqcls-fast train reviews/ --out model --resume    the same, where it was interrupted
   torchrun --nproc-per-node=2 -m seqcls_fast train reviews/ --out model    in two processes
 """
+
+
+_OVERWRITE = "--overwrite replaces a saved model"
 
 
 class Data(NamedTuple):
@@ -92,14 +97,17 @@ def _train(arguments: argparse.Namespace) -> None:
     free = search.free(settings["kind"], options.given(arguments)) if arguments.search else []
     out = Path(arguments.out)
     if not arguments.overwrite:
-        check_new(out, "--overwrite replaces a saved model")
+        check_new(out, _OVERWRITE)
     check_folder(arguments.report)
     need("numpy", "seqcls-fast train")
     from .. import store
+    from ..checkpoint import Checkpoints
     from ..ranks import join
 
     store.check_target(out)
-    with join(chosen["device"]) as ranks:
+    with join(chosen["device"]) as ranks, ExitStack() as stack:
+        if ranks.writer:
+            stack.enter_context(claimed(out, arguments.overwrite, _OVERWRITE))
         checkpoints = None if arguments.search else _checkpoints(arguments, chosen["checkpoint_dir"], ranks.writer)
         if chosen["seed"] is None:  # so that command.json can name it
             drawn = secrets.randbelow(1 << 31)
@@ -112,16 +120,21 @@ def _train(arguments: argparse.Namespace) -> None:
         else:
             try:
                 estimator = learn(settings, data, chosen | {"checkpoint_dir": checkpoints}, resume=arguments.resume)
-            except KeyboardInterrupt:
-                if ranks.writer and checkpoints and Path(checkpoints).is_dir():
-                    print(
-                        f"{escaped(checkpoints)} holds the newest checkpoint; --resume goes on from it", file=sys.stderr
-                    )
+            except BaseException as error:
+                if ranks.writer and checkpoints is not None:
+                    if Checkpoints(checkpoints, 0) and isinstance(error, KeyboardInterrupt):
+                        where = escaped(checkpoints)
+                        print(f"{where} holds the newest checkpoint; --resume goes on from it", file=sys.stderr)
+                    elif chosen["checkpoint_dir"] is None:
+                        with suppress(OSError):  # unless it is empty, it is kept
+                            Path(checkpoints).rmdir()
                 raise
         seconds = time.perf_counter() - start
         if not ranks.writer:
             return
         extra = {} if table is None else {store.SEARCH: table}
+        if not arguments.overwrite:
+            check_new(out, _OVERWRITE)  # something else may have been put there meanwhile
         record = save(estimator, settings, data, chosen, arguments.out, extra, resumed=arguments.resume)
         if checkpoints is not None and chosen["checkpoint_dir"] is None:
             shutil.rmtree(checkpoints)
@@ -130,12 +143,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool) -> str:
     """Where they are kept: in a folder beside --out, until that is written, if none was asked for."""
+    from ..checkpoint import Checkpoints
+
     if asked is not None:
         return asked
     out = Path(arguments.out)
     folder = out.with_name(f".{out.name}.checkpoints")
     if writer and folder.exists() and not arguments.resume:
-        if not arguments.overwrite:
+        if Checkpoints(folder, 0) and not arguments.overwrite:
             raise FileExistsError(
                 f"{escaped(folder)}: expected --resume, to go on with the training that was interrupted, or "
                 "--overwrite, to begin anew"

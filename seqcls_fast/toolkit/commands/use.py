@@ -197,7 +197,7 @@ def _output(path: str | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    with replacing(Path(path)) as written, written.open("w", encoding="utf-8", newline="") as file:
+    with replacing(Path(path), wait=False) as written, written.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

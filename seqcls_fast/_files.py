@@ -1,0 +1,314 @@
+"""Files and folders that are there whole or not at all, whatever is killed when.
+
+What is new is written beside its target under a name that begins with a dot, brought to the disk, and then takes the
+target's place in one step. Whoever writes holds a lock (flock) on another file beside it, which the system releases
+when the process dies: so whatever unfinished is found by the holder of the lock was left by a killed process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+
+    _HAS_LOCKS: bool = True
+except ImportError:  # Windows
+    _HAS_LOCKS = False
+
+__all__ = [
+    "found", "locked", "make_folder", "open_regular", "put_in_place", "replacing", "restore", "sync_folder",
+    "unfinished", "write_through",
+]  # fmt: skip
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # what fsync() says of folders
+_UNTIL_REPLACED, _REPLACED = "partial", "replaced"
+_held: set[int] = set()  # open files of the locks that this process holds
+
+
+# -- to the disk ------------------------------------------------------------------------------------------------------
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Writes a new file and returns when it is on the disk."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flag("O_CLOEXEC") | _flag("O_BINARY"), 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new names in a folder outlive a loss of power, where folders can be opened and synchronised."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those above it, each on the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """An open file; a ValueError for a folder, a pipe or a device, of which none is waited for or read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | _flag("O_NONBLOCK") | _flag("O_CLOEXEC") | _flag("O_BINARY"))
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ELOOP):
+            raise ValueError(f"expected a file but got {error.strerror}") from None
+        raise
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise ValueError(f"expected a file but got {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}")
+    return open(handle, "rb")
+
+
+def _flag(name: str) -> int:
+    return getattr(os, name, 0)
+
+
+# -- one writer at a time ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(lock: Path, target: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock file while the block runs, which is then removed. Yields False where there are no locks.
+
+    Without ``wait``, a BlockingIOError says which process is writing to ``target``.
+    """
+    handle = _acquired(lock, target, wait)
+    try:
+        yield handle is not None
+    finally:
+        if handle in _held:  # not so in a process that was forked off meanwhile
+            with suppress(OSError):
+                if _is_at(handle, lock):
+                    os.unlink(lock)  # while it is held: whoever waits for it then sees that it is another file
+            _release(handle)
+
+
+def _acquired(lock: Path, target: Path, wait: bool) -> int | None:
+    if not _HAS_LOCKS:
+        return None
+    while True:
+        handle = _opened_lock(lock)
+        _held.add(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(handle, lock):  # or its holder has removed it since it was opened
+                with suppress(OSError):  # the lock holds without a name, too
+                    os.ftruncate(handle, 0)
+                    os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
+                return handle
+            _release(handle)
+        except BlockingIOError:
+            holder = _holder(handle)
+            _release(handle)
+            raise BlockingIOError(f"{target}: expected no other process to write to it but got {holder}") from None
+        except BaseException as error:
+            _release(handle)
+            if not isinstance(error, OSError) or error.errno not in _NO_LOCKS:
+                raise
+            with suppress(OSError):
+                os.unlink(lock)
+            return None
+
+
+def _opened_lock(lock: Path) -> int:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(lock, flags | os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's, who was killed: it can be locked all the same
+        return os.open(lock, flags | os.O_RDONLY)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(handle: int) -> str:
+    said = re.fullmatch(rb"([0-9]{1,10}) ([\w.-]{1,64})\n", os.pread(handle, 80, 0))
+    return f"process {said[1].decode()} on {said[2].decode()}" if said else "one"
+
+
+def _release(handle: int) -> None:
+    _held.discard(handle)
+    os.close(handle)
+
+
+def _release_all() -> None:
+    for handle in list(_held):
+        _release(handle)
+
+
+if hasattr(os, "register_at_fork"):  # a worker that outlives its parent must not keep the parent's locks
+    os.register_at_fork(after_in_child=_release_all)
+
+
+# -- what is unfinished -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unfinished(target: Path, wait: bool = True) -> Iterator[Path]:
+    """A new folder beside ``target`` for what is to take its place, while nobody else writes; removed at the end.
+
+    Before that, what killed processes left is removed, and what they had moved away is moved back.
+    """
+    with locked(_beside(target, "lock"), target, wait) as alone:
+        if alone:
+            _move_back(target)
+            for kind in (_UNTIL_REPLACED, _REPLACED):
+                for left in _left(target, kind):
+                    _remove(left)
+        fresh = _beside(target, f"{secrets.token_hex(4)}.{_UNTIL_REPLACED}")
+        fresh.mkdir()
+        try:
+            yield fresh
+        finally:
+            _remove(fresh)
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """``fresh``, a folder from :func:`unfinished` whose files are on the disk, becomes ``target``.
+
+    A kill leaves the old folder or the new one under that name; where two names cannot be exchanged it may also leave
+    none, and the old one where :func:`found` finds it.
+    """
+    sync_folder(fresh)
+    old = None
+    if not target.exists():
+        os.rename(fresh, target)
+    elif not _exchanged(fresh, target):
+        old = _beside(target, f"{secrets.token_hex(4)}.{_REPLACED}")
+        os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    sync_folder(target.parent)
+    if old is not None:
+        _remove(old)
+
+
+@contextmanager
+def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
+    """A name to write a file to, which takes the place of ``path`` once all is on the disk; as :func:`unfinished`.
+
+    Files that are written beside it come along, and are put in place first.
+    """
+    with unfinished(path, wait) as folder:
+        yield folder / path.name
+        files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+        for file in files:
+            handle = os.open(file, os.O_RDWR | _flag("O_CLOEXEC"))
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        for file in files:
+            os.replace(file, path.parent / file.name)
+        sync_folder(path.parent)
+
+
+def found(target: Path) -> Path:
+    """Where the folder ``target`` lies: elsewhere while a process replaces it, and if that was killed meanwhile."""
+    if not target.exists() and (left := _left(target, _REPLACED)):
+        return left[-1]
+    return target
+
+
+def restore(target: Path) -> None:
+    """Moves back what a killed process had moved away."""
+    if _left(target, _REPLACED):
+        with locked(_beside(target, "lock"), target) as alone:
+            if alone:
+                _move_back(target)
+
+
+def _move_back(target: Path) -> None:
+    if (there := found(target)) != target:
+        os.rename(there, target)
+        sync_folder(target.parent)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}")
+
+
+def _left(target: Path, kind: str) -> list[Path]:
+    """Unfinished folders beside it, the newest last."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.{kind}")
+    try:
+        names = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    ages = {}
+    for path in names:
+        with suppress(FileNotFoundError):  # of a process that lives
+            ages[path] = path.lstat().st_mtime_ns
+    return sorted(ages, key=ages.__getitem__)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- exchanging two names ---------------------------------------------------------------------------------------------
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swaps two names in one step, and says whether the system and the file system could."""
+    exchange = _renameat2()
+    return exchange is not None and exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+
+
+@lru_cache
+def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    """Linux's, where the C library has it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    function.restype = ctypes.c_int
+    found: Callable[[int, bytes, int, bytes, int], int] = function
+    return found
