@@ -143,7 +143,7 @@ class SeriesEncoder:
                 raise ValueError(f"{len(mean)} means and {len(scale)} scales")
             if min(scale) <= 0:
                 raise ValueError(f"the scale {min(scale)}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {escaped(error)}") from None
         encoder._mean, encoder._scale = np.array(mean), np.array(scale)
         return encoder

@@ -113,15 +113,22 @@ _DESCRIPTION = record(
     },
     others=anything,
 )  # fmt: skip
+_SPLIT = record({}, {"rows": whole(0), "share": _SHARE, "seed": SEED, "file": text})
+
+
+def _check_split(value: Any, name: str) -> None:
+    _SPLIT(value, name)
+    if "share" in value and "seed" not in value:
+        raise ValueError(f"{name}: expected a seed with a share but got none")
+
+
 _HEADER = mapping(record({"dtype": text, "shape": counts, "data_offsets": listed(whole(0), least=2)}))
 _DESCRIPTIONS = {
     COMMAND: record(
         {"command": text},
         {
             "settings": mapping(plain(20)), "sha256": mapping(text), "rows": whole(0), "ranks": whole(1),
-            "split": optional(
-                record({}, {"rows": whole(0), "share": _SHARE, "seed": optional(SEED), "file": text})
-            ),
+            "split": optional(_check_split),
             "threads": whole(1, 1024), "resumed": flag, "device": text,
             "versions": record({"seqcls_fast": text}, others=text),
         },

@@ -191,7 +191,7 @@ class TextEncoder:
             encoder = cls(parameters.pop("tokenizer"), **parameters)
             encoder._check(tokens, merges)
             encoder._build(tokens, [(left, right) for left, right in merges])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"TextEncoder: expected what to_json() writes but got {escaped(error)}") from None
         return encoder
 
