@@ -121,6 +121,11 @@ def test_killed_and_resumed(folder: Path) -> None:
         assert child.poll() is None, "it was to be killed before its end"
         assert time.monotonic() < patience
         time.sleep(0.002)
+    child.send_signal(signal.SIGSTOP)  # it lives
+    for more in ("--resume", "--overwrite"):
+        second = command("train", "data", "--out", out, *words, more, folder=folder)
+        assert second.returncode == 1
+        assert f"{out}: expected no other process to write to it but got process {child.pid} on" in second.stderr
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (folder / out).exists()

@@ -115,7 +115,7 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, sentence: str) -> None:
     refused(write(tmp_path, "a.csv", content), sentence)
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf"])
+@pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf", "1e999", "1_000", "\uff11", "٣", "0x1"])
 def test_bad_weights(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, "a.csv", f"text,label,w\na,1,1\nb,1,{value}\n")
     refused(path, f", line 3: expected a weight in 'w', finite and at least 0, but got {value!r}", weight="w")
@@ -286,10 +286,19 @@ def test_ts(tmp_path: Path) -> None:
             ", line 7: expected class labels but got @targetLabel true, which is for regression",
         ),
         ("@dimensions 2", "@dimensions two", ", line 7: expected a number in @dimensions but got two"),
+        ("@dimensions 2", "@dimensions ٢", ", line 7: expected a number in @dimensions but got ٢"),
+        ("@dimensions 2", "@dimensions 1_0", ", line 7: expected a number in @dimensions but got 1_0"),
+        ("@dimensions 2", "@dimensions -2", ", line 7: expected a number in @dimensions but got -2"),
+        ("@dimensions 2", "@dimensions 2 2", ", line 7: expected a number in @dimensions but got 2 2"),
+        ("@dimensions 2", "@dimensions", ", line 7: expected a number in @dimensions but got none"),
+        ("@dimensions 2", "@dimensions 999999999", ", line 8: expected 999999999 dimensions but got 2"),
         ("@dimensions 2", "@dimensions 3", ", line 8: expected 3 dimensions but got 2"),
         ("7,?:", "", ", line 10: expected 2 dimensions but got 1"),
         ("7,?", "7", ", line 10: expected 1 steps in dimension 1, as in the first, but got 2"),
         ("8.5", "x", ", line 10: expected a number or ? but got 'x'"),
+        ("8.5", "1_000", ", line 10: expected a number or ? but got '1_000'"),
+        ("8.5", "\uff18", ", line 10: expected a number or ? but got '\uff18'"),
+        ("8.5", "1e999", ", line 10: series: expected finite values but got inf at step 1, feature 1"),
         ("8.5", "inf", ", line 10: series: expected finite values but got inf at step 1, feature 1"),
         (":run", ":fly", ", line 10: expected one of the class labels walk, run but got 'fly'"),
         (":run", ":", ", line 10: expected a label in 'label' but got nothing"),
@@ -298,6 +307,50 @@ def test_ts(tmp_path: Path) -> None:
 def test_bad_ts(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     assert TS.count(old) == 1
     refused(write(tmp_path, "a.ts", TS.replace(old, new)), sentence, kind="series")
+
+
+LONG = {
+    "@dimensions of 5,000 digits": ("a.ts", TS.replace("@dimensions 2", "@dimensions " + "2" * 5000)),
+    "@dimensions of many numbers": ("a.ts", TS.replace("@dimensions 2", "@dimensions" + " 2" * 5000)),
+    "@dimensions that moves the cursor": ("a.ts", TS.replace("@dimensions 2", "@dimensions \x1b[2J")),
+    "a value of 5,000 digits": ("a.ts", TS.replace("8.5", "8" * 5000)),
+    "a long value": ("a.ts", TS.replace("8.5", "x" * 5000)),
+    "many class labels": ("a.ts", TS.replace("walk run", " ".join(f"label{i}" for i in range(5000)))),
+    "a label of 5,000 digits": ("a.jsonl", '{"series": [1], "label": ' + "7" * 5000 + "}"),
+    "a step of 5,000 digits": ("a.jsonl", '{"series": [' + "7" * 5000 + '], "label": 1}'),
+    "a step of 4,000 digits": ("a.jsonl", '{"series": [' + "7" * 4000 + '], "label": 1}'),
+    "a step that no float holds": ("a.jsonl", '{"series": [1e999], "label": 1}'),
+    "a step as text": ("a.jsonl", '{"series": ["1_000"], "label": 1}'),
+    "a step as long text": ("a.jsonl", '{"series": [1, null, "' + "7" * 5000 + '"], "label": 1}'),
+    "an infinite label": ("a.jsonl", '{"series": [1], "label": 1e999}'),
+    "lists in lists": ("a.jsonl", '{"series": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "lists in some lists": ("a.jsonl", '{"series": ' + "[" * 500 + "]" * 500 + ', "label": 1}'),
+    "other columns": ("a.jsonl", json.dumps({f"column\x1b[2J{i}": i for i in range(5000)})),
+    "a long column": ("a.jsonl", json.dumps({"c" * 5000: 1})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_short_sentence_about_what_is_long(tmp_path: Path, name: str) -> None:
+    file, content = LONG[name]
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, file, content), kind="series")
+    assert len(str(caught.value)) < 2000
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [",".join(f"c{i}" for i in range(5000)), "c" * 5000, "\x1b[2J", ",".join("aa" * 9)])
+def test_a_short_sentence_about_columns(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write(tmp_path, "a\x1b[2J.csv", content + "\n1\n"))
+    assert len(str(caught.value)) < 2000
+    assert str(caught.value).isprintable()
+
+
+def test_texts_and_labels_are_no_numbers(tmp_path: Path) -> None:
+    """Underscores and other digits are of names, which stay as they are."""
+    path = write(tmp_path, "a.jsonl", '{"text": "1_000 ٣", "label": "1_000", "w": "2.5e0"}\n')
+    assert read(path, weight="w") == Table(["1_000 ٣"], ["1_000"], [2.5])
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

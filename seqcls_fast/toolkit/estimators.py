@@ -688,7 +688,9 @@ def parameters_to_json(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameters_from_json(parameters: dict[str, Any]) -> dict[str, Any]:
-    weights = parameters["class_weight"]
+    weights = parameters.get("class_weight")
     if isinstance(weights, dict):
+        if not all(isinstance(weights.get(name), list) for name in ("labels", "weights")):
+            raise ValueError(f"class_weight: expected lists of labels and weights but got {shown(weights)}")
         weights = dict(zip(labels.from_json(weights["labels"]).tolist(), weights["weights"], strict=True))
     return parameters | {"class_weight": weights}

@@ -10,19 +10,22 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
 from typing import Any
 
 from ._extras import need
+from ._shown import escaped, shown
 from .errors import DataError
 
-__all__ = ["Csv", "Jsonl", "Lines", "Parquet", "Rows", "Text", "Ts", "described"]
+__all__ = ["Csv", "Jsonl", "Lines", "Parquet", "Rows", "Text", "Ts", "as_number", "described"]
 
 Rows = Iterator[tuple[int, Any]]  # with the line that each begins at
 
 _FIELD_LIMIT = 2**31 - 1  # characters, in place of csv's 131,072
+_SHOWN = 50  # names of columns in a message
 _JSON_SPACE = " \t\r\n"
 
 
@@ -33,7 +36,7 @@ class Lines:
     """
 
     def __init__(self, file: Any, name: str, offset: int = 0, number: int = 0) -> None:
-        self.name, self.offset, self.number = name, offset, number
+        self.name, self.offset, self.number = escaped(name), offset, number
         self._file = getattr(file, "buffer", file)
 
     def __iter__(self) -> Iterator[str]:
@@ -72,7 +75,7 @@ class Csv:
             if len(set(columns)) < len(columns):
                 twice = next(column for column in columns if columns.count(column) > 1)
                 raise DataError(
-                    f"{lines.name}, line {line}: expected columns of different names but got {twice!r} twice"
+                    f"{lines.name}, line {line}: expected columns of different names but got {shown(twice)} twice"
                 )
             self.columns = columns
 
@@ -155,8 +158,8 @@ class Jsonl(_Keyed):
             return json.loads(line)
         except json.JSONDecodeError as error:
             found = f"{error.msg} at {error.colno}"
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deeply
-            found = str(error)
+        except (ValueError, RecursionError):
+            found = "a number of thousands of digits, or lists as deep"
         raise DataError(f"{lines.name}, line {lines.number}: expected JSON but got {found}") from None
 
 
@@ -199,7 +202,7 @@ class Ts(_Keyed):
             if _says(header, "classlabel"):
                 record[self.label or "label"] = found = fields.pop().strip()
                 if header["classlabel"][1:] and found and found not in header["classlabel"][1:]:
-                    known = ", ".join(header["classlabel"][1:])
+                    known = escaped(", ".join(header["classlabel"][1:]))
                     raise DataError(f"{where}: expected one of the class labels {known} but got {described(found)}")
             if dimensions is None:
                 dimensions = int(header["dimensions"][0]) if "dimensions" in header else max(1, len(fields))
@@ -218,8 +221,8 @@ def _check_header(where: str, header: dict[str, list[str]], label: str | None) -
         raise DataError(f"{where}: expected class labels but got @targetLabel true, which is for regression")
     if label is not None and not _says(header, "classlabel"):
         raise DataError(f"{where}: expected @classLabel true before it but got no labels")
-    if "dimensions" in header and not (len(header["dimensions"]) == 1 and header["dimensions"][0].isdecimal()):
-        raise DataError(f"{where}: expected a number in @dimensions but got {' '.join(header['dimensions']) or 'none'}")
+    if "dimensions" in header and not re.fullmatch("[0-9]{1,9}", found := " ".join(header["dimensions"])):
+        raise DataError(f"{where}: expected a number in @dimensions but got {escaped(found, 80) or 'none'}")
 
 
 def _says(header: dict[str, list[str]], tag: str) -> bool:
@@ -229,7 +232,7 @@ def _says(header: dict[str, list[str]], tag: str) -> bool:
 def _ts_series(where: str, fields: list[str]) -> Any:
     """The values of a case, (T, dimensions)."""
     np = need("numpy", "Reading series")
-    dimensions = [[_ts_value(where, value) for value in field.split(",")] if field.strip() else [] for field in fields]
+    dimensions = [_ts_values(where, field) if field.strip() else [] for field in fields]
     for number, dimension in enumerate(dimensions):
         if len(dimension) != len(dimensions[0]):
             expected, got = len(dimensions[0]), len(dimension)
@@ -237,25 +240,41 @@ def _ts_series(where: str, fields: list[str]) -> Any:
     return np.array(dimensions, dtype=np.float64).T
 
 
-def _ts_value(where: str, value: str) -> float:
+def _ts_values(where: str, field: str) -> list[float]:
+    read = float if _is_plain(field) else as_number
+    return [_ts_value(where, value, read) for value in field.split(",")]
+
+
+def _ts_value(where: str, value: str, read: Callable[[str], float]) -> float:
     try:
-        return math.nan if value.strip() == "?" else float(value)
+        return math.nan if value.strip() == "?" else read(value)
     except ValueError:
         raise DataError(f"{where}: expected a number or ? but got {described(value)}") from None
+
+
+def as_number(text: str) -> float:
+    """As float(), but for what only Python takes for a number: underscores, and the digits of other scripts."""
+    if not _is_plain(text):
+        raise ValueError(text)
+    return float(text)
+
+
+def _is_plain(text: str) -> bool:
+    return "_" not in text and text.isascii()
 
 
 class Parquet:
     """The rows of a file from its start, or those of a row group as a table of pyarrow's."""
 
     def __init__(self, file: Any, name: str, wanted: list[str]) -> None:
-        self.name, self.wanted = name, list(dict.fromkeys(wanted))
+        self.name, self.wanted = escaped(name), list(dict.fromkeys(wanted))
         need("pyarrow", "Reading Parquet")
         file = getattr(file, "buffer", file)
         if not file.seekable():
             file = io.BytesIO(file.read())  # its index stands at the end
-        with _found_wrong(name):
+        with _found_wrong(self.name):
             self.file = need("pyarrow.parquet", "Reading Parquet").ParquetFile(file)
-            _check_columns(name, None, self.file.schema_arrow.names, wanted)
+            _check_columns(self.name, None, self.file.schema_arrow.names, wanted)
 
     def rows(self) -> Rows:
         with _found_wrong(self.name):
@@ -318,15 +337,15 @@ def _found_wrong(name: str) -> Iterator[None]:
     try:
         yield
     except (need("pyarrow", "Reading Parquet").ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{name}: expected Parquet but got {error}") from None
+        raise DataError(f"{name}: expected Parquet but got {escaped(error, 1000)}") from None
 
 
 def _check_columns(name: str, line: int | None, columns: list[str], wanted: list[str]) -> None:
     where = name if line is None else f"{name}, line {line}"
     for column in wanted:
         if column not in columns:
-            there = ", ".join(map(repr, columns)) or "none"
-            raise DataError(f"{where}: expected a column {column!r} but got {there}")
+            there = ", ".join(map(shown, columns[:_SHOWN])) + (", ..." if len(columns) > _SHOWN else "")
+            raise DataError(f"{where}: expected a column {shown(column)} but got {escaped(there, 1000) or 'none'}")
 
 
 def described(value: Any) -> str:
@@ -335,6 +354,5 @@ def described(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
-        shown = repr(value)
-        return shown if len(shown) <= 40 else f"{shown[:36]}..."
+        return shown(value, 40)
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)

@@ -31,14 +31,14 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
         except TypeError:
             got = f"{kind_of(value)} at {index}"
             raise TypeError(f"y: expected hashable labels but got {got}, which is not") from None
-        if missing(value):
+        if _is_missing(value):
             raise ValueError(f"y: expected a label but got {shown(value)} at {index}")
     return values
 
 
-def _has_nan(label: Any) -> bool:
-    """NaN is equal to nothing, so that nothing is ever found to be of its class."""
-    return any(map(_has_nan, label)) if type(label) is tuple else bool(label != label)
+def _is_missing(label: Any) -> bool:
+    """Whether a label, or a part of one, is none: NaN is equal to nothing, so nothing would be found to be of its class."""
+    return any(map(_is_missing, label)) if type(label) is tuple else missing(label)
 
 
 def _plain(value: Any) -> Any:

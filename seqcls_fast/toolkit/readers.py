@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from ._shown import NAME, escaped, shown
 from .errors import DataError
-from .formats import Csv, Jsonl, Lines, Parquet, Text, Ts, described
+from .formats import Csv, Jsonl, Lines, Parquet, Text, Ts, as_number, described
 
 __all__ = ["BLOCK", "Block", "Content", "Files", "Layout", "Table", "files_below", "read", "stream"]
 
@@ -135,7 +135,7 @@ class Layout:
             if self.weight is not None:
                 record[self.weight] = _weight(record[self.weight], self.weight)
         except ValueError as error:
-            raise DataError(f"{where}: {error}") from None
+            raise DataError(f"{where}: {escaped(error, 1000)}") from None
 
     def table(self, columns: list[list[Any]], numbers: Sequence[int], name: str, place: str = "line") -> Table:
         """Columns as wanted, checked like the records of :func:`stream`, but fast where all is plainly right."""
@@ -143,7 +143,7 @@ class Layout:
             wanted, checked = self.wanted, []
             for number, *values in zip(numbers, *columns, strict=True):
                 record = dict(zip(wanted, values, strict=True))
-                self.check(record, f"{name}, {place} {number}")
+                self.check(record, f"{escaped(name)}, {place} {number}")
                 checked.append([record[column] for column in wanted])
             columns = [list(column) for column in zip(*checked, strict=True)] or [[] for _ in wanted]
         rest = iter(columns)
@@ -415,7 +415,7 @@ def _records(file: Any, layout: Layout, format: str) -> Iterator[Record]:
     reader.begin(lines)
     for number, row in reader.rows(lines):
         record = reader.record(row)
-        layout.check(record, f"{name}, line {number}")
+        layout.check(record, f"{lines.name}, line {number}")
         yield record
 
 
@@ -470,7 +470,7 @@ def _check_unicode(value: str, column: str) -> None:
 def _check_label(value: Any, column: str) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"expected a label in {shown(column)} but got nothing")
-    if not isinstance(value, str | int | float) or value != value:
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"expected a label in {shown(column)}, text or a number, but got {described(value)}")
     if isinstance(value, str):
         _check_unicode(value, column)
@@ -478,7 +478,7 @@ def _check_label(value: Any, column: str) -> None:
 
 def _weight(value: Any, column: str) -> float:
     try:
-        weight = math.nan if isinstance(value, bool) else float(value)
+        weight = math.nan if isinstance(value, bool) else as_number(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:

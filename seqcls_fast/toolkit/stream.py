@@ -517,7 +517,7 @@ def _encoded(
     try:
         sequences = encoder.encode(table.texts_or_series)
     except ValueError as error:  # which numbers the rows of this table
-        said = re.sub(r"\[(\d+)\]", lambda found: f"[{first + int(found[1])}]", str(error), count=1)
+        said = re.sub(r"\[([0-9]{1,18})\]", lambda found: f"[{first + int(found[1])}]", str(error), count=1)
         raise DataError(f"{escaped(stream.path)}: {said}") from None
     targets = None
     if classes is not None and table.labels is not None:

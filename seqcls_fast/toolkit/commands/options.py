@@ -15,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..._files import open_regular
 from .._shown import escaped, kind_of, shown
+from ..schema import loads
 from .shared import ESTIMATORS, UsageError, plain
 
 __all__ = ["add_parameters", "add_settings", "command_line", "given", "parameters", "settings_of"]
@@ -104,7 +106,7 @@ def _value(types: frozenset[str], text: str) -> Any:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = loads(text)
     if not isinstance(value, dict):
         raise ValueError
     return value
@@ -213,7 +215,8 @@ def given(arguments: argparse.Namespace) -> frozenset[str]:
 
 def _read_config(path: str) -> dict[str, Any]:
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(Path(path)) as file:
+            config = loads(file.read())
     except ValueError as error:
         raise ValueError(f"{escaped(path)}: expected JSON but got something else ({escaped(error)})") from None
     if isinstance(config, dict) and isinstance(config.get("settings"), dict):  # command.json

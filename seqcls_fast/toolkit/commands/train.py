@@ -162,8 +162,9 @@ def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool)
 def _seed_of(checkpoints: str | None, drawn: int) -> int:
     """That of the training to go on with, if there is one."""
     from ..checkpoint import Checkpoints
+    from ..resume import check_content
 
-    found = Checkpoints(checkpoints, 0).newest() if checkpoints else None
+    found = Checkpoints(checkpoints, 0).newest(check_content) if checkpoints else None
     return int(found["about"]["seed"]) if found else drawn
 
 
