@@ -76,9 +76,10 @@ def test_names_are_exchanged_where_the_system_can(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / f"from-{name}").touch()
-    if not _files._exchanged(tmp_path / "a", tmp_path / "b"):
+    told, done = _files._exchanged(tmp_path / "a", tmp_path / "b"), names(tmp_path / "a") == ["from-b"]
+    assert told == done
+    if not done:
         pytest.skip("a file system without RENAME_EXCHANGE")
-    assert names(tmp_path / "a") == ["from-b"]
     assert not _files._exchanged(tmp_path / "a", tmp_path / "c")
 
 
@@ -359,7 +360,10 @@ def test_what_was_saved_meanwhile_is_not_replaced(
 def test_a_training_that_never_began_leaves_nothing(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main([*TRAIN, "--out", "model", "--metric", "f0"]) == 1
     assert __main__.main([*TRAIN, "--out", "model", "--label", "lable"]) == 1
-    assert names(shop) == ["data.jsonl"]
+    (shop / "one.jsonl").write_text('{"text": "a", "label": 1}\n' * 9)
+    assert __main__.main(["train", "one.jsonl", *TRAIN[2:], "--out", "model"]) == 1
+    assert "expected at least two classes" in capsys.readouterr().err
+    assert names(shop) == ["data.jsonl", "one.jsonl"]
 
 
 def test_two_trainings_with_one_checkpoint_dir(tmp_path: Path) -> None:

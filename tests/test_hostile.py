@@ -467,6 +467,12 @@ def test_what_loads_can_be_used_and_saved(
     assert refused > 100
 
 
+def test_a_split_without_a_validation(model: Path, tmp_path: Path) -> None:
+    """Two places that do not agree, which only the model card sees together."""
+    change("data", "validation", to=None)(model)
+    sf.TextClassifier.load(model).save(tmp_path / "again")
+
+
 def test_any_byte_of_the_header(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved["series"], tmp_path / "series"))
     whole = (folder / WEIGHTS).read_bytes()
