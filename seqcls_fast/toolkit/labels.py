@@ -37,7 +37,7 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a label, or a part of one, is none: NaN is equal to nothing, so nothing would be found to be of its class."""
+    """Whether a label or a part of it is none. NaN is equal to nothing, so nothing would be of its class."""
     return any(map(_is_missing, label)) if type(label) is tuple else missing(label)
 
 
