@@ -7,11 +7,12 @@ its input as it likes it best: time-major, in its own kind of array, bound to th
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -235,10 +236,29 @@ def _onnxruntime(problem: Problem, threads: int) -> Engine:
     return Engine(lambda: session.run(None, feeds), _named)
 
 
-def _openvino(problem: Problem, threads: int) -> Engine:
+@cache
+def _openvino_core() -> Any:
+    """The process's one Core of OpenVINO, made so that this thread's alternate signal stack stays what it was.
+
+    A Core's CPU plugin replaces that stack when it is loaded. When the plugin is destroyed, it puts the old one back,
+    but not from another thread, and not while the stack of a later Core is in place: the thread then has a signal
+    stack in memory that is no longer mapped, and its next signal ends the process.
+    """
     import openvino
 
     core = openvino.Core()
+    libc = ctypes.CDLL(None)
+    stack = ctypes.create_string_buffer(64)  # more than a stack_t takes on any system
+    libc.sigaltstack(None, stack)
+    core.get_versions("CPU")  # loads the plugin; no later call of this Core changes the stack
+    libc.sigaltstack(stack, None)
+    return core
+
+
+def _openvino(problem: Problem, threads: int) -> Engine:
+    import openvino
+
+    core = _openvino_core()
     compiled = core.compile_model(
         core.read_model(io.BytesIO(onnx_model(problem))),
         "CPU",
