@@ -27,8 +27,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # torch's build finds ninja on the PATH alone
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build setup demo demo-small test lint check bench bench-quick report bench-compare mutants mutants-sample \
-  asan clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
+.PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
+  mutants-sample asan clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -71,10 +71,16 @@ demo-small: $(VENV)/.toolkit
 test: setup ## every test, and the examples in docstrings and README
 	$(PY) -m pytest $(PYTEST)
 
+# README's examples come last: they crashed once on what a benchmark's engine had left behind in the process.
+test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
+	$(PY) -m pytest $(wildcard tests/test_bench_*.py) tests/test_docs.py $(PYTEST)
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
+# Up to demo-small without the peers of the benchmarks (in a fresh .venv), from test-peers on with them.
 check: ## what .ci/run runs; each stage prints its own time
-	@for stage in setup lint test demo-small bench-quick torch-floor cuda-setup cuda-check cuda-build mutants-sample; do \
+	@for stage in setup lint test demo-small test-peers bench-quick torch-floor cuda-setup cuda-check cuda-build \
+	  mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
