@@ -130,7 +130,7 @@ PYTHON = [
         "            module.training = training\n",
         "            module.training = True\n",
     ),
-    Mutant("file written in place", EXPORT, "program.save(Path(folder, path.name))", "program.save(path)"),
+    Mutant("file written in place", EXPORT, "program.save(written)", "program.save(path)"),
     Mutant(
         "reference: ids without b_ih",
         "seqcls_fast/reference.py",
@@ -610,6 +610,28 @@ SCALE_MUTANTS = [
         "all(old[name].equal(new[name]) for name in old)",
         "True",
     ),
+    Mutant("names of columns classified", TOOLKIT + "columns.py", "columns = _columns(data)", "columns = None"),
+    Mutant("keys of a dict classified", TOOLKIT + "columns.py", "if isinstance(data, Mapping):", "if False:"),
+    Mutant(
+        "a text read as a file",
+        TOOLKIT + "estimators.py",
+        "        if not isinstance(X, os.PathLike):",
+        "        if not isinstance(X, os.PathLike | str):",
+    ),
+    Mutant(
+        "a formula in CSV",
+        TOOLKIT + "commands/use.py",
+        '    return _FORMULA.sub(r"\\1\'", str(text))',
+        "    return str(text)",
+    ),
+    Mutant(
+        "escape sequences shown",
+        TOOLKIT + "_shown.py",
+        "return sign if sign.isprintable() and",
+        "return sign if sign.isascii() or",
+    ),
+    Mutant("messages of any length", TOOLKIT + "_shown.py", "if len(text) <= limit:", "if len(text) <= 100 * limit:"),
+    Mutant("HTML on the card", TOOLKIT + "card.py", "return _code(printable(label))", "return printable(label)"),
     Mutant("no upper end on the card", TOOLKIT + "card.py", "{interval[1]:.4f}", "{interval[0]:.4f}"),
     Mutant(
         "blocks in one order",

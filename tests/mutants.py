@@ -82,12 +82,20 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/toolkit/commands/calibrate.py": ("test_calibration.py",),
     "seqcls_fast/toolkit/commands/search.py": ("test_search.py",),
     "seqcls_fast/toolkit/commands/reproduce.py": ("test_reproduce.py",),
-    "seqcls_fast/toolkit/card.py": ("test_reproduce.py",),
+    "seqcls_fast/toolkit/card.py": ("test_reproduce.py", "test_escapes.py"),
+    "seqcls_fast/toolkit/_shown.py": ("test_shown.py",),
+    "seqcls_fast/toolkit/columns.py": ("test_columns.py",),
+    "seqcls_fast/toolkit/commands/use.py": ("test_escapes.py", "test_cli.py", "test_calibration.py"),
     "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
     "seqcls_fast/toolkit/ragged.py": ("test_batches.py",),
     "seqcls_fast/toolkit/batches.py": ("test_batches.py",),
     "seqcls_fast/toolkit/c": ("test_cli.py", "test_calibration.py", "test_search.py"),  # cli.py and commands/
-    "seqcls_fast/toolkit/estimators.py": ("test_estimators.py", "test_resume.py", "test_calibration.py"),
+    "seqcls_fast/toolkit/estimators.py": (
+        "test_columns.py",
+        "test_estimators.py",
+        "test_resume.py",
+        "test_calibration.py",
+    ),
     "seqcls_fast/toolkit": ("test_estimators.py",),
     "seqcls_fast/reference.py": (
         "test_reference.py",
