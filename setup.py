@@ -214,7 +214,7 @@ class BuildPerIsa(BuildExtension):
 def extensions() -> list[Extension]:
     if not HAVE_COMPILER:
         print(
-            "seqcls_fast: no C++ compiler here: installing without the extension, on the slow reference path",
+            "seqcls_fast: no C++ compiler here: installing without the extension, torch's own layers will run",
             file=sys.stderr,
         )
         return []

@@ -38,6 +38,10 @@ examples:
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
 REGIMES = ("auto", "onchip", "cluster", "grid", "stepwise")
+LAYERS = {  # what runs a layer, in words
+    "kernels": "compiled kernels",
+    "torch": "torch's own, whose bits may depend on batch, chunks and threads",
+}
 
 
 def collect() -> dict[str, Any]:
@@ -50,12 +54,14 @@ def collect() -> dict[str, Any]:
 
         impls = list(ops.available_impls())
     module = _ext.C
+    build = dict(module.build_info()) if module is not None else {}
     return {
         "version": __version__,
         "extension": "loaded" if module is not None else f"missing: {_ext.why_missing}",
-        "build": dict(module.build_info()) if module is not None else {},
+        "build": build,
         "impls": impls,
         "chosen": impls[-1],
+        "layers": {"cpu": "kernels" if build else "torch", "cuda": "kernels" if build.get("cuda") else "torch"},
         "cpu_features": list(module.cpu_features()) if module is not None else [],
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -71,6 +77,8 @@ def _table(info: dict[str, Any]) -> str:
         "extension": info["extension"],
         "build": ", ".join(f"{key} {value}" for key, value in info["build"].items()) or "-",
         "implementation": f"{info['chosen']} (available: {', '.join(info['impls'])})",
+        "layers on a CPU": LAYERS[info["layers"]["cpu"]],
+        "layers on CUDA": LAYERS[info["layers"]["cuda"]],
         "CPU features": " ".join(info["cpu_features"]) or "unknown without the extension",
         "threads": info["threads"],
         "torch": info["torch"],

@@ -21,12 +21,15 @@ __all__ = [
     "Outputs",
     "Spec",
     "autocast",
+    "grads_batched",
     "mapped",
     "needs_graph",
+    "reference_gradients",
     "reference_layer",
     "run_backward",
     "run_forward",
     "transformed_layer",
+    "version_of",
 ]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
@@ -116,7 +119,7 @@ class Layer(torch.autograd.Function):
             if torch.compiler.is_compiling():  # Dynamo would save what an in-place change leaves, and say nothing
                 kept = output.clone()
             else:
-                kept, ctx.watch = output.data, _version_of(output)
+                kept, ctx.watch = output.data, version_of(output)
         ctx.save_for_backward(*tensors, kept, saved)
         return output if spec.want_output else None, h_n, c_n
 
@@ -131,7 +134,7 @@ class Layer(torch.autograd.Function):
         return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
 
 
-def _version_of(t: Tensor) -> Tensor:
+def version_of(t: Tensor) -> Tensor:
     """A tensor whose ``_version`` is that of ``t``, 0 until someone writes to it, and that keeps no memory alive."""
     watch = t.detach()
     watch.data = _NOTHING if t.is_cpu else t.new_empty(0)  # keeps the version counter it shares with t
@@ -140,15 +143,15 @@ def _version_of(t: Tensor) -> Tensor:
 
 def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """:func:`_gradients`, with a graph if one is asked for."""
-    if forward_ad._current_level >= 0 or _grads_batched(grads):  # tangents and this vmap know no kernels
-        return _reference_gradients(spec.but(needs=needs), grads, tensors)
+    if forward_ad._current_level >= 0 or grads_batched(grads):  # tangents and this vmap know no kernels
+        return reference_gradients(spec.but(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         # (LayerGrad has no gradient for the output: left in the graph, it would call this backward again, for nothing)
         return LayerGrad.apply(spec.but(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
 
 
-def _grads_batched(grads: _Tensors) -> bool:
+def grads_batched(grads: _Tensors) -> bool:
     """Whether they are those of ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
     return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
@@ -211,7 +214,7 @@ class LayerGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec, needs = ctx.spec, ctx.needs_input_grad[1:4] + ctx.needs_input_grad[6:]
-        result = _vjp(lambda t: _reference_gradients(spec, t[:3], t[3:]), ctx.saved_tensors, needs, grads)
+        result = _vjp(lambda t: reference_gradients(spec, t[:3], t[3:]), ctx.saved_tensors, needs, grads)
         return None, *result[:3], None, None, *result[3:]
 
     @staticmethod
@@ -312,7 +315,7 @@ def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool],
     return found
 
 
-def _reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
+def reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
     """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
     if spec.samples:
         return _reference_gradients_by_sample(spec, grads, tensors)
@@ -335,7 +338,7 @@ def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensor
     flat = tensors[5:]
 
     def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
-        found = _reference_gradients(spec.but(samples=0), grads, [*tensors, *flat])
+        found = reference_gradients(spec.but(samples=0), grads, [*tensors, *flat])
         return tuple(found[i] for i in wanted)
 
     apart, dims = _unfold_all(tensors[:5], inputs, n, batch)

@@ -1,7 +1,7 @@
 """Loads the compiled extension once.
 
-``C`` is the extension module or None. Without it everything still works through ``reference.py``;
-one warning says so and ``why_missing`` holds the reason.
+``C`` is the extension module or None. Without it everything still works, through torch's own recurrent layers
+(``_torch_layer.py``); one warning says so and ``why_missing`` holds the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ C, why_missing = _load()
 
 if C is None:
     warnings.warn(
-        f"seqcls_fast runs on its pure-PyTorch reference path, which is slow: the compiled extension is missing "
+        f"seqcls_fast runs torch's own recurrent layers and not its kernels: the compiled extension is missing "
         f"({why_missing}). Install with a C++17 compiler present to build it.",
         UserWarning,
         stacklevel=2,

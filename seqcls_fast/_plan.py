@@ -37,11 +37,14 @@ def explain(
 ) -> dict[str, Any]:
     """Both passes of a layer as plain JSON values; ``precision`` is one of PRODUCTS, ``device`` a name or "cuda"."""
     if _ext.C is None:
-        raise PlanError(f"plan: needs the compiled extension, which is missing: {_ext.why_missing}")
+        raise PlanError(
+            f"plan: needs the compiled extension, in whose place torch's own layers run: {_ext.why_missing}"
+        )
     limits, clock = _device(device)
     request = {"cell": cell, "hidden": hidden, "batch": batch, "precision": precision, "directions": directions}
     passes = {name: _pass(request, name == "backward", regime, limits, clock) for name in PASSES}
-    return {**request, "device": device, "limits": limits, "clock_ghz": clock, **passes}
+    built = bool(_ext.C.build_info()["cuda"])
+    return {**request, "device": device, "limits": limits, "clock_ghz": clock, "built": built, **passes}
 
 
 def _device(name: str) -> tuple[dict[str, int], float | None]:
@@ -55,7 +58,9 @@ def _device(name: str) -> tuple[dict[str, int], float | None]:
     import torch
 
     if not hasattr(_ext.C, "device_limits"):
-        raise PlanError("--device cuda: the extension was built without CUDA; name a known device instead")
+        raise PlanError(
+            "--device cuda: the extension was built without CUDA, so torch's own layers run there; name a known device"
+        )
     if not torch.cuda.is_available():
         raise PlanError("--device cuda: this machine has no CUDA device; name a known device instead")
     index = torch.cuda.current_device()
@@ -93,7 +98,8 @@ def table(answer: dict[str, Any]) -> str:
     lines = [["", *PASSES], *([label, *(column.get(label, "-") for column in rows)] for label in labels)]
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     text = ["  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([_title(answer), "", *text])
+    note = [] if answer["built"] else ["", "This build has no CUDA kernels: on a GPU it runs torch's own layers."]
+    return "\n".join([_title(answer), "", *text, *note])
 
 
 def _title(answer: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, linear
 
+from . import ops
 from ._checks import as_lengths
 from .nn import GRU, LSTM, RNN
 
@@ -121,7 +122,8 @@ class SequenceClassifier(nn.Module):
 
     def prepare_inference(self) -> SequenceClassifier:
         """Keeps the table of the first layer's projections for calls in eval mode without gradients, until the weights
-        may change: ``train()``, ``load_state_dict()`` and ``to()`` drop it; other changes of weights go unseen.
+        may change: ``train()``, ``load_state_dict()`` and ``to()`` drop it; other changes of weights go unseen. It is
+        not used where our kernels do not run, as torch's own layer takes no ids.
 
         Example::
 
@@ -205,7 +207,7 @@ class SequenceClassifier(nn.Module):
 
     def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
         """The first layer's projections of all ids, where they are at hand or cost less than projecting each step."""
-        if _in_graph():
+        if _in_graph() or not ops.takes_ids(ids):
             return None  # a graph should say what the model does, whatever the sizes
         if self._tables is not None and not torch.is_grad_enabled():
             return self._tables

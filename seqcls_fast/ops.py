@@ -1,7 +1,7 @@
 """``rnn_layer``: the one functional entry to a recurrent layer, and which implementation a call runs on.
 
-A call without a graph is one op; ``_autograd`` wraps it where gradients or transforms are at work, and the plain
-PyTorch of ``reference`` stands in where no kernel applies.
+A call without a graph is one op; ``_autograd`` wraps it where gradients or transforms are at work. Where no kernel
+runs, torch's own layer does (``_torch_layer``), and the plain PyTorch of ``reference`` where that cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _exported, reference  # noqa: F401  (_exported registers itself)
+from . import _autograd, _exported, _torch_layer, reference  # noqa: F401  (_exported registers itself)
 from ._autograd import Outputs
 from ._ext import C
 from ._shapes import CELLS
@@ -26,7 +26,8 @@ from ._shapes import CELLS
 __all__ = ["available_impls", "rnn_layer", "use_impl"]
 
 
-_IMPLS: tuple[str, ...] = ("reference", *(C.impls() if C is not None else ()))
+_WITHOUT_KERNELS = ("reference", "torch")
+_IMPLS: tuple[str, ...] = (*_WITHOUT_KERNELS, *(C.impls() if C is not None else ()))
 _HAS_CUDA = C is not None and bool(C.build_info()["cuda"])
 _REGIMES: tuple[str, ...] = tuple(C.regimes()) if C is not None and _HAS_CUDA else ()
 _DEVICES = ("cpu", "meta", "cuda") if _HAS_CUDA else ("cpu", "meta")
@@ -34,7 +35,11 @@ _default = threading.local()
 
 
 def available_impls() -> tuple[str, ...]:
-    """The names ``impl=`` accepts on this machine, besides ``"auto"``."""
+    """The names ``impl=`` accepts on this machine, besides ``"auto"``; the last is what ``"auto"`` means on the CPU.
+
+    ``"reference"`` is the layer in plain PyTorch, ``"torch"`` torch's own layer, where that can do the work of a call
+    and else the reference; the others are compiled kernels.
+    """
     return _IMPLS
 
 
@@ -79,10 +84,25 @@ def _runs_on(index: int | None) -> bool:
             C.device_limits(torch.cuda.current_device())
     except RuntimeError as error:
         warnings.warn(
-            f"seqcls_fast runs on its slow reference path on cuda:{index}: {error}", UserWarning, stacklevel=2
+            f"seqcls_fast runs torch's own recurrent layers on cuda:{index}, not its kernels: {error}",
+            UserWarning,
+            stacklevel=2,
         )
         return False
     return True
+
+
+def _has_kernels(impl: str, device: str, x: Tensor) -> bool:
+    """Whether our kernels run a layer on the device of ``x``. (A plan that prefers torch's own layer for some shapes on
+    a GPU would say so here.)"""
+    if C is None or impl in _WITHOUT_KERNELS or device not in _DEVICES:
+        return False
+    return device != "cuda" or impl != "auto" or _runs_on(x.device.index)
+
+
+def takes_ids(ids: Tensor) -> bool:
+    """Whether a layer reads ids without unrolling time: our kernels do, torch's own layer wants features."""
+    return _has_kernels(getattr(_default, "impl", "auto"), ids.device.type, ids)
 
 
 def _waits_for_checks() -> bool:
@@ -186,13 +206,12 @@ def run_layer(
     # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
     # too, would be a silent zero.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
-    has_kernel = C is not None and impl != "reference" and device in _DEVICES and differentiable
-    if has_kernel and device == "cuda" and impl == "auto":
-        has_kernel = _runs_on(x.device.index)
+    has_kernel = differentiable and _has_kernels(impl, device, x)
     if lengths is not None:  # the CPU's kernels check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         reference.check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
-        lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
+        if has_kernel:
+            lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
     if (
         has_kernel
         and device == "cuda"
@@ -204,7 +223,7 @@ def run_layer(
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
     function: Any = None
     if not has_kernel:
-        function = _autograd.reference_layer
+        function = _fallback
     elif transformed:
         function = _autograd.transformed_layer
     elif not exported and _autograd.needs_graph((x, h0, c0, *weights)):
@@ -223,3 +242,13 @@ def run_layer(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
         )
     return results[-1] if want_output else None, results[0], results[1] if cell == "lstm" else None
+
+
+def _fallback(spec: _autograd.Spec, *tensors: Any) -> Outputs:
+    """The layer without our kernels: torch's own where it can do the work, else the reference."""
+    x, h0, c0, lengths, *rest = tensors
+    if spec.impl != "reference" and _torch_layer.can_run(spec, *tensors):
+        return _torch_layer.torch_layer(spec, *tensors)
+    if lengths is not None:
+        lengths = lengths.to(x.device, torch.int64)
+    return _autograd.reference_layer(spec, x, h0, c0, lengths, *rest)

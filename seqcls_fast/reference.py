@@ -8,19 +8,24 @@ so that NaN in the padding reaches neither the results nor, as 0 * NaN, the grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-__all__ = ["autocasts", "check_lengths", "holds_ids", "rnn_layer"]
+__all__ = ["autocast_off", "autocasts", "check_lengths", "holds_ids", "rnn_layer"]
 
 
 def autocasts(device: str) -> bool:
     """Whether autocast is at work on a type of device; meta tensors have none, and asking for it is an error."""
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def autocast_off(device: str) -> AbstractContextManager[Any]:
+    """A block without autocast, which would narrow a layer's sums: the one thing that is kept wide."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
 def holds_ids(x: Tensor) -> bool:
@@ -115,9 +120,6 @@ def rnn_layer(
     if not holds_ids(x):
         x = x.to(compute)
 
-    # autocast would narrow the projections, whose sums are the one thing kept wide
-    device = x.device.type
-    autocast_off = torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
     outputs, h_n, c_n = [], [], []
     for d in range(len(w_ih)):
         weights = [w[d].to(compute) if w else None for w in (w_ih, w_hh, b_ih, b_hh, w_hr)]
@@ -126,7 +128,7 @@ def rnn_layer(
             w_hh[0].new_zeros(x.size(1), n, dtype=compute) if s is None else s[d].to(compute)
             for s, n in zip((h0, c0), width, strict=True)
         )
-        with autocast_off:
+        with autocast_off(x.device.type):
             steps, h, c = _one_direction(cell, x, h, c, weights, valid, storage, reverse=d == 1)
         outputs.append(steps)
         h_n.append(h)

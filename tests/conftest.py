@@ -1,4 +1,5 @@
-"""Shared fixtures. `impl` runs a test once per implementation of this machine, `compiled` once per compiled one.
+"""Shared fixtures. `impl` runs a test once per implementation of this machine, `compiled` once per compiled one,
+`checked` once per implementation that answers wrong sizes with sentences of ours: all but the reference.
 
 An instruction set this CPU lacks is absent from the parametrisation (the report header lists what is there, and
 test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one, which may
@@ -43,8 +44,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         impls = (chosen,)
     if "impl" in metafunc.fixturenames:
         metafunc.parametrize("impl", impls)
-    if "compiled" in metafunc.fixturenames:  # an empty list shows as skipped, with the reason in the header
-        metafunc.parametrize("compiled", [name for name in impls if name != "reference"])
+    # an empty list shows as skipped, with the reason in the header
+    if "checked" in metafunc.fixturenames:
+        metafunc.parametrize("checked", [name for name in impls if name != "reference"])
+    if "compiled" in metafunc.fixturenames:
+        metafunc.parametrize("compiled", [name for name in impls if name not in ("reference", "torch")])
 
 
 @pytest.fixture(autouse=True)

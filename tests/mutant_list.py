@@ -16,6 +16,7 @@ REFERENCE = "seqcls_fast/reference.py"
 OPS = "seqcls_fast/ops.py"
 AUTOGRAD = "seqcls_fast/_autograd.py"
 EXPORTED = "seqcls_fast/_exported.py"
+TORCH_LAYER = "seqcls_fast/_torch_layer.py"
 SHAPES = "seqcls_fast/_shapes.py"
 CONVERSION = "seqcls_fast/conversion.py"
 EXPORT = "seqcls_fast/export.py"
@@ -56,10 +57,45 @@ PYTHON = [
     Mutant(
         "backward without tangents",
         AUTOGRAD,
-        "forward_ad._current_level >= 0 or _grads_batched(grads)",
-        "_grads_batched(grads)",
+        "forward_ad._current_level >= 0 or grads_batched(grads)",
+        "grads_batched(grads)",
     ),
     Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
+    Mutant("no fallback but the reference", OPS, 'spec.impl != "reference" and', "False and"),
+    Mutant("ids where they unroll time", "seqcls_fast/classifier.py", " or not ops.takes_ids(ids)", ""),
+    Mutant(
+        "torch: change of the output not seen", TORCH_LAYER, "ctx.watch is not None and ctx.watch._version", "False"
+    ),
+    Mutant("torch: backward without a graph", TORCH_LAYER, "transformed or graph or", "transformed or"),
+    Mutant("torch: nothing recomputed", TORCH_LAYER, "set_grad_enabled(not spec.recompute)", "set_grad_enabled(True)"),
+    Mutant("torch: lengths beyond T", TORCH_LAYER, ".clamp(0, x.size(time))", ""),
+    Mutant("torch: packed states not in order", TORCH_LAYER, "state.index_select(1, order)", "state[:, :count]"),
+    Mutant(
+        "torch: states of empty rows lost", TORCH_LAYER, "state.index_copy(1,", "torch.zeros_like(state).index_copy(1,"
+    ),
+    Mutant(
+        "torch: states sorted",
+        TORCH_LAYER,
+        "index_copy(rows, order, padded)",
+        "index_copy(rows, order.sort()[0], padded)",
+    ),
+    Mutant("torch: a step of two", TORCH_LAYER, "spec.directions == 1 and batch_sizes", "batch_sizes"),
+    Mutant("torch: freed memory", TORCH_LAYER, "if needed > t.untyped_storage().nbytes()", "if False"),
+    Mutant("torch: sizes unchecked", TORCH_LAYER, "if t.shape != shape", "if False"),
+    Mutant("torch: batch_sizes that grow", TORCH_LAYER, " or (batch_sizes[1:] > batch_sizes[:-1]).any()", ""),
+    Mutant("torch: ids", TORCH_LAYER, "reference.holds_ids(x) or x.is_meta", "x.is_meta"),
+    Mutant(
+        "torch: transforms",
+        TORCH_LAYER,
+        "_are_functorch_transforms_active() or forward_ad._current_level >= 0:",
+        "_is_tracing():",
+    ),
+    Mutant(
+        "torch: autocast inside",
+        TORCH_LAYER,
+        "reference.autocast_off(x.device.type)",
+        "torch.no_grad() if False else reference.autocast_off('meta')",
+    ),
     Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
     Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
     Mutant(
@@ -73,7 +109,7 @@ PYTHON = [
     ),
     Mutant("exported without autocast", EXPORTED, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
     Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
-    Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or _grads_batched(grads)", "_current_level >= 0"),
+    Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or grads_batched(grads)", "_current_level >= 0"),
     Mutant(
         "second derivative of grads lost", AUTOGRAD, "*result[:3], None, None, *result[3:]", "*[None] * 5, *result[3:]"
     ),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import seqcls_fast as sf
+from checks import rounds_sums
 from tolerances import assert_close_by_name
 from twins import B, H, I, T, Tensors, gradients, hx_of, named, x_of
 
@@ -71,8 +72,11 @@ def results_and_gradients(
     return results | gradients(results, module, x=x, **{f"hx{k}": state for k, state in enumerate(states)})
 
 
-def assert_is_explicit(module: nn.Module, call: Callable[..., Any], x: Tensor, hx: Any, dtype: torch.dtype) -> None:
-    """What autocast gives are the bits of the explicit module, and every gradient has the dtype of its leaf."""
+def assert_is_explicit(
+    module: nn.Module, call: Callable[..., Any], x: Tensor, hx: Any, dtype: torch.dtype, terms: int = 0
+) -> None:
+    """What autocast gives are the bits of the explicit module, or that but for ``terms`` roundings, and every gradient
+    has the dtype of its leaf."""
     found = results_and_gradients(module, call, x, hx, dtype)
     narrow = copy.deepcopy(module).to(dtype)
     explicit = results_and_gradients(narrow, call, x.to(dtype), nest([state.to(dtype) for state in flat(hx)]), None)
@@ -83,7 +87,7 @@ def assert_is_explicit(module: nn.Module, call: Callable[..., Any], x: Tensor, h
         assert (got is None) == (want is None), name
         if got is not None and want is not None:
             assert got.dtype == leaves.get(name, dtype), name
-            assert torch.equal(got, want.to(got.dtype)), name
+            assert_close_by_name({name: got}, {name: want.to(got.dtype)}, terms, dtype)
 
 
 @LAYER
@@ -91,6 +95,7 @@ def assert_is_explicit(module: nn.Module, call: Callable[..., Any], x: Tensor, h
 @pytest.mark.parametrize("kind", INPUTS)
 def test_layers_are_the_explicit_ones(kind: str, dtype: torch.dtype, layer: str, impl: str) -> None:
     more, call = INPUTS[kind]
+    terms = 2 * 12 if rounds_sums(impl, dtype) else 0  # as checks.roundings has them, through two layers
     for options in ({}, {"num_layers": 2, "bidirectional": True, "bias": False}):
         module = LAYERS[layer][0](I, H, **LAYERS[layer][1], **more, **options)
         hx = hx_of(module)
@@ -103,7 +108,7 @@ def test_layers_are_the_explicit_ones(kind: str, dtype: torch.dtype, layer: str,
         ):
             states = None if given is None else nest([state.to(given) for state in flat(hx)])
             with sf.use_impl(impl):
-                assert_is_explicit(module, call, x_of().to(x_dtype), states, dtype)
+                assert_is_explicit(module, call, x_of().to(x_dtype), states, dtype, terms)
 
 
 @CELL
@@ -238,10 +243,9 @@ def test_function_transforms(dtype: torch.dtype, layer: str, impl: str) -> None:
     with sf.use_impl(impl), torch.autocast("cpu", dtype):
         mapped = torch.func.vmap(lambda x: module(x)[0])(x)
         assert mapped.dtype == dtype
-        # the reference is as good as its batched matrix products
-        assert_close_by_name(
-            {"x": mapped}, {"x": torch.stack([module(each)[0] for each in x])}, T if impl == "reference" else 0
-        )
+        # the reference, which stands in for torch's own layer here, is as good as its batched matrix products
+        terms = T if impl == "reference" else 4 * T if impl == "torch" else 0
+        assert_close_by_name({"x": mapped}, {"x": torch.stack([module(each)[0] for each in x])}, terms)
     with sf.use_impl(impl):
         found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
         each = [torch.autograd.grad(loss(weights, x[k]), list(weights.values())) for k in range(3)]
@@ -290,6 +294,8 @@ def test_gate_sums_and_weight_gradients_are_summed_in_float32(dtype: torch.dtype
 @DTYPE
 def test_c_is_kept_in_float32(dtype: torch.dtype, impl: str) -> None:
     """Open gates and an increment of eps / 8, which 1 in 16 bits does not take up, 200 times."""
+    if rounds_sums(impl, dtype):
+        pytest.skip("torch's own layer keeps c in the dtype of the layer")
     step, steps = torch.finfo(dtype).eps / 8, 200
     module = sf.LSTM(1, 1)
     for p in module.parameters():

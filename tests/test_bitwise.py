@@ -1,8 +1,8 @@
 """Bits that must not move: a row's forward result whatever batch, padding, layout or thread count it meets, a stream
 fed in chunks, and every result from one run to the next.
 
-Only the compiled implementations promise the first two: the reference goes through torch's matmul, whose bits depend
-on the size of the batch.
+Only the compiled implementations promise the first two: the reference and torch's own layer go through torch's matmul,
+whose bits depend on the size of the batch.
 """
 
 from __future__ import annotations
@@ -170,7 +170,10 @@ def test_changed_weights_are_seen(dtype: str, compiled: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_next_step_reads_what_was_stored(cell: str, dtype: str, impl: str) -> None:
     """16-bit: h is rounded once a step and the next step starts from the rounded one, c stays in float32. Replayed in
-    float64 from the stored h, nearly every element rounds to the very same number."""
+    float64 from the stored h, nearly every element rounds to the very same number. Not promised of torch's own layer:
+    some of its 16-bit dtypes round every sum, the others run in float32 throughout."""
+    if impl == "torch":
+        pytest.skip("torch's own layer rounds more often in 16 bits, or not between steps")
     case = Case(cell, T=6, B=8, I=5, H=33, dtype=dtype)
     inputs = build(case).inputs
     narrow = {name: t.to(case.torch_dtype) for name, t in inputs.items()}

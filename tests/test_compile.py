@@ -202,14 +202,16 @@ def test_autocast(name: str) -> None:
 
 
 @EACH
-def test_compiled_autograd(name: str) -> None:
+@pytest.mark.parametrize("chosen", ["auto", "torch"])
+def test_compiled_autograd(chosen: str, name: str) -> None:
     """The backward of an eager forward, compiled: it cannot look at versions, and is right all the same."""
     layer = LAYERS[name](I, H)
     x = torch.randn(4, 2, I, requires_grad=True)
     found = []
     for change in (False, True):
         for context in (torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")), nullcontext()):
-            output = layer(x)[0]
+            with sf.use_impl(chosen):
+                output = layer(x)[0]
             output = output.mul_(2) if change else output * 2
             x.grad = None
             with context:

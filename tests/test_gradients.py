@@ -205,7 +205,8 @@ def test_recomputed_gates_are_the_same(case: Case, impl: str) -> None:
         found.append(results | gradients(results, inputs, problem.cotangents))
         kept.append(numbers)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert impl == "reference" or kept[1] < kept[0]
+    by_reference = impl == "reference" or (impl == "torch" and case.ids)  # which keeps what torch keeps
+    assert by_reference or kept[1] < kept[0]
 
 
 @pytest.mark.parametrize("cell", CELLS)

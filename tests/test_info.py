@@ -25,16 +25,21 @@ def test_json_is_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
     assert info["impls"] == list(ops.available_impls())
     assert info["chosen"] in info["impls"]
     assert (info["extension"] == "loaded") == (_ext.C is not None)
+    assert info["layers"]["cpu"] == ("torch" if _ext.C is None else "kernels")
+    assert info["layers"]["cuda"] == ("kernels" if info["build"].get("cuda") else "torch")
 
 
 def test_missing_extension_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ext, "C", None)
     monkeypatch.setattr(_ext, "why_missing", "no compiler was found")
-    monkeypatch.setattr(ops, "available_impls", lambda: ("reference",))
+    monkeypatch.setattr(ops, "available_impls", lambda: ("reference", "torch"))
     assert __main__.main(["info"]) == 0
     out = capsys.readouterr().out
     assert "missing: no compiler was found" in out
-    assert "reference (available: reference)" in out
+    assert "torch (available: reference, torch)" in out
+    lines = [line for line in out.splitlines() if line.startswith("layers on ")]
+    assert [line[:15] for line in lines] == ["layers on a CPU", "layers on CUDA "]
+    assert all(line.endswith("torch's own, whose bits may depend on batch, chunks and threads") for line in lines)
 
 
 def test_module_runs() -> None:

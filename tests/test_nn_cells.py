@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import seqcls_fast as sf
+from checks import rounds_sums
 from tolerances import assert_close_by_name
 from twins import B, H, I, Tensors, gradients, x_of
 
@@ -57,8 +58,10 @@ def test_unrolled_cells_are_torchs(kind: str, bias: bool, batch: int | None, wit
         hx = (inputs["h"], inputs["c"]) if kind == "lstm" else inputs["h"]
         results = unroll(cell, inputs["x"], hx if with_hx else None)
         found.append(results | gradients(results, cell, **inputs))
-    # in bfloat16 a cell rounds both of its states, and their gradients, at every step and use
-    assert_close_by_name(*found, 8 * STEPS if dtype == torch.bfloat16 else TERMS)
+    # in bfloat16 a cell rounds both of its states, and their gradients, at every step and use; torch's rounds more, see
+    # checks.roundings
+    terms = 8 * STEPS * (3 if rounds_sums(sf.available_impls()[-1], dtype) else 1)
+    assert_close_by_name(*found, terms if dtype == torch.bfloat16 else TERMS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -462,7 +462,8 @@ def test_script_is_refused_and_trace_works(sf_class: type, nn_class: type) -> No
     x = x_of().float()
     with torch.no_grad():
         traced = torch.jit.trace(module, (x,))
-        assert_close_by_name(named(*traced(x[:, :2])), named(*module(x[:, :2])), 0)
-        if sf.available_impls() != ("reference",):  # whose loop over time the trace unrolls
+        kernels = "base" in sf.available_impls()  # else the trace holds the reference's loop over time
+        assert_close_by_name(named(*traced(x[:, :2])), named(*module(x[:, :2])), 0 if kernels else TERMS)
+        if kernels:
             longer = torch.cat([x, x])
             assert_close_by_name(named(*traced(longer)), named(*module(longer)), 0)

@@ -360,15 +360,27 @@ def test_unknown_device_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_no_device_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["plan", "--cell", "gru", "--hidden", "8", "--device", "cuda"]) == 1
-    lacks = "this machine has no CUDA device" if _ext.C.build_info()["cuda"] else "the extension was built without CUDA"
-    assert capsys.readouterr().err.startswith(f"--device cuda: {lacks}; name a known")
+    lacks = "the extension was built without CUDA, so torch's own layers run there; name a known"
+    if _ext.C.build_info()["cuda"]:
+        lacks = "this machine has no CUDA device; name a known"
+    assert capsys.readouterr().err.startswith(f"--device cuda: {lacks}")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_a_build_without_cuda_says_what_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    build = _ext.C.build_info() | {"cuda": cuda}
+    monkeypatch.setattr(_ext.C, "build_info", lambda: build)
+    text = told(capsys, "--cell gru --hidden 64")
+    assert ("on a GPU it runs torch's own layers" in text) == (not cuda)
 
 
 def test_missing_extension_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ext, "C", None)
     monkeypatch.setattr(_ext, "why_missing", "no compiler was found")
     assert __main__.main(["plan", "--cell", "gru", "--hidden", "8"]) == 1
-    message = "plan: needs the compiled extension, which is missing: no compiler was found\n"
+    message = "plan: needs the compiled extension, in whose place torch's own layers run: no compiler was found\n"
     assert capsys.readouterr().err == message
 
 

@@ -125,6 +125,14 @@ def test_what_is_missing_is_said(
         project.cuda_toolkit()
 
 
+def test_without_a_compiler_torch_s_layers_run(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_module, "HAVE_COMPILER", False)
+    assert setup_module.extensions() == []
+    assert "no C++ compiler here: installing without the extension, torch's own layers" in capsys.readouterr().err
+
+
 def test_other_choices_are_refused(project: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQCLS_CUDA", "yes")
     with pytest.raises(SystemExit, match="SEQCLS_CUDA: expected 0 or 1 but got yes"):

@@ -33,7 +33,7 @@ class Row(NamedTuple):
     name: str
     check: Callable[[Library, str], None]
     slow: bool = False  # seconds each, or blind to the implementation: ours runs once, torch.nn's only for the table
-    kernels: bool = False  # not promised of the reference path, whose time loop is Python and whose bits are torch's
+    kernels: bool = False  # not promised without kernels: the reference's time loop is Python, its bits are torch's
     cpu: bool = False  # what torch.nn answers depends on the CPU
 
 
