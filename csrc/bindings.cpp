@@ -122,6 +122,11 @@ void check_memory(const char* name, const Tensor& t) {
          t.storage_offset(), " on, but its storage holds ", storage / element, " elements");
 }
 
+// The dispatcher hands None on as a tensor without anything.
+void check_given(const char* name, const Tensor& t) {
+  if (!t.defined()) fail(name, ": expected a tensor but got None");
+}
+
 template <class Expected>
 void check_tensor(const char* name, const Tensor& t, const torch::stable::Device& device, ScalarType type,
                   const Expected& shape) {
@@ -581,6 +586,7 @@ void check_buffer(const char* name, const Tensor& t, const LayerCall& call, int6
 // as a present one on its way through the dispatcher.
 Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
                     int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl) try {
+  check_given("x", x);
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
   LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
@@ -664,6 +670,7 @@ Tensors weight_gradients(const LayerCall& call, const Backward& backward, const 
 Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors weights, Maybe h0, Maybe c0,
                      Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved, Name cell, int64_t directions,
                      bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl) try {
+  check_given("x", x);
   const Call implementation(x, impl);
   Runner& runner = *implementation.runner;
   LayerCall call = describe_input(x, weights, lengths, batch_sizes, cell, batch_first, runner);
@@ -671,6 +678,8 @@ Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors
   describe_weights(call, weights, directions, h0, c0);
   const Layer& l = call.layer;
   const Shape state{l.directions, l.B, l.out()}, c_state{l.directions, l.B, l.H};
+  check_given("output", output);
+  check_given("saved", saved);
   call.check("output", output, call.shape(l.directions * l.out()));
   check_buffer("saved", saved, call, call.saved_width());
   if (d_output) call.check("d_output", *d_output, call.shape(l.directions * l.out()));

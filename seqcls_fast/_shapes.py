@@ -46,6 +46,13 @@ def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tup
     return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
 
 
+def _check_given(**tensors: Any) -> None:
+    """The dispatcher lets None pass for a tensor."""
+    for name, t in tensors.items():
+        if t is None:
+            raise RuntimeError(f"{name}: expected a tensor but got None")
+
+
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
     for t in others:
         if t is not None and t.device != x.device:
@@ -62,6 +69,7 @@ def _fake_forward(
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
     impl: str,
 ) -> list[Tensor]:  # fmt: skip
+    _check_given(x=x)
     _check_devices(x, h0, c0, lengths, *weights)
     hidden, out = _widths(weights, directions, cell)
     w_ih, ids = weights[0], holds_ids(x)
@@ -101,6 +109,7 @@ def _fake_backward(
     output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool,
     want_d_weights: bool, samples: int, impl: str,
 ) -> list[Tensor]:  # fmt: skip
+    _check_given(x=x, output=output, saved=saved)
     results = [output.new_empty(t.shape) for t in (x if want_d_x else None, h0, c0) if t is not None]
     each = (samples,) if samples else ()
     for k, w in enumerate(weights if want_d_weights else ()):

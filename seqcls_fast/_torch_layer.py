@@ -239,13 +239,13 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
     gates = CELLS[spec.cell]
     rows = w_ih[0].size(0) if w_ih[0].dim() == 2 else 0
     if not rows or rows % gates:
-        raise RuntimeError(f"w_ih: expected {gates} * hidden_size rows but got {tuple(w_ih[0].shape)}")
+        raise RuntimeError(f"w_ih: expected {gates} * hidden_size rows but got {reference.shape_of(w_ih[0])}")
     hidden = out = rows // gates
     if w_hr:
         if spec.cell != "lstm":
             raise RuntimeError(f"w_hr: expected none for cell {spec.cell}")
         if w_hr[0].dim() != 2 or not w_hr[0].size(0):
-            raise RuntimeError(f"w_hr: expected (proj_size, {hidden}) but got {tuple(w_hr[0].shape)}")
+            raise RuntimeError(f"w_hr: expected (proj_size, {hidden}) but got {reference.shape_of(w_hr[0])}")
         out = w_hr[0].size(0)
     if c0 is not None and spec.cell != "lstm":
         raise RuntimeError(f"c0: expected None for cell {spec.cell}")
@@ -269,7 +269,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
             if t.dtype != x.dtype:
                 raise RuntimeError(f"{name}: expected dtype {x.dtype} but got {t.dtype}")
             if t.shape != shape:
-                raise RuntimeError(f"{name}: expected shape {shape} but got {tuple(t.shape)}")
+                raise RuntimeError(f"{name}: expected shape {shape} but got {reference.shape_of(t)}")
             reach = (
                 t.numel() - 1 if t.is_contiguous() else sum((n - 1) * s for n, s in zip(shape, t.stride(), strict=True))
             )

@@ -7,6 +7,7 @@ runs, torch's own layer does (``_torch_layer``), and the plain PyTorch of ``refe
 from __future__ import annotations
 
 import os
+import reprlib
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,9 @@ def use_impl(name: str) -> Iterator[None]:
 
 def _check_impl(name: str) -> None:
     if name != "auto" and name not in _IMPLS and not (C is not None and name in (*C.impls(), *_REGIMES)):
-        raise ValueError(f"impl: expected one of {', '.join(('auto', *_IMPLS, *_REGIMES))} but got {name!r}")
+        raise ValueError(
+            f"impl: expected one of {', '.join(('auto', *_IMPLS, *_REGIMES))} but got {reprlib.repr(name)}"
+        )
 
 
 def _constant(function: Any) -> Any:
@@ -196,7 +199,7 @@ def run_layer(
     if impl != "auto":
         _check_impl(impl)
     if cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r}")
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
     device = "cpu" if x.is_cpu else x.device.type
     if reference.holds_ids(x):
         x = x.to(torch.int64)

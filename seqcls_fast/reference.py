@@ -7,6 +7,7 @@ so that NaN in the padding reaches neither the results nor, as 0 * NaN, the grad
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -33,11 +34,16 @@ def holds_ids(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
+def shape_of(t: Tensor) -> str:
+    """Its shape for a message, shortened where it has many dimensions."""
+    return reprlib.repr(tuple(t.shape))
+
+
 def check_rank(x: Tensor, batch_sizes: Tensor | None) -> None:
     outer, ids = 2 if batch_sizes is None else 1, holds_ids(x)
     if x.dim() != outer + (not ids):
         rows = "(T, B" if batch_sizes is None else "packed rows (N"
-        raise RuntimeError(f"x: expected {rows}{') of ids' if ids else ', I)'} but got shape {tuple(x.shape)}")
+        raise RuntimeError(f"x: expected {rows}{') of ids' if ids else ', I)'} but got shape {shape_of(x)}")
 
 
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
@@ -52,7 +58,7 @@ def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, valu
         raise RuntimeError(f"lengths: expected None unless x is padded ({dims}-D) but got lengths and a {x.dim()}-D x")
     T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
     if lengths.dim() != 1 or lengths.size(0) != B:
-        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {tuple(lengths.shape)}")
+        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {shape_of(lengths)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
     if values and B and _readable(lengths):
@@ -200,4 +206,4 @@ def _step(cell: str, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tu
         i, f, g, o = (from_x + from_h).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
-    raise ValueError(f"cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got {cell!r}")
+    raise ValueError(f"cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got {reprlib.repr(cell)}")

@@ -311,3 +311,32 @@ def test_tensors_without_values_are_refused_alike() -> None:
     meta = {name: t.to("meta") if isinstance(t, Tensor) else t for name, t in a.items()}
     with pytest.raises(RuntimeError, match=r"^cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'none'$"):
         forward(meta | {"cell": "none"})
+
+
+@pytest.mark.parametrize("name", ["x", "output", "saved"])
+@pytest.mark.parametrize("meta", [False, True])
+def test_none_is_no_tensor(name: str, meta: bool) -> None:
+    """The dispatcher lets it pass for one."""
+    a = backward_arguments()
+    if meta:
+        a = {key: t.to("meta") if isinstance(t, Tensor) else t for key, t in a.items()}
+    for call in (forward, backward) if name == "x" else (backward,):
+        with pytest.raises(RuntimeError, match=f"^{name}: expected a tensor but got None$"):
+            call(a | {name: None})
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_names_and_shapes_of_python_s_checks_are_short(meta: bool) -> None:
+    device, weights = "meta" if meta else "cpu", ([torch.zeros(3 * H, I)], [torch.zeros(3 * H, H)])
+    w_ih, w_hh = ([w.to(device) for w in group] for group in weights)
+    x = torch.zeros(1, device=device)
+    for arguments in (
+        {"x": x.expand([1] * 1000)},
+        {"x": x.expand(T, B, I), "lengths": torch.zeros([1] * 1000, dtype=torch.int64, device=device)},
+        {"x": x.expand(T, B, I), "cell": "x" * 5000},
+        {"x": x.expand(T, B, I), "impl": "x" * 5000},
+    ):
+        for impl in ("auto", "reference", "torch"):
+            with pytest.raises((RuntimeError, ValueError)) as caught:
+                sf.rnn_layer(**{"w_ih": w_ih, "w_hh": w_hh, "cell": "gru", "impl": impl} | arguments)
+            assert len(str(caught.value)) < 500
