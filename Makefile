@@ -28,7 +28,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
-  mutants-sample asan clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
+  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -79,8 +79,8 @@ test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer ins
 
 # Up to demo-small without the peers of the benchmarks (in a fresh .venv), from test-peers on with them.
 check: ## what .ci/run runs; each stage prints its own time
-	@for stage in setup lint test demo-small test-peers bench-quick torch-floor cuda-setup cuda-check cuda-build \
-	  mutants-sample; do \
+	@for stage in setup lint test demo-small test-peers bench-quick fuzz-sample torch-floor cuda-setup cuda-check \
+	  cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -105,12 +105,33 @@ mutants-sample: setup
 # checks left out double the compile time of the kernels, and one ISA besides the portable one is enough by default.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize=null,vptr,object-size -fno-sanitize-recover=undefined
 ASAN_ISAS ?= avx2
-asan: setup ## kernel tests on an extension with AddressSanitizer and UBSan
+ASAN_RUNTIMES = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)
+asan-build: setup
 	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet \
 	  build --build-lib build/asan/lib build_ext --build-temp build/asan/temp --isas=$(ASAN_ISAS)
-	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+
+asan: asan-build ## kernel tests on an extension with AddressSanitizer and UBSan
+	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" \
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py tests/test_limits.py $(PYTEST)
+
+# Memory that cannot be had is refused, as it is without the sanitizers: AddressSanitizer's own malloc() and the
+# operator new of fuzz_new.cpp see to that. Fresh memory is full of NaN.
+FUZZ ?=
+FUZZ_OPTIONS := detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048:malloc_fill_byte=255
+FUZZ_OPTIONS := $(FUZZ_OPTIONS):max_malloc_fill_size=268435456:verify_asan_link_order=0:alloc_dealloc_mismatch=0
+FUZZ_OPS = PYTHONPATH=build/asan/lib ASAN_OPTIONS=$(FUZZ_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$(CURDIR)/build/asan/new.so $(ASAN_RUNTIMES)" $(PY) tests/fuzz_ops.py --shards 2
+build/asan/new.so: tests/fuzz_new.cpp
+	mkdir -p $(@D)
+	$(CXX) -O1 -shared -fPIC $< -o $@
+
+fuzz: asan-build build/asan/new.so ## 100,000 valid and hostile calls of the operators with both sanitizers, and 500 races
+	$(FUZZ_OPS) --calls 100000 $(FUZZ)
+	$(FUZZ_OPS) --calls 500 --races $(FUZZ)
+
+fuzz-sample: asan-build build/asan/new.so ## 2,000 of them, and 40 races
+	$(FUZZ_OPS) --calls 2000 $(FUZZ)
+	$(FUZZ_OPS) --calls 40 --races $(FUZZ)
 
 # -- other releases of torch ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ fresh torch memory is NaN, and recycled buffers hold what a call full of NaN lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from math import isqrt
@@ -187,9 +187,12 @@ def roundings(case: Case, name: str, impl: str = "") -> int:
     return 16 + 4 * isqrt(chain)
 
 
-def compare(found: Named, wanted: Named, case: Case, impl: str = "") -> None:
+def compare(
+    found: Named, wanted: Named, case: Case, impl: str = "", least_scale: Mapping[str, float] | None = None
+) -> None:
     """Every tensor of `wanted`, relative to its largest element; those that may be a few numbers that cancel, weights'
-    gradients and small ones of inputs, relative to the largest gradient of all weights (and inputs)."""
+    gradients and small ones of inputs, relative to the largest gradient of all weights (and inputs). A scale is at
+    least that of `least_scale`."""
     assert found.keys() == wanted.keys()
     largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in wanted.items()}
     weights = {name for name in wanted if name.startswith(("d w", "d b"))}
@@ -198,7 +201,7 @@ def compare(found: Named, wanted: Named, case: Case, impl: str = "") -> None:
     largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
     largest |= dict.fromkeys(few, max((largest[name] for name in weights | inputs), default=0.0))
     for name, e in wanted.items():
-        a, scale = found[name], largest[name]
+        a, scale = found[name], max(largest[name], (least_scale or {}).get(name, 0.0))
         assert a.shape == e.shape, f"{name}: {tuple(a.shape)} instead of {tuple(e.shape)}"
         assert a.dtype == case.torch_dtype, f"{name}: {a.dtype} instead of {case.dtype}"
         relative = tolerance(case.torch_dtype, roundings(case, name, impl), tf32=case.dtype == "tf32")
