@@ -90,9 +90,9 @@ std::string text(const torch::stable::Device& device) {
 // such products, so none of them overflows 64 bits.
 constexpr int64_t kMostElements = int64_t{1} << 48;
 
-// The number of elements of a shape, where a dimension of size 0 counts as 1: the other sizes are used all the same.
+// A dimension of size 0 counts as 1, as the other sizes are used all the same.
 template <class Sizes>
-int64_t checked_elements(const char* name, const Sizes& sizes) {
+void check_elements(const char* name, const Sizes& sizes) {
   int64_t count = 1;
   for (size_t i = 0; i < sizes.size(); ++i) {
     const int64_t size = std::max<int64_t>(sizes.begin()[i], 1);
@@ -100,14 +100,13 @@ int64_t checked_elements(const char* name, const Sizes& sizes) {
       fail(name, ": expected at most ", kMostElements, " elements but got shape ", text(sizes));
     count *= size;
   }
-  return count;
 }
 
-// The storage of a tensor may have been freed or made smaller under it (untyped_storage().resize_), and its sizes may
-// be anything where strides are 0: neither is to be found out by a kernel.
+// Kernels read wherever sizes and strides lead. But the storage of a tensor may have been freed or made smaller since
+// the tensor was made (untyped_storage().resize_), and an expanded tensor may claim any size.
 void check_memory(const char* name, const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
-  checked_elements(name, sizes);
+  check_elements(name, sizes);
   if (t.numel() == 0) return;
   int64_t storage = 0, last = t.storage_offset();  // bytes; the element at the end of every dimension
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &storage));
@@ -266,7 +265,7 @@ struct Call {
 constexpr int64_t kPooledBytes = 1 << 20;  // from here on a fresh buffer's page faults cost more than the pool
 
 Tensor empty(const Shape& shape, Dtype dtype, const torch::stable::Device& device) {
-  checked_elements("results", shape);
+  check_elements("results", shape);
   if (device.type() != DeviceType::CPU) return torch::stable::empty(shape, scalar_of(dtype), std::nullopt, device);
   int64_t count = 1;
   Shape strides(shape.size());
