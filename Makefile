@@ -73,7 +73,7 @@ test: setup ## every test, and the examples in docstrings and README
 
 # README's examples come last: they crashed once on what a benchmark's engine had left behind in the process.
 test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
-	$(PY) -m pytest $(wildcard tests/test_bench_*.py) tests/test_docs.py $(PYTEST)
+	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/project/test_docs.py $(PYTEST)
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
@@ -90,14 +90,14 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/simt -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 mutants: setup ## change the kernels in many small ways, one at a time: each change must fail a test (long)
-	$(PY) tests/mutants.py
+	$(PY) tests/mutation/mutants.py
 
 mutants-sample: setup
-	$(PY) tests/mutants.py --sample 6
+	$(PY) tests/mutation/mutants.py --sample 6
 
 # The same sources with AddressSanitizer and UBSan, in folders of their own. The interpreter is not instrumented, so the
 # runtimes come first by LD_PRELOAD (libstdc++ with them, or C++ exceptions abort); it never frees what it interned, so
@@ -112,16 +112,16 @@ asan-build: setup
 
 asan: asan-build ## kernel tests on an extension with AddressSanitizer and UBSan
 	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" \
-	  $(VENV)/bin/pytest -p no:cacheprovider tests/test_backends.py tests/test_limits.py $(PYTEST)
+	  $(VENV)/bin/pytest -p no:cacheprovider tests/layers/test_backends.py tests/layers/test_limits.py $(PYTEST)
 
 # Memory that cannot be had is refused, as it is without the sanitizers: AddressSanitizer's own malloc() and the
 # operator new of fuzz_new.cpp see to that. Fresh memory is full of NaN.
 FUZZ ?=
 FUZZ_OPTIONS := detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048:malloc_fill_byte=255
 FUZZ_OPTIONS := $(FUZZ_OPTIONS):max_malloc_fill_size=268435456:verify_asan_link_order=0:alloc_dealloc_mismatch=0
-FUZZ_OPS = PYTHONPATH=build/asan/lib ASAN_OPTIONS=$(FUZZ_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
-  LD_PRELOAD="$(CURDIR)/build/asan/new.so $(ASAN_RUNTIMES)" $(PY) tests/fuzz_ops.py --shards 2
-build/asan/new.so: tests/fuzz_new.cpp
+FUZZ_OPS = PYTHONPATH=build/asan/lib:tests ASAN_OPTIONS=$(FUZZ_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$(CURDIR)/build/asan/new.so $(ASAN_RUNTIMES)" $(PY) tests/fuzz/fuzz_ops.py --shards 2
+build/asan/new.so: tests/fuzz/fuzz_new.cpp
 	mkdir -p $(@D)
 	$(CXX) -O1 -shared -fPIC $< -o $@
 
@@ -139,8 +139,8 @@ fuzz-sample: asan-build build/asan/new.so ## 2,000 of them, and 40 races
 # made once (5 GB: PyPI's builds are for CUDA). A build's tests run in the folder that has the package, or the one of the
 # tree, built for another release, would be theirs.
 RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest hypothesis expecttest numpy onnx onnxscript onnxruntime
-RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py test_ops.py \
-  test_func.py test_transforms.py)
+RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
+  test_ops.py) transforms/test_func.py transforms/test_transforms.py)
 PYTEST_ELSEWHERE := -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 $(FLOOR_VENV)/.ready:
@@ -156,7 +156,7 @@ torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
 simt-full: setup ## the CUDA kernels on the CPU, the whole product of cases instead of pairs (an hour)
-	$(PY) -m pytest tests/test_simt.py --simt-full $(PYTEST)
+	$(PY) -m pytest tests/cuda/test_simt.py --simt-full $(PYTEST)
 
 $(CUDA_VENV)/.ready:
 	$(PYTHON) -m venv $(CUDA_VENV)
@@ -179,7 +179,7 @@ cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torc
 	PATH="$(dir $(abspath $(CUDA_PYTHON))):$$PATH" SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
 	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
 	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) \
-	  $(addprefix $(CURDIR)/tests/,test_cuda_build.py test_build.py)
+	  $(addprefix $(CURDIR)/tests/,cuda/test_cuda_build.py project/test_build.py)
 	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) --impl auto $(RELEASE_TESTS)
 endif
 
@@ -196,18 +196,18 @@ bench-quick: setup ## a small size of each, against the peers that are there, to
 	$(PY) -m benchmarks --quick $(BENCH)
 
 report: $(VENV)/.torch ## README's performance section and its charts from benchmarks/results
-	$(PY) benchmarks/report.py
+	$(PY) -m benchmarks.report
 
 # The working tree as it is against a revision, which is built beside it: make bench-compare BASE=HEAD~1
 BASE ?=
 bench-compare: setup ## time against another revision: BASE=REVISION
-	$(PY) benchmarks/compare.py $(BENCH) $(BASE)
+	$(PY) -m benchmarks.compare $(BENCH) $(BASE)
 
 # PYTHON, if it is given, else .venv's
 GPU ?=
 .PHONY: gpu
 gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## where a GPU and nvcc are: build, check and measure the CUDA part
-	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) benchmarks/gpu_check.py $(GPU)
+	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) -m benchmarks.gpu $(GPU)
 
 # -- tidying ----------------------------------------------------------------------------------------------------------
 

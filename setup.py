@@ -49,8 +49,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
-CUDA_SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-CUDA_HEADERS = [path for glob in ("*.h", "core/*.h", "cuda/*.*h") for path in (ROOT / "csrc").glob(glob)]
+CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+CUDA_HEADERS = [path for glob in ("bindings/*.h", "core/*.h", "cuda/**/*.*h") for path in (ROOT / "csrc").glob(glob)]
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -184,7 +184,7 @@ class BuildPerIsa(BuildExtension):
             # GCC 12 warns about its own AVX-512 headers
             flags = [*FLAGS, *VECTORIZE, *ISAS[name], "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
             return self.compiler.compile(
-                [str(ROOT / "csrc/cpu/kernels.cpp")],
+                [str(ROOT / "csrc/cpu/kernels/kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
                 depends=ext.depends,
                 extra_postargs=[*flags, *macros],
@@ -222,7 +222,12 @@ def extensions() -> list[Extension]:
     return [
         CppExtension(
             "seqcls_fast._C",
-            ["csrc/bindings.cpp", "csrc/introspection.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
+            [
+                "csrc/bindings/ops.cpp",
+                "csrc/bindings/introspection.cpp",
+                "csrc/cpu/host/run.cpp",
+                "csrc/cpu/host/pool.cpp",
+            ],
             extra_compile_args=FLAGS,
             depends=sorted(map(str, headers)),
         )

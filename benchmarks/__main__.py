@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 QUESTIONS = (
     "layers", "latency", "tokens", "classifier", "scaling", "per_sample", "compile_time", "import_time", "memory",
 )  # fmt: skip
@@ -49,10 +48,7 @@ def bind(threads: int) -> None:
 def answer(arguments: argparse.Namespace, threads: int) -> int:
     """Measures in this process; 1 where a result of ours was wrong."""
     bind(threads)
-    sys.path.insert(0, str(HERE))  # the files here import each other flat
-    import harness
-    import machine
-    import rows
+    from . import harness, machine, rows
 
     names = arguments.peers.split(",") if arguments.peers else None
     warnings.simplefilter("ignore")  # torch's own, of what is slow in its layers or switched off on purpose
@@ -68,7 +64,7 @@ def answer(arguments: argparse.Namespace, threads: int) -> int:
         rows.write_run(facts, output)
         for question in arguments.questions:
             start = time.perf_counter()
-            for row in importlib.import_module(f"bench_{question}").measure(session):
+            for row in importlib.import_module(f"benchmarks.questions.{question}").measure(session):
                 rows.write(row, output)
                 print(rows.described(row), flush=True)
                 wrong += not row.sides["ours"].measured

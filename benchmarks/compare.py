@@ -15,11 +15,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from . import rows
+from .rows import ROOT, Row, Side
 
-import rows
-from rows import ROOT, Row, Side
-
+# The benchmarks come from this tree and the package from the one to measure, which has benchmarks of its own.
+WORKER = """
+import sys
+root, tree, threads = sys.argv[1:]
+sys.path[0] = root
+from benchmarks import compare
+sys.path[0] = tree
+compare.work(int(threads))
+"""
 TOLERATED = 0.05
 ROUNDS = 9
 
@@ -48,10 +55,9 @@ class Worker:
     """The process of one revision."""
 
     def __init__(self, tree: Path, threads: int) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--threads", str(threads)]
-        environment = os.environ | {"PYTHONPATH": str(tree)}
+        command = [sys.executable, "-c", WORKER, str(ROOT), str(tree), str(threads)]
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )  # fmt: skip
 
     def ask(self, *words: object) -> list[str]:
@@ -70,7 +76,7 @@ class Worker:
 
 
 def cases(quick: bool) -> list[Any]:
-    import layer_cases
+    from . import layer_cases
 
     shapes = [layer_cases.SHAPES[i] for i in ((2,) if quick else (1, 2, 4, 6))]
     return [case for case in layer_cases.grid(shapes=shapes) if case.plain]
@@ -78,11 +84,11 @@ def cases(quick: bool) -> list[Any]:
 
 def work(threads: int) -> None:
     """Answers what stdin asks: "case QUICK INDEX" with the seconds of a call, "block CALLS" with seconds a call."""
-    import harness
-    from layer_cases import grad_mode
-
     import seqcls_fast as sf
     from seqcls_fast import _ext
+
+    from . import harness
+    from .layer_cases import grad_mode
 
     if _ext.C is None:
         raise SystemExit(f"{sf.__file__}: expected a built extension")
@@ -125,12 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("base", nargs="?", help="a revision of this repository")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one shape, few rounds")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    if arguments.worker:
-        work(arguments.threads)
-        return 0
     if arguments.base is None:
         parser.error("expected a revision: make bench-compare BASE=main")
     tree = build(arguments.base)

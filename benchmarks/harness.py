@@ -17,12 +17,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-import layer_cases
-import peers
 import torch
-from layer_cases import Case
-from machine import Machine, Peak
-from rows import Row, Side
+
+from . import layer_cases, peers
+from .layer_cases import Case
+from .machine import Machine, Peak
+from .rows import Row, Side
 
 Result = TypeVar("Result")
 Run = Callable[[], Any]

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../csrc/core/cells.h"
-#include "../csrc/cpu/kernels.h"
+#include "../csrc/cpu/kernels/kernel_table.h"
 
 namespace sf {
 extern const Kernels kernels_avx2;

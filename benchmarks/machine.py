@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import layer_cases
-import rows
 import torch
-from layer_cases import Case
 
 import seqcls_fast as sf
 from seqcls_fast import _ext, ops
+
+from . import layer_cases, rows
+from .layer_cases import Case
 
 # Clocks that activations take per 16 values and step, where two 512-bit multiply-adds are issued in one; the backward's
 # elementwise part was never set for RNN.

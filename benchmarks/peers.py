@@ -16,11 +16,12 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from layer_cases import GATES, Case, Problem, Values, gradients_of, last_hidden, states_at
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqcls_fast as sf
+
+from .layer_cases import GATES, Case, Problem, Values, gradients_of, last_hidden, states_at
 
 UNROLLED = 10  # steps that torch.compile is given: it unrolls the loop, and compiles for some seconds a step
 

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import charts
-import rows
-from rows import Measured, Row, amount, mean_of, number, percent
+from . import charts, rows
+from .rows import Measured, Row, amount, mean_of, number, percent
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 WORST_BEGIN, WORST_END = "<!-- worst:begin -->", "<!-- worst:end -->"

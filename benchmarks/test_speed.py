@@ -5,20 +5,15 @@ A group holds the engines of one case; `--benchmark-autosave` and later `--bench
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("pytest_benchmark")
-sys.path.append(str(Path(__file__).parent))
-
-import harness
-import layer_cases
-import peers
 import torch
-from layer_cases import SHAPES, Case
+
+from . import harness, layer_cases, peers
+from .layer_cases import SHAPES, Case
 
 ENGINES = ["ours", *(peer.name for peer in peers.PEERS if peer.installed and peer.name != "torch.compile")]
 

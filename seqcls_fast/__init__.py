@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .ops import available_impls, rnn_layer, use_impl
     from .toolkit.estimators import SeriesClassifier, TextClassifier
-    from .toolkit.evaluation import Report, evaluate_predictions
+    from .toolkit.evaluation.evaluate import Report, evaluate_predictions
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
 _HOME |= {"SequenceClassifier": "classifier"}
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
 _HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")
-_HOME |= dict.fromkeys(("evaluate_predictions", "Report"), "toolkit.evaluation")
+_HOME |= dict.fromkeys(("evaluate_predictions", "Report"), "toolkit.evaluation.evaluate")
 _SUBMODULES = ("export", "nn", "ops", "reference")
 
 

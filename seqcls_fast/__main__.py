@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
-from .toolkit import cli
+from .cli import main as cli
 
 EXAMPLES = """\
 examples:
@@ -100,7 +100,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         raise cli.UsageError(f"--tf32 and --exact: expected with --dtype fp32 but got {precision}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing extension is the answer, not also a warning
-        from . import _plan
+        from .cli import plan as _plan
     if precision == "fp32":
         precision = "tf32x3" if arguments.exact else "tf32"
     layer = (arguments.cell, arguments.hidden, arguments.batch, precision, arguments.directions)

@@ -1,6 +1,6 @@
 """What the ops take and return, without the numbers: the flat list of weights, and the ops' fake kernels.
 
-Tracing (torch.compile, torch.export), meta tensors and ``autograd`` rely on it; ``csrc/bindings.cpp`` checks the rest.
+Tracing (torch.compile, torch.export), meta tensors and ``autograd`` rely on it; csrc/bindings checks the rest.
 """
 
 from __future__ import annotations

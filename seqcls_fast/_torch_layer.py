@@ -226,7 +226,7 @@ def runs_wide(dtype: torch.dtype) -> bool:
 
 
 def _check_sizes(spec: Spec, *tensors: Any) -> None:
-    """Refuses, in the sentences of csrc/bindings.cpp, what torch's layer would take: it checks few sizes and no memory,
+    """Refuses, in the sentences of csrc/bindings, what torch's layer would take: it checks few sizes and no memory,
     and reads and writes out of bounds where they do not fit."""
     x, h0, c0, _, batch_sizes, *flat = tensors
     reference.check_rank(x, batch_sizes)

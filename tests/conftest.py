@@ -3,18 +3,23 @@
 
 An instruction set this CPU lacks is absent from the parametrisation (the report header lists what is there, and
 test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one, which may
-be a simt-... of tests/simt: the CUDA kernels on the CPU.
+be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from seqcls_fast import _ext, ops
 from simt.build import load_plugin, why_no_plugin
+
+# for `benchmarks`; at the end, since the package under test may be one that was built elsewhere
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

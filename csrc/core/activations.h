@@ -1,6 +1,6 @@
 // sigmoid and tanh for every value type. Both come from one split, 2^t = s (1 + q), so tanh is expm1 based and exact to
-// ~2 ulp near 0 too. Vectors: csrc/cpu/vec.h must come first, as unqualified calls on builtin vectors find only what
-// was declared before.
+// ~2 ulp near 0 too. Vectors: csrc/cpu/kernels/vec.h must come first, as unqualified calls on builtin vectors find only
+// what was declared before.
 #pragma once
 
 #include "math.h"

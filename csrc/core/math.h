@@ -1,4 +1,5 @@
-// The primitives every value type brings to the cells, here for float and double; csrc/cpu/vec.h has the vectors'.
+// The primitives every value type brings to the cells, here for float and double; csrc/cpu/kernels/vec.h has the
+// vectors'.
 #pragma once
 
 #ifdef __CUDACC__

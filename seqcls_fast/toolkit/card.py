@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from .. import __version__, ops
-from ._shown import MESSAGE, NAME, escaped, shown
-from .evaluation import printable
+from ._terminal import MESSAGE, NAME, escaped, shown
+from .evaluation.evaluate import printable
 from .store import COMMAND, SEARCH
 
 __all__ = ["metrics_of", "model_card", "versions"]

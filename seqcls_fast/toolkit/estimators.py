@@ -20,28 +20,30 @@ from torch import Tensor
 
 from .. import __version__
 from ..classifier import SequenceClassifier
-from . import calibration, labels, store
+from . import store
 from ._extras import need
-from ._shown import escaped, kind_of, shown
+from ._terminal import escaped, kind_of, shown
 from .card import model_card
-from .checkpoint import CheckpointError, Checkpoints
-from .columns import items, missing
-from .evaluation import FEW
-from .leakage import Fingerprints, leaks, shared
-from .ragged import Ragged
+from .data import labels
+from .data.columns import items, missing
+from .data.leakage import Fingerprints, leaks, shared
+from .data.ragged import Ragged
+from .data.series import SeriesEncoder, as_steps
+from .data.stream import Stream
+from .data.text import TextEncoder
+from .evaluation import calibration
+from .evaluation.evaluate import FEW
 from .ranks import Ranks, current
-from .resume import check_content
 from .schema import check_annotated
-from .series import SeriesEncoder, as_steps
-from .stream import Stream
-from .task import Task, prepared
-from .text import TextEncoder
-from .training import METRICS, SCHEDULES, Options, best_epoch_of, logits_of, seeded, train
+from .training.checkpoint import CheckpointError, Checkpoints
+from .training.loop import METRICS, SCHEDULES, Options, best_epoch_of, logits_of, seeded, train
+from .training.prepare import Task, prepared
+from .training.resume import check_content
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator, ClassifierMixin  # type: ignore[import-untyped]
 
-    from .evaluation import Report
+    from .evaluation.evaluate import Report
     from .trace import Trace
 else:
     _base = need("sklearn.base", "TextClassifier and SeriesClassifier")
@@ -73,7 +75,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         Args:
             X: the sequences as a list, an array, a column or a frame with one column; the ``pathlib.Path`` of a file
                 that holds them and their labels (see ``toolkit.readers``); or a
-                :class:`~seqcls_fast.toolkit.stream.Stream` of more than fits in memory.
+                :class:`~seqcls_fast.toolkit.data.stream.Stream` of more than fits in memory.
             y: their labels, of any hashable kind; None with a path or a Stream.
             validation: ``(X, y)``, a ``pathlib.Path`` or a Stream to look at after every epoch, or a share of X to
                 hold out; the weights of the best epoch are kept.
@@ -233,7 +235,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
         Of a model with a temperature or a threshold also the metrics without them, as ``report.before``.
         """
-        from .evaluation import evaluate_predictions
+        from .evaluation.evaluate import evaluate_predictions
 
         logits, y, inputs = self._measured(X, y)
         probabilities = self._probabilities(logits)
@@ -384,7 +386,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             if labelled and y is None:
                 raise ValueError("y: expected labels but got None")
             return X, y
-        from .readers import read
+        from .data.readers import read
 
         if y is not None:
             raise ValueError("y: expected None with the path of a file, which holds the labels")
@@ -428,7 +430,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         gathered = ranks.gather([(self._of(piece.sequences), piece.targets) for piece in task.held.pieces(ranks)])
         if gathered is None:
             return None
-        from .evaluation import evaluate_predictions
+        from .evaluation.evaluate import evaluate_predictions
 
         pairs = zip(*(pair for each in gathered for pair in each), strict=True)
         logits, targets = (torch.cat(column) for column in pairs)

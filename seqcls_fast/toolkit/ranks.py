@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ._shown import shown
+from ._terminal import shown
 
 __all__ = ["ALONE", "Ranks", "current", "join"]
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ._shown import escaped, shown
+from ._terminal import escaped, shown
 
 __all__ = [
     "Check", "anything", "check_annotated", "counts", "flag", "listed", "loads", "mapping", "number", "optional",

@@ -23,22 +23,8 @@ from torch import Tensor
 
 from .._files import found, make_folder, open_regular, put_in_place, unfinished, write_through
 from ._extras import need
-from ._shown import escaped, shown
-from .schema import (
-    Check,
-    anything,
-    counts,
-    flag,
-    listed,
-    loads,
-    mapping,
-    number,
-    optional,
-    plain,
-    record,
-    text,
-    whole,
-)
+from ._terminal import escaped, shown
+from .schema import Check, anything, counts, flag, listed, loads, mapping, number, optional, plain, record, text, whole
 
 __all__ = [
     "COMMAND",

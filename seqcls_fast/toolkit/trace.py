@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ._extras import need
-from ._shown import escaped, kind_of, shown
-from .calibration import decide
-from .evaluation import columns as _columns
-from .evaluation import printable
+from ._terminal import escaped, kind_of, shown
+from .evaluation.calibration import decide
+from .evaluation.evaluate import columns as _columns
+from .evaluation.evaluate import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,7 +222,7 @@ def _steps(series: Any) -> list[str]:
 
 
 def _array(series: Any) -> Tensor:
-    from .series import as_steps
+    from .data.series import as_steps
 
     return torch.as_tensor(as_steps(series, "x"))
 
@@ -273,7 +273,7 @@ def _figure(trace: Trace) -> Figure:
     need("matplotlib", "Trace.figure()")
     from matplotlib.figure import Figure
 
-    from .plots import COLORS, DASHES, families
+    from .evaluation.plots import COLORS, DASHES, families
 
     width = max(6.4, 2.5 + 0.22 * min(len(trace.steps), NAMED))
     figure = Figure(figsize=(width, 4.4), layout="constrained", facecolor="white")

@@ -1,0 +1,234 @@
+"""One layer on the GPU beside torch.nn's and the float64 reference: results, every gradient, and habits.
+
+The cases, their numbers and their tolerances are those of the tests (tests/support): padding is NaN,
+and a pass full of NaN goes before, so that memory which is used again holds NaN too.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from support import checks
+from support.cases import Case, Problem, build
+from support.checks import Named
+from support.tolerances import tolerance
+
+from .device import DTYPES, tf32_switch
+
+CASE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32", "fp64": "float64"}
+IDS_SIZE = 33
+MODULES = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+def variants(cell: str, precision: str, hidden: int) -> dict[str, Case]:
+    """What is checked of a cell at a size: a padded batch in one direction, a ragged one with empty rows in both;
+    ids, which no regime's kernel sees, at one size."""
+    base = Case(cell=cell, T=24, B=19, I=24, H=hidden, dtype=CASE_DTYPES[precision])
+    ragged = replace(base, directions=2, lengths="zeros")
+    return {"padded": base, "ragged": ragged} | ({"ids": replace(ragged, ids=True)} if hidden == IDS_SIZE else {})
+
+
+class Layer:
+    """A case on a device in a precision: `run` computes results and gradients of ours by name."""
+
+    def __init__(self, device: Any, case: Case, precision: str, regime: str) -> None:
+        self.device, self.case, self.regime = device, case, regime
+        self.problem = build(case)
+        self.dtype = DTYPES[precision]
+        self.options = checks.keywords(case, self.problem) | {"impl": regime}
+        self.inputs = {name: checks.leaf(self._place(t)) for name, t in checks.arguments(case, self.problem).items()}
+        lengths = self.problem.lengths
+        self.cotangents = {
+            name: self._place(checks.lay_out(t, case, lengths, is_input=False) if name == "output" else t)
+            for name, t in self.problem.cotangents.items()
+        }
+        self.on_device = None if lengths is None else self.options["lengths"].to(device.torch_device)
+
+    def _place(self, t: Tensor) -> Tensor:
+        return t.detach().to(self.device.torch_device, self.dtype if t.is_floating_point() else t.dtype)
+
+    def run(self, *, spoiled: bool = False, lengths_on_cpu: bool = False, recompute: bool = False) -> Named:
+        inputs, options = self.inputs, self.options | {"recompute": recompute}
+        if self.on_device is not None and not lengths_on_cpu:
+            options["lengths"] = self.on_device
+        if spoiled:
+            inputs = {n: checks.leaf(torch.full_like(t, math.nan)) if t.requires_grad else t for n, t in inputs.items()}
+        results = checks.layer(inputs, **options)
+        found = checks.gradients(results, inputs, self.cotangents)
+        return {name: t.detach() for name, t in results.items()} | found
+
+
+@lru_cache(maxsize=4)
+def wanted(case: Case) -> Named:
+    return checks.expected(case)
+
+
+def nn_results(device: Any, case: Case, precision: str) -> Named:
+    """The same of torch.nn's module, without the rows of length 0, which it does not take."""
+    problem = build(case)
+    rows = _rows(problem)
+    inputs = {}
+    for name, t in problem.inputs.items():
+        t = t.index_select(1, rows) if name in ("x", "h0", "c0") else t
+        t = t if t.is_floating_point() else one_hot(t, case.I)
+        inputs[name] = t.to(device.torch_device, DTYPES[precision]).requires_grad_()
+    options: dict[str, Any] = {"bidirectional": case.directions == 2, "device": "meta"}
+    if case.cell == "rnn_relu":
+        options["nonlinearity"] = "relu"
+    module = MODULES[case.cell](case.I, case.H, **options)
+    names = {"w_ih": "weight_ih_l0", "w_hh": "weight_hh_l0", "b_ih": "bias_ih_l0", "b_hh": "bias_hh_l0"}
+    own = {
+        f"{names[name[:4]]}{'_reverse' if name.endswith('[1]') else ''}": t.detach()
+        for name, t in inputs.items()
+        if "[" in name
+    }
+    module = module.to_empty(device=device.torch_device).to(DTYPES[precision])
+    module.load_state_dict(own)
+    module.flatten_parameters()
+    states = inputs.get("h0")
+    if case.cell == "lstm" and states is not None:
+        states = (states, inputs["c0"])
+    x: Any = inputs["x"]
+    if problem.lengths is not None:
+        x = pack_padded_sequence(x, problem.lengths.index_select(0, rows), enforce_sorted=False)
+    output, finals = module(x, states)
+    if problem.lengths is not None:
+        output, _ = pad_packed_sequence(output, total_length=case.T)
+    h_n, *c_n = finals if isinstance(finals, tuple) else (finals,)
+    results = {"output": output, "h_n": h_n} | ({"c_n": c_n[0]} if c_n else {})
+    cotangents = {n: t.index_select(1, rows).to(results[n]) for n, t in problem.cotangents.items()}
+    beyond = None if problem.lengths is None else checks.padding(problem.lengths[rows], case.T)
+    if beyond is not None:
+        cotangents["output"][beyond.to(device.torch_device)] = 0
+    parameters = dict(module.named_parameters())
+    leaves = {
+        name: parameters[f"{names[name[:4]]}{'_reverse' if name.endswith('[1]') else ''}"] if "[" in name else t
+        for name, t in inputs.items()
+    }
+    if case.ids:
+        del leaves["x"]
+    return {name: t.detach() for name, t in results.items()} | checks.gradients(results, leaves, cotangents)
+
+
+def _rows(problem: Problem) -> Tensor:
+    """The batch rows that have a step."""
+    some = next(iter(problem.inputs.values()))
+    return torch.arange(some.size(1)) if problem.lengths is None else problem.lengths.nonzero().flatten()
+
+
+def errors(found: Named, case: Case, rows: Tensor | None = None) -> dict[str, float]:
+    """Largest distance from float64 of every tensor, over its largest element; infinite for a NaN.
+
+    Gradients of weights, which may be one number that cancels, are held against the largest of them all. `rows`: those
+    of the batch that `found` has.
+    """
+    expected = wanted(case)
+    largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in expected.items()}
+    weights = {name for name in expected if name.startswith(("d w", "d b"))}
+    largest |= dict.fromkeys(weights, max(largest[name] for name in weights))
+    distances = {}
+    for name, e in expected.items():
+        if rows is not None and name not in weights:
+            e = e.index_select(1, rows)
+        distance = float((found[name].double().cpu() - e).abs().max()) if e.numel() else 0.0
+        distances[name] = math.inf if math.isnan(distance) else distance / (largest[name] or 1.0)
+    return distances
+
+
+def bound(case: Case, name: str) -> float:
+    """The tests' tolerance."""
+    return tolerance(case.torch_dtype, checks.roundings(case, name), tf32=case.dtype == "tf32")
+
+
+def too_far(ours: dict[str, float], theirs: dict[str, float], case: Case) -> list[str]:
+    """The tensors that are wrong: neither within twice torch.nn's error nor within the tolerance."""
+    return [
+        f"{name}: error {error:.1e}, torch.nn's {theirs.get(name, math.nan):.1e}, tolerance {limit:.1e}"
+        for name, error in ours.items()
+        if not error <= max(limit := bound(case, name), 2 * theirs.get(name, 0.0))
+    ]
+
+
+def differing(a: Named, b: Named) -> list[str]:
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def habits(layer: Layer, first: Named) -> list[str]:
+    """What else must hold, as sentences about what does not: the same bits however the call is made."""
+    device, case, found = layer.device, layer.case, []
+
+    def same(what: str, again: Named) -> None:
+        if names := differing(first, again):
+            found.append(f"{what}: other bits in {', '.join(names)}")
+
+    same("a second call", layer.run())
+    same("gates computed anew", layer.run(recompute=True))
+    if layer.on_device is not None:
+        same("lengths on the CPU", layer.run(lengths_on_cpu=True))
+        beyond = checks.padding(layer.problem.lengths, case.T)
+        for name in {"output", "d x"} & first.keys():
+            if first[name].cpu()[beyond].any():
+                found.append(f"{name}: not exactly 0 beyond the lengths")
+    replay, results = device.capture(layer.run)
+    for tensor in results.values():
+        tensor.zero_()
+    replay()
+    device.synchronize()
+    same("a CUDA graph", results)
+    for number, again in enumerate(device.at_once([layer.run] * 2)):
+        same(f"stream {number} of two at once", again)
+    return found
+
+
+def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str, Any]:
+    """One part of the correctness stage: every variant in every regime that fits, errors beside torch.nn's."""
+    answer: dict[str, Any] = {}
+    failures = []
+    with tf32_switch(precision):
+        for variant, case in variants(cell, precision, hidden).items():
+            theirs: dict[str, float] = {}
+            entry: dict[str, Any] = {}
+            answer[variant] = entry
+            try:
+                theirs = errors(nn_results(device, case, precision), case, _rows(build(case)))
+                entry["nn"] = max(theirs.values())
+            except RuntimeError as error:  # cuDNN lacks some of what we have
+                entry["nn refuses"] = str(error).splitlines()[0]
+            for regime in fitting(device, case, precision):
+                layer = Layer(device, case, precision, regime)
+                layer.run(spoiled=True)
+                first = layer.run()
+                ours = errors(first, case)
+                entry[regime] = max(ours.values())
+                wrong = too_far(ours, theirs, case) or habits(layer, first)
+                failures += [f"{variant} {regime}: {each}" for each in wrong]
+    answer["line"] = "; ".join(
+        f"{v} " + " ".join(f"{k} {e:.1e}" if isinstance(e, float) else k for k, e in answer[v].items()) for v in answer
+    )
+    return answer | ({"failed": "; ".join(failures)} if failures else {})
+
+
+def fitting(device: Any, case: Case, precision: str) -> list[str]:
+    """The regimes both passes can be forced into. One block of a cluster or grid is no kernel that a plan chooses."""
+    found = []
+    for regime in device.regimes:
+        passes = [
+            device.plan(case.cell, case.H, case.B, precision, case.directions, backward, regime)
+            for backward in (False, True)
+        ]
+        spans = all(plan["blocks"] > 1 for plan in passes)
+        if all(plan["fits"] for plan in passes) and (spans or regime not in ("cluster", "grid")):
+            found.append(regime)
+    return found

@@ -1,0 +1,208 @@
+"""What gpu_check.py prints last: errors, latencies, the table of the grid, the rows that lose, the bars.
+
+All of it comes from the parts of a results file. Eager and CUDA graph are judged apart; a ratio is that of the better
+of torch.nn's ways, but ragged rows are also held against packed input alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .grid import ALWAYS, CELLS, HIDDEN, PRECISIONS, Row
+
+
+@dataclass
+class Timed:
+    """One row in one mode: median seconds a call of "ours" and of other ways; those of torch.nn begin with "nn"."""
+
+    row: Row
+    mode: str  # eager, graph
+    medians: dict[str, float]
+    regime: str
+
+    @property
+    def ratio(self) -> float:
+        """Of torch.nn's better way."""
+        return best_ratio(self.medians)
+
+    def over(self, rival: str, ours: str = "ours") -> float:
+        return self.medians[rival] / self.medians[ours]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {1e6 * t:.1f}" for name, t in self.medians.items())
+        return f"{self.row} {self.mode}: {self.ratio:.2f}x ({told} us; {self.regime})"
+
+
+def best_ratio(medians: dict[str, float]) -> float:
+    """How many times slower torch.nn is in its better way; NaN where a side is missing."""
+    rivals = [t for name, t in medians.items() if name.startswith("nn")]
+    return min(rivals) / medians["ours"] if rivals and "ours" in medians else math.nan
+
+
+def timed(parts: dict[str, Any]) -> list[Timed]:
+    """All that was measured on both sides, from a results file's parts."""
+    found = []
+    for name, part in parts.items():
+        if not name.startswith("grid/") or "times" not in part:
+            continue
+        row = Row.parse(name.removeprefix("grid/"))
+        for mode, sides in part["times"].items():
+            one = Timed(row, mode, {side: statistics.median(times) for side, times in sides.items()}, part["regime"])
+            if not math.isnan(one.ratio):
+                found.append(one)
+    return found
+
+
+@dataclass(frozen=True)
+class Bar:
+    name: str
+    target: float
+    applies: Callable[[Timed], bool]
+    value: Callable[[Timed], float]
+    at_most: bool = False  # else at least
+    unit: str = "x"
+
+    def judge(self, all_rows: Iterable[Timed]) -> str:
+        """Met or missed, by how much, and where."""
+        ours = [t for t in all_rows if self.applies(t)]
+        if not ours:
+            return f"not measured  {self.name}"
+        worst, best = (max, min) if self.at_most else (min, max)
+        at = worst(ours, key=self.value)
+        value, missed = self.value(at), sum(not self.met(self.value(t)) for t in ours)
+        mean = math.exp(statistics.fmean(math.log(self.value(t)) for t in ours))
+        verdict = "met" if not missed else "MISSED"
+        off = abs(value - self.target) / self.target
+        side = "above" if value > self.target else "below"
+        spread = f"mean {mean:.2f}{self.unit}, best {self.value(best(ours, key=self.value)):.2f}{self.unit}"
+        return (
+            f"{verdict:<12}  {self.name}: worst {value:.2f}{self.unit}, {100 * off:.0f} % {side} the bar, at {at.row} "
+            f"{at.mode}; {len(ours) - missed} of {len(ours)} meet it; {spread}"
+        )
+
+    def met(self, value: float) -> bool:
+        return value <= self.target if self.at_most else value >= self.target
+
+
+def _ratio(t: Timed) -> float:
+    return t.ratio
+
+
+def _padded_training(t: Timed, lowest: int, highest: int) -> bool:
+    return t.row.training and not t.row.ragged and lowest <= t.row.hidden <= highest
+
+
+BARS = (
+    Bar("forward + backward, H <= 128: 3x", 3, lambda t: _padded_training(t, 1, 128), _ratio),
+    Bar(
+        "forward + backward, GRU and LSTM, 192 <= H <= 512: 2.5x",
+        2.5,
+        lambda t: _padded_training(t, 192, 512) and t.row.cell != "rnn_tanh",
+        _ratio,
+    ),
+    Bar(
+        "forward + backward, ragged against packed: 10x",
+        10,
+        lambda t: t.row.training and "nn packed" in t.medians,
+        lambda t: t.over("nn packed"),
+    ),
+    Bar(
+        "forward + backward, both packed: 10x",
+        10,
+        lambda t: t.row.training and {"nn packed", "ours packed"} <= t.medians.keys(),
+        lambda t: t.over("nn packed", "ours packed"),
+    ),
+    Bar(
+        "forward, LSTM bf16, H = 768, B = 16, T = 1024: 1.96 us a step",
+        1.96,
+        lambda t: t.row == ALWAYS[0],
+        lambda t: 1e6 * t.medians["ours"] / t.row.steps,
+        at_most=True,
+        unit=" us",
+    ),
+    Bar("no row below 1x", 1, lambda t: True, _ratio),
+)
+
+
+def losing(rows: Iterable[Timed]) -> list[Timed]:
+    """Rows in which torch.nn is ahead, the worst first."""
+    return sorted((t for t in rows if t.ratio < 1), key=lambda t: t.ratio)
+
+
+def summary(rows: Sequence[Timed]) -> list[str]:
+    """A line per size and way of calling: geometric mean and lowest ratio per cell and precision."""
+    heads = [f"{cell} {precision}" for cell in CELLS for precision in PRECISIONS]
+    lines = [f"{'':<34}" + "".join(f"{head:>15}" for head in heads)]
+    for ragged, training, mode in itertools.product((False, True), (False, True), ("eager", "graph")):
+        for hidden in HIDDEN:
+            cells = []
+            for head in heads:
+                ratios = [
+                    t.ratio
+                    for t in rows
+                    if t.mode == mode
+                    and (t.row.ragged, t.row.training, t.row.hidden) == (ragged, training, hidden)
+                    and f"{t.row.cell} {t.row.precision}" == head
+                ]
+                mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None
+                cells.append("-" if mean is None else f"{mean:.2f} ({min(ratios):.2f})")
+            if any(cell != "-" for cell in cells):
+                kind = f"{'ragged' if ragged else 'padded'} {'training' if training else 'inference'} {mode} H{hidden}"
+                lines.append(f"{kind:<34}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines if len(lines) > 1 else []
+
+
+def errors(parts: dict[str, Any]) -> list[str]:
+    """A line per precision and regime: the worst error against float64, beside torch.nn's at the same layer."""
+    worst: dict[str, tuple[float, str]] = {}
+    for name, part in sorted(parts.items()):
+        cell, _, rest = name.removeprefix("correctness/").partition("-")
+        if not name.startswith("correctness/") or cell == "module":
+            continue
+        for variant in ("padded", "ragged"):
+            entry = part.get(variant, {})
+            theirs = float(entry.get("nn", math.nan))
+            for regime in entry.keys() - {"nn", "nn refuses"}:
+                error, key = float(entry[regime]), f"{rest.partition('-')[0]:<5} {regime}"
+                if error >= worst.get(key, (-1.0, ""))[0]:
+                    worst[key] = (error, f"torch.nn's {theirs:.1e}, at {cell}-{rest} {variant}")
+    return [f"{key:<15} {error:.1e}, {beside}" for key, (error, beside) in sorted(worst.items())]
+
+
+def latencies(parts: dict[str, Any]) -> list[str]:
+    """A line per layer: microseconds a step of each regime and what they lie above the floor, which is latency."""
+    lines = []
+    for name, part in sorted(parts.items()):
+        regimes = {r: e for r, e in part.items() if isinstance(e, dict) and "forward us" in e}
+        if not name.startswith("latency/") or not regimes:
+            continue
+        for which in ("forward", "backward"):
+            words = []
+            for regime, entry in regimes.items():
+                us, floor = entry[f"{which} us"], entry.get(f"{which} floor us")
+                words.append(f"{regime} {us:.2f}" + ("" if floor is None else f" ({us - floor:+.2f})"))
+            if {"cluster", "grid"} <= regimes.keys():
+                apart = regimes["grid"][f"{which} us"] - regimes["cluster"][f"{which} us"]
+                words.append(f"grid's exchange over cluster's {apart:+.2f}")
+            lines.append(f"{name.removeprefix('latency/'):<20} {which:<9} {', '.join(words)}")
+    return lines
+
+
+def verdict(parts: dict[str, Any]) -> list[str]:
+    """The end of the report."""
+    rows = timed(parts)
+    lost = losing(rows)
+    lines: list[str] = []
+    for head, body in (
+        ("worst errors against float64, over the largest element:", errors(parts)),
+        ("microseconds a step (above the floor of the arithmetic):", latencies(parts)),
+        ("torch.nn / ours, geometric mean (lowest):", summary(rows)),
+    ):
+        lines += ["", head, *(f"  {line}" for line in body)] if body else []
+    lines += ["", f"losing rows: {len(lost)} of {len(rows)}", *(f"  {t}" for t in lost)]
+    return [*lines, "", "bars:", *(f"  {bar.judge(rows)}" for bar in BARS)]

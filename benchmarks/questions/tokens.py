@@ -1,0 +1,67 @@
+"""Token ids: a table of the vocabulary's projections, against an embedding whose result is projected at every step.
+
+"ours" is what SequenceClassifier chooses: in inference the table that prepare_inference() keeps, in training a table
+where there are few enough ids. The rest of the model is its linear head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import seqcls_fast as sf
+from seqcls_fast import classifier
+
+from ..harness import Session
+from ..layer_cases import Shape
+from ..rows import Row, Side
+from .classifier import AGREE, TorchClassifier, error_between, infer, train
+
+SHAPES = (Shape(32, 100, 50, 64), Shape(64, 100, 128, 128))
+VOCABULARIES = (100, 10_000)
+
+
+def measure(session: Session) -> Iterator[Row]:
+    for cell in ("gru", "lstm"):
+        for shape in SHAPES[:1] if session.quick else SHAPES:
+            for size in VOCABULARIES[:1] if session.quick else VOCABULARIES:
+                yield from _rows(session, cell, shape, size)
+
+
+def _rows(session: Session, cell: str, shape: Shape, size: int) -> Iterator[Row]:
+    torch.manual_seed(0)
+    ids = torch.randint(1, size, (shape.B, shape.T))
+    batches = [(ids, torch.full((shape.B,), shape.T))]
+    ours = sf.SequenceClassifier(shape.I, shape.H, 5, cell=cell, vocab_size=size)
+    models = {"ours": ours, "ours embedding": _Embedding(ours), "torch": TorchClassifier(ours, packed=False)}
+    name = f"{cell.upper()} {shape}, {size} ids"
+    results = {key: infer(model, batches)() for key, model in models.items()}
+    for what, make in (("inference", infer), ("training", train)):
+        row = Row("tokens", f"tokens, {what}", name, session.threads, {key: Side() for key in models})
+        runs = {key: make(model, batches) for key, model in models.items()}
+        errors = {key: error_between(result, results["ours"]) for key, result in results.items()}
+        if max(errors.values()) <= AGREE:
+            row.sides = session.time(runs)
+        else:
+            row.sides["ours"].note = f"WRONG: logits differ by {max(errors.values()):.1e}"
+        yield row
+
+
+class _Embedding(torch.nn.Module):
+    """A model that embeds and projects every step, whatever a table would save."""
+
+    def __init__(self, model: sf.SequenceClassifier) -> None:
+        super().__init__()
+        self.model = sf.SequenceClassifier(
+            model.input_size, model.hidden_size, model.num_classes, cell=model.cell, vocab_size=model.vocab_size
+        )
+        self.model.load_state_dict(model.state_dict())
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        before, classifier._TABLE_PAYS = classifier._TABLE_PAYS, 10**12
+        try:
+            return self.model(*inputs)
+        finally:
+            classifier._TABLE_PAYS = before

@@ -1,0 +1,165 @@
+// The small pybind11 module that tells what was built and how a layer would run; the ops are in bindings.cpp. A file of
+// its own, as pybind11 and torch's stable ABI (stable_abi.h) do not go together in torch 2.11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cell_table.h"
+#include "checks.h"
+#include "../cpu/host/backend.h"
+#include "../cuda/plan.h"
+#include "runner.h"
+#if defined(SF_WITH_CUDA)
+#include "../cuda/host/runner.h"
+#endif
+
+namespace py = pybind11;
+
+namespace sf {
+namespace {
+
+// What sizes a plan can be asked for; its arithmetic is done in 32 bits where that is enough for these.
+constexpr int64_t kMostPlanned = std::numeric_limits<int32_t>::max();
+
+int limit(const py::dict& given, const char* name) {
+  if (!given.contains(name)) fail("limits: expected a whole number for '", name, "' but got none");
+  const py::object value = given[name];
+  int overflow = 0;
+  const long long number = PyLong_Check(value.ptr()) ? PyLong_AsLongLongAndOverflow(value.ptr(), &overflow) : 0;
+  if (overflow || number < 1 || number > kMostPlanned)
+    fail("limits: expected a whole number from 1 to ", kMostPlanned, " for '", name, "' but got ",
+         quoted(py::repr(value).cast<std::string>()));
+  return static_cast<int>(number);
+}
+
+cuda::Limits limits_from(const py::dict& given) {
+  cuda::Limits limits;
+  limits.architecture = limit(given, "architecture");
+  limits.multiprocessors = limit(given, "multiprocessors");
+  limits.shared_bytes = limit(given, "shared_bytes");
+  limits.cluster = limit(given, "cluster");
+  limits.warps = limit(given, "warps");
+  return limits;
+}
+
+py::dict to_dict(const cuda::Limits& limits) {
+  py::dict d;
+  d["architecture"] = limits.architecture;
+  d["multiprocessors"] = limits.multiprocessors;
+  d["shared_bytes"] = limits.shared_bytes;
+  d["cluster"] = limits.cluster;
+  d["warps"] = limits.warps;
+  return d;
+}
+
+// What plan.h says of one pass. regime: a name, or "auto". No GPU is needed.
+py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
+                      int directions, bool backward, const std::string& regime, const py::dict& limits) {
+  constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};
+  constexpr int kMufu[][2] = {{2, 0}, {0, 0}, {6, 0}, {10, 2}};  // of a cell, going forward and back
+  if (hidden < 1 || batch < 1 || hidden > kMostPlanned || batch > kMostPlanned)
+    fail("plan: expected hidden and batch from 1 to ", kMostPlanned, " but got ", hidden, ", ", batch);
+  if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
+  const int which = index_in("cell", kCellNames, cell);
+  cuda::Request request{};
+  request.gates = static_cast<int>(kCells[which].gates);
+  request.pass = backward ? cuda::Pass::kBackward : cuda::Pass::kForward;
+  request.precision = static_cast<cuda::Precision>(index_in("precision", kPrecisions, precision));
+  request.hidden = hidden;
+  request.batch = batch;
+  request.directions = directions;
+  const cuda::Limits device = limits_from(limits);
+  const cuda::Plan plan =
+      regime == "auto"
+          ? cuda::make_plan(request, device)
+          : cuda::fit(request, device, static_cast<cuda::Regime>(index_in("regime", cuda::kRegimes, regime)));
+  py::dict d;
+  d["regime"] = cuda::kRegimes[static_cast<int>(plan.regime)];
+  d["fits"] = cuda::fits(plan);
+  d["why"] = plan.why;
+  d["splits"] = plan.tiling.splits;
+  d["k_tiles"] = plan.tiling.k_tiles;
+  d["padded"] = plan.padded;
+  d["groups"] = plan.groups;
+  d["block_groups"] = plan.block_groups;
+  d["blocks"] = plan.blocks;
+  d["tiles"] = plan.tiles;
+  d["teams"] = plan.teams;
+  d["threads"] = plan.threads;
+  d["registers"] = plan.registers;
+  d["weight_registers"] = cuda::weight_registers(plan.tiling, request.gates, request.precision);
+  d["shared_bytes"] = plan.shared_bytes;
+  d["mma_cycles"] = cuda::mma_cycles(request, plan);
+  d["mufu_cycles"] = cuda::mufu_cycles(request, plan, kMufu[which][backward]);
+  return d;
+}
+
+}  // namespace
+}  // namespace sf
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection of the compiled part of seqcls_fast; the ops are under torch.ops.seqcls_fast.";
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["compiler"] = __VERSION__;
+        info["torch_target"] = "2.11";
+#if defined(SF_WITH_CUDA)
+        info["cuda"] = true;
+        info["cuda_archs"] = SF_CUDA_ARCHS;
+#else
+        info["cuda"] = false;
+#endif
+        return info;
+      },
+      "How this extension was built.");
+  m.def(
+      "cells", [] { return std::vector<std::string>(std::begin(sf::kCellNames), std::end(sf::kCellNames)); },
+      "The cells, in the order of the kernels' index.");
+  m.def(
+      "impls",
+      [] {
+        std::vector<std::string> names = sf::impl_names();
+        for (const auto* plugin : sf::plugins()) names.insert(names.end(), plugin->names.begin(), plugin->names.end());
+        return names;
+      },
+      "The implementations for CPU tensors this machine can run, slowest first, then those of plugins.");
+  m.def("cpu_features", &sf::cpu_features, "The CPU features the choice of an implementation looks at, where present.");
+  m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
+  m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
+  m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");
+  m.def(
+      "regimes", [] { return std::vector<std::string>(std::begin(sf::cuda::kRegimes), std::end(sf::cuda::kRegimes)); },
+      "The implementations on CUDA, in the order in which a plan tries them.");
+  m.def("plan", &sf::explain_plan, py::arg("cell"), py::arg("hidden"), py::arg("batch"), py::arg("precision"),
+        py::arg("directions"), py::arg("backward"), py::arg("regime"), py::arg("limits"),
+        "How a layer would run on a device with these limits; see csrc/cuda/plan.h. Needs no GPU.");
+  m.def(
+      "known_devices",
+      [] {
+        py::dict all;
+        for (const auto& device : sf::cuda::kDevices) all[device.name] = sf::to_dict(device.limits);
+        return all;
+      },
+      "The limits of devices by name, for plan().");
+#if defined(SF_WITH_CUDA)
+  m.def(
+      "device_limits", [](int device) { return sf::to_dict(sf::cuda::limits_of(device)); },
+      "The limits of a CUDA device of this machine.");
+#endif
+  m.def(
+      "register_plugin",
+      [](const py::object& plugin) {
+        if (!PyCapsule_IsValid(plugin.ptr(), sf::kPluginCapsule))
+          throw py::type_error(std::string("plugin: expected a capsule named ") + sf::kPluginCapsule + " but got " +
+                               sf::quoted(py::repr(plugin).cast<std::string>()));
+        void* const found = PyCapsule_GetPointer(plugin.ptr(), sf::kPluginCapsule);
+        sf::plugins().push_back(static_cast<const sf::Plugin*>(found));
+      },
+      "Adds implementations for CPU tensors; see csrc/bindings/runner.h. They stay for as long as the process runs.");
+  m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
+}

@@ -1,0 +1,188 @@
+// Between storage types (float, double, bfloat16, float16) and the compute type A (float, or double for double).
+// Rows that already are contiguous A are used in place; everything else passes through these loops once per step.
+#pragma once
+
+#include "../../core/args.h"
+#include "vec.h"
+
+namespace sf {
+namespace {
+
+typedef uint16_t Bits16;
+
+SF_FN float from_bits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+SF_FN uint32_t to_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return bits;
+}
+
+SF_FN float bfloat16_to_float(Bits16 b) { return from_bits(static_cast<uint32_t>(b) << 16); }
+
+SF_FN Bits16 float_to_bfloat16(float value) {  // to nearest, ties to even; NaN stays NaN
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return static_cast<Bits16>(value != value ? (bits >> 16) | 0x40 : rounded);
+}
+
+SF_FN float float16_to_float(Bits16 h) {
+#if defined(__F16C__)
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+#else
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
+  // scaling by 2^112 moves the exponent over and makes subnormals normal
+  const float scaled = from_bits(rest << 13) * 0x1p112f;
+  return from_bits(sign | (rest >= 0x7c00 ? 0x7f800000 | (rest & 0x3ff) << 13 : to_bits(scaled)));
+#endif
+}
+
+SF_FN Bits16 float_to_float16(float value) {  // to nearest, ties to even
+#if defined(__F16C__)
+  return static_cast<Bits16>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(value), 0)));
+#else
+  const uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) return static_cast<Bits16>(sign | 0x7e00);
+  if (rest >= 0x477ff000) return static_cast<Bits16>(sign | 0x7c00);
+  if (rest < 0x38800000) {  // subnormal result: let the FPU round by adding a number whose last place is 2^-24
+    return static_cast<Bits16>(sign | (to_bits(from_bits(rest) + 0.5f) - to_bits(0.5f)));
+  }
+  return static_cast<Bits16>(sign | ((rest + 0xfff + ((rest >> 13) & 1)) - 0x38000000) >> 13);
+#endif
+}
+
+template <Dtype D>
+struct Storage;
+template <>
+struct Storage<Dtype::kFloat32> {
+  using Type = float;
+  SF_FN static float load(const float* p) { return *p; }
+  SF_FN static float cast(float v) { return v; }
+};
+template <>
+struct Storage<Dtype::kFloat64> {
+  using Type = double;
+  SF_FN static double load(const double* p) { return *p; }
+  SF_FN static double cast(double v) { return v; }
+};
+template <>
+struct Storage<Dtype::kBFloat16> {
+  using Type = Bits16;
+  SF_FN static float load(const Bits16* p) { return bfloat16_to_float(*p); }
+  SF_FN static Bits16 cast(float v) { return float_to_bfloat16(v); }
+};
+template <>
+struct Storage<Dtype::kFloat16> {
+  using Type = Bits16;
+  SF_FN static float load(const Bits16* p) { return float16_to_float(*p); }
+  SF_FN static Bits16 cast(float v) { return float_to_float16(v); }
+};
+
+template <class A>
+constexpr Dtype dtype_of();
+template <>
+constexpr Dtype dtype_of<float>() {
+  return Dtype::kFloat32;
+}
+template <>
+constexpr Dtype dtype_of<double>() {
+  return Dtype::kFloat64;
+}
+template <>
+constexpr Dtype dtype_of<Bits16>() {
+  return Dtype::kBFloat16;
+}
+
+template <class A, Dtype D>
+void read_as(const char* source, int64_t stride, A* to, int64_t n) {
+  const auto* from = reinterpret_cast<const typename Storage<D>::Type*>(source);
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<A>(Storage<D>::load(from + i));
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<A>(Storage<D>::load(from + i * stride));
+  }
+}
+
+// n elements of type d, stride apart, into contiguous A. Bits16 as A means bfloat16 in, bfloat16 out.
+template <class A>
+void read_row(Dtype d, const char* source, int64_t stride, A* to, int64_t n) {
+  switch (d) {
+    case Dtype::kFloat32:
+      return read_as<A, Dtype::kFloat32>(source, stride, to, n);
+    case Dtype::kFloat64:
+      return read_as<A, Dtype::kFloat64>(source, stride, to, n);
+    case Dtype::kBFloat16:
+      return read_as<A, Dtype::kBFloat16>(source, stride, to, n);
+    case Dtype::kFloat16:
+      return read_as<A, Dtype::kFloat16>(source, stride, to, n);
+  }
+}
+template <>
+inline void read_row<Bits16>(Dtype, const char* source, int64_t stride, Bits16* to, int64_t n) {
+  const auto* from = reinterpret_cast<const Bits16*>(source);
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
+}
+
+template <class A, Dtype D>
+void write_as(const A* from, char* target, int64_t n) {
+  auto* to = reinterpret_cast<typename Storage<D>::Type*>(target);
+  for (int64_t i = 0; i < n; ++i) to[i] = Storage<D>::cast(from[i]);
+}
+
+// n contiguous A into contiguous elements of type d.
+template <class A>
+void write_row(Dtype d, const A* from, char* target, int64_t n) {
+  if constexpr (sizeof(A) == 8) {
+    write_as<A, Dtype::kFloat64>(from, target, n);
+  } else {
+    switch (d) {
+      case Dtype::kFloat32:
+        return write_as<A, Dtype::kFloat32>(from, target, n);
+      case Dtype::kBFloat16:
+        return write_as<A, Dtype::kBFloat16>(from, target, n);
+      case Dtype::kFloat16:
+        return write_as<A, Dtype::kFloat16>(from, target, n);
+      case Dtype::kFloat64:
+        return;  // never with float as the compute type
+    }
+  }
+}
+template <>
+inline void write_row<Bits16>(Dtype, const Bits16* from, char* target, int64_t n) {
+  __builtin_memcpy(target, from, static_cast<std::size_t>(n) * 2);
+}
+
+// Rounds n values of A to the storage type and back: what the next step, and a later call, will see.
+template <class A>
+void round_row(Dtype d, A* row, int64_t n) {
+  if (d == Dtype::kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) row[i] = bfloat16_to_float(float_to_bfloat16(row[i]));
+  } else if (d == Dtype::kFloat16) {
+    for (int64_t i = 0; i < n; ++i) row[i] = float16_to_float(float_to_float16(row[i]));
+  }
+}
+
+// Gives rows as contiguous A: in place where they already are, else converted into scratch, one slot per index.
+template <class A>
+struct RowReader {
+  Rows rows;
+  int64_t width;
+  A* scratch;  // [slots][slot_stride], unused when direct
+  int64_t slot_stride;
+
+  bool direct() const { return rows.dtype == dtype_of<A>() && (rows.stride == 1 || width == 1); }
+  const char* address(int64_t t, int64_t b) const { return rows.data + rows.offset(t, b) * size_of(rows.dtype); }
+  SF_FN const A* at(int64_t t, int64_t b, int64_t slot) const {
+    const char* source = address(t, b);
+    if (direct()) return reinterpret_cast<const A*>(source);
+    A* to = scratch + slot * slot_stride;
+    read_row<A>(rows.dtype, source, rows.stride, to, width);
+    return to;
+  }
+};
+
+}  // namespace
+}  // namespace sf

@@ -1,0 +1,426 @@
+// The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to
+// the output besides: the output's rows often lie a power of two apart and would evict each other. The projection is
+// fused into the step, or done first, in time chunks, for one or two rows, where streaming the weights would dominate.
+// Both give the same bits: the sums run in the same order. Where x holds ids it is a column of the weights.
+#pragma once
+
+#include "kernel_table.h"
+#include "pack.h"
+#include "scratch.h"
+
+#include "../../core/cells.h"  // after the vectors it is instantiated for
+
+namespace sf {
+namespace {
+
+// One step of one task, as the tiles see it.
+template <class F>
+struct ForwardStep {
+  using A = typename F::A;
+  using E = typename F::E;
+  const A** start;  // per row: [blocks][kSlots][kLanes] to start the sums from
+  const E **x, **h_prev;
+  E** h_next;
+  E** output;  // per row, or null: where h goes besides
+  A** saved;   // per row, or null
+  A* c;
+  int64_t rows, c_stride, K_x, K_h, H;
+  const E *w_x, *w_h;
+};
+
+// kRows rows from `row` on, kBlocks blocks from `block` on; each fetches its share of the weights of those from `next`.
+template <class F, class Cell, int kRows, int kBlocks>
+__attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row, int64_t block, int64_t next) {
+  using V = typename F::V;
+  using A = typename F::A;
+  using E = typename F::E;
+  constexpr int kG = Cell::kGates, kS = Cell::kSlots, kL = F::kLanes;
+  V acc[kRows][kBlocks * kS];
+  const E* rows[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    const A* start = s.start[row + m] + block * kS * kL;
+#pragma GCC unroll 16
+    for (int v = 0; v < kBlocks * kS; ++v) acc[m][v] = load(start + v * kL);
+    rows[m] = s.x[row + m];
+  }
+  const int64_t panel_x = panel_size<F>(s.K_x, kG), panel_h = panel_size<F>(s.K_h, kG);
+  const auto ahead = [&](const E* w, int64_t panel) {
+    return Ahead{w + next * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row, row + kRows, s.rows};
+  };
+  accumulate<F, SlotOfGate, kRows, kBlocks, kG, kS>(acc, rows, s.K_x, s.w_x + block * panel_x, panel_x,
+                                                    ahead(s.w_x, panel_x));
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) rows[m] = s.h_prev[row + m];
+  accumulate<F, HiddenSlotOfGate<Cell>, kRows, kBlocks, kG, kS>(acc, rows, s.K_h, s.w_h + block * panel_h, panel_h,
+                                                                ahead(s.w_h, panel_h));
+
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j) {
+      const int64_t unit = (block + j) * kL;
+      const int n = static_cast<int>(s.H - unit);
+      A* c_row = s.c + (row + m) * s.c_stride + unit;
+      V h{}, c{}, saved[Cell::kSaved + 1];
+      if constexpr (Cell::kReadsHPrev) h = F::read(rows[m] + unit, n);
+      if constexpr (Cell::kHasC) c = load(c_row);
+      Cell::forward(&acc[m][j * kS], h, c, saved);
+      if constexpr (Cell::kHasC) store(c_row, c);
+      F::write(s.h_next[row + m] + unit, h, n);
+      if (s.output) F::write(s.output[row + m] + unit, h, n);
+      if constexpr (Cell::kSaved > 0) {
+        if (s.saved) {
+          A* to = s.saved[row + m] + unit * Cell::kSaved;
+#pragma GCC unroll 8
+          for (int i = 0; i < Cell::kSaved; ++i) store(to + i * kL, saved[i]);
+        }
+      }
+    }
+  }
+}
+
+// Runs one(first, first of the next) for the groups of kBlocks blocks in [begin, end). Every other step runs them
+// backwards: what was read last is still in the cache when the next step begins, and is its own next.
+template <int kBlocks, class Function>
+SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
+  const int64_t last = (end - begin) / kBlocks - 1;
+  const auto block = [&](int64_t i) { return begin + (backwards ? last - i : i) * kBlocks; };
+  for (int64_t i = 0; i <= last; ++i) one(block(i), block(i < last ? i + 1 : i));
+}
+
+// Blocks [begin, end) of all rows.
+template <class F, class Cell>
+void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
+  const int64_t rows = s.rows;
+  using Shape = TileShape<Cell::kSlots, Cell::kGates>;
+  if (Shape::kFewRows && rows <= Shape::kFewRows) {
+    for_blocks<2>(begin, end, backwards, [&](int64_t block, int64_t next) {
+      with_constant<Shape::kFewRows ? Shape::kFewRows : 1>(
+          rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 2>(s, 0, block, next); });
+    });
+    begin += (end - begin) / 2 * 2;
+  }
+  bool first_block = true;
+  for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
+    for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
+      constexpr int kRows = decltype(m)::value;
+      if (first_block) {  // nobody has read these rows yet: fetch the next group's while this one is summed
+        for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row)
+          prefetch<false>(s.x[row], s.K_x);
+      }
+      forward_tile<F, Cell, kRows, Shape::kBlocks>(s, first, block, next);
+    });
+    first_block = false;
+  });
+  if constexpr (Shape::kBlocks > 1) {
+    for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
+      for_row_groups<Shape::kRows>(
+          rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block); });
+    }
+  }
+}
+
+// out[row][column] = start + rows[row][0..K) * panels, for one block of kGroups x kLanes columns.
+template <class F, int kGroups, int kSlots, int kRows>
+__attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
+                                            const typename F::A* start, typename F::A* const* out, int64_t column) {
+  typename F::V acc[kRows][kSlots];
+  const typename F::E* rows[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    rows[m] = in[m];
+#pragma GCC unroll 16
+    for (int v = 0; v < kSlots; ++v) acc[m][v] = start ? load(start + v * F::kLanes) : typename F::V{};
+  }
+  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kSlots; ++v) store(out[m] + column + v * F::kLanes, acc[m][v]);
+  }
+}
+
+template <class F, class Cell>
+class ForwardPass {
+  using A = typename F::A;
+  using E = typename F::E;
+  static constexpr int kL = F::kLanes, kS = Cell::kSlots;
+  static constexpr int64_t kChunkBytes = 128 * 1024;
+
+ public:
+  static int64_t measure(const Forward& call, int64_t rows) {
+    ForwardPass pass(call, rows, nullptr, nullptr);
+    return pass.private_size_;
+  }
+  static int64_t measure_shared(const Forward& call, int64_t rows) {
+    ForwardPass pass(call, rows, nullptr, nullptr);
+    return pass.shared_size_;
+  }
+  static void run(const ForwardTask& task) {
+    ForwardPass pass(*task.call, task.task.count, task.task.scratch, task.task.shared);
+    pass.go(task);
+  }
+
+ private:
+  ForwardPass(const Forward& call, int64_t rows, char* scratch, char* shared)
+      : call_(call), layer_(call.layer), n_(rows) {
+    const Layer& l = layer_;
+    padded_ = padded(l.H);
+    out_ = l.out();
+    h_stride_ = padded(out_);
+    start_size_ = padded_ * kS;
+    Arena own(scratch);
+    project_first_ = n_ <= 2 || l.ids;
+    chunk_ = 1;
+    if (project_first_ && !l.ids) {
+      const int64_t fit = kChunkBytes / (start_size_ * static_cast<int64_t>(sizeof(A)) * (n_ ? n_ : 1));
+      chunk_ = fit < 6 ? 6 : fit > 48 ? 48 : fit;
+      if (chunk_ > l.T) chunk_ = l.T;
+    }
+    const int64_t rows_x = n_ * chunk_;
+    projected_ = own.template take<A>(project_first_ ? rows_x * start_size_ : 0);
+    projected_rows_ = own.template take<A*>(rows_x);
+    x_rows_ = own.template take<const E*>(rows_x);
+    start_ = own.template take<const A*>(n_);
+    h_prev_ = own.template take<const E*>(n_);
+    h_next_ = own.template take<E*>(n_);
+    output_rows_ = own.template take<E*>(n_);
+    m_rows_ = own.template take<E*>(l.P ? n_ : 0);
+    m_ = own.template take<E>(l.P ? n_ * padded_ : 0);
+    proj_out_ = own.template take<A>(l.P ? n_ * h_stride_ : 0);
+    proj_rows_ = own.template take<A*>(l.P ? n_ : 0);
+    saved_ = own.template take<A*>(n_);
+    c_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
+    x_ = {l.x, l.features(), nullptr, (l.features() + 63) / 64 * 64};
+    x_.scratch = own.template take<E>(x_.direct() ? 0 : rows_x * x_.slot_stride);
+    Arena common(shared);
+    ring_[0] = common.template take<E>(n_ * h_stride_);
+    ring_[1] = common.template take<E>(n_ * h_stride_);
+    private_size_ = own.used();
+    shared_size_ = common.used();
+  }
+
+  void go(const ForwardTask& task) {
+    const Task& t = task.task;
+    const int d = t.direction;
+    direction_ = d;
+    rows_ = t.rows;
+    unit_begin_ = t.unit_begin;
+    unit_end_ = t.unit_end;
+    block_begin_ = unit_begin_ / kL;
+    block_end_ = blocks_of<F>(unit_end_);
+    out_begin_ = layer_.P ? 0 : unit_begin_;
+    out_end_ = layer_.P ? layer_.P : unit_end_;
+    packed_ = task.packed;
+    output_direct_ = !layer_.P && call_.output[d].data && call_.output[d].dtype == dtype_of<E>();
+    begin_rows();
+    if (t.barrier) t.barrier(t.barrier_state);
+
+    const int64_t steps = n_ ? layer_.length(rows_[0]) : 0;
+    int64_t active = n_;
+    for (int64_t step = 0; step < steps; ++step) {
+      while (layer_.length(rows_[active - 1]) <= step) --active;
+      prepare(step, active, steps);
+      ForwardStep<F> s;
+      s.start = start_;
+      s.x = project_first_ ? h_prev_ : x_rows_;  // with K_x = 0 never read
+      s.h_prev = h_prev_;
+      s.h_next = layer_.P ? m_rows_ : h_next_;
+      s.output = output_direct_ ? output_rows_ : nullptr;
+      s.saved = call_.saved[d].data ? saved_ : nullptr;
+      s.c = c_;
+      s.rows = active;
+      s.c_stride = padded_;
+      s.K_x = project_first_ ? 0 : layer_.features();
+      s.K_h = out_;
+      s.H = layer_.H;
+      s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
+      s.w_h = reinterpret_cast<const E*>(packed_.w_hh);
+      forward_tiles<F, Cell>(s, block_begin_, block_end_, step & 1);
+      if (layer_.P) project_output(active);
+      finish_step(step, active);
+      if (t.barrier) t.barrier(t.barrier_state);
+    }
+    for (int64_t i = 0; i < n_; ++i) clear_tail(i);
+  }
+
+  int64_t time(int64_t i, int64_t step) const { return direction_ ? layer_.length(rows_[i]) - 1 - step : step; }
+
+  // Initial states into the ring and c, and straight to h_n, c_n for rows without a step.
+  void begin_rows() {
+    for (int64_t i = 0; i < n_; ++i) {
+      E* h = ring_[0] + i * h_stride_;
+      const int64_t b = rows_[i];
+      read_state(layer_.h0[direction_], b, h, out_begin_, out_end_);
+      if constexpr (Cell::kHasC) {
+        for (int64_t u = layer_.H; u < padded_; ++u) c_[i * padded_ + u] = 0;
+        read_state(layer_.c0[direction_], b, c_ + i * padded_, unit_begin_, unit_end_);
+      }
+      h_next_[i] = h;
+      if (layer_.length(b) == 0) finish_row(i);
+      start_[i] = reinterpret_cast<const A*>(packed_.bias);
+      if (layer_.P) {
+        m_rows_[i] = m_ + i * padded_;
+        proj_rows_[i] = proj_out_ + i * h_stride_;
+      }
+    }
+  }
+
+  template <class To>
+  void read_state(const Rows& from, int64_t b, To* to, int64_t begin, int64_t end) {
+    if (!from.data) {
+      for (int64_t u = begin; u < end; ++u) to[u] = To(0);
+      return;
+    }
+    const char* source = from.data + (from.offset(0, b) + begin * from.stride) * size_of(from.dtype);
+    read_row<To>(from.dtype, source, from.stride, to + begin, end - begin);
+  }
+
+  // Row pointers of this step; in projection-first mode the projection of the next chunk of steps.
+  void prepare(int64_t step, int64_t active, int64_t steps) {
+    const int64_t in_chunk = step % chunk_;
+    if (project_first_) {
+      if (layer_.ids)
+        take_columns(step, active);
+      else if (in_chunk == 0)
+        project_chunk(step, active, steps);
+      for (int64_t i = 0; i < active; ++i) start_[i] = projected_ + (in_chunk * n_ + i) * start_size_;
+    }
+    const Rows& output = call_.output[direction_];
+    const Rows& saved = call_.saved[direction_];
+    for (int64_t i = 0; i < active; ++i) {
+      const int64_t t = time(i, step), b = rows_[i];
+      h_prev_[i] = h_next_[i];
+      h_next_[i] = ring_[(step + 1) & 1] + i * h_stride_;
+      if (output_direct_) output_rows_[i] = reinterpret_cast<E*>(output.data) + output.offset(t, b);
+      if (saved.data) saved_[i] = reinterpret_cast<A*>(saved.data) + saved.offset(t, b);
+      if (!project_first_) x_rows_[i] = x_.at(t, b, i);
+    }
+  }
+
+  void project_chunk(int64_t step, int64_t active, int64_t steps) {
+    int64_t count = 0;
+    for (int64_t k = 0; k < chunk_ && step + k < steps; ++k) {
+      for (int64_t i = 0; i < active && step + k < layer_.length(rows_[i]); ++i, ++count) {
+        x_rows_[count] = x_.at(time(i, step + k), rows_[i], count);
+        projected_rows_[count] = projected_ + (k * n_ + i) * start_size_;
+      }
+    }
+    constexpr int kRows = TileShape<kS, Cell::kGates>::kRows;
+    const int64_t panel = panel_size<F>(layer_.I, Cell::kGates);
+    const E* w = reinterpret_cast<const E*>(packed_.w_ih);
+    const A* bias = reinterpret_cast<const A*>(packed_.bias);
+    for (int64_t block = block_begin_; block < block_end_; ++block) {
+      for_row_groups<kRows>(count, [&](int64_t first, auto m) {
+        product_tile<F, Cell::kGates, kS, decltype(m)::value>(x_rows_ + first, layer_.I, w + block * panel,
+                                                              bias + block * kS * kL, projected_rows_ + first,
+                                                              block * kS * kL);
+      });
+    }
+  }
+
+  // The projection where ids name columns of w_ih, which lie far apart: those of the next step are asked for.
+  void take_columns(int64_t step, int64_t active) {
+    const Matrix& w = layer_.w_ih[direction_];
+    const A* bias = reinterpret_cast<const A*>(packed_.bias);
+    const int64_t size = size_of(layer_.dtype);
+    const bool direct = layer_.dtype == dtype_of<A>() && w.row_stride == 1;
+    const auto column_of = [&](int64_t i, int64_t at) {
+      return w.data + layer_.id(time(i, at), rows_[i]) * w.column_stride * size;
+    };
+    for (int64_t i = 0; i < active; ++i) {
+      const char* column = column_of(i, step);
+      if (w.row_stride == 1 && step + 1 < layer_.length(rows_[i]))
+        prefetch<false>(column_of(i, step + 1), layer_.gates * layer_.H * size);
+      A* to = projected_ + i * start_size_;
+      for (int64_t block = block_begin_; block < block_end_; ++block) {
+        const int64_t left = layer_.H - block * kL, n = left < kL ? left : kL;
+        for (int s = 0; s < kS; ++s) {
+          const int64_t at = (block * kS + s) * kL;
+          typename F::V sum = load(bias + at);
+          if (s < Cell::kGates) {
+            const char* from = column + (s * layer_.H + block * kL) * w.row_stride * size;
+            if (direct) {
+              sum += Plain<A>::read(reinterpret_cast<const A*>(from), static_cast<int>(n));
+            } else {
+              A line[kL] = {};
+              read_row<A>(layer_.dtype, from, w.row_stride, line, n);
+              sum += load(line);
+            }
+          }
+          store(to + at, sum);
+        }
+      }
+    }
+  }
+
+  // h = W_hr m, by way of a row of A because the tile writes whole vectors.
+  void project_output(int64_t active) {
+    const int64_t panel = panel_size<F>(layer_.H, 1);
+    const E* w = reinterpret_cast<const E*>(packed_.w_hr);
+    for (int64_t block = 0; block < blocks_of<F>(layer_.P); ++block) {
+      for_row_groups<6>(active, [&](int64_t first, auto m) {
+        product_tile<F, 1, 1, decltype(m)::value>(const_cast<const E* const*>(m_rows_) + first, layer_.H,
+                                                  w + block * panel, nullptr, proj_rows_ + first, block * kL);
+      });
+    }
+    for (int64_t i = 0; i < active; ++i)
+      write_row<A>(dtype_of<E>(), proj_rows_[i], reinterpret_cast<char*>(h_next_[i]), layer_.P);
+  }
+
+  void finish_step(int64_t step, int64_t active) {
+    const Rows& output = call_.output[direction_];
+    for (int64_t i = 0; i < active; ++i) {
+      if (dtype_of<E>() != layer_.dtype) {
+        round_row(layer_.dtype, reinterpret_cast<A*>(h_next_[i]) + out_begin_, out_end_ - out_begin_);
+      }
+      if (!output_direct_ && output.data) {
+        char* to = output.data + (output.offset(time(i, step), rows_[i]) + out_begin_) * size_of(output.dtype);
+        write_row<E>(output.dtype, h_next_[i] + out_begin_, to, out_end_ - out_begin_);
+      }
+      if (layer_.length(rows_[i]) == step + 1) finish_row(i);
+    }
+  }
+
+  void finish_row(int64_t i) {
+    const Rows& h_n = call_.h_n[direction_];
+    const int64_t b = rows_[i];
+    write_row<E>(h_n.dtype, h_next_[i] + out_begin_, h_n.data + (h_n.offset(0, b) + out_begin_) * size_of(h_n.dtype),
+                 out_end_ - out_begin_);
+    if constexpr (Cell::kHasC) {
+      const Rows& c_n = call_.c_n[direction_];
+      write_row<A>(c_n.dtype, c_ + i * padded_ + unit_begin_,
+                   c_n.data + (c_n.offset(0, b) + unit_begin_) * size_of(c_n.dtype), unit_end_ - unit_begin_);
+    }
+  }
+
+  // Output beyond a row's length is zero.
+  void clear_tail(int64_t i) {
+    const Rows& output = call_.output[direction_];
+    if (!output.data || output.t_row) return;
+    const int64_t size = size_of(output.dtype), b = rows_[i];
+    for (int64_t t = layer_.length(b); t < layer_.T; ++t) {
+      __builtin_memset(output.data + (output.offset(t, b) + out_begin_) * size, 0,
+                       static_cast<std::size_t>((out_end_ - out_begin_) * size));
+    }
+  }
+
+  const Forward& call_;
+  const Layer& layer_;
+  int64_t n_, padded_, out_, h_stride_, start_size_, chunk_, private_size_, shared_size_;
+  bool project_first_, output_direct_ = false;
+  int direction_ = 0;
+  const int64_t* rows_ = nullptr;
+  int64_t unit_begin_ = 0, unit_end_ = 0, block_begin_ = 0, block_end_ = 0, out_begin_ = 0, out_end_ = 0;
+  PackedForward packed_{};
+  RowReader<E> x_;
+  A *projected_, *proj_out_, *c_;
+  A **projected_rows_, **proj_rows_, **saved_;
+  const A** start_;
+  const E **x_rows_, **h_prev_;
+  E **h_next_, **output_rows_, **m_rows_, *m_, *ring_[2];
+};
+
+}  // namespace
+}  // namespace sf

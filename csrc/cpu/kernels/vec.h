@@ -1,0 +1,210 @@
+// Vectors of the ISA this file is compiled for, as raw compiler vectors: FloatVec, DoubleVec and the primitives
+// core/math.h asks for. FMAs are explicit (contraction is off): the same sum must give the same bits in every tile.
+#pragma once
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#define SF_X86 1
+#endif
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#define SF_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define SF_VECTOR_BYTES 32
+#else
+#define SF_VECTOR_BYTES 16
+#endif
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define SF_VECTOR_REGISTERS 32
+#else
+#define SF_VECTOR_REGISTERS 16
+#endif
+
+#include "../../core/math.h"
+
+namespace sf {
+namespace {
+
+typedef float FloatVec __attribute__((vector_size(SF_VECTOR_BYTES)));
+typedef double DoubleVec __attribute__((vector_size(SF_VECTOR_BYTES)));
+typedef int32_t IntVec __attribute__((vector_size(SF_VECTOR_BYTES)));
+typedef int64_t LongVec __attribute__((vector_size(SF_VECTOR_BYTES)));
+typedef uint64_t HashVec __attribute__((vector_size(SF_VECTOR_BYTES)));
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using Type = FloatVec;
+};
+template <>
+struct VecOf<double> {
+  using Type = DoubleVec;
+};
+
+// taking away +0 keeps every bit, adding it would turn -0 into +0 and cost an instruction
+SF_FN FloatVec splat(float x) { return x - FloatVec{}; }
+SF_FN DoubleVec splat(double x) { return x - DoubleVec{}; }
+
+SF_FN FloatVec select(IntVec mask, FloatVec yes, FloatVec no) { return mask ? yes : no; }
+SF_FN DoubleVec select(LongVec mask, DoubleVec yes, DoubleVec no) { return mask ? yes : no; }
+
+#if SF_VECTOR_BYTES == 64
+SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return _mm512_fmadd_ps(a, b, c); }
+SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return _mm512_fmadd_pd(a, b, c); }
+SF_FN FloatVec nearest(FloatVec x) { return _mm512_roundscale_ps(x, 8); }
+SF_FN DoubleVec nearest(DoubleVec x) { return _mm512_roundscale_pd(x, 8); }
+SF_FN FloatVec pow2(FloatVec n) { return _mm512_scalef_ps(FloatVec{} + 1.0f, n); }
+SF_FN DoubleVec pow2(DoubleVec n) { return _mm512_scalef_pd(DoubleVec{} + 1.0, n); }
+// x86 min and max return their second operand when one is NaN: x must come second
+SF_FN FloatVec clamp(FloatVec x, float low, float high) {
+  return _mm512_max_ps(FloatVec{} + low, _mm512_min_ps(FloatVec{} + high, x));
+}
+SF_FN DoubleVec clamp(DoubleVec x, double low, double high) {
+  return _mm512_max_pd(DoubleVec{} + low, _mm512_min_pd(DoubleVec{} + high, x));
+}
+SF_FN FloatVec max0(FloatVec x) { return _mm512_max_ps(FloatVec{}, x); }
+SF_FN DoubleVec max0(DoubleVec x) { return _mm512_max_pd(DoubleVec{}, x); }
+SF_FN FloatVec load(const float* p) { return _mm512_loadu_ps(p); }
+SF_FN DoubleVec load(const double* p) { return _mm512_loadu_pd(p); }
+SF_FN void store(float* p, FloatVec v) { _mm512_storeu_ps(p, v); }
+SF_FN void store(double* p, DoubleVec v) { _mm512_storeu_pd(p, v); }
+SF_FN FloatVec load(const float* p, int n) { return _mm512_maskz_loadu_ps((1u << n) - 1, p); }
+SF_FN DoubleVec load(const double* p, int n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
+SF_FN void store(float* p, FloatVec v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
+SF_FN void store(double* p, DoubleVec v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
+// a0 b0 a1 b1 ..., of the first half of each and of the second
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+}
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+}
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b);
+}
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) {
+  return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
+}
+#elif SF_VECTOR_BYTES == 32
+SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return _mm256_fmadd_ps(a, b, c); }
+SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return _mm256_fmadd_pd(a, b, c); }
+SF_FN FloatVec nearest(FloatVec x) { return _mm256_round_ps(x, 8); }
+SF_FN DoubleVec nearest(DoubleVec x) { return _mm256_round_pd(x, 8); }
+SF_FN FloatVec clamp(FloatVec x, float low, float high) {
+  return _mm256_max_ps(FloatVec{} + low, _mm256_min_ps(FloatVec{} + high, x));
+}
+SF_FN DoubleVec clamp(DoubleVec x, double low, double high) {
+  return _mm256_max_pd(DoubleVec{} + low, _mm256_min_pd(DoubleVec{} + high, x));
+}
+SF_FN FloatVec max0(FloatVec x) { return _mm256_max_ps(FloatVec{}, x); }
+SF_FN DoubleVec max0(DoubleVec x) { return _mm256_max_pd(DoubleVec{}, x); }
+SF_FN FloatVec load(const float* p) { return _mm256_loadu_ps(p); }
+SF_FN DoubleVec load(const double* p) { return _mm256_loadu_pd(p); }
+SF_FN void store(float* p, FloatVec v) { _mm256_storeu_ps(p, v); }
+SF_FN void store(double* p, DoubleVec v) { _mm256_storeu_pd(p, v); }
+SF_FN IntVec first_lanes(float, int n) { return IntVec{0, 1, 2, 3, 4, 5, 6, 7} < IntVec{} + n; }
+SF_FN LongVec first_lanes(double, int n) { return LongVec{0, 1, 2, 3} < LongVec{} + n; }
+SF_FN FloatVec load(const float* p, int n) { return _mm256_maskload_ps(p, (__m256i)first_lanes(0.f, n)); }
+SF_FN DoubleVec load(const double* p, int n) { return _mm256_maskload_pd(p, (__m256i)first_lanes(0., n)); }
+SF_FN void store(float* p, FloatVec v, int n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(0.f, n), v); }
+SF_FN void store(double* p, DoubleVec v, int n) { _mm256_maskstore_pd(p, (__m256i)first_lanes(0., n), v); }
+// a0 b0 a1 b1 ..., of the first half of each and of the second; AVX2 interleaves quarters
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x20);
+}
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b), 0x31);
+}
+#else
+template <class V, class T>
+SF_FN V portable_load(const T* p, int n) {
+  V v{};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class V>
+SF_FN V portable_nearest(V x) {
+  for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = nearest(x[i]);
+  return x;
+}
+template <class V, class T>
+SF_FN void portable_store(T* p, V v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+// a0 b0 a1 b1 ..., from lane `first` of each on
+template <class V>
+SF_FN V portable_interleave(V a, V b, int first) {
+  V v{};
+  for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]) / 2; ++i) v[2 * i] = a[first + i], v[2 * i + 1] = b[first + i];
+  return v;
+}
+constexpr int kF = SF_VECTOR_BYTES / 4, kD = SF_VECTOR_BYTES / 8;
+#if defined(__aarch64__)
+template <class V>
+SF_FN V portable_fma(V a, V b, V c) {
+  for (unsigned i = 0; i < sizeof(V) / sizeof(a[0]); ++i) c[i] = fma(a[i], b[i], c[i]);
+  return c;
+}
+SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return portable_fma(a, b, c); }
+SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return portable_fma(a, b, c); }
+#else  // x86-64 before FMA: two roundings, the same in every tile
+SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return a * b + c; }
+SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return a * b + c; }
+#endif
+// adding and taking away 1.5 * 2^mantissa rounds |x| < 2^22 to an integer; larger values never get here (clamped)
+SF_FN FloatVec nearest(FloatVec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+SF_FN DoubleVec nearest(DoubleVec x) { return (x + 0x1.8p52) - 0x1.8p52; }
+SF_FN FloatVec clamp(FloatVec x, float low, float high) {
+  x = select(x < low, FloatVec{} + low, x);
+  return select(x > high, FloatVec{} + high, x);
+}
+SF_FN DoubleVec clamp(DoubleVec x, double low, double high) {
+  x = select(x < low, DoubleVec{} + low, x);
+  return select(x > high, DoubleVec{} + high, x);
+}
+SF_FN FloatVec max0(FloatVec x) { return select(x < 0, FloatVec{}, x); }
+SF_FN DoubleVec max0(DoubleVec x) { return select(x < 0, DoubleVec{}, x); }
+SF_FN FloatVec load(const float* p) { return portable_load<FloatVec>(p, kF); }
+SF_FN DoubleVec load(const double* p) { return portable_load<DoubleVec>(p, kD); }
+SF_FN void store(float* p, FloatVec v) { portable_store(p, v, kF); }
+SF_FN void store(double* p, DoubleVec v) { portable_store(p, v, kD); }
+SF_FN FloatVec load(const float* p, int n) { return portable_load<FloatVec>(p, n); }
+SF_FN DoubleVec load(const double* p, int n) { return portable_load<DoubleVec>(p, n); }
+SF_FN void store(float* p, FloatVec v, int n) { portable_store(p, v, n); }
+SF_FN void store(double* p, DoubleVec v, int n) { portable_store(p, v, n); }
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) { return portable_interleave(a, b, 0); }
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) { return portable_interleave(a, b, kF / 2); }
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, 0); }
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, kD / 2); }
+#endif
+
+#if SF_VECTOR_BYTES < 64
+// builds 2^n in the exponent bits; NaN becomes some finite number, and q of the split stays NaN
+SF_FN FloatVec pow2(FloatVec n) { return (FloatVec)((__builtin_convertvector(n, IntVec) + 127) << 23); }
+SF_FN DoubleVec pow2(DoubleVec n) { return (DoubleVec)((__builtin_convertvector(n, LongVec) + 1023) << 52); }
+#endif
+
+SF_FN FloatVec above0(FloatVec x) { return select(x <= 0, FloatVec{}, FloatVec{} + 1.0f); }
+SF_FN DoubleVec above0(DoubleVec x) { return select(x <= 0, DoubleVec{}, DoubleVec{} + 1.0); }
+
+}  // namespace
+
+template <>
+struct ScalarOf<FloatVec> {
+  using Type = float;
+};
+template <>
+struct ScalarOf<DoubleVec> {
+  using Type = double;
+};
+
+}  // namespace sf

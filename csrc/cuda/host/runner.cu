@@ -1,0 +1,219 @@
+// The queue over CUDA, cuBLAS and torch's allocator, and the runner on it. cuBLAS is the one torch has loaded: it is
+// found in the process, so that the extension needs none to link with and none on a machine without a GPU.
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <cstdlib>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "../../core/cell_list.h"
+#include "../kernels/kernels.h"
+#include "runner.h"
+
+namespace sf::cuda {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+// What is used of cuBLAS 12 and 13: names and numbers as in their headers.
+struct Cublas {
+  using Handle = void*;
+  static constexpr int kN = 0, kT = 1;
+  static constexpr int kFloat = 0, kDouble = 1, kHalf = 2,
+                       kBFloat16 = 14;  // cudaDataType_t
+  static constexpr int kCompute32 = 68, kCompute64 = 70, kCompute32Tf32 = 77;
+  static constexpr int kWideSums = 16;  // no partial sums in 16 bits, and TF32 only where the call says so
+  int (*gemm)(Handle, int, int, int64_t, int64_t, int64_t, const void*, const void*, int, int64_t, int64_t, const void*,
+              int, int64_t, int64_t, const void*, void*, int, int64_t, int64_t, int64_t, int, int);
+  int (*get_math_mode)(Handle, int*);
+  int (*set_math_mode)(Handle, int);
+
+  Cublas() {
+    // torch's own: a search in its library goes through what that needs, and another package may have brought another
+    void* library = nullptr;
+    for (const char* name : {"libtorch_cuda.so", "libcublas.so.13", "libcublas.so.12"})
+      if (!library) library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    const auto find = [&](auto& function, const char* name) {
+      void* symbol = library ? dlsym(library, name) : nullptr;
+      if (!symbol) throw std::runtime_error(std::string("cuBLAS: expected torch to have loaded ") + name);
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(symbol);
+    };
+    find(gemm, "cublasGemmStridedBatchedEx_64");
+    find(get_math_mode, "cublasGetMathMode");
+    find(set_math_mode, "cublasSetMathMode");
+  }
+};
+const Cublas& cublas() {
+  static const Cublas loaded;
+  return loaded;
+}
+
+int data_type(Dtype d) {
+  constexpr int kTypes[] = {Cublas::kFloat, Cublas::kDouble, Cublas::kBFloat16, Cublas::kHalf};
+  return kTypes[static_cast<int>(d)];
+}
+
+class CudaQueue : public Queue {
+ public:
+  explicit CudaQueue(const TorchDevice& device) : device_(device), limits_(limits_of(device.index)) {}
+
+  const Limits& limits() const override { return limits_; }
+  uint32_t* error_word() override { return device_.error_word; }
+  void* take(int64_t bytes) override { return device_.allocate(device_.keep, bytes); }
+  void zero(void* data, int64_t bytes) override {
+    check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream()), "clearing memory");
+  }
+
+  Sorted sort(const int64_t* keys, int64_t count) override { return device_.sort(device_.keep, keys, count); }
+
+  // cuBLAS counts columns first: C^T = B^T A^T.
+  void multiply(const Product& p) override {
+    if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+    const bool wide = p.in == Dtype::kFloat64;
+    const float one = 1, beta = p.accumulate ? 1 : 0;
+    const double one64 = 1, beta64 = p.accumulate ? 1 : 0;
+    int compute = wide ? Cublas::kCompute64 : Cublas::kCompute32;
+    if (p.in == Dtype::kFloat32) compute = p.tf32 ? Cublas::kCompute32Tf32 : Cublas::kCompute32;
+    int mode = 0;
+    cublas().get_math_mode(device_.cublas, &mode);
+    cublas().set_math_mode(device_.cublas, Cublas::kWideSums);
+    const int status = cublas().gemm(
+        device_.cublas, p.b_transposed ? Cublas::kT : Cublas::kN, p.a_transposed ? Cublas::kT : Cublas::kN, p.n, p.m,
+        p.k, wide ? static_cast<const void*>(&one64) : &one, p.b, data_type(p.in), p.b_stride, p.b_batch, p.a,
+        data_type(p.in), p.a_stride, p.a_batch, wide ? static_cast<const void*>(&beta64) : &beta, p.c, data_type(p.out),
+        p.c_stride, p.c_batch, p.batch, compute, -1);
+    cublas().set_math_mode(device_.cublas, mode);
+    if (status != 0)
+      throw std::runtime_error("cuBLAS refused a product of " + std::to_string(p.m) + " x " + std::to_string(p.k) +
+                               " with " + std::to_string(p.k) + " x " + std::to_string(p.n) + ": status " +
+                               std::to_string(status));
+    after_launch("a product");
+  }
+
+  using Queue::launch;
+  void launch(const void* kernel, const LaunchShape& shape, void** arguments, Call) override {
+    constexpr int kWithoutAsking = 48 << 10, kPortableCluster = 8;
+    if (shape.shared > kWithoutAsking)  // all there is: another thread may be launching the kernel with more
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits_.shared_bytes),
+            "asking for shared memory");
+    if (shape.cluster > kPortableCluster)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+            "asking for large clusters");
+    std::array<cudaLaunchAttribute, 2> attributes{};
+    unsigned count = 0;
+    if (shape.cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+      ++count;
+    }
+    if (shape.cooperative) {
+      attributes[count].id = cudaLaunchAttributeCooperative;
+      attributes[count].val.cooperative = 1;
+      ++count;
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
+    config.stream = stream();
+    config.attrs = attributes.data();
+    config.numAttrs = count;
+    const cudaError_t error = cudaLaunchKernelExC(&config, kernel, arguments);
+    if (error == cudaErrorCooperativeLaunchTooLarge) {
+      cudaGetLastError();
+      throw std::runtime_error("the grid regime needs " + std::to_string(shape.blocks) +
+                               " blocks on the device at once, more than it can hold now");
+    }
+    check(error, "launching a kernel");
+    after_launch("a kernel");
+  }
+
+ private:
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(device_.stream); }
+  void after_launch(const char* what) const {
+    if (!device_.check_launches) return;
+    cudaStreamCaptureStatus capturing{};
+    check(cudaStreamIsCapturing(stream(), &capturing), what);
+    if (capturing != cudaStreamCaptureStatusNone) return;
+    check(cudaStreamSynchronize(stream()), what);
+    if (*device_.error_word) throw std::runtime_error(sentence_of(std::exchange(*device_.error_word, 0)));
+  }
+
+  TorchDevice device_;
+  const Limits& limits_;
+};
+
+class CudaRunner : public Runner {
+ public:
+  CudaRunner(const TorchDevice& device, const std::string& impl) : choice_(choice_of(impl)), queue_(device) {}
+  Dtype buffer_dtype(Dtype storage) const override { return storage; }
+  void forward(const Forward& f) override { run_forward(f, choice_, queue_); }
+  void backward(const Backward& b) override { run_backward(b, choice_, queue_); }
+  void weight_grad(const WeightGrad& g) override { run_weight_grad(g, choice_, queue_); }
+
+ private:
+  Choice choice_;
+  CudaQueue queue_;
+};
+
+// How many blocks of the kernel that asks for most can form a cluster here.
+int largest_cluster(const Limits& limits) {
+  const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+        "asking for shared memory");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(16);
+  config.blockDim = dim3(256);
+  config.dynamicSmemBytes = static_cast<size_t>(limits.shared_bytes);
+  int blocks = 1;
+  check(cudaOccupancyMaxPotentialClusterSize(&blocks, kernel, &config), "asking for the largest cluster");
+  return blocks < 16 ? blocks : 16;
+}
+
+Limits read_limits(int device) {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device), "asking the device for its limits");
+    return value;
+  };
+  Limits limits;
+  limits.architecture =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  cudaFuncAttributes found{};
+  const auto* any = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, kGated[0], Regime::kOnchip));
+  if (cudaFuncGetAttributes(&found, any) != cudaSuccess) {
+    cudaGetLastError();
+    throw std::runtime_error("the device has compute capability " + std::to_string(limits.architecture / 10) + "." +
+                             std::to_string(limits.architecture % 10) + ", but seqcls_fast was built for " +
+                             SF_CUDA_ARCHS + " alone");
+  }
+  limits.cluster = limits.architecture == 90 ? largest_cluster(limits) : 1;  // compiled for 9.0 alone
+  return limits;
+}
+
+}  // namespace
+
+const Limits& limits_of(int device) {
+  constexpr int kMostDevices = 64;
+  static std::array<Limits, kMostDevices> all;
+  static std::array<std::once_flag, kMostDevices> once;
+  if (device < 0 || device >= kMostDevices) throw std::runtime_error("expected at most 64 CUDA devices");
+  std::call_once(once[device], [&] { all[device] = read_limits(device); });
+  return all[device];
+}
+
+std::unique_ptr<Runner> make_runner(const TorchDevice& device, const std::string& impl) {
+  return std::make_unique<CudaRunner>(device, impl);
+}
+
+}  // namespace sf::cuda

@@ -1,0 +1,164 @@
+// From a layer to the launches of the stepwise regime.
+#include "host.h"
+#include "../kernels/stepwise.cuh"
+
+namespace sf::cuda {
+namespace {
+
+Product step_product(const Layer& l, const Choice& choice) {
+  Product p{};
+  p.m = l.B;
+  p.in = l.dtype;
+  p.out = compute_dtype(l.dtype);
+  p.tf32 = choice.tf32;
+  return p;
+}
+
+Stepwise stepwise_of(const Layer& l, const Lengths& lengths) {
+  Stepwise a{};
+  a.B = l.B;
+  a.H = l.H;
+  a.P = l.P;
+  a.T = l.T;
+  a.slots = info_of(l.cell).slots;
+  a.lengths = lengths.lengths;
+  a.directions = l.directions;
+  for (int d = 0; d < l.directions; ++d) {
+    a.direction[d].h0 = l.h0[d];
+    a.direction[d].c0 = l.c0[d];
+  }
+  return a;
+}
+
+}  // namespace
+
+void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, Queue& q) {
+  const Layer& l = f.layer;
+  const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
+  Stepwise a = stepwise_of(l, lengths);
+  a.write_output = f.output[0].data != nullptr;
+  const void* bias = make_bias(l, q);
+  Product recurrent[kMaxDirections], projection[kMaxDirections];
+  for (int d = 0; d < l.directions; ++d) {
+    StepwiseDirection& io = a.direction[d];
+    io.saved = f.saved[d];
+    io.output = f.output[d];
+    io.h_n = f.h_n[d];
+    io.c_n = f.c_n[d];
+    io.bias = bias_of(bias, l, d);
+    void* products = q.take(l.B * l.gates * l.H * compute);
+    io.products = products;
+    io.h = q.take(l.B * l.out() * storage);
+    io.state = q.take(l.B * l.H * compute);
+    Product& p = recurrent[d] = step_product(l, choice);
+    p.n = l.gates * l.H;
+    p.k = l.out();
+    p.a = io.h;
+    p.a_stride = l.out();
+    p.b = l.w_hh[d].data;
+    p.b_stride = l.out();
+    p.b_transposed = true;
+    p.c = products;
+    p.c_stride = p.n;
+    if (!l.P) continue;
+    io.unprojected = q.take(l.B * l.H * storage);
+    io.projections = q.take(l.B * l.P * compute);
+    Product& r = projection[d] = step_product(l, choice);
+    r.n = l.P;
+    r.k = l.H;
+    r.a = io.unprojected;
+    r.a_stride = l.H;
+    r.b = l.w_hr[d].data;
+    r.b_stride = l.H;
+    r.b_transposed = true;
+    r.c = io.projections;
+    r.c_stride = l.P;
+  }
+  with_both(l, [&](auto cell, auto math) {
+    using Cell = decltype(cell);
+    using Math = decltype(math);
+    const int64_t cells = l.directions * l.B * l.H;
+    launch_over(q, stepwise_begin<Math>, cells, a);
+    for_chunks(f, l.H, choice, q, [&](const Chunk& chunk) {
+      int64_t steps = 0;  // the directions' parts may differ by a few
+      for (int d = 0; d < l.directions; ++d) steps = std::max(steps, chunk.end[d] - chunk.begin[d]);
+      for (int64_t s = 0; s < steps; ++s) {
+        for (int d = 0; d < l.directions; ++d) {
+          StepwiseDirection& io = a.direction[d];
+          io.projected = chunk.projected[d];
+          const bool any = s < chunk.end[d] - chunk.begin[d];
+          io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // no row has step T
+          q.multiply(recurrent[d]);
+        }
+        launch_over(q, stepwise_forward<Cell, Math>, cells, a);
+        if (!l.P) continue;
+        for (int d = 0; d < l.directions; ++d) q.multiply(projection[d]);
+        launch_over(q, stepwise_project<Math>, l.directions * l.B * l.P, a);
+      }
+    });
+    launch_over(q, stepwise_end<Cell, Math>, cells, a);
+  });
+}
+
+void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, Queue& q) {
+  const Layer& l = b.layer;
+  const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
+  Stepwise a = stepwise_of(l, lengths);
+  Product recurrent[kMaxDirections], projection[kMaxDirections];
+  for (int d = 0; d < l.directions; ++d) {
+    StepwiseDirection& io = a.direction[d];
+    io.saved = b.saved[d];
+    io.output = b.output[d];
+    io.d_output = b.d_output[d];
+    io.d_h_n = b.d_h_n[d];
+    io.d_c_n = b.d_c_n[d];
+    io.d_gates = b.d_gates[d];
+    io.d_h0 = b.d_h0[d];
+    io.d_c0 = b.d_c0[d];
+    io.h = q.take(l.B * l.gates * l.H * storage);
+    io.state = q.take(l.B * l.out() * compute);
+    io.carry = q.take(l.B * l.H * compute);
+    Product& p = recurrent[d] = step_product(l, choice);
+    p.n = l.out();
+    p.k = l.gates * l.H;
+    p.a = io.h;
+    p.a_stride = p.k;
+    p.b = l.w_hh[d].data;
+    p.b_stride = l.out();
+    p.c = q.take(l.B * l.out() * compute);
+    p.c_stride = l.out();
+    if (!l.P) continue;
+    io.unprojected = q.take(l.B * l.P * storage);
+    io.projections = q.take(l.B * l.H * compute);
+    Product& r = projection[d] = step_product(l, choice);
+    r.n = l.H;
+    r.k = l.P;
+    r.a = io.unprojected;
+    r.a_stride = l.P;
+    r.b = l.w_hr[d].data;
+    r.b_stride = l.H;
+    r.c = io.projections;
+    r.c_stride = l.H;
+  }
+  with_both(l, [&](auto cell, auto math) {
+    using Cell = decltype(cell);
+    using Math = decltype(math);
+    const int64_t cells = l.directions * l.B * l.H;
+    launch_over(q, stepwise_begin_back<Math>, cells, a);
+    for (int64_t s = 0; s < l.T; ++s) {
+      for (int d = 0; d < l.directions; ++d) a.direction[d].t = d ? s : l.T - 1 - s;
+      if (l.P) {
+        launch_over(q, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
+        for (int d = 0; d < l.directions; ++d) q.multiply(projection[d]);
+      }
+      launch_over(q, stepwise_backward<Cell, Math>, cells, a);
+      for (int d = 0; d < l.directions; ++d) {
+        q.multiply(recurrent[d]);
+        a.direction[d].products = recurrent[d].c;
+      }
+    }
+    launch_over(q, stepwise_end_back<Cell, Math>, cells, a);
+  });
+}
+
+}  // namespace sf::cuda

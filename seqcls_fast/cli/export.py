@@ -1,0 +1,69 @@
+"""`export`: a saved model's network as ONNX or as torch.export's program."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ..toolkit._terminal import MESSAGE, escaped, shown
+from .shared import UsageError, add_command, check_folder, load, plain, print_json, random_batch, replacing
+
+__all__ = ["add"]
+
+EXAMPLES = """\
+examples:
+  seqcls-fast export model --to model.onnx   standard ONNX, for onnxruntime and others
+  seqcls-fast export model --to model.pt2    torch.export: torch.export.load("model.pt2") after import seqcls_fast.ops
+"""
+
+
+def add(commands: Any) -> None:
+    purpose = "write a saved model's network for other programs: ids or features and lengths in, logits out"
+    parser = add_command(commands, "export", purpose, EXAMPLES, _export)
+    parser.add_argument("model", help="directory that train wrote")
+    parser.add_argument("--to", required=True, metavar="FILE", help="a name that ends in .onnx or .pt2")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.to)
+    if path.suffix not in (".onnx", ".pt2"):
+        raise UsageError(f"--to: expected a name that ends in .onnx or .pt2 but got {shown(arguments.to)}")
+    check_folder(path)
+    estimator, _ = load(arguments.model)
+    import torch
+
+    model = copy.deepcopy(estimator.model_).cpu().eval()
+    x, lengths = random_batch(model, 2, longest=8)
+    batch, time_steps = torch.export.Dim("batch"), torch.export.Dim("time")
+    shapes = {"x": {0: batch, 1: time_steps}, "lengths": {0: batch}}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # which tells of operators that no model of ours has
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own code
+        if path.suffix == ".onnx":
+            from ..export import to_onnx
+
+            names = ["x", "lengths"]
+            to_onnx(model, (x, lengths), path, dynamic_shapes=shapes, input_names=names, output_names=["logits"])
+        else:
+            program = torch.export.export(model, (x, lengths), dynamic_shapes=shapes)
+            labels = {"classes.json": json.dumps(plain(estimator.classes_))}
+            with replacing(path) as written:
+                torch.export.save(program, written, extra_files=labels)
+    features = "" if model.vocab_size else f", {model.input_size} features"
+    answer = {
+        "file": arguments.to, "x": f"{str(x.dtype).removeprefix('torch.')} (batch, time{features})",
+        "lengths": "int64 (batch)", "logits": f"float32 (batch, {model.num_classes})", "classes": estimator.classes_,
+    }  # fmt: skip
+    if estimator.temperature_ != 1:
+        answer["temperature"] = estimator.temperature_  # to divide the logits by
+    if estimator.threshold_ is not None:
+        answer["threshold"] = estimator.threshold_.to_json() if arguments.json else str(estimator.threshold_)
+    if arguments.json:
+        print_json(answer)
+    else:
+        print("\n".join(f"{name:<11} {escaped(value, MESSAGE)}" for name, value in plain(answer).items()))

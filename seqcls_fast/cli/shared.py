@@ -1,0 +1,154 @@
+"""What several commands need: how they are declared, what they read, and how they write.
+
+A file is written under another name first and takes its place when it is whole (_files.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import _files
+from ..toolkit._extras import need
+from ..toolkit._terminal import escaped, json_text, shown
+
+__all__ = [
+    "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "claimed", "count", "load", "plain",
+    "print_json", "random_batch", "read_examples", "replacing", "save_pictures", "write_text",
+]  # fmt: skip
+
+ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
+Run = Callable[[argparse.Namespace], None]
+
+
+class UsageError(Exception):
+    """Options that do not go together: exit code 2, as for all that argparse refuses itself."""
+
+
+def add_command(commands: Any, name: str, purpose: str, examples: str, run: Run) -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=examples, formatter_class=layout
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def count(text: str) -> int:
+    if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1 but got {shown(text)}")
+    return int(text)
+
+
+def print_json(value: Any) -> None:
+    print(json_text(plain(value), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: arrays become lists, keys strings, and what is no finite number null."""
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if hasattr(value, "tolist"):  # of numpy or torch
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def check_folder(*paths: str | Path | None) -> None:
+    """Before any work whose result could then not be written."""
+    for path in paths:
+        if path is not None and not Path(path).parent.is_dir():
+            name, folder = escaped(path), escaped(Path(path).parent)
+            raise FileNotFoundError(f"{name}: expected a folder that exists but there is no {folder}")
+
+
+def check_new(folder: Path, hint: str = "") -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{escaped(folder)}: expected a new or empty directory{hint and f' ({hint})'}")
+
+
+@contextmanager
+def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
+    """A name to write to, which takes the place of `path` once all is written; a failure leaves `path` as it was."""
+    check_folder(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file but got a folder")
+    with _files.replacing(path, wait) as written:
+        yield written
+
+
+@contextmanager
+def claimed(out: Path, replaces: bool, hint: str = "") -> Iterator[None]:
+    """While the block runs, no other command can be about to save a model there: the second of two is refused."""
+    from ..toolkit import store
+
+    target = store.check_target(out)
+    _files.make_folder(target.parent)
+    with _files.locked(target.with_name(f".{target.name}.run"), out, wait=False):
+        _files.restore(target)
+        if not replaces:
+            check_new(out, hint)
+        yield
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(Path(path)) as written:
+        written.write_text(text, encoding="utf-8")
+
+
+def read_examples(path: str, kind: str, **columns: Any) -> tuple[list[Any], list[Any], list[float] | None]:
+    from ..toolkit.data import readers
+
+    table = readers.read(path, kind=kind, **columns)
+    assert table.labels is not None
+    return table.texts_or_series, table.labels, table.weights
+
+
+def load(path: str) -> tuple[Any, str]:
+    """The estimator, and its kind."""
+    need("numpy", "a saved model")
+    from ..toolkit import estimators, store
+
+    with store.opened(path) as saved:
+        kind = saved.config["kind"]
+    name = ESTIMATORS.get(kind, ESTIMATORS["text"])  # which refuses another kind with a sentence
+    return getattr(estimators, name).load(path), kind
+
+
+def random_batch(model: Any, rows: int, longest: int) -> tuple[Any, Any]:
+    """Random ids or features of lengths whose median is 30, like those of short texts, or of `longest` at most."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = (30 * torch.randn(rows, generator=generator).mul(0.75).exp()).long().clamp(1, longest)
+    lengths[0] = longest
+    shape = (rows, longest)
+    if model.vocab_size is None:
+        return torch.randn(*shape, model.input_size, generator=generator), lengths
+    ids = torch.randint(1, max(2, model.vocab_size), shape, generator=generator)
+    return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths
+
+
+def save_pictures(folder: Path, report: Any, estimator: Any, lengths: Any = None) -> None:
+    """``lengths``: of the sequences, None where they are not in memory."""
+    from ..toolkit.evaluation import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {} if lengths is None else {"lengths": plots.length_histogram(lengths)}
+    if getattr(estimator, "history_", None):
+        figures["learning_curves"] = plots.learning_curves(estimator.history_)
+    if report is not None:
+        for draw in (plots.confusion, plots.reliability, plots.roc, plots.precision_recall):
+            figures[draw.__name__] = draw(report)
+    for name, figure in figures.items():
+        plots.save(figure, folder / f"{name}.png")

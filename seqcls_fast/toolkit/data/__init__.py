@@ -1,0 +1,1 @@
+"""From files, lists and arrays to batches of numbered sequences and labels."""

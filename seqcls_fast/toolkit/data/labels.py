@@ -1,0 +1,176 @@
+"""Labels of any hashable kind: the sorted classes, and each label's place among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._terminal import kind_of, shown
+from .columns import items, missing
+
+__all__ = ["as_array", "classes_of", "from_json", "stratified", "to_json", "to_targets", "weights_of"]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def as_list(y: Any, count: int | None = None) -> list[Any]:
+    """Labels as plain Python values, one for each of ``count`` sequences."""
+    y = items(y, "y", "a list of labels")
+    if isinstance(y, np.ndarray | Tensor) and y.ndim != 1:
+        raise ValueError(f"y: expected one dimension but got shape {tuple(y.shape)}")
+    values = y.tolist() if isinstance(y, np.ndarray | Tensor) else [_plain(value) for value in y]
+    if count is not None and len(values) != count:
+        raise ValueError(f"y: expected {count} labels, one for each sequence of X, but got {len(values)}")
+    for index, value in enumerate(values):
+        try:
+            hash(value)
+        except TypeError:
+            got = f"{kind_of(value)} at {index}"
+            raise TypeError(f"y: expected hashable labels but got {got}, which is not") from None
+        if _is_missing(value):
+            raise ValueError(f"y: expected a label but got {shown(value)} at {index}")
+    return values
+
+
+def _is_missing(label: Any) -> bool:
+    """Whether a label or a part of it is none. NaN is equal to nothing, so nothing would be of its class."""
+    return any(map(_is_missing, label)) if type(label) is tuple else missing(label)
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(_plain(part) for part in value)
+    if hasattr(type(value), "as_py"):  # a scalar of pyarrow
+        return value.as_py()
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0) else value
+
+
+def classes_of(labels: Sequence[Any]) -> np.ndarray:
+    """The different ones, sorted; those that know no order by type and text."""
+    found = list(dict.fromkeys(labels))
+    try:
+        found.sort()
+    except TypeError:
+        found.sort(key=lambda label: (type(label).__name__, repr(label)))
+    return as_array(found)
+
+
+def as_array(labels: Sequence[Any]) -> np.ndarray:
+    """Of numbers or strings where they are all of one type, else of objects."""
+    kinds = {type(label) for label in labels}
+    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+        array = np.array(labels)
+        if array.tolist() == list(labels) and array.dtype.kind in "biufU":  # not so for 2**64, or "a\0"
+            return array
+    array = np.empty(len(labels), dtype=object)
+    for index, label in enumerate(labels):  # numpy would take a tuple apart
+        array[index] = label
+    return array
+
+
+def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y") -> Tensor:
+    place = {label: index for index, label in enumerate(classes.tolist())}
+    for index, label in enumerate(labels):
+        if label not in place:
+            raise ValueError(f"{name}: expected labels seen in training but got {shown(label)} at {index}")
+    return torch.tensor([place[label] for label in labels], dtype=torch.int64)
+
+
+def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_weight: Any) -> Tensor | None:
+    """What each sequence counts, 1 on average; None where all count alike."""
+    if class_weight is None and sample_weight is None:
+        return None
+    counts = torch.bincount(targets, minlength=len(classes))
+    weights = class_factors(counts, classes.tolist(), class_weight)[targets]
+    if sample_weight is not None:
+        weights *= torch.from_numpy(sample_weights(sample_weight, len(targets)))
+    return (weights / positive(weights.mean())).float()
+
+
+def sample_weights(given: Any, count: int) -> np.ndarray:
+    """What each of ``count`` sequences counts, float64."""
+    given = items(given, "sample_weight", "a list of numbers")
+    try:
+        weights = np.array(given if isinstance(given, np.ndarray | Tensor) else list(given), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("sample_weight: expected finite numbers of at least 0 but got something else") from None
+    if weights.shape != (count,):
+        raise ValueError(f"sample_weight: expected shape ({count},) but got {weights.shape}")
+    if not ((weights >= 0) & np.isfinite(weights)).all():
+        raise ValueError("sample_weight: expected finite numbers of at least 0")
+    if not weights.sum() > 0:
+        raise ValueError("sample_weight: expected some weight above 0")
+    return weights
+
+
+def class_factors(counts: Tensor, classes: list[Any], class_weight: Any) -> Tensor:
+    """What a sequence of each class counts, float64, in proportion to the others."""
+    if class_weight is None:
+        return torch.ones(len(classes), dtype=torch.float64)
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        return 1 / counts.clamp(min=1).double()
+    if not isinstance(class_weight, dict):
+        raise ValueError(f"class_weight: expected None, 'balanced' or a dict but got {shown(class_weight)}")
+    class_weight = {_plain(label): _plain(weight) for label, weight in class_weight.items()}
+    for label, weight in class_weight.items():
+        if label not in classes:
+            raise ValueError(f"class_weight: expected labels of y but got {shown(label)}")
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ValueError(
+                f"class_weight: expected a weight of at least 0 for {shown(label)} but got {shown(weight)}"
+            )
+    return torch.tensor([float(class_weight.get(label, 1.0)) for label in classes], dtype=torch.float64)
+
+
+def positive(weight: Tensor) -> Tensor:
+    if not float(weight) > 0:
+        raise ValueError("class_weight and sample_weight: expected some weight above 0")
+    return weight
+
+
+def stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:
+    """Rows to keep and rows to hold out, of each class its share; a class of one is kept."""
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    held = []
+    for target in targets.unique():
+        rows = (targets == target).nonzero().flatten()
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        held.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    out = torch.cat(held).sort().values
+    if not len(out):
+        raise ValueError("validation: expected classes with at least two sequences each, to hold one out")
+    mask = torch.ones(len(targets), dtype=torch.bool)
+    mask[out] = False
+    return mask.nonzero().flatten(), out
+
+
+def to_json(classes: np.ndarray) -> list[Any]:
+    """Numbers, strings and tuples of them as JSON has them; others cannot be saved."""
+
+    def encode(label: Any) -> Any:
+        label = _plain(label)
+        if type(label) in _PLAIN:
+            return label
+        if isinstance(label, tuple):
+            return {"tuple": [encode(part) for part in label]}
+        raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {kind_of(label)}")
+
+    return [encode(label) for label in classes.tolist()]
+
+
+def from_json(values: Any) -> np.ndarray:
+    def decode(value: Any, inside: bool = False) -> Any:
+        if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
+            return tuple(decode(part, True) for part in value["tuple"])
+        if not isinstance(value, _PLAIN) or (value is None and not inside):
+            raise ValueError(f"classes: expected numbers, strings or tuples but got {kind_of(value)}")
+        return value
+
+    if not isinstance(values, list):
+        raise ValueError(f"classes: expected a list of labels but got {kind_of(values)}")
+    return as_array([decode(value) for value in values])

@@ -1,0 +1,323 @@
+"""Numeric series as features: standardised by what the training data shows, with an explicit policy for gaps.
+
+All series lie end to end in one float64 array while they are checked and scaled, so that the cost is that of a few
+numpy calls and not of a few for each series.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._extras import need
+from .._terminal import VALUE, escaped, kind_of, shown
+from .columns import items
+from .columns import missing as is_missing
+from .errors import seal, unseal
+from .ragged import Ragged
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = need("numpy", "SeriesEncoder")
+
+__all__ = ["SeriesEncoder", "as_steps"]
+
+_AT_ONCE = 1024  # series of an iterator
+
+POLICIES = ("error", "zero", "mean", "forward", "mask")
+
+
+class SeriesEncoder:
+    """Series to features of mean 0 and deviation 1, by the means and deviations of the data it was fitted to.
+
+    A feature that never changes there is centred and not divided. NaN (or None) is a missing value, infinity always an
+    error; both are looked for beyond ``max_length`` too.
+
+    Args:
+        standardize: whether to do so; if not, values stay as they are.
+        missing: what becomes of a missing value. ``"error"``: it is refused. ``"zero"``: 0 in the data's own units.
+            ``"mean"``: the feature's mean in the training data. ``"forward"``: the value before it in the series, and
+            the mean before the first. ``"mask"``: the mean, and behind the features come as many that are 1 where the
+            value is missing and 0 elsewhere.
+        max_length: how many steps of a series are kept, from its start; None for all.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit.data.series import SeriesEncoder
+        >>> encoder = SeriesEncoder(missing="forward").fit([[1.0, 2.0], [3.0]])
+        >>> encoder.encode([[2.0, None, 2.0]]).values.tolist()
+        [[0.0], [0.0], [0.0]]
+        >>> encoder.features_in, encoder.features_out
+        (1, 1)
+    """
+
+    def __init__(self, *, standardize: bool = True, missing: str = "error", max_length: int | None = None) -> None:
+        if not isinstance(standardize, bool):
+            raise TypeError(f"standardize: expected a bool but got {kind_of(standardize)}")
+        if missing not in POLICIES:
+            raise ValueError(f"missing: expected one of {', '.join(POLICIES)} but got {shown(missing)}")
+        if max_length is not None:
+            if not isinstance(max_length, int) or isinstance(max_length, bool):
+                raise TypeError(f"max_length: expected an int or None but got {kind_of(max_length)}")
+            if max_length < 1:
+                raise ValueError(f"max_length: expected at least 1 but got {shown(max_length)}")
+        self.standardize, self.missing, self.max_length = standardize, missing, max_length
+        self._mean: np.ndarray | None = None  # (F,), float64
+        self._scale: np.ndarray | None = None
+
+    def fit(self, series: Iterable[Any]) -> SeriesEncoder:
+        """Learns each feature's mean and deviation from arrays ``(T_i, F)``; of one dimension: one feature.
+
+        An iterator is gone through in pieces of 1024 series, whose means and deviations are then combined.
+        """
+        found: _Moments | None = None
+        first, features = 0, None
+        with np.errstate(all="ignore"):  # what overflows is refused by a sentence
+            for piece in _pieces(series):
+                values, _ = self._flat(piece, features, first)
+                first += len(piece)
+                if values.size:
+                    features = values.shape[1]
+                    found = _moments(values) if found is None else found.combined(_moments(values))
+            if found is None:
+                raise ValueError("series: expected at least one step to learn from but got none")
+            self._mean, self._scale = found.mean_and_scale()
+        return self
+
+    def encode(self, series: Sequence[Any]) -> Ragged:
+        """Float32 features of all steps, :attr:`features_out` of them each."""
+        mean, scale = self._fitted()
+        values, lengths = self._flat(series, len(mean))
+        missing = np.isnan(values)
+        if self.missing == "zero":
+            values[missing] = 0
+        elif self.missing == "forward":
+            _carry_forward(values, missing, lengths)
+        values = np.where(np.isnan(values), mean, values)
+        if self.standardize:
+            with np.errstate(over="ignore"):
+                values = (values - mean) / scale
+        if self.missing == "mask":
+            values = np.concatenate([values, missing], 1)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            where, value = _first(~np.isfinite(narrow), lengths), values[~np.isfinite(narrow)][0]
+            raise ValueError(f"series[{where[0]}]: expected values that float32 holds but got {value:g} {_at(where)}")
+        return Ragged(torch.from_numpy(narrow), torch.from_numpy(lengths))
+
+    @property
+    def features_in(self) -> int:
+        """How many features a step of the data has."""
+        return len(self._fitted()[0])
+
+    @property
+    def features_out(self) -> int:
+        """How many features a step of :meth:`encode`'s result has."""
+        return self.features_in * (2 if self.missing == "mask" else 1)
+
+    def to_json(self) -> str:
+        """All of it, for :meth:`from_json`."""
+        mean, scale = self._fitted()
+        return seal("SeriesEncoder", {"parameters": self._parameters(), "mean": mean.tolist(), "scale": scale.tolist()})
+
+    @classmethod
+    def from_json(cls, text: str) -> SeriesEncoder:
+        """The encoder that :meth:`to_json` wrote; a ValueError where the text is not quite that."""
+        content = unseal("SeriesEncoder", text)
+        try:
+            encoder = cls(**content["parameters"])
+            mean, scale = content["mean"], content["scale"]
+            for numbers in (mean, scale):
+                if not isinstance(numbers, list) or not all(type(x) is float and math.isfinite(x) for x in numbers):
+                    raise ValueError("a mean or scale that is no list of finite numbers")
+            if not mean or len(mean) != len(scale):
+                raise ValueError(f"{len(mean)} means and {len(scale)} scales")
+            if min(scale) <= 0:
+                raise ValueError(f"the scale {min(scale)}")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {escaped(error)}") from None
+        encoder._mean, encoder._scale = np.array(mean), np.array(scale)
+        return encoder
+
+    def __repr__(self) -> str:
+        return f"SeriesEncoder({', '.join(f'{name}={value!r}' for name, value in self._parameters().items())})"
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"standardize": self.standardize, "missing": self.missing, "max_length": self.max_length}
+
+    def _fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._mean is None or self._scale is None:
+            raise RuntimeError("SeriesEncoder: expected fit() to be called first but nothing was learnt yet")
+        return self._mean, self._scale
+
+    def _flat(self, series: Sequence[Any], features: int | None, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``.
+
+        Complaints number the series from ``start`` on."""
+        rows = items(series, "series", "a list of arrays (T, features)")
+        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(rows, start)]
+        for index, part in enumerate(parts, start):
+            if part.shape == (0, 1):
+                continue  # an empty list has any number of features
+            if features is None:
+                features = part.shape[1]
+            if part.shape[1] != features:
+                expected = f"{features} feature{'' if features == 1 else 's'}"
+                raise ValueError(f"series[{index}]: expected {expected} but got {part.shape[1]}")
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        values = np.concatenate([np.zeros((0, features or 0)), *(part for part in parts if len(part))])
+        for name, found in (("inf", np.isinf(values)), ("nan", np.isnan(values) & (self.missing == "error"))):
+            if found.any():
+                where, value = _first(found, lengths), values[found][0]
+                what = "a finite value" if name == "inf" else "no missing value"
+                why = ', which missing="error" refuses' if name == "nan" else ""
+                raise ValueError(f"series[{start + where[0]}]: expected {what} but got {value} {_at(where)}{why}")
+        if self.max_length is not None:
+            values = values[_step_of(lengths) < self.max_length]
+            lengths = lengths.clip(max=self.max_length)
+        return values, lengths
+
+
+def as_steps(series: Any, name: str) -> np.ndarray:
+    """One series as float64 ``(T, F)``, missing values NaN; a ValueError that begins with ``name`` for what is none."""
+    if isinstance(series, Tensor):
+        series = series.detach().cpu()
+        series = series.double().numpy() if series.is_floating_point() else series.numpy()
+    try:
+        array = np.asarray(series)
+    except ValueError as error:
+        raise ValueError(_ragged(series, name) or f"{name}: {escaped(error)}") from None
+    if array.dtype.kind == "O":
+        array = _of_objects(array, name)
+    if array.dtype.kind not in "fiub":
+        kind = {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, escaped(array.dtype, VALUE))
+        raise ValueError(f"{name}: expected numbers but got {kind}")
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2:
+        single = "a missing value" if array.ndim == 0 and is_missing(series) else "a single number"
+        got = single if array.ndim == 0 else f"{array.ndim} dimensions"
+        raise ValueError(f"{name}: expected an array (steps, features) but got {got}")
+    if not array.shape[1]:
+        raise ValueError(f"{name}: expected at least one feature but got none")
+    return array.astype(np.float64, copy=False)
+
+
+def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
+    """As numbers what numpy keeps as objects, because None is among it or an int beyond 64 bits."""
+    result = np.empty(array.shape)
+    for place, value in np.ndenumerate(array):
+        if not isinstance(value, Real) and not is_missing(value):
+            where = f" {_at((0, *place, 0))}" if place else ""
+            raise ValueError(f"{name}: expected numbers but got {_described(value)}{where}")
+        try:
+            result[place] = float(value) if isinstance(value, Real) else math.nan
+        except OverflowError:
+            result[place] = math.inf
+    return result
+
+
+def _ragged(series: Any, name: str) -> str | None:
+    """Where the steps of a nested list begin to differ in size; None if that is not what numpy minds."""
+    if not isinstance(series, list | tuple):
+        return None
+    sizes = [len(step) if isinstance(step, Sequence) and not isinstance(step, str) else None for step in series]
+    for step, size in enumerate(sizes):
+        if size != sizes[0]:
+            sayings = [
+                "a single number" if n is None else f"{n} feature{'' if n == 1 else 's'}" for n in (sizes[0], size)
+            ]
+            return f"{name}: expected {sayings[0]} as at step 0 but got {sayings[1]} at step {step}"
+    return None
+
+
+def _described(value: Any) -> str:
+    return shown(value) if isinstance(value, str) and len(value) <= 20 else kind_of(value)
+
+
+def _at(where: Sequence[int]) -> str:
+    return f"at step {where[1]}, feature {where[2]}"
+
+
+def _first(found: np.ndarray, lengths: np.ndarray) -> tuple[int, int, int]:
+    """Series, step and feature of the first True in (N, F)."""
+    row, feature = np.argwhere(found)[0]
+    index = int(np.searchsorted(lengths.cumsum(), row, side="right"))
+    return index, int(row - lengths[:index].sum()), int(feature)
+
+
+def _step_of(lengths: np.ndarray) -> np.ndarray:
+    """For each of the N rows its number within its series."""
+    return np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+
+
+def _carry_forward(values: np.ndarray, missing: np.ndarray, lengths: np.ndarray) -> None:
+    """Fills NaN with the value before it in its series; what comes before a series' first value stays NaN."""
+    rows = np.arange(len(values))
+    last = np.maximum.accumulate(np.where(missing, -1, rows[:, None]), axis=0)
+    inside = missing & (last >= (rows - _step_of(lengths))[:, None])
+    values[inside] = np.take_along_axis(values, last.clip(0), 0)[inside]
+
+
+def _pieces(series: Any) -> Iterator[Any]:
+    if not isinstance(series, Iterator):
+        yield series
+        return
+    while piece := list(islice(series, _AT_ONCE)):
+        yield piece
+
+
+@dataclass
+class _Moments:
+    """Of the values there are of each feature: ``(F,)`` each."""
+
+    count: np.ndarray
+    low: np.ndarray  # inf without any
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def combined(self, other: _Moments) -> _Moments:
+        """As Chan, Golub and LeVeque combine them, with deviations in place of squares, which could overflow."""
+        count = self.count + other.count
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        left, right = self.count / count.clip(1), other.count / count.clip(1)
+        mean = np.where(low < high, self.mean * left + other.mean * right, np.where(count > 0, low, 0.0))
+        apart = (other.mean / 2 - self.mean / 2) * (2 * np.sqrt(left * right))
+        within = np.hypot(self.deviation * np.sqrt(left), other.deviation * np.sqrt(right))
+        return _Moments(count, low, high, mean, np.hypot(within, apart))
+
+    def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """The deviation as a divisor: 1 for a constant, whose own is 0 to the last bit, since its mean is its bound."""
+        scale = np.where(self.deviation == 0, 1.0, self.deviation)
+        fine = np.isfinite(self.mean) & np.isfinite(scale)
+        if not fine.all():
+            feature = int(np.argmin(fine))
+            raise ValueError(
+                f"series: expected values that float64 can average but got larger ones in feature {feature}"
+            )
+        return self.mean, scale
+
+
+def _moments(values: np.ndarray) -> _Moments:
+    """Squares are taken of fractions of the largest deviation, which neither over- nor underflow."""
+    there = ~np.isnan(values)
+    count = there.sum(0)
+    low = np.where(there, values, np.inf).min(0)
+    high = np.where(there, values, -np.inf).max(0)
+    middle = np.where(low < high, low / 2 + high / 2, np.where(count > 0, low, 0.0))
+    offset = np.where(there, values - middle, 0.0)
+    mean = middle + offset.sum(0) / count.clip(1)
+    offset = np.where(there, values - mean, 0.0)
+    largest = np.abs(offset).max(0)
+    largest[~(low < high) | (largest == 0)] = 1.0
+    return _Moments(count, low, high, mean, largest * np.sqrt(((offset / largest) ** 2).sum(0) / count.clip(1)))

@@ -1,0 +1,395 @@
+"""Texts as ids: words, characters or byte-level pieces, learnt from a corpus.
+
+A text is normalised, then cut into chunks (at spaces, mostly), and what Hugging Face's tokenizers make of a chunk is
+remembered: words repeat, and a lookup costs a tenth of tokenising them again. The vocabulary depends on the corpus
+alone and never on its order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+
+from .._extras import need
+from .._terminal import escaped, kind_of, shown
+from .columns import items
+from .errors import seal, unseal
+from .ragged import Ragged
+
+__all__ = ["TextEncoder"]
+
+KINDS = ("word", "char", "bpe")
+FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+PADDING, UNKNOWN = 0, 1
+_NAMES = ["<pad>", "<unk>"]
+_ID = 8  # bytes
+_REMEMBERED = 1 << 17  # chunks at most
+_LONG = 64  # characters: longer chunks hardly repeat
+_DISTINCT = 1 << 20  # chunks that are counted at most
+_CUT = 1024  # characters: longer chunks are cut, since the time that tokenizers take grows with a chunk's square
+
+# Letters with their marks and joiners, one by one in scripts without spaces; numbers; flags; and each other character,
+# with its marks, skin tones and whatever is joined to it.
+_WORD = (
+    r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*|\p{L}[\p{L}\p{M}\x{200C}\x{200D}]*|\p{N}+\p{M}*|[\x{1F1E6}-\x{1F1FF}]{2}"
+    r"|[^\s\p{L}\p{N}](?:[\p{M}\x{1F3FB}-\x{1F3FF}]|\x{200D}[^\s\p{L}\p{N}]?)*"
+)
+_CJK = r"\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_MARKS = r"\u0300-\u036f\u3099\u309a\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_find_words: Callable[[str], list[str]] = re.compile(rf"[{_CJK}][{_MARKS}]*|[^\s{_CJK}]+").findall
+_find_spaced: Callable[[str], list[str]] = re.compile(r"\s*\S+|\s+").findall
+
+
+class TextEncoder:
+    """Texts to ids. Id 0 is padding, 1 what was not learnt, then come tokens by falling frequency (ties: in order).
+
+    Args:
+        kind: what a token is. ``"word"``: a word, a number, a punctuation mark or an emoji; Chinese, Japanese and Thai,
+            written without spaces, character by character. ``"char"``: a code point. ``"bpe"``: a piece of UTF-8 as
+            byte pair encoding learns them, all bytes included, so that nothing is unknown.
+        lowercase: whether upper and lower case are the same (``"İ"`` becomes ``"i̇"``; ``"ı"`` stays itself).
+        normalization: a Unicode form (NFC, NFD, NFKC, NFKD), or None.
+        max_length: how many tokens of a text are kept, from its start; None for all.
+        max_vocab: the largest :attr:`vocab_size`, padding and unknown included.
+        min_frequency: how often a token must occur to be learnt.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit.data.text import TextEncoder
+        >>> encoder = TextEncoder().fit(["good film", "bad film"])
+        >>> encoder.encode(["Film: good!", ""]).lengths.tolist(), encoder.tokens("Film: good!")
+        ([4, 0], ['film', ':', 'good', '!'])
+        >>> [encoder.id_to_token(i) for i in range(encoder.vocab_size)]
+        ['<pad>', '<unk>', 'film', 'bad', 'good']
+    """
+
+    def __init__(
+        self,
+        kind: str = "word",
+        *,
+        lowercase: bool = True,
+        normalization: str | None = "NFC",
+        max_length: int | None = None,
+        max_vocab: int = 20_000,
+        min_frequency: int = 1,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)} but got {shown(kind)}")
+        if not isinstance(lowercase, bool):
+            raise TypeError(f"lowercase: expected a bool but got {kind_of(lowercase)}")
+        if normalization is not None and normalization not in FORMS:
+            raise ValueError(
+                f"normalization: expected one of {', '.join(FORMS)} or None but got {shown(normalization)}"
+            )
+        if max_length is not None:
+            _check_int("max_length", max_length, 1)
+        _check_int("max_vocab", max_vocab, 3 if kind != "bpe" else len(_NAMES) + 256)
+        _check_int("min_frequency", min_frequency, 1)
+        self.kind, self.lowercase, self.normalization = kind, lowercase, normalization
+        self.max_length, self.max_vocab, self.min_frequency = max_length, max_vocab, min_frequency
+        self._tokens: list[str] = []  # by id, as the tokenizer writes them
+        self._merges: list[tuple[str, str]] = []
+        self._tokenizer: Any = None
+        self._known: dict[str, bytes] = {}  # the ids of chunks met before, as int64
+
+    def fit(self, texts: Iterable[str]) -> TextEncoder:
+        """Learns the vocabulary. What was learnt before is forgotten.
+
+        Texts may come from an iterator. Memory is bounded: whenever more than a million different words are being
+        counted, the rarer half of them is dropped. Below that the counts are exact and independent of the order.
+        """
+        chunks: Counter[str] = Counter()
+        count = 0
+        for index, text in enumerate(_checked(texts)):
+            normal = self._normal(text)
+            if not normal.isascii():
+                _refuse_surrogates(text, index)
+            chunks.update(self._chunks(normal))
+            count += 1
+            if len(chunks) > _DISTINCT:
+                chunks = Counter(dict(chunks.most_common(_DISTINCT // 2)))
+        counts, merges = self._learn_pieces(chunks) if self.kind == "bpe" else (self._count(chunks), [])
+        kept = [(-n, token) for token, n in counts.items() if n >= self.min_frequency or self.kind == "bpe"]
+        if not kept or not chunks:
+            often = "" if self.min_frequency == 1 else f" that occurs {self.min_frequency} times"
+            raise ValueError(f"texts: expected a token{often} to learn but got none in {count} texts")
+        tokens = [token for _, token in sorted(kept)[: self.max_vocab - len(_NAMES)]]
+        self._build(tokens, merges)
+        return self
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """The ids of each text, at most ``max_length``; a text without tokens is a row of length 0."""
+        self._check_fitted()
+        ids, lengths = bytearray(), array("q")  # bytes are joined sooner than ints are converted
+        get, end = self._known.get, None if self.max_length is None else _ID * self.max_length
+        for index, text in enumerate(_checked(texts)):
+            chunks = self._chunks(self._normal(text))
+            try:
+                row = b"".join(map(get, chunks))  # type: ignore[arg-type]
+            except TypeError:  # None for a chunk that is met for the first time
+                growing = bytearray()
+                for chunk in chunks:
+                    if end is not None and len(growing) >= end:
+                        break
+                    growing += get(chunk) or self._ids(chunk, text, index)
+                row = bytes(growing)
+            row = row[:end]
+            ids += row
+            lengths.append(len(row) // _ID)
+        return Ragged(_as_tensor(ids), _as_tensor(lengths))
+
+    def tokens(self, text: str) -> list[str]:
+        """What :meth:`encode` numbers, as it is written; a part of a character reads ``<C3>``, by its bytes."""
+        self._check_fitted()
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected a string but got {kind_of(text)}")
+        _refuse_surrogates(text, None)
+        if self.kind == "bpe":
+            chunks = self._chunks(self._normal(text))
+            found = [_shown(token) for chunk in chunks for token in self._tokenizer.encode(chunk).tokens]
+        else:
+            found = [token for chunk in self._chunks(self._normal(text)) for token in self._split(chunk)]
+        return found[: self.max_length]
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, padding and unknown included."""
+        self._check_fitted()
+        return len(_NAMES) + len(self._tokens)
+
+    def id_to_token(self, i: int) -> str:
+        """As :meth:`tokens` writes it; ``<pad>`` and ``<unk>`` for 0 and 1."""
+        if not 0 <= i < self.vocab_size:
+            raise ValueError(f"i: expected an id from 0 to {self.vocab_size - 1} but got {shown(i)}")
+        if i < len(_NAMES):
+            return _NAMES[i]
+        token = self._tokens[i - len(_NAMES)]
+        return _shown(token) if self.kind == "bpe" else token
+
+    def to_json(self) -> str:
+        """All of it, for :meth:`from_json`."""
+        self._check_fitted()
+        return seal("TextEncoder", {"parameters": self._parameters(), "tokens": self._tokens, "merges": self._merges})
+
+    @classmethod
+    def from_json(cls, text: str) -> TextEncoder:
+        """The encoder that :meth:`to_json` wrote; a ValueError where the text is not quite that."""
+        content = unseal("TextEncoder", text)
+        try:
+            parameters, tokens, merges = content["parameters"], content["tokens"], content["merges"]
+            encoder = cls(parameters.pop("tokenizer"), **parameters)
+            encoder._check(tokens, merges)
+            encoder._build(tokens, [(left, right) for left, right in merges])
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"TextEncoder: expected what to_json() writes but got {escaped(error)}") from None
+        return encoder
+
+    def __repr__(self) -> str:
+        parameters = self._parameters()
+        kind = parameters.pop("tokenizer")
+        return f"TextEncoder({kind!r}, {', '.join(f'{name}={value!r}' for name, value in parameters.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
+
+    # -- from a text to chunks, and from a chunk to tokens ------------------------------------------------------------
+
+    def _normal(self, text: str) -> str:
+        if self.normalization is not None and not text.isascii():
+            text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
+        return text.lower() if self.lowercase else text
+
+    def _chunks(self, text: str) -> Iterable[str]:
+        """What is tokenised by itself: characters, or what lies between spaces, which byte pairs keep in front."""
+        if self.kind == "char":
+            return text
+        if self.kind == "bpe":
+            chunks = _find_spaced(text)
+        else:
+            chunks = text.split() if text.isascii() else _find_words(text)
+        if len(text) <= _CUT or max(map(len, chunks), default=0) <= _CUT:
+            return chunks
+        return [chunk[i : i + _CUT] for chunk in chunks for i in range(0, len(chunk), _CUT)]
+
+    def _split(self, chunk: str) -> list[str]:
+        """The tokens of a chunk, words or characters, whether known or not."""
+        return [token for token, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(chunk)]
+
+    def _ids(self, chunk: str, text: str, index: int) -> bytes:
+        """The ids of a chunk that is met for the first time: one by one, since a batch would start threads."""
+        try:
+            ids = array("q", self._tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
+        except TypeError:  # so tokenizers says of surrogates
+            _refuse_surrogates(text, index)
+            raise
+        if len(chunk) <= _LONG:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[chunk] = ids
+        return ids
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def _count(self, chunks: Counter[str]) -> Counter[str]:
+        self._tokenizer = self._make_tokenizer({}, [])
+        counts: Counter[str] = Counter()
+        for chunk, n in chunks.items():
+            for token in self._split(chunk):
+                counts[token] += n
+        return counts
+
+    def _learn_pieces(self, chunks: Counter[str]) -> tuple[Counter[str], list[tuple[str, str]]]:
+        """Byte pair encoding: how often each piece occurs (bytes that do not, 0 times), and the merges in order."""
+        tokenizers = need("tokenizers", "TextEncoder")
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=self.max_vocab - len(_NAMES),
+            min_frequency=self.min_frequency,
+            initial_alphabet=sorted(_BYTE_OF),
+            show_progress=False,
+        )
+        learner = self._make_tokenizer({}, [])
+        with _without_threads():
+            learner.train_from_iterator(chain.from_iterable(repeat(*item) for item in chunks.items()), trainer)
+        counts: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
+        for chunk, n in chunks.items():
+            for token in learner.encode(chunk).tokens:
+                counts[token] += n
+        merges = json.loads(learner.to_str())["model"]["merges"]
+        return counts, [(left, right) for left, right in merges]
+
+    def _build(self, tokens: list[str], merges: list[tuple[str, str]]) -> None:
+        self._tokens, self._merges = tokens, merges
+        self._tokenizer = self._make_tokenizer({token: i for i, token in enumerate(tokens, len(_NAMES))}, merges)
+        self._known = {}
+        if self.kind != "bpe" and len(tokens) < _REMEMBERED:  # a word or character is found again where it is a chunk
+            self._known = {
+                token: i.to_bytes(_ID, sys.byteorder)
+                for i, token in enumerate(tokens, len(_NAMES))
+                if len(token) <= _LONG
+            }
+
+    def _make_tokenizer(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+        tokenizers = need("tokenizers", "TextEncoder")
+        if self.kind == "bpe":
+            tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            return tokenizer
+        pattern = tokenizers.Regex(_WORD if self.kind == "word" else r"(?m:.)")
+        unknown = _NAMES[UNKNOWN]  # no token reads like this: it would be cut in three
+        model = tokenizers.models.WordLevel({**vocabulary, unknown: UNKNOWN}, unk_token=unknown)
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "removed", invert=True)
+        return tokenizer
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.kind,
+            "lowercase": self.lowercase,
+            "normalization": self.normalization,
+            "max_length": self.max_length,
+            "max_vocab": self.max_vocab,
+            "min_frequency": self.min_frequency,
+        }
+
+    def _check_fitted(self) -> None:
+        if not self._tokens:
+            raise RuntimeError("TextEncoder: expected fit() to be called first but nothing was learnt yet")
+
+    def _check(self, tokens: Any, merges: Any) -> None:
+        """Refuses a vocabulary that fit() could not have learnt."""
+        if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and t for t in tokens):
+            raise ValueError("tokens that are no list of strings")
+        known = set(tokens)
+        if len(known) != len(tokens):
+            raise ValueError("a token twice")
+        if len(tokens) > self.max_vocab - len(_NAMES):
+            raise ValueError(f"{len(tokens)} tokens where max_vocab is {self.max_vocab}")
+        if self.kind == "bpe":
+            if lacking := _BYTE_OF.keys() - known:
+                raise ValueError(f"tokens without {len(lacking)} of the 256 bytes")
+            if not all(_BYTE_OF.keys() >= set(token) for token in tokens):
+                raise ValueError("a token that is not made of bytes")
+        if self.kind == "char" and any(len(token) != 1 for token in tokens):
+            raise ValueError("a token of several characters")
+        if not isinstance(merges, list) or (merges and self.kind != "bpe"):
+            raise ValueError("merges that do not belong there")
+        for merge in merges:
+            if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
+                raise ValueError(f"the merge {shown(merge)}")
+            if not known.issuperset((*merge, merge[0] + merge[1])):
+                raise ValueError(f"the merge {shown(merge)} of tokens that are not there")
+
+
+def _check_int(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int but got {kind_of(value)}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least} but got {shown(value)}")
+
+
+def _checked(texts: Any) -> Iterator[str]:
+    """The texts, one after the other, or a sentence about what is none."""
+    for index, text in enumerate(items(texts, "texts", "a list of strings")):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{index}]: expected a string but got {kind_of(text)}")
+        yield text
+
+
+def _refuse_surrogates(text: str, index: int | None) -> None:
+    """Half of a character that UTF-16 writes as two is no Unicode text, though a str can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        name = "text" if index is None else f"texts[{index}]"
+        half = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {half}, at {error.start}") from None
+
+
+def _as_tensor(numbers: array[int] | bytearray) -> torch.Tensor:
+    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.zeros(0, dtype=torch.int64)
+
+
+def _byte_of() -> dict[str, int]:
+    """The characters that byte-level encoding writes for bytes: printable Latin-1 as it is, the others from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in plain)
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
+def _shown(token: str) -> str:
+    content = bytes(_BYTE_OF[char] for char in token)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "".join(f"<{byte:02X}>" for byte in content)
+
+
+@contextmanager
+def _without_threads() -> Iterator[None]:
+    """Keeps tokenizers from starting threads, which no forked process would have; some releases warn of that."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,1 @@
+"""How good the predictions are, how far they can be trusted, and pages and pictures that say so."""

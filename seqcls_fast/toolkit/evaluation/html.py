@@ -1,0 +1,155 @@
+"""A report as one HTML page: numbers, warnings, tables and pictures in a file that loads nothing from elsewhere.
+
+Pictures are inline SVG whose text stays text, so labels in any script are drawn with the reader's own fonts. On a dark
+screen they are inverted with hues turned back, which keeps their colours apart and spares a second set of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from . import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .evaluate import Report
+
+__all__ = ["page"]
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c1c1e; --soft: #5f6368; --line: #d9dce1; --back: #ffffff; --card: #f5f6f8;
+  --note: #fff4dc; --edge: #b45309; }
+@media (prefers-color-scheme: dark) { :root { --text: #ececf0; --soft: #a6abb3; --line: #3c4048; --back: #131416;
+  --card: #1e2024; --note: #3a2c0c; --edge: #f0b429; } svg { filter: invert(1) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+p { margin: .2rem 0 1rem; color: var(--soft); }
+.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; margin: 0; }
+.numbers div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
+dt, small { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.4rem; } small { display: block; }
+ul { list-style: none; margin: 0; padding: 0; }
+li { background: var(--note); border-left: .3rem solid var(--edge); padding: .5rem .8rem; margin: .4rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+tr > :first-child { text-align: left; white-space: normal; min-width: 6rem; } tbody th { font-weight: normal; }
+.averages th { font-style: italic; } .averages tr:first-child > * { border-top: 2px solid var(--line); }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
+figure { margin: 0; min-width: 0; } figure.all { grid-column: 1 / -1; overflow-x: auto; }
+figure.all svg { min-width: 40rem; }
+figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .3rem; }
+figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+@media (max-width: 30rem) {
+  th, td { padding: .3rem .25rem; font-size: .85rem; } tr > :first-child { min-width: 4rem; } }
+"""
+# No script, no request: what the page holds is all it shows.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(report: Report, history: Sequence[Mapping[str, Any]] | None = None, lengths: Any = None) -> str:
+    """The page; ``history`` adds learning curves and ``lengths`` a histogram of them."""
+    count = int(report.confusion.sum())
+    classes = len(report.labels)
+    pictures = "\n".join(
+        _picture(figure, caption, f"p{k}-", "all" if wide else "")
+        for k, (figure, caption, wide) in enumerate(_pictures(report, history, lengths))
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>Evaluation report</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>Evaluation report</h1>
+<p>{count} examples, {classes} {"class" if classes == 1 else "classes"}.
+{_about_intervals(report)}{_about_calibration(report)}</p>
+{_warnings(report)}
+{_numbers(report)}
+<h2>Scores by class</h2>
+{_table(report)}
+<h2>Pictures</h2>
+<div class="pictures">
+{pictures}
+</div>
+</body>
+</html>
+"""
+
+
+def _about_intervals(report: Report) -> str:
+    if not report.intervals:
+        return ""
+    return f"Intervals hold {100 * report.confidence:g}\u00a0% of the bootstrap resamples of these examples."
+
+
+def _about_calibration(report: Report) -> str:
+    before = "" if report.before is None else " Figures before are those without calibration and threshold."
+    return before + ("" if report.rule is None else f" Threshold: {_text(str(report.rule))}.")
+
+
+def _warnings(report: Report) -> str:
+    if not report.warnings:
+        return ""
+    items = "\n".join(f"<li>{_text(warning)}</li>" for warning in report.warnings)
+    return f'<h2>Before you trust these numbers</h2>\n<ul class="warnings">\n{items}\n</ul>\n<h2>Overall</h2>'
+
+
+def _numbers(report: Report) -> str:
+    cards = []
+    for name, value, interval in report.summary():
+        between = "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
+        before = "" if report.before is None else f"<small>before {report.before[name]:.3f}</small>"
+        cards.append(f"<div><dt>{name}</dt><dd>{value:.3f}{between}{before}</dd></div>")
+    return '<dl class="numbers">\n' + "\n".join(cards) + "\n</dl>"
+
+
+def _table(report: Report) -> str:
+    rows = [
+        f'<tr><th scope="row">{_text(name)}</th><td>{score.precision:.3f}</td><td>{score.recall:.3f}</td>'
+        f"<td>{score.f1:.3f}</td><td>{support}</td></tr>"
+        for name, score, support in report.rows()
+    ]
+    classes = len(report.labels)
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("class", "precision", "recall", "f1", "support"))
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(rows[:classes])
+        + '\n</tbody>\n<tbody class="averages">\n' + "\n".join(rows[classes:]) + "\n</tbody>\n</table></div>"
+    )  # fmt: skip
+
+
+def _pictures(report: Report, history: Any, lengths: Any) -> list[tuple[Figure, str, bool]]:
+    """Figure, what it shows, whether it takes the page's whole width."""
+    many = len(report.labels) > 12
+    found = [(plots.confusion(report), "Confusion matrix: which classes are taken for which", many)]
+    if report.proba is not None:
+        found.append(
+            (plots.reliability(report), "Reliability: whether probabilities can be taken at their word", False)
+        )
+        if report.roc_auc is not None:
+            found.append((plots.roc(report), "ROC: examples found against false alarms", False))
+            found.append((plots.precision_recall(report), "Precision and recall at every threshold", False))
+    if history is not None and len(history):
+        found.append((plots.learning_curves(history), "Learning curves", True))
+    if lengths is not None and len(lengths):
+        found.append((plots.length_histogram(lengths), "Lengths of the sequences", False))
+    return found
+
+
+def _picture(figure: Figure, caption: str, prefix: str, kind: str) -> str:
+    drawn = plots.svg(figure, prefix, transparent=True).replace(
+        "<svg ", f'<svg role="img" aria-label="{_text(caption)}" ', 1
+    )
+    return f'<figure class="{kind}"><figcaption>{_text(caption)}</figcaption>\n{drawn}\n</figure>'
+
+
+def _text(text: str) -> str:
+    return escape(text.encode("utf-8", "backslashreplace").decode())

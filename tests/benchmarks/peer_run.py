@@ -1,0 +1,75 @@
+"""One engine of the benchmarks on every kind of case, against float64; test_bench_cases.py runs it for each engine.
+
+It is a process of its own because such libraries change what later tests rely on: OpenVINO replaces the thread's signal
+stack, and JAX starts threads and warns at every fork from then on. What can be put back must be as it was after each
+case, as the benchmarks have all engines in one process.
+
+PYTHONPATH=.:benchmarks python tests/benchmarks/peer_run.py NAME
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import sys
+from dataclasses import replace
+
+import torch
+
+from benchmarks import layer_cases, peers
+from benchmarks.layer_cases import Shape
+
+KINDS = list(dict.fromkeys(replace(case, shape=Shape(5, 7, 6, 9)) for case in layer_cases.grid(quick=True)))
+
+
+def process_state() -> dict[str, object]:
+    """What native code can change in this thread and process, and others rely on."""
+    libc = ctypes.CDLL(None)
+    record = (ctypes.c_void_p * 32)()  # more than a stack_t or a sigaction takes; both begin with the address
+    libc.sigaltstack(None, record)
+    state: dict[str, object] = {"alternate signal stack": record[0]}
+    for number in signal.valid_signals():
+        libc.sigaction(int(number), None, record)
+        state[f"handler of signal {int(number)}"] = record[0]
+    # a denormal result and a denormal operand, which a thread's floating-point settings can turn into zeros
+    products = torch.tensor([1e-30, 1e-40]) * torch.tensor([1e-10, 1e10])
+    state["denormals are kept"] = (products > 0).tolist()
+    state["rounding"] = libc.fegetround()
+    state["threads of torch"] = torch.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):
+        state["CPUs"] = os.sched_getaffinity(0)
+    return state
+
+
+def changes(before: dict[str, object]) -> dict[str, tuple[object, object]]:
+    now = process_state()
+    return {name: (before[name], now[name]) for name in before if before[name] != now[name]}
+
+
+def main(name: str) -> None:
+    faulthandler.enable()  # gives this thread a signal stack, as pytest does
+    torch.set_num_threads(1)
+    before = process_state()
+    [peer] = [peer for peer in peers.PEERS if peer.name == name]
+    ran = 0
+    for case in KINDS:
+        if peer.refuses(case):
+            continue
+        with layer_cases.grad_mode(case):
+            engine = peer.build(layer_cases.build(case), 1)
+            values = engine.values(engine.run())
+        assert values.keys() >= layer_cases.reference(case).keys()
+        assert layer_cases.error_of(case, values) <= case.error_bound, case
+        assert not changes(before), (case, changes(before))
+        ran += 1
+    assert ran
+    del engine, values
+    gc.collect()  # destructors may change something as well
+    assert not changes(before), changes(before)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,219 @@
+"""Statistics of measured rows, and the report made of them: stale, lost, disturbed and wrong rows must show."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import report, rows
+from benchmarks.rows import Ratio, Row, Side
+
+RUN = {
+    "time": "2026-01-01T00:00:00+00:00", "machine": "A CPU", "threads": 1, "torch": "2.13", "python": "3.11",
+    "peers": {"onnxruntime": "1.31"}, "seqcls_fast": "0.1", "impl": "avx2", "commit": "abc", "limits": ["fast"],
+}  # fmt: skip
+
+
+def layer(name: str, threads: int = 1, what: str = "inference", **sides: Any) -> Row:
+    found = {key.replace("_", " "): side if isinstance(side, Side) else Side([side] * 5) for key, side in sides.items()}
+    return Row("layers", what, name, threads, found, bounds={"arithmetic": 1e-4})
+
+
+def written(folder: Path, *measured: Row, csrc: str = "", name: str = "a-cpu") -> Path:
+    with (folder / f"{name}.json").open("a") as file:
+        rows.write_run(RUN | {"csrc": csrc or rows.csrc_hash()}, file)
+        for row in measured:
+            rows.write(row, file)
+    return folder / f"{name}.json"
+
+
+def text_of(*measured: Row, csrc: str = "") -> str:
+    """The section on rows that went through a file's text."""
+    file = io.StringIO()
+    rows.write_run(RUN | {"csrc": csrc or rows.csrc_hash()}, file)
+    for row in measured:
+        rows.write(row, file)
+    found, run = [], {}
+    for line in file.getvalue().splitlines():
+        entry = json.loads(line)
+        run = entry.get("run", run)
+        if "row" in entry:
+            sides = {name: Side(**side) for name, side in entry["row"].pop("sides").items()}
+            found.append(rows.Measured(Row(**entry["row"], sides=sides), run))
+    return report.Report(found).text([], "")
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_value_of_a_side() -> None:
+    assert Side([3.0, 1.0, 2.0]).value == 2
+    assert Side([3.0, None, 1.0], least=0.5).value == 2, "what was disturbed counts only where little else is there"
+    assert Side([3.0, None, None], least=2.5).value == 2.5
+    assert Side([None, None], least=2.5).value == 2.5
+    assert Side([4.0], note="a single call").value == 4
+    assert not Side([4.0]).starred
+    assert Side([4.0, None], least=5.0).starred
+    assert not Side().measured
+
+
+def test_ratio_and_interval() -> None:
+    even = Ratio.of(Side([2.0] * 5), Side([1.0] * 5))
+    assert even == (2, 2, 2)
+    assert even.certain
+    noisy = Ratio.of(Side([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), Side([3.0] * 7))
+    assert noisy.low < noisy.value < noisy.high
+    assert not noisy.certain
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0]  # of the machine, in both
+    paired = Ratio.of(Side([2 * value for value in drift]), Side(list(drift)))
+    assert paired == (2, 2, 2), "rounds are resampled together"
+    gaps = Ratio.of(Side([2.0, 2.0, 2.0, None]), Side([1.0, 1.0, 1.0, 9.0]))
+    assert gaps == (2, 2, 2), "a round that one side lacks counts for neither"
+    assert math.isnan(Ratio.of(Side([1.0]), Side([1.0] * 5)).low), "one round says nothing about spread"
+    assert noisy == Ratio.of(Side([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), Side([3.0] * 7)), "the same every time"
+
+
+def test_slope() -> None:
+    assert report.slope([(size, 3e-6 * size**2) for size in (16, 64, 256)]) == pytest.approx(2)
+
+
+def test_amounts() -> None:
+    assert rows.amount(1.234e-3, "s") == "1.23 ms"
+    assert rows.amount(2.5e-8, "s") == "0.0250 us"
+    assert rows.amount(12.3456, "s") == "12.3 s"
+    assert rows.amount(1.5e6, "bytes") == "1.50 MB"
+    assert rows.number(123456.0) == "123456"
+
+
+def test_a_file_keeps_the_latest_of_each_row(tmp_path: Path) -> None:
+    old, new = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3), layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=3e-3)
+    written(tmp_path, old, csrc="old")
+    found = rows.load(written(tmp_path, new, layer("GRU (2, 3, 4, 5)", threads=2, ours=1e-3)))
+    assert [m.row.threads for m in found] == [1, 2]
+    assert found[0].row.ratio("torch").value == pytest.approx(3)
+    assert not found[0].stale
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_every_lost_row_is_listed_and_bold() -> None:
+    text = text_of(
+        layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3, onnxruntime=0.5e-3),
+        layer("GRU (6, 7, 8, 9)", ours=1e-3, torch=0.9e-3),
+    )
+    assert "2 of 3 comparisons" in text
+    lost = [line for line in text.splitlines() if line.startswith("| **0.")]
+    assert len(lost) == 2
+    assert "**0.500**" in lost[0]
+    assert "onnxruntime" in lost[0]
+    assert "inference: GRU (6, 7, 8, 9)" in lost[1]
+    table = next(line for line in text.splitlines() if line.startswith("| GRU (2, 3, 4, 5) |"))
+    assert "**0.500**" in table
+    assert "2.00" in table
+    assert "**2.00" not in table
+
+
+def test_no_loss_is_said() -> None:
+    assert "No row is lost to any peer." in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3))
+
+
+def test_an_uncertain_loss_is_a_loss() -> None:
+    either = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=Side([0.8e-3, 0.9e-3, 0.9e-3, 1.2e-3, 1.2e-3]))
+    assert either.ratio("torch").low < either.ratio("torch").value < 1 < either.ratio("torch").high
+    assert "1 of 1 comparisons" in text_of(either)
+
+
+def test_another_of_ours_is_no_loss() -> None:
+    assert "No row is lost" in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, ours_loop=0.5e-3, torch=2e-3))
+
+
+def test_stale_rows_are_marked() -> None:
+    row = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3)
+    assert "2.00+" in text_of(row, csrc="another")
+    assert "2.00+" not in text_of(row)
+
+
+def test_disturbed_and_wrong_rows_are_marked() -> None:
+    disturbed = Side([None, None], least=2e-3)
+    assert "2.00*" in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=disturbed))
+    wrong = Side(note="WRONG: error 1.0e+00", error=1.0)
+    text = text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=wrong), layer("GRU (6, 7, 8, 9)", ours=wrong, torch=1e-3))
+    assert "| wrong |" in text
+    assert "**WRONG**: inference, GRU (6, 7, 8, 9)" in text
+
+
+def test_summary() -> None:
+    text = text_of(
+        layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=8e-3, torch_packed=2e-3, JAX=1e-3),
+        layer("GRU (6, 7, 8, 9)", ours=1e-3, torch=8e-3),
+    )
+    assert "| inference | 2 | 4.00x | 2.00x | 2.83x | 1.00x | none |" in text, "the best of torch's ways counts"
+
+
+def test_reasons() -> None:
+    tiny = layer("GRU (1, 1, 8, 8)", ours=1e-5, torch=2e-5)
+    mostly_call = layer("GRU (1, 9, 8, 8)", ours=2e-5, torch=2e-5)
+    near = layer("GRU (64, 100, 128, 128)", ours=1.1e-4, torch=2e-4)
+    far = layer("GRU (64, 100, 128, 128)", what="training", ours=1e-3, torch=2e-3)
+    found = report.Report([rows.Measured(row, RUN | {"csrc": ""}) for row in (tiny, mostly_call, near, far)])
+    assert found.reason(mostly_call) == "a call's own cost: 10.0 us of 20.0 us"
+    assert found.reason(near) == "91 % of the bound is reached"
+    assert found.reason(far).startswith("saved values")
+
+
+def test_written_between_markers(tmp_path: Path) -> None:
+    written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=0.5e-3))
+    written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3), name="other-cpu")
+    (tmp_path / "gpu-some.json").write_text("not ours to read")
+    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (tmp_path / "CONTRIBUTING.md").write_text(f"{report.WORST_BEGIN}\n{report.WORST_END}\n")
+    arguments = ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
+    report.main([*arguments, "--contributing", str(tmp_path / "CONTRIBUTING.md")])
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text.split(report.END)[0].splitlines()
+    assert text.count("**0.500**") == 2, "in the list of losses and in the table"
+    assert "0.500 of ours is what torch takes" in (tmp_path / "CONTRIBUTING.md").read_text()
+    again = text
+    report.main([*arguments, "--contributing", str(tmp_path / "CONTRIBUTING.md")])
+    assert (tmp_path / "README.md").read_text() == again
+    assert text.count("<details><summary>A CPU</summary>") == 1, "what is not the newest is folded"
+    assert text.index("1 of 1 comparisons") < text.index("<details><summary>A CPU</summary>")
+    pictures = re.findall(r"\]\((\S+\.svg)\)", text)
+    assert len(pictures) == 2
+    for picture in pictures:
+        tree = ElementTree.parse(tmp_path / picture)
+        assert "times what ours takes" in "".join(tree.getroot().itertext())
+
+
+def test_missing_markers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="expected one <!-- bench:begin -->"):
+        report.between(tmp_path / "README.md", report.BEGIN, report.END, "")
+    with pytest.raises(SystemExit, match="found none"):
+        report.main(["--results", str(tmp_path)])
+
+
+def test_exponents_and_curves() -> None:
+    sizes = {16: 1e-3, 64: 4e-3, 256: 16e-3, 1024: 64e-3}
+    measured = [
+        Row("scaling", "time against T", f"GRU T = {size}", 1, {"ours": Side([s] * 3), "torch": Side([s * size] * 3)})
+        for size, s in sizes.items()
+    ]
+    text = text_of(*measured)
+    assert "GRU against T, 1 thread: ours 1.00, torch 2.00" in text
+    found = report.Report([rows.Measured(row, RUN | {"csrc": ""}) for row in measured])
+    assert "ms against T" in found.charts()["scaling"]
+
+
+def test_what_is_in_the_repository_can_be_reported() -> None:
+    assert all(found.rows for _, found in report.reports(rows.RESULTS))

@@ -1,0 +1,351 @@
+"""The parsers and rules of tools/cuda_check.py on small texts: each rule has a kernel that breaks it.
+
+The texts are in the formats of nvcc 13.0, ptxas and cuobjdump; no compiler and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import cuda_check
+import sass
+import step_model
+
+# As cuobjdump prints it: a predicate, a long name, a constant with brackets, a semicolon without its space.
+DUMP = """\
+\t\tFunction : _ZN2sf4cuda5thingEv
+\t.headerflags\t@"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                                    /* 0x00000a00ff017b82 */
+                                                                                             /* 0x000ff00000000800 */
+        /*0010*/              @!P4 SYNCS.ARRIVE.TRANS64 RZ, [R88+URZ], R89 ;                 /* 0x00000059580009a7 */
+                                                                                             /* 0x000fe2000800003f */
+        /*0020*/              @UP0 ULEA UR4, UR5, UR4, 0x3 ;                                 /* 0x0000000000007941 */
+                                                                                             /* 0x000fca0000000000 */
+        /*0030*/                   ERRBAR;                                                   /* 0x00000000000079ab */
+                                                                                             /* 0x000fc00000000000 */
+\t\t..........
+\t\tFunction : other
+        /*0000*/                   EXIT ;                                                    /* 0x000000000000794d */
+                                                                                             /* 0x000fea0003800000 */
+"""
+LOG = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_90a'
+ptxas info    : Function properties for first
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 243 registers, used 16 barriers
+ptxas info    : Compile time = 96.896 ms
+ptxas info    : Compiling entry function 'second' for 'sm_90a'
+ptxas info    : Function properties for second
+    48 bytes stack frame, 24 bytes spill stores, 28 bytes spill loads
+ptxas info    : Function properties for _slow_path
+    16 bytes stack frame, 0 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 64 bytes cumulative stack size, 640 bytes smem, 400 bytes cmem[0]
+"""
+PTX = """\
+.visible .entry first(
+\t.param .align 8 .b8 first_param_0[1640]
+)
+.maxntid 256, 1, 1
+.minnctapersm 1
+{
+\tret;
+}
+.visible .entry flat(
+\t.param .u64 flat_param_0
+)
+.maxntid 8, 4, 2
+{
+}
+\t// .globl\tloose
+.visible .entry loose()
+{
+\t.maxntid 64, 1, 1
+}
+"""
+GRU = "sf::cuda::Shape<sf::Gru, sf::cuda::Bf16, {splits}, 4, (sf::cuda::Pass)0>, sf::cuda::{regime}"
+
+
+def name_of(regime: str = "Onchip", splits: int = 1) -> str:
+    return f"void sf::cuda::recur<{GRU.format(regime=regime, splits=splits)}>(sf::cuda::Sweep)"
+
+
+def code_of(*lines: str) -> list[sass.Instruction]:
+    """Instructions 16 bytes apart. "@P0 BRA 3" branches to line 3 under a predicate."""
+    code = []
+    for i, line in enumerate(lines):
+        text = line.removeprefix("@P0 ")
+        words = text.split()
+        if words[0] in ("BRA", "CALL.REL.NOINC"):
+            text = f"{words[0]} {int(words[1]) * sass.SIZE:#x}"
+        code.append(sass.Instruction(i * sass.SIZE, text, guarded=line.startswith("@"), stall=2))
+    return code
+
+
+HMMA = ["HMMA.16816.F32.BF16 R4, R8, R12, RZ"] * 12  # what a GRU with 4 k-tiles needs a step
+BARRIER, NAMED = "BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING R5, 0x40"
+TRY = "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR8], R88"
+
+
+def recurrent(*body: str) -> list[sass.Instruction]:
+    """A kernel with barriers before and after its time loop, and the loop."""
+    return code_of(BARRIER, "MEMBAR.ALL.GPU", *body, "@P0 BRA 2", BARRIER, "EXIT")
+
+
+def problems_of(
+    code: list[sass.Instruction],
+    *,
+    usage: cuda_check.Usage | None = None,
+    threads: int | None = 256,
+    arch: str = "sm_90a",
+    regime: str = "Onchip",
+    splits: int = 1,
+) -> list[str]:
+    usage = usage or cuda_check.Usage(registers=200)
+    return cuda_check.check_kernel(name_of(regime, splits), code, usage, threads, arch)[0]
+
+
+def test_disassembly_is_read() -> None:
+    kernels = sass.parse(DUMP)
+    assert list(kernels) == ["_ZN2sf4cuda5thingEv", "other"]
+    code = kernels["_ZN2sf4cuda5thingEv"]
+    assert [i.opcode for i in code] == ["LDC", "SYNCS.ARRIVE.TRANS64", "ULEA", "ERRBAR"]
+    assert [i.address for i in code] == [0, 16, 32, 48]
+    assert [i.guarded for i in code] == [False, True, True, False]
+    assert [i.stall for i in code] == [8, 1, 5, 1]  # of 0, ptxas means 1
+    assert code[1].operands == "RZ, [R88+URZ], R89"
+
+
+def test_half_an_instruction_is_refused() -> None:
+    with pytest.raises(ValueError, match="second half"):
+        sass.parse("\n".join(DUMP.splitlines()[:3]))
+
+
+def test_ptxas_report_is_read() -> None:
+    usages = cuda_check.parse_ptxas(LOG)
+    assert usages["first"] == cuda_check.Usage(registers=243)
+    # what a called function needs counts too; its stack is not static shared memory
+    assert usages["second"] == cuda_check.Usage(registers=128, stack=64, spills=56, static_shared=640)
+
+
+def test_launch_bounds_are_read() -> None:
+    assert cuda_check.parse_launch_bounds(PTX) == {"first": 256, "flat": 64}
+
+
+@pytest.mark.parametrize(
+    ("warps", "cap"), [(1, 255), (8, 255), (9, 168), (12, 168), (13, 128), (16, 128), (17, 96), (20, 96), (24, 80)]
+)
+def test_register_cap(warps: int, cap: int) -> None:
+    assert cuda_check.register_cap(warps) == cap
+
+
+def test_names_are_understood() -> None:
+    kernel = cuda_check.recurrent_kernel(name_of("Cluster", 2))
+    assert kernel is not None
+    assert kernel == step_model.Kernel("gru", 3, False, "Bf16", 2, 4, "Cluster")
+    assert (kernel.hidden, kernel.step_hmma) == (128, 12)
+    elman = name_of().replace("sf::Gru", "sf::Elman<sf::TanhActivation>").replace("Pass)0", "Pass)1")
+    kernel = cuda_check.recurrent_kernel(elman.replace("Bf16", "Tf32x3"))
+    assert kernel is not None
+    assert kernel == step_model.Kernel("rnn_tanh", 1, True, "Tf32x3", 1, 4, "Onchip")
+    assert (kernel.hidden, kernel.step_hmma) == (32, 12)
+    assert cuda_check.recurrent_kernel("void sf::cuda::pack_weights<sf::cuda::Bf16>(sf::cuda::Pack)") is None
+    with pytest.raises(ValueError, match="template arguments"):
+        cuda_check.recurrent_kernel("void sf::cuda::recur<int>(sf::cuda::Sweep)")
+
+
+def test_time_loop_is_the_innermost_with_most_products() -> None:
+    lines = ["MOV", "NOP", "HMMA", "@P0 BRA 2", "HMMA", "HMMA", "@P0 BRA 4", "@P0 BRA 1", "EXIT"]
+    found = sass.loops(code_of(*lines))
+    assert sorted(len(loop.code) for loop in found) == [2, 3, 7]
+    outer = sass.time_loop(found)  # the products of both inner loops are its own
+    assert outer is not None
+    assert [i.address // sass.SIZE for i in outer.code] == list(range(1, 8))
+    assert sum(outer.contains(loop) for loop in found) == 2
+    around = sass.time_loop(sass.loops(code_of("MOV", "NOP", "HMMA", "@P0 BRA 2", "@P0 BRA 1", "EXIT")))
+    assert around is not None
+    assert len(around.code) == 2
+    assert sass.time_loop(sass.loops(code_of("MOV", "@P0 BRA 0", "HMMA", "EXIT"))) is None
+
+
+def test_code_behind_the_end_belongs_to_its_loop() -> None:
+    """The loop leaves for line 6, which goes back into its middle: no loop of its own, and not outside either."""
+    lines = ["MOV", "HMMA", "@P0 BRA 6", "NOP", "@P0 BRA 1", "EXIT", "BAR.SYNC 0x0", "BRA 3"]
+    (loop,) = sass.loops(code_of(*lines))
+    assert [i.address // sass.SIZE for i in loop.code] == [1, 2, 3, 4, 6, 7]
+
+
+def test_unreachable_code_is_no_loop() -> None:
+    assert sass.loops(code_of("EXIT", "HMMA", "BRA 1")) == []
+    assert sass.loops(code_of("HMMA", "EXIT", "BRA 0")) == []
+    assert sass.loops([]) == []
+
+
+def test_other_ways_to_branch() -> None:
+    """Before sm_90 a loop is left by a CALL over the branch back; a mask is no address."""
+    (loop,) = sass.loops(code_of("WARPSYNC 0xffffffff", "HMMA", "@P0 CALL.REL.NOINC 4", "BRA 0", "EXIT"))
+    assert len(loop.code) == 4
+    assert not any(i.calls for i in loop.code)
+    with pytest.raises(ValueError, match="indirect"):
+        sass.loops(code_of("BRX R4", "EXIT"))
+    with pytest.raises(ValueError, match="address"):
+        sass.loops([sass.Instruction(0, "BRA `(.L_x_1)")])
+    uniform = [*code_of("HMMA"), sass.Instruction(16, "BRA.U UP0, 0x0"), sass.Instruction(32, "EXIT")]
+    assert len(sass.loops(uniform)) == 1
+    both = [*code_of("HMMA"), sass.Instruction(16, "BRA P0, 0x30"), *code_of("NOP", "NOP", "BRA 0", "EXIT")[2:]]
+    assert len(sass.loops(both)) == 1
+    (loop,) = sass.loops(code_of("HMMA", "CALL.ABS.NOINC `(slow_path)`", "@P0 BRA 0", "EXIT"))
+    assert sum(i.calls for i in loop.code) == 1
+
+
+def test_a_right_kernel_passes() -> None:
+    assert problems_of(recurrent(*HMMA, BARRIER)) == []
+    assert problems_of(recurrent(*HMMA, *HMMA, BARRIER, BARRIER)) == []  # two steps in one turn
+    assert problems_of(recurrent(*HMMA, NAMED, BARRIER), splits=2) == []
+    assert problems_of(recurrent(*HMMA, BARRIER), regime="Grid") == []
+
+
+def test_a_wait_and_its_retries_are_one() -> None:
+    peeled = code_of(TRY, "@P0 BRA 16", *HMMA, "@P0 BRA 0", "EXIT", TRY, "@P0 BRA 16", "BRA 2")
+    assert problems_of(peeled, regime="Cluster") == []
+    plain = code_of(TRY, "@P0 BRA 0", *HMMA, "@P0 BRA 0", "EXIT")
+    assert problems_of([sass.Instruction(0, "NOP"), *shifted(plain)], regime="Cluster") == []
+    twice = recurrent(TRY, *HMMA, TRY)
+    assert problems_of(twice, regime="Cluster") == ["expected 1 mbarrier waits a step but the time loop has 2"]
+
+
+def shifted(code: list[sass.Instruction]) -> list[sass.Instruction]:
+    """One instruction later, the branch back of the outer loop to a line of its own."""
+    moved = []
+    for i, one in enumerate(code):
+        text = one.text
+        if text.startswith("BRA"):
+            text = "BRA 0x10" if i == 1 else "BRA 0x0"
+        moved.append(sass.Instruction(one.address + sass.SIZE, text, one.guarded))
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([*HMMA], "expected 1 block barriers a step but the time loop has 0"),
+        ([*HMMA, BARRIER, BARRIER], "expected 1 block barriers a step but the time loop has 2"),
+        ([*HMMA, BARRIER, NAMED], "expected 0 named barriers a step but the time loop has 1"),
+        ([*HMMA, BARRIER, TRY], "expected 0 mbarrier waits a step but the time loop has 1"),
+        ([*HMMA[1:], BARRIER], "expected 12 HMMA a step but the time loop has 11"),
+        ([*HMMA, HMMA[0], BARRIER], "expected 12 HMMA a step but the time loop has 13"),
+        ([*HMMA, BARRIER, "MEMBAR.ALL.GPU"], "expected no MEMBAR, which waits for all earlier stores"),
+        ([*HMMA, BARRIER, "CGAERRBAR"], "expected no ERRBAR, which waits for all earlier stores"),
+        ([*HMMA, BARRIER, "CCTL.IVALL"], "expected no CCTL, which drops the L1 cache"),
+        ([*HMMA, BARRIER, "UCGABAR_WAIT"], "expected no UCGABAR, which is a barrier of the whole cluster"),
+        ([*HMMA, BARRIER, "CALL.REL.NOINC 18"], "expected no function called"),
+        ([*HMMA, BARRIER, "LDL R4, [R1]"], "expected no local memory but 1 instructions use it, the first LDL R4"),
+        ([*HMMA, BARRIER, "STL [R1], R4"], "expected no local memory but 1 instructions use it, the first STL [R1]"),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, str) else "",
+)
+def test_each_fault_is_named(body: list[str], message: str) -> None:
+    problems = problems_of(recurrent(*body))
+    assert [message in problem for problem in problems] == [True], problems
+
+
+def test_local_memory_outside_the_loop_counts() -> None:
+    assert "local memory" in problems_of([*recurrent(*HMMA, BARRIER), *code_of("STL [R1], R4")])[0]
+
+
+def test_no_products_at_all() -> None:
+    assert problems_of(code_of("FFMA", BARRIER, "@P0 BRA 0", "EXIT")) == ["expected HMMA in a loop but found none"]
+
+
+def test_splits_need_their_barrier() -> None:
+    assert problems_of(recurrent(*HMMA, BARRIER), splits=2) == [
+        "expected 1 named barriers a step but the time loop has 0"
+    ]
+
+
+def test_clusters_are_judged_where_they_exist() -> None:
+    code = recurrent(*HMMA)
+    assert problems_of(code, regime="Cluster", arch="sm_80") == []
+    assert len(problems_of(code, regime="Cluster", arch="sm_90a")) == 1
+    assert len(problems_of(code, regime="Cluster", arch="sm_100a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "threads", "message"),
+    [
+        (cuda_check.Usage(registers=255, spills=4), 256, "expected no spills and no stack but got 4 and 0 bytes"),
+        (cuda_check.Usage(registers=255, stack=8), 256, "expected no spills and no stack but got 0 and 8 bytes"),
+        (cuda_check.Usage(registers=64, static_shared=16), 256, "but 16 bytes are static"),
+        (cuda_check.Usage(registers=64), None, "expected a launch bound"),
+        (cuda_check.Usage(registers=129), 512, "expected at most 128 registers with 512 threads but got 129"),
+    ],
+)
+def test_usage_is_held_to_the_plan(usage: cuda_check.Usage, threads: int | None, message: str) -> None:
+    (problem,) = cuda_check.usage_problems(usage, threads)
+    assert message in problem
+    assert cuda_check.usage_problems(cuda_check.Usage(registers=128), 512) == []
+
+
+def test_disassembler_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUOBJDUMP", "/bin/sh")
+    assert cuda_check.find_cuobjdump(None) == "/bin/sh"
+    with pytest.raises(SystemExit, match="there/is/none cannot be run"):
+        cuda_check.find_cuobjdump("there/is/none")
+    monkeypatch.delenv("CUOBJDUMP")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(SystemExit, match="expected cuobjdump"):
+        cuda_check.find_cuobjdump(None)
+
+
+def row_of(
+    splits: int = 1, regime: str = "Onchip", body: tuple[str, ...] = (), precision: str = "Bf16"
+) -> step_model.Row:
+    kernel = step_model.Kernel("gru", 3, False, precision, splits, 4, regime)
+    loop = sass.Loop(tuple(code_of(*HMMA, *body)))
+    return step_model.estimate(kernel, loop, warps=8, registers=200, cap=255, spills=0)
+
+
+def test_estimate() -> None:
+    body = ("MUFU.EX2 R4, R5", "LDSM.16.M88.4 R4, [R5]", "LDS.128 R4, [R5]", "STS [R5], R4", "STAS.128 [R4.64], R8")
+    row = row_of(body=body)
+    assert row.instructions == 17
+    types = dict(zip(step_model.TYPES, row.types, strict=True))
+    assert {name: n for name, n in types.items() if n} == {
+        "HMMA": 12, "MUFU": 1, "LDSM": 1, "LDS": 1, "STS": 1, "STG": 1,
+    }  # fmt: skip
+    assert row.hmma == pytest.approx(2 * 12 * 6.4)  # 8 warps on 4 schedulers
+    assert row.mufu == 2 * 8
+    assert row.issue == 2 * 17
+    assert row.smem == 8 * (4 + 4 + 1)
+    assert row.warp == 17 * 2 + 33 + 4 * 20 + 20 + 30
+    assert row.low == row.warp
+    assert row.high == pytest.approx(2 * 12 * 6.4 + 16 + row.warp - 12 * 6 - 8)
+
+
+def test_estimate_of_two_steps_is_half() -> None:
+    once, twice = row_of(body=(BARRIER,)), row_of(body=(BARRIER, *HMMA, BARRIER))
+    assert (twice.instructions, twice.hmma, twice.issue) == (once.instructions, once.hmma, once.issue)
+
+
+def test_warps_without_cells_use_no_special_functions() -> None:
+    body = ("MUFU.EX2 R4, R5",)
+    assert row_of(splits=4, body=body).mufu == row_of(splits=1, body=body).mufu == 16
+    assert row_of(splits=8, body=body).mufu == 8
+
+
+def test_report() -> None:
+    rows = [row_of(), row_of(precision="Fp16"), row_of(2, "Cluster", (NAMED,)), row_of(2, "Grid", ("MOV",) * 200)]
+    text = step_model.report(rows, arch="sm_90a", nvcc="nvcc 13.0")
+    lines = text.splitlines()
+    tables = [line for line in lines if line.startswith("| gru ")]
+    assert len(tables) == 4
+    assert tables[0].startswith("| gru | forward | bf16 | 64 | 1 x 4 | 8 | 200 (255) | 0 | 12 | 12 | 0 |")
+    assert {line.count("|") for line in tables} == {len(step_model.COLUMNS) + 1}
+    assert "## onchip: 2 kernels" in text
+    assert "1 of 4 kernels issue for longer than their floor" in text
+    assert "nvcc 13.0" in text
+    assert "sm_90a" in text

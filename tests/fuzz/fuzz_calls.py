@@ -1,0 +1,328 @@
+"""Valid calls of the operators for fuzz_ops.py, each a pure function of a seed and a number.
+
+The layers come from cases.py, so that reference.py can say what a call must return. Their tensors lie in memory of any
+strides, with NaN wherever nothing may be read.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqcls_fast import _ext, ops
+from support.cases import CELLS, FLOATS, HALVES, LENGTHS, Case, Problem, build
+from support.checks import (
+    Named,
+    batch_sizes,
+    gradients,
+    guarded,
+    lay_out,
+    layer,
+    leaf,
+    poison,
+    poisoned_memory,
+    time_first,
+)
+
+FORWARD = (
+    "x", "weights", "h0", "c0", "lengths", "batch_sizes", "cell", "directions", "batch_first", "want_output",
+    "want_saved", "impl",
+)  # fmt: skip
+LAYER = tuple(name for name in FORWARD if name != "want_saved")
+BACKWARD = (
+    "d_output", "d_h_n", "d_c_n", *FORWARD[:6], "output", "saved", "cell", "directions", "batch_first", "want_d_x",
+    "want_d_weights", "samples", "impl",
+)  # fmt: skip
+SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD}
+Slot = tuple[str, int]
+KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")  # of weights, in the order of their list
+
+IMPLS = [name for name in ops.available_impls() if name not in ("reference", "torch")]  # those of the operators
+STEPS = (1, 1, 2, 3, 4, 7)
+SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
+LARGE_STEPS = (1, 3, 7, 40, 100)
+LARGE = (1, 3, 16, 40, 65, 100, 130, 257, 300)
+# least and most multiply-adds; two threads share a call from 800,000 on
+SMALL_COSTS, LARGE_COSTS = (0, 30_000), (30_000, 4_000_000)
+
+
+@dataclass
+class Call:
+    """One call and what it was made of; `changes` says what is wrong with it, if anything is."""
+
+    seed: int
+    number: int
+    function: str
+    arguments: dict[str, Any]  # in the order of the function's parameters
+    threads: int = 1
+    case: Case = field(default_factory=Case)
+    problem: Problem | None = None
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def is_operator(self) -> bool:
+        return self.function in SCHEMAS
+
+    def run(self) -> Any:
+        if self.is_operator:
+            return getattr(torch.ops.seqcls_fast, self.function).default(*self.arguments.values())
+        return getattr(_ext.C, self.function)(*self.arguments.values())
+
+    def tensors(self) -> dict[Slot, Tensor]:
+        """Every tensor among the arguments by its name and, among weights, its place."""
+        found = {}
+        for name, value in self.arguments.items():
+            for place, t in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(t, Tensor):
+                    found[name, place] = t
+        return found
+
+    def set(self, slot: Slot, value: Any) -> None:
+        name, place = slot
+        if isinstance(self.arguments[name], list):
+            self.arguments[name][place] = value
+        else:
+            self.arguments[name] = value
+
+    def __str__(self) -> str:
+        lines = [f"call {self.number} of seed {self.seed}: {self.function}, {self.threads} threads"]
+        lines += [f"  changed: {change}" for change in self.changes]
+        for name, value in self.arguments.items():
+            values = value if isinstance(value, list) else [value]
+            lines += [f"  {name}: {_described(v)}" for v in values[:12]]
+            lines += [f"  {name}: {len(values)} in all"] if len(values) > 12 else []
+        return "\n".join(lines)
+
+
+def _described(value: Any) -> str:
+    """In words, without a look at the memory of a tensor, which may be gone."""
+    if not isinstance(value, Tensor):
+        try:
+            text = repr(value)
+        except RecursionError:  # of a list with a tensor of many dimensions
+            text = f"a {type(value).__name__}"
+        return text if len(text) < 120 else f"{text[:100]}... ({len(text)} characters)"
+    words = [type(value).__name__, str(value.dtype)]
+    try:
+        few = value.dim() < 20
+        words += [str(tuple(value.shape)), f"strides {value.stride()}"] if few else [f"{value.dim()} dimensions"]
+        words.append(f"offset {value.storage_offset()}, storage of {value.untyped_storage().nbytes()} bytes")
+    except (RuntimeError, NotImplementedError):
+        words.append(str(value.layout))
+    return " ".join(words)
+
+
+def place(t: Tensor, rng: random.Random) -> Tensor:
+    """The numbers of `t` in memory of some order, gaps, offset and alignment; a dimension of equal numbers may have
+    stride 0."""
+    order = list(range(t.dim()))
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    strides, written, extent = [0] * t.dim(), t, 1
+    for d in order:
+        size = t.size(d)
+        if size > 1 and t.numel() and rng.random() < 0.8 and bool((t == t.narrow(d, 0, 1)).all()):
+            written = written.narrow(d, 0, 1)
+            continue
+        strides[d] = extent
+        extent = extent * max(size, 1) * rng.choice((1, 1, 1, 2)) + rng.choice((0, 0, 0, 3))
+    offset, tail = rng.choice((0, 0, 1, 5, 16)), rng.choice((0, 0, 1, 7))
+    reach = 1 + sum(stride * (size - 1) for stride, size in zip(strides, t.shape, strict=True)) if t.numel() else 0
+    buffer = torch.full((offset + reach + tail,), poison(t), dtype=t.dtype)
+    buffer.as_strided(written.shape, strides, offset).copy_(written)
+    return buffer.as_strided(t.shape, strides, offset)
+
+
+def draw_case(rng: random.Random, costs: tuple[int, int] | None) -> Case:
+    """Most are small; some have work for two threads, or more than one tile."""
+    large = costs is not None or rng.random() < 0.06
+    steps, sizes = (LARGE_STEPS, LARGE) if large else (STEPS, SIZES)
+    least, most = costs or (LARGE_COSTS if large else SMALL_COSTS)
+    while True:
+        cell, ids = rng.choice(CELLS), rng.random() < 0.3
+        empty = not large and rng.random() < 0.03
+        case = Case(
+            cell,
+            T=rng.choice(steps),
+            B=0 if empty else rng.choice(sizes),
+            I=rng.choice(sizes),
+            H=rng.choice(sizes),
+            directions=rng.choice((1, 2)),
+            bias=rng.random() < 0.7,
+            proj=cell == "lstm" and rng.random() < 0.3,
+            state=rng.random() < 0.7,
+            lengths=rng.choice(("none", "random") if empty else LENGTHS),
+            dtype=rng.choice(FLOATS + HALVES),
+            layout=rng.choice(("time_first", "batch_first", "time_first" if empty else "packed")),
+            want_output=rng.random() < 0.7,
+            ids=ids,
+        )
+        if case.valid and least <= case.cost <= most:
+            return case
+
+
+def draw_problem(case: Case, rng: random.Random) -> Problem:
+    """The case's numbers; some tensors are constant along a dimension, and one of two states may be absent."""
+    # as 16-bit cases do, those of relu keep off its kink, where a rounding would change gradients by their full size
+    problem = build(replace(case, dtype="bfloat16") if case.cell == "rnn_relu" and case.dtype in FLOATS else case)
+    inputs = dict(problem.inputs)
+    if "c0" in inputs and rng.random() < 0.3:
+        del inputs[rng.choice(("h0", "c0"))]
+    for name, t in inputs.items():
+        d = rng.randrange(t.dim())
+        signs_matter = case.cell == "rnn_relu" and d == 0 and "[" in name  # they decide on which side a unit is
+        if rng.random() < 0.12 and t.numel() and not signs_matter:
+            inputs[name] = t.narrow(d, 0, 1).expand_as(t).clone()
+            if name.startswith("w_hh"):  # which still contracts
+                inputs[name] *= 2.0 ** -math.ceil(math.log2(case.H) / 2)
+    names = [name for name in problem.cotangents if rng.random() < 0.7] or ["h_n"]
+    cotangents = {name: problem.cotangents[name] for name in names}
+    return Problem(inputs, problem.lengths, cotangents)
+
+
+def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[str, Any]:
+    inputs, lengths = problem.inputs, problem.lengths
+    dtype = case.torch_dtype
+    packed = case.layout == "packed"
+    listed = [t for kind in KINDS for name, t in inputs.items() if name.startswith(f"{kind}[")]
+    states = (inputs.get(name) for name in ("h0", "c0"))
+    given = lengths is not None and not packed
+    impls = (*IMPLS, "auto", "auto-tf32")
+    return {
+        "x": place(lay_out(inputs["x"], case, lengths), rng),
+        "weights": [place(t.to(dtype), rng) for t in listed],
+        **{name: None if t is None else place(t.to(dtype), rng) for name, t in zip(("h0", "c0"), states, strict=True)},
+        "lengths": place(lengths, rng) if given and lengths is not None else None,
+        "batch_sizes": place(batch_sizes(lengths), rng) if packed and lengths is not None else None,
+        "cell": case.cell,
+        "directions": case.directions,
+        "batch_first": case.layout == "batch_first",
+        "want_output": case.want_output,
+        "want_saved": rng.random() < 0.4,
+        "impl": impls[rng.randrange(60) % len(impls)],  # the same draw on every machine
+    }
+
+
+def backward_arguments(case: Case, problem: Problem, fixed: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Of a backward of what a forward with the same arguments returned."""
+    dtype = case.torch_dtype
+    with poisoned_memory():
+        results = torch.ops.seqcls_fast.rnn_forward.default(*(fixed | {"want_saved": True}).values())
+    incoming: dict[str, Tensor | None] = {f"d_{name}": None for name in ("output", "h_n", "c_n")}
+    for name, t in problem.cotangents.items():
+        laid_out = lay_out(t, case, problem.lengths, is_input=False) if name == "output" else t.to(dtype)
+        incoming[f"d_{name}"] = place(laid_out, rng)
+    # few enough for the reference, which runs each of them alone
+    divisors = [n for n in range(1, case.B + 1) if case.B % n == 0 and n * case.T <= 300] or [1, 2, 5]
+    own = {
+        "output": place(results[-2], rng),
+        "saved": rng.choice((results[-1], guarded(results[-1]))),
+        "want_d_x": not case.ids and rng.random() < 0.8,
+        "want_d_weights": rng.random() < 0.8,
+        "samples": rng.choice(divisors) if case.layout != "packed" and rng.random() < 0.3 else 0,
+    }
+    together = incoming | fixed | own
+    return {name: together[name] for name in BACKWARD}
+
+
+def valid_call(seed: int, number: int, rng: random.Random, costs: tuple[int, int] | None = None) -> Call:
+    case = draw_case(rng, costs)
+    problem = draw_problem(case, rng)
+    function = rng.choice(("rnn_forward", "rnn_layer", "rnn_backward"))
+    arguments = forward_arguments(case, problem, rng)
+    if function == "rnn_backward":
+        arguments = backward_arguments(case, problem, arguments, rng)
+    elif function == "rnn_layer":
+        del arguments["want_saved"]
+    return Call(seed, number, function, arguments, rng.choice((1, 1, 2)), case, problem)
+
+
+# ---- What a valid call returns
+
+
+def result_names(call: Call) -> list[str]:
+    given, inputs = call.arguments, call.problem.inputs if call.problem else {}
+    if call.function != "rnn_backward":
+        saved = given.get("want_saved", False)
+        names = ["h_n", *(["c_n"] if call.case.cell == "lstm" else [])]
+        return names + (["output"] if given["want_output"] or saved else []) + (["saved"] if saved else [])
+    names = ["d x"] if given["want_d_x"] else []
+    names += [f"d {name}" for name in ("h0", "c0") if name in inputs]
+    weights = [f"d {name}" for kind in KINDS for name in inputs if name.startswith(f"{kind}[")]
+    return names + (weights if given["want_d_weights"] else [])
+
+
+def expected(call: Call) -> Named:
+    """The same of the float64 reference, time-first; gradients of weights by samples where these were asked for."""
+    assert call.problem is not None
+    if call.function != "rnn_backward":
+        return _reference(call, call.problem, backward=False)
+    samples = call.arguments["samples"]
+    if not samples:
+        return _reference(call, call.problem, backward=True)
+    each = call.case.B // samples
+    parts = [_reference(call, _stretch(call.problem, s * each, each), backward=True) for s in range(samples)]
+    return {
+        name: torch.cat([part[name] for part in parts], 1)
+        if name in ("d x", "d h0", "d c0")
+        else torch.stack([part[name] for part in parts])
+        for name in parts[0]
+    }
+
+
+def least_scale(call: Call, wanted: Named) -> dict[str, float]:
+    """Of each result: a few numbers may cancel, so errors are relative to what went into them. States are mixed from
+    earlier ones and activations, which are at most 1; gradients from those that come in and go on. Both depend on the
+    sums of gates, of terms of random sign: the inputs are about 1 and the weights at most H**-0.5."""
+    assert call.problem is not None
+    case, inputs = call.case, call.problem.inputs
+    backward = call.function == "rnn_backward"
+    sources = {name: inputs[name] for name in ("h0", "c0") if name in inputs}
+    sources = (wanted | call.problem.cotangents) if backward else sources
+    largest = max((float(t.abs().max()) for t in sources.values() if t.numel()), default=0.0)
+    sums = max(1.0, math.sqrt(((1 if case.ids else case.I) + case.out) / case.H))
+    return dict.fromkeys(wanted, sums * (largest if backward else max(largest, 1.0)))
+
+
+def _stretch(problem: Problem, begin: int, count: int) -> Problem:
+    """Some rows of the batch alone."""
+
+    def rows(tensors: Named) -> Named:
+        of_batch = ("x", "h0", "c0", "output", "h_n", "c_n")
+        return {name: t.narrow(1, begin, count) if name in of_batch else t for name, t in tensors.items()}
+
+    lengths = None if problem.lengths is None else problem.lengths.narrow(0, begin, count)
+    return Problem(rows(problem.inputs), lengths, rows(problem.cotangents))
+
+
+def _reference(call: Call, problem: Problem, backward: bool) -> Named:
+    inputs = {name: leaf(t) if backward else t for name, t in problem.inputs.items()}
+    results = layer(inputs, cell=call.case.cell, lengths=problem.lengths)
+    return gradients(results, inputs, problem.cotangents) if backward else results
+
+
+def found(call: Call, results: list[Tensor]) -> Named:
+    """What a call returned by name, time-first, without what is only for the backward."""
+    named = dict(zip(result_names(call), results, strict=True))
+    named.pop("saved", None)
+    assert call.problem is not None
+    for name in {"output", "d x"} & named.keys():
+        named[name] = time_first(named[name], call.case, call.problem.lengths)
+    return named
+
+
+def spoiled(call: Call) -> list[Any]:
+    """The arguments with NaN in every floating-point tensor: a call with them leaves NaN in all memory it used."""
+
+    def spoil(value: Any) -> Any:
+        if isinstance(value, list):
+            return [spoil(v) for v in value]
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return torch.full_like(value, math.nan, memory_format=torch.contiguous_format) if floating else value
+
+    return [spoil(value) for value in call.arguments.values()]

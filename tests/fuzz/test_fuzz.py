@@ -1,0 +1,228 @@
+"""A sample of the operator fuzz, and that the fuzzer notices what it is for. `make fuzz` runs 100,000 calls with
+AddressSanitizer and UBSan."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import seqcls_fast
+from seqcls_fast import _ext
+
+if _ext.C is None:
+    pytest.skip(f"needs the compiled extension: {_ext.why_missing}", allow_module_level=True)
+
+import fuzz_calls
+import fuzz_changes
+import fuzz_ops
+import fuzz_worker
+from fuzz_calls import Call, valid_call
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of kinds of tensors that are experimental
+TESTS = Path(__file__).resolve().parent
+SEED = 1
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """fuzz_ops.py with the package under test, which need not be the installed one."""
+    folders = (Path(seqcls_fast.__file__).parents[1], TESTS.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    command = [sys.executable, str(TESTS / "fuzz_ops.py"), "--seed", str(SEED), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("arguments", [("--calls", "2000"), ("--calls", "40", "--races")], ids=["calls", "races"])
+def test_sample(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, "--failures", "3")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_one_call_alone() -> None:
+    done = run("--only", "3")
+    assert done.returncode == 0, done.stdout
+    assert f"call 3 of seed {SEED}" in done.stdout
+    assert "passed" in done.stdout
+
+
+def test_a_call_depends_on_its_number_alone() -> None:
+    first = [str(fuzz_worker.make(SEED, number, races=False)) for number in range(60)]
+    again = [str(fuzz_worker.make(SEED, number, races=False)) for number in reversed(range(60))]
+    addresses = [text for text in first if " at 0x" in text]  # an object() among the arguments
+    assert [text for text in first if text not in addresses] == [text for text in again[::-1] if " at 0x" not in text]
+    assert len(addresses) < 20
+
+
+def test_every_change_is_made() -> None:
+    """Each applies to some call; one that never did would be there for nothing."""
+    for change in {*fuzz_changes.CHANGES, fuzz_changes.storage}:
+        found = (attempt(change, number) for number in itertools.count())
+        assert any(itertools.islice(found, 200)), change
+
+
+def attempt(change: fuzz_changes.Change, number: int) -> str | None:
+    rng = random.Random(number)
+    try:
+        return change(valid_call(SEED, number, rng), rng)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+
+
+# ---- What is noticed of one call
+
+
+def valid(function: str = "rnn_forward") -> Call:
+    calls = (valid_call(SEED, number, random.Random(number)) for number in itertools.count())
+    return next(call for call in calls if call.function == function and call.case.B and call.case.dtype == "float32")
+
+
+class Tampered(Call):
+    """A call that goes as `instead` does."""
+
+    def run(self) -> Any:
+        return self.instead(self, super().run())
+
+
+def tampered(call: Call, instead: Any) -> Tampered:
+    changed = Tampered(**vars(call))
+    changed.instead = staticmethod(instead)
+    return changed
+
+
+def raising(error: Exception) -> Any:
+    def instead(call: Call, results: Any) -> Any:
+        raise error
+
+    return instead
+
+
+def off_by_little(call: Call, results: Any) -> Any:
+    return [results[0] + 1e-3, *results[1:]]
+
+
+def one_less(call: Call, results: Any) -> Any:
+    return results[:-1]
+
+
+def writes(call: Call, results: Any) -> Any:
+    call.arguments["weights"][0].untyped_storage().fill_(0)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("instead", "fault"),
+    [
+        (lambda call, results: results, None),
+        (off_by_little, "wrong results: h_n"),
+        (one_less, "wrong results"),
+        (writes, "changed its arguments"),
+        (raising(RuntimeError("x: expected something else")), "valid, but raised"),
+    ],
+)
+def test_of_a_valid_call(instead: Any, fault: str | None) -> None:
+    found = fuzz_worker.fault_of(tampered(valid(), instead))
+    assert found is None if fault is None else found is not None and found.startswith(fault)
+
+
+def test_of_gradients() -> None:
+    call = valid("rnn_backward")
+    call.arguments["want_d_weights"] = True
+    assert fuzz_worker.fault_of(call) is None
+    found = fuzz_worker.fault_of(tampered(call, lambda call, results: [*results[:-1], results[-1] + 1]))
+    assert found is not None
+    assert found.startswith("wrong results: d b_hh" if call.case.bias else "wrong results: d w")
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (RuntimeError("x: expected (T, B, I) but got (3,)"), None),
+        (torch.OutOfMemoryError("there is too little memory"), None),
+        (MemoryError("std::bad_alloc"), "without a sentence"),
+        (KeyError("architecture"), "raised KeyError"),
+        (RuntimeError("empty(shape) API call failed at x.cpp, line 3"), "without a sentence"),
+        (ValueError("much of it " * 300), "of 3300 characters"),
+    ],
+)
+def test_of_a_hostile_call(error: Exception, fault: str | None) -> None:
+    call = valid()
+    call.changes.append("something")
+    found = fuzz_worker.fault_of(tampered(call, raising(error)))
+    assert found is None if fault is None else found is not None and fault in found
+
+
+def test_memory_that_is_not_there() -> None:
+    call = valid()
+    results = call.run()
+    call.changes.append("something")
+    call.arguments["x"].untyped_storage().resize_(0)
+    assert "the memory of x is gone" in str(fuzz_worker.fault_of_success(call, results))
+    call = valid()
+    wrong = [torch.zeros_like(results[0]), *results[1:]]
+    assert "differs from that of tensors of ordinary memory" in str(fuzz_worker.fault_of_success(call, wrong))
+    assert fuzz_worker.fault_of_success(valid(), valid().run()) is None
+
+
+# ---- What is noticed of a process
+
+
+DYING = """
+import ctypes, sys, time
+folder = sys.argv.pop(1)
+sys.path[:0] = [folder, folder + "/.."]
+import fuzz_worker
+fuzz_worker.SECONDS = 2
+
+class Call:
+    changes = ["something"]
+    threads = 1
+    function, is_operator = "none", False
+    def __init__(self, number):
+        self.number = number
+    def __str__(self):
+        return f"this is call {self.number}"
+    def tensors(self):
+        return {}
+    def run(self):
+        {11: lambda: ctypes.string_at(1), 13: lambda: time.sleep(60), 14: dict().popitem}.get(self.number, int)()
+
+fuzz_worker.make = lambda seed, number, races: Call(number)
+fuzz_worker.work(*map(int, sys.argv[1:4]), races=False, progress=fuzz_worker.Path(sys.argv[5]))
+"""
+
+
+def test_crashes_and_hangs_have_a_number() -> None:
+    worker = (sys.executable, "-c", DYING, str(TESTS))
+    failures = list(fuzz_ops.run_calls(SEED, 10, 20, False, worker))
+    assert [failure.number for failure in failures] == [11, 13, 14]
+    assert [failure.call for failure in failures] == [f"this is call {number}" for number in (11, 13, 14)]
+    crash, hang, error = (failure.kind for failure in failures)
+    assert crash.startswith("crash: Fatal Python error: Segmentation fault")
+    assert hang.startswith("hang: Timeout")
+    assert error.startswith("raised KeyError")
+
+
+def test_reports_of_the_sanitizers() -> None:
+    report = """==7==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x60b0000a at pc 0x7f2 bp 0x7f
+READ of size 4 at 0x60b0000a thread T0
+    #0 0x7f29 in float sf::(anonymous namespace)::read_row<float>(sf::Dtype, char const*) (_C.so+0x1)
+    #1 0x7f29 in sf::run_forward(sf::Kernels const&, sf::Forward const&) (_C.so+0x1)
+    #2 0x7f29 in _PyEval_EvalFrame Include/internal/pycore_ceval.h:73
+"""
+    kind = fuzz_ops.Failure(1, fuzz_ops.cause_of_death(1, report)).kind
+    assert kind == "crash: ERROR: AddressSanitizer: heap-buffer-overflow in read_row < run_forward"
+    report = "./csrc/bindings.cpp:278:11: runtime error: signed integer overflow: 2 * 4611686018427387904 cannot be\n"
+    kind = fuzz_ops.Failure(1, fuzz_ops.cause_of_death(1, report)).kind
+    assert kind.startswith("crash: runtime error: signed integer overflow: # * #")
+
+
+def test_implementations_are_drawn() -> None:
+    drawn = {valid_call(SEED, number, random.Random(number)).arguments["impl"] for number in range(100)}
+    assert drawn == {*fuzz_calls.IMPLS, "auto", "auto-tf32"}

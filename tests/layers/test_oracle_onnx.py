@@ -1,0 +1,113 @@
+"""An oracle that shares nothing with torch: onnxruntime's RNN, GRU and LSTM operators on one-node models.
+
+The conversions below restate the ONNX operator specification: gates i o f c and z r h, the directions in the first
+dimension, both biases in one row, output (T, D, B, H).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.cases import CELLS, GATES, Case, build, only
+from support.checks import compare, layer
+
+np = pytest.importorskip("numpy")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+OPERATORS = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
+ORDER = {"rnn_tanh": [0], "rnn_relu": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}  # ours, as ONNX wants to see them
+ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "rnn_tanh": {"activations": ["Tanh"]},
+    "rnn_relu": {"activations": ["Relu"]},
+    "gru": {"linear_before_reset": 1},
+    "lstm": {},
+}
+
+
+def reordered(t: Tensor, cell: str) -> Tensor:
+    """The blocks of rows of a weight or bias, one per gate, in ONNX's order."""
+    blocks = t.chunk(GATES[cell])
+    return torch.cat([blocks[g] for g in ORDER[cell]])
+
+
+def onnx_inputs(case: Case, inputs: dict[str, Tensor], lengths: Tensor | None) -> dict[str, Any]:
+    def stacked(name: str) -> Tensor:
+        return torch.stack([reordered(inputs[f"{name}[{d}]"], case.cell) for d in range(case.directions)])
+
+    feeds = {"X": inputs["x"], "W": stacked("w_ih"), "R": stacked("w_hh")}
+    if case.bias:
+        feeds["B"] = torch.cat([stacked("b_ih"), stacked("b_hh")], 1)
+    if lengths is not None:
+        feeds["sequence_lens"] = lengths.int()
+    if case.state:
+        feeds["initial_h"] = inputs["h0"]
+        if case.cell == "lstm":
+            feeds["initial_c"] = inputs["c0"]
+    return {name: t.contiguous().numpy() for name, t in feeds.items()}
+
+
+def run_onnx(case: Case, feeds: dict[str, Any]) -> dict[str, Tensor]:
+    attributes = dict(ATTRIBUTES[case.cell], hidden_size=case.H)
+    if case.directions == 2:
+        attributes["direction"] = "bidirectional"
+        if "activations" in attributes:
+            attributes["activations"] = attributes["activations"] * 2
+    order = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c"][: 7 if case.cell == "lstm" else 6]
+    results = ["Y", "Y_h", "Y_c"][: 3 if case.cell == "lstm" else 2]
+    kinds = {"sequence_lens": onnx.TensorProto.INT32}
+    node = onnx.helper.make_node(
+        OPERATORS[case.cell], [name if name in feeds else "" for name in order], results, **attributes
+    )
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "layer",
+        [value(name, kinds.get(name, onnx.TensorProto.FLOAT), list(t.shape)) for name, t in feeds.items()],
+        [value(name, onnx.TensorProto.FLOAT, [None] * (4 if name == "Y" else 3)) for name in results],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    found = dict(zip(("output", "h_n", "c_n"), map(torch.from_numpy, session.run(results, feeds)), strict=False))
+    found["output"] = found["output"].permute(0, 2, 1, 3).flatten(2)  # (T, D, B, H) -> (T, B, D * H)
+    return found
+
+
+SHAPES = [Case(cell, *shape, directions=2) for cell in CELLS for shape in ((1, 1, 3, 4), (6, 5, 7, 9), (13, 4, 20, 33))]
+CASES = [
+    *only(*SHAPES, lengths="random"),
+    *only(*SHAPES, lengths="one_long", directions=1),
+    *only(*SHAPES, bias=False),
+    *only(*SHAPES, state=False, lengths="equal"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_onnxruntime(case: Case, impl: str) -> None:
+    """No length of 0 here: there onnxruntime returns 0 for the final states where torch's convention, and ours, is the
+    initial state (test_length_zero_keeps_the_state)."""
+    problem = build(case)
+    inputs = {name: t.float() for name, t in problem.inputs.items()}
+    wanted = run_onnx(case, onnx_inputs(case, inputs, problem.lengths))
+    found = layer(inputs, cell=case.cell, lengths=problem.lengths, impl=impl)
+    compare(found, {name: t.double() for name, t in wanted.items()}, case)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_length_zero_keeps_the_state(cell: str, impl: str) -> None:
+    case = Case(cell, T=4, B=5, directions=2)
+    inputs = {name: t.float() for name, t in build(case).inputs.items()}
+    found = layer(inputs, cell=cell, lengths=torch.tensor([0, 3, 0, 4, 0]), impl=impl)
+    for name in ("h0", "c0") if cell == "lstm" else ("h0",):
+        assert torch.equal(found[name[0] + "_n"][:, ::2], inputs[name][:, ::2])
+        assert not torch.equal(found[name[0] + "_n"][:, 1], inputs[name][:, 1])
+    assert not found["output"][:, ::2].any()
+    without = {name: t for name, t in inputs.items() if name not in ("h0", "c0")}
+    assert not layer(without, cell=cell, lengths=torch.zeros(5, dtype=torch.int64), impl=impl)["h_n"].any()

@@ -1,0 +1,755 @@
+"""The mutants of mutants.py: one wrong formula or boundary each, as the exact text to replace."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+REFERENCE = "seqcls_fast/reference.py"
+OPS = "seqcls_fast/ops.py"
+AUTOGRAD = "seqcls_fast/_autograd.py"
+EXPORTED = "seqcls_fast/_exported.py"
+TORCH_LAYER = "seqcls_fast/_torch_layer.py"
+SHAPES = "seqcls_fast/_shapes.py"
+CONVERSION = "seqcls_fast/conversion.py"
+EXPORT = "seqcls_fast/export.py"
+NN = "seqcls_fast/nn.py"
+
+PYTHON = [
+    Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
+    Mutant("gru without reset", REFERENCE, "torch.sigmoid(r + r_h) * n_h", "n_h"),
+    Mutant("gru blends the other way", REFERENCE, "n + z * (h - n)", "h + z * (n - h)"),
+    Mutant("lstm gates g and o swapped", REFERENCE, "i, f, g, o = (from_x", "i, f, o, g = (from_x"),
+    Mutant("lstm output without tanh", REFERENCE, "torch.sigmoid(o) * torch.tanh(c)", "torch.sigmoid(o) * c"),
+    Mutant("b_hh dropped", REFERENCE, "linear(h, w_hh, b_hh)", "linear(h, w_hh)"),
+    Mutant(
+        "padding multiplied away",
+        REFERENCE,
+        "torch.where(valid if x.dim() == 3 else valid.squeeze(2), x, 0)",
+        "x * (valid if x.dim() == 3 else valid.squeeze(2))",
+    ),
+    Mutant("reverse direction runs forward", REFERENCE, "[:: -1 if reverse else 1]", "[::1]"),
+    Mutant("c goes on after the end", REFERENCE, "torch.where(valid[t], c, old_c)", "c"),
+    Mutant("h not rounded between steps", REFERENCE, "h = h.to(storage).to(from_x.dtype)", "h = h.to(from_x.dtype)"),
+    Mutant("output beyond the length kept", REFERENCE, "output = torch.where(valid, output, 0)", "pass"),
+    Mutant("length T + 1 accepted", REFERENCE, "high > T", "high > T + 1"),
+    Mutant("length -1 accepted", REFERENCE, "low < 0 or high > T", "low < -1 or high > T"),
+    Mutant("last step of a row lost", REFERENCE, ".unsqueeze(1) < lengths)", ".unsqueeze(1) < lengths - 1)"),
+    Mutant("packed states not in caller's order", NN, "state.index_select(1, restore)", "state"),
+    Mutant("packed hx not sorted", NN, "state.index_select(1, order)", "state"),
+    Mutant("dropout in eval", NN, "if self.dropout and self.training", "if self.dropout"),
+    Mutant("inner layers without output", NN, "batch_first, want_output or k < last", "batch_first, want_output"),
+    Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
+    Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
+    Mutant("lengths not checked", OPS, "reference.check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
+    Mutant("compiled vmap through the op", OPS, " and not (transformed and compiling)", ""),
+    Mutant("forward mode through the op", OPS, "forward_ad._current_level < 0 and", "True and"),
+    Mutant("change of the output not seen", AUTOGRAD, "torch.compiler.is_compiling() or ctx.watch._version", "False"),
+    Mutant("output not kept from Dynamo", AUTOGRAD, "kept = output.clone()", "kept = output"),
+    Mutant(
+        "backward without tangents",
+        AUTOGRAD,
+        "forward_ad._current_level >= 0 or grads_batched(grads)",
+        "grads_batched(grads)",
+    ),
+    Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
+    Mutant("no fallback but the reference", OPS, 'spec.impl != "reference" and', "False and"),
+    Mutant("ids where they unroll time", "seqcls_fast/classifier.py", " or not ops.takes_ids(ids)", ""),
+    Mutant(
+        "torch: change of the output not seen", TORCH_LAYER, "ctx.watch is not None and ctx.watch._version", "False"
+    ),
+    Mutant("torch: backward without a graph", TORCH_LAYER, "transformed or graph or", "transformed or"),
+    Mutant("torch: nothing recomputed", TORCH_LAYER, "set_grad_enabled(not spec.recompute)", "set_grad_enabled(True)"),
+    Mutant("torch: lengths beyond T", TORCH_LAYER, ".clamp(0, x.size(time))", ""),
+    Mutant("torch: packed states not in order", TORCH_LAYER, "state.index_select(1, order)", "state[:, :count]"),
+    Mutant(
+        "torch: states of empty rows lost", TORCH_LAYER, "state.index_copy(1,", "torch.zeros_like(state).index_copy(1,"
+    ),
+    Mutant(
+        "torch: states sorted",
+        TORCH_LAYER,
+        "index_copy(rows, order, padded)",
+        "index_copy(rows, order.sort()[0], padded)",
+    ),
+    Mutant("torch: a step of two", TORCH_LAYER, "spec.directions == 1 and batch_sizes", "batch_sizes"),
+    Mutant("torch: freed memory", TORCH_LAYER, "if needed > t.untyped_storage().nbytes()", "if False"),
+    Mutant("torch: sizes unchecked", TORCH_LAYER, "if t.shape != shape", "if False"),
+    Mutant("torch: batch_sizes that grow", TORCH_LAYER, " or (batch_sizes[1:] > batch_sizes[:-1]).any()", ""),
+    Mutant("torch: ids", TORCH_LAYER, "reference.holds_ids(x) or x.is_meta", "x.is_meta"),
+    Mutant(
+        "torch: transforms",
+        TORCH_LAYER,
+        "_are_functorch_transforms_active() or forward_ad._current_level >= 0:",
+        "_is_tracing():",
+    ),
+    Mutant(
+        "torch: autocast inside",
+        TORCH_LAYER,
+        "reference.autocast_off(x.device.type)",
+        "torch.no_grad() if False else reference.autocast_off('meta')",
+    ),
+    Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
+    Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
+    Mutant(
+        "nothing saved below vmap",
+        AUTOGRAD,
+        "want_saved=spec.want_saved or needs_graph(tensors)",
+        "want_saved=spec.want_saved",
+    ),
+    Mutant(
+        "exported c_n without gradient", EXPORTED, 'd_c_n = grads[1] if spec.cell == "lstm" else None', "d_c_n = None"
+    ),
+    Mutant("exported without autocast", EXPORTED, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
+    Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
+    Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or grads_batched(grads)", "_current_level >= 0"),
+    Mutant(
+        "second derivative of grads lost", AUTOGRAD, "*result[:3], None, None, *result[3:]", "*[None] * 5, *result[3:]"
+    ),
+    Mutant(
+        "one dtype for every autocast",
+        AUTOGRAD,
+        "dtype = torch.get_autocast_dtype(x.device.type)",
+        "dtype = torch.bfloat16",
+    ),
+    Mutant(
+        "states not narrowed",
+        OPS,
+        "x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)",
+        "x, *weights = _autograd.autocast(x, *weights)",
+    ),
+    Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
+    Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),
+    Mutant("not marked as converted", CONVERSION, "module.__dict__[_MARK] = True", "pass"),
+    Mutant("everything reverted", CONVERSION, " if _MARK in module.__dict__]", "]"),
+    Mutant(
+        "cells of another kind",
+        CONVERSION,
+        "getattr(nn, name): getattr(ours, name) for",
+        "getattr(nn, name): getattr(ours, name.replace('GRUCell', 'RNNCell')) for",
+    ),
+    Mutant("parametrization lost", CONVERSION, 'if key not in ("__dict__", "__weakref__")}', 'if key == "__module__"}'),
+    Mutant("replaced forward kept", CONVERSION, 'if "forward" in module.__dict__ else None', "if False else None"),
+    Mutant("wrapped by DDP accepted", CONVERSION, '"DistributedDataParallel", ', ""),
+    Mutant(
+        "torch's flat weights stale",
+        CONVERSION,
+        "module._flat_weights, module._flat_weight_refs = weights, [weakref.ref(weight) for weight in weights]",
+        "pass",
+    ),
+    Mutant("adapter not seen", CONVERSION, 'if adapter or key == "base_layer":', "if adapter:"),
+    Mutant("onnx gru gates", EXPORT, '"gru": [1, 0, 2]', '"gru": [0, 1, 2]'),
+    Mutant("onnx gru resets before", EXPORT, ", linear_before_reset=1", ""),
+    Mutant(
+        "onnx biases swapped",
+        EXPORT,
+        "op.Concat(stacked(kinds[2]), stacked(kinds[3]), axis=1)",
+        "op.Concat(stacked(kinds[3]), stacked(kinds[2]), axis=1)",
+    ),
+    Mutant("onnx row of length 0", EXPORT, "end if start is None else op.Where(empty, start, end)", "end"),
+    Mutant(
+        "onnx directions apart",
+        EXPORT,
+        "perm=[2, 0, 1, 3] if batch_first else [0, 2, 1, 3]",
+        "perm=[2, 0, 1, 3] if batch_first else [0, 1, 2, 3]",
+    ),
+    Mutant(
+        "training flag not restored",
+        EXPORT,
+        "            module.training = training\n",
+        "            module.training = True\n",
+    ),
+    Mutant("file written in place", EXPORT, "program.save(written)", "program.save(path)"),
+    Mutant(
+        "reference: ids without b_ih",
+        "seqcls_fast/reference.py",
+        "columns if b_ih is None else columns + b_ih",
+        "columns",
+    ),
+    Mutant(
+        "shapes: d_w_ih of ids by row",
+        "seqcls_fast/_shapes.py",
+        "output.new_empty((*each, *w.shape[::-1])).transpose(-1, -2)",
+        "output.new_empty((*each, *w.shape))",
+    ),
+]
+
+CELLS = "csrc/core/cells.h"
+FORWARD = "csrc/cpu/kernels/forward.h"
+BACKWARD = "csrc/cpu/kernels/backward.h"
+WEIGHTS = "csrc/cpu/kernels/weight_grad.h"
+PACK = "csrc/cpu/kernels/pack.h"
+VECTORS = "csrc/cpu/kernels/vec.h"
+DISPATCH = "csrc/cpu/host/run.cpp"
+BINDINGS = "csrc/bindings/ops.cpp"
+
+COMPILED = [
+    Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
+    Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
+    Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
+    Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
+    Mutant(
+        "a weight left out of the hash",
+        DISPATCH,
+        "for (auto* m : {&layer.w_ih[d], &layer.w_hh[d],",
+        "for (auto* m : {&layer.w_ih[d],",
+    ),
+    Mutant(
+        "packed weights kept under another hash",
+        DISPATCH,
+        "packed_cache().add(fingerprint(kernels, own.layer), packed, bytes)",
+        "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
+    ),
+    Mutant("ids read where they are", DISPATCH, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
+    Mutant("a storage of one element less taken", BINDINGS, "last >= storage / element", "last > storage / element"),
+    Mutant("sizes without a bound", BINDINGS, "if (size > kMostElements / count)", "if (size < 0)"),
+    Mutant(
+        "the last step cut off",
+        BINDINGS,
+        "call.layer.T = std::max<int64_t>(1, *",
+        "call.layer.T = std::max<int64_t>(1, -1 + *",
+    ),
+    Mutant("the hash knows no shape", DISPATCH, "parts[0] = {shape, sizeof shape};", "parts[0] = {shape, 0};"),
+    Mutant("every sample the first", DISPATCH, "rows.data() + sample * count, count", "rows.data(), count"),
+    Mutant("only the first sample sorted", DISPATCH, "layer.lengths && s < samples", "layer.lengths && s < 1"),
+    Mutant(
+        "gru gates r and z swapped (C++)",
+        CELLS,
+        "r = sigmoid(a[0]), z = sigmoid(a[1])",
+        "r = sigmoid(a[1]), z = sigmoid(a[0])",
+    ),
+    Mutant("gru reset before the product", CELLS, "return gate == 2 ? 3 : gate;", "return gate;"),
+    Mutant(
+        "gru backward reads the wrong slot", CELLS, "d[2] * saved[3] * fma(-r, r, r)", "d[2] * saved[2] * fma(-r, r, r)"
+    ),
+    Mutant("gru backward drops the carry", CELLS, "carry = dh * z;", "carry = V{};"),
+    Mutant(
+        "lstm gates i and f swapped",
+        CELLS,
+        "i = sigmoid(a[0]), f = sigmoid(a[1]), g",
+        "i = sigmoid(a[1]), f = sigmoid(a[0]), g",
+    ),
+    Mutant(
+        "lstm backward without slope of tanh(c)",
+        CELLS,
+        "fma(dh * o, fma(-tanh_c, tanh_c, V{} + 1), carry)",
+        "fma(dh, o, carry)",
+    ),
+    Mutant("lstm carry without forget gate", CELLS, "carry = dc * f;", "carry = dc;"),
+    Mutant("most of b_hh dropped (C++)", PACK, "unit, n, line + Cell", "unit, 1, line + Cell"),
+    Mutant(
+        "reverse starts at the padded end",
+        FORWARD,
+        "layer_.length(rows_[i]) - 1 - step : step",
+        "layer_.T - 1 - step : step",
+    ),
+    Mutant("row goes on for one step", FORWARD, "<= step) --active", "< step) --active"),
+    Mutant("last state one step late", FORWARD, "== step + 1) finish_row(i)", "== step + 2) finish_row(i)"),
+    Mutant("length 0 without a state", FORWARD, "if (layer_.length(b) == 0) finish_row(i);", ""),
+    Mutant(
+        "one step of padding not cleared",
+        FORWARD,
+        "t = layer_.length(b); t < layer_.T",
+        "t = layer_.length(b) + 1; t < layer_.T",
+    ),
+    Mutant(
+        "tail mask one lane short",
+        FORWARD,
+        "n = static_cast<int>(s.H - unit);",
+        "n = static_cast<int>(s.H - unit - 1);",
+    ),
+    Mutant(
+        "projection of the first chunk only",
+        FORWARD,
+        "else if (in_chunk == 0)",
+        "else if (step == 0)",
+    ),
+    Mutant("h not rounded between steps (C++)", FORWARD, "if (dtype_of<E>() != layer_.dtype) {", "if (false) {"),
+    Mutant("relu drops NaN", VECTORS, "select(x < 0, FloatVec{}, x)", "select(x > 0, x, FloatVec{})"),
+    Mutant("c_prev of the wrong step", BACKWARD, "row_of(saved, t_prev, b) + c_slot", "row_of(saved, t, b) + c_slot"),
+    Mutant(
+        "product of a neighbour for fresh rows", BACKWARD, "s.fresh && s.fresh[row] ? typename F::V{} : load", "load"
+    ),
+    Mutant("d_h_n at every step", BACKWARD, "fresh_[i] && d_h_n_.rows.data", "d_h_n_.rows.data"),
+    Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry_[i * padded_ + u];", "row[u] += 0;"),
+    Mutant(
+        "d_x with one direction",
+        BACKWARD,
+        "for (int d = 0; d < layer_.directions; ++d) {\n      const A* rows[kRows];",
+        "for (int d = 0; d < 1; ++d) {\n      const A* rows[kRows];",
+    ),
+    Mutant("reverse weight gradient from the next h", WEIGHTS, "before = d_ ? t + 1 : t - 1", "before = t - 1"),
+    Mutant(
+        "weight gradient without its last chunk",
+        WEIGHTS,
+        "if (count) add_chunk(count);",
+        "if (count > 1) add_chunk(count);",
+    ),
+    Mutant("rows in the order of the batch", DISPATCH, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
+    Mutant(
+        "stale packed weights",
+        DISPATCH,
+        "return m.rows * m.columns * size_of(dtype);",
+        "return m.rows * size_of(dtype);",
+    ),
+    Mutant("lengths beyond T accepted (C++)", BINDINGS, "low < 0 || high > T", "low < 0"),
+    Mutant(
+        "h0 of the first direction for both",
+        BINDINGS,
+        "data_of(state) + d * strides[0]",
+        "data_of(state) + 0 * strides[0]",
+    ),
+    Mutant("ids unchecked", DISPATCH, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
+    Mutant("columns of samples in one place", DISPATCH, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
+    Mutant("column without the bias", FORWARD, "typename F::V sum = load(bias + at);", "typename F::V sum{};"),
+    Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),
+    Mutant(
+        "a run's last rows",
+        WEIGHTS,
+        "run_ends = (k + 1) % kRun == 0 || k + 1 == count",
+        "run_ends = (k + 1) % kRun == 0",
+    ),
+]
+
+STEPS = "csrc/cuda/kernels/steps.cuh"
+RECURRENCE = "csrc/cuda/kernels/recurrence.cuh"
+CLUSTER = "csrc/cuda/kernels/cluster.cuh"
+GRID = "csrc/cuda/kernels/grid.cuh"
+PREPARE = "csrc/cuda/kernels/prepare.cuh"
+PRODUCTS = "csrc/cuda/host/products.cu"
+LAUNCH = "csrc/cuda/host/launch.cu"
+STEPWISE = "csrc/cuda/kernels/stepwise.cuh"
+IDS = "csrc/cuda/kernels/ids.cuh"
+
+CUDA = [
+    Mutant(
+        "CUDA: gru's sums in the input's slots",
+        STEPS,
+        "slots[Cell::hidden_slot(g)] = S::kStartsFromInput",
+        "slots[g] = S::kStartsFromInput",
+    ),
+    Mutant(
+        "CUDA: gru gives on the input's slots", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "is_live ? d[g] : 0"
+    ),
+    Mutant("CUDA: rows that ended give on", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "d[Cell::hidden_slot(g)]"),
+    Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
+    Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),
+    Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
+    Mutant("CUDA: one k-tile less", RECURRENCE, "k < S::kKTiles; k += 2", "k < S::kKTiles - 2; k += 2"),
+    Mutant("CUDA: d_h0 without the first step", RECURRENCE, "turns = steps + (kForward ? 0 : 1);", "turns = steps;"),
+    Mutant("CUDA: parts of sums in one place", RECURRENCE, "partials.reduce(at, i & 1,", "partials.reduce(at, 0,"),
+    Mutant(
+        "CUDA: parts of sums not awaited", RECURRENCE, "group_sync(at.group_in_block, 32 * S::kSplits)", "warp_sync()"
+    ),
+    Mutant("CUDA: states of the first launch for all", RECURRENCE, "return a.first ? Step", "return true ? Step"),
+    Mutant(
+        "CUDA: no barrier before the second step",
+        "csrc/cuda/kernels/onchip.cuh",
+        "step > 0) cta_sync()",
+        "step > 1) cta_sync()",
+    ),
+    Mutant("CUDA: slice sent before it is whole", CLUSTER, "int tile) const {\n    warp_sync();", "int tile) const {"),
+    Mutant("CUDA: waits for the wrong phase", CLUSTER, "(step - 1) / 2 & 1", "step / 2 & 1"),
+    Mutant("CUDA: expects one block's bytes", CLUSTER, "bytes(a.groups *", "bytes(a.block_groups *"),
+    Mutant("CUDA: any tag will do", GRID, "(found[j] >> 32) != static_cast<uint32_t>(step)", "(found[j] >> 32) == 0"),
+    Mutant(
+        "CUDA: slice written while it is sent",
+        GRID,
+        "    warp_sync();\n  }\n  SF_DEVICE void end",
+        "  }\n  SF_DEVICE void end",
+    ),
+    Mutant(
+        "CUDA: without low times high", "csrc/cuda/kernels/precision.cuh", "mma_tf32(d, a[1], b[0][0], b[0][1]);", ""
+    ),
+    Mutant(
+        "CUDA: high and low weights swapped",
+        "csrc/cuda/kernels/pack.cuh",
+        "(i / 32 * kPlanes + plane)",
+        "(i / 32 * kPlanes + kPlanes - 1 - plane)",
+    ),
+    Mutant(
+        "CUDA: b_hh in the input's slots",
+        PREPARE,
+        "b_hh.data && Cell::hidden_slot(gate) == slot",
+        "b_hh.data && gate == slot",
+    ),
+    Mutant("CUDA: equal lengths, one rank", PREPARE, "theirs > mine || (theirs == mine && other < b)", "theirs > mine"),
+    Mutant(
+        "CUDA: sum without its parts' last rows",
+        PREPARE,
+        "? (part + 1) * each : a.rows",
+        "? (part + 1) * each - 1 : a.rows",
+    ),
+    Mutant("CUDA: packed rows a step late", PREPARE, "if (t_row[middle] <= i)", "if (t_row[middle] < i)"),
+    Mutant(
+        "CUDA: projection of the first chunk",
+        PRODUCTS,
+        "p.a = static_cast<const char*>(x.data) + first_row(l, begin) * x.stride * size;",
+        "p.a = x.data;",
+    ),
+    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "part = d ? count - 1 - i : i;", "part = i;"),
+    Mutant("CUDA: d_x of the last direction", PRODUCTS, "p.accumulate = d > 0;", "p.accumulate = false;"),
+    Mutant("CUDA: d_x by time", PRODUCTS, "p.c_batch = l.T * l.I;", "p.c_batch = l.B * l.I;"),
+    Mutant(
+        "CUDA: d_w_hh of the input's slots", PRODUCTS, "product(info.hidden_slot[first] * l.H,", "product(first * l.H,"
+    ),
+    Mutant("CUDA: samples overlap", PRODUCTS, "p.c_batch = c_rows * n;", "p.c_batch = n;"),
+    Mutant("CUDA: carried states not swapped", LAUNCH, "std::swap(carried[0], carried[1]);", ""),
+    Mutant("CUDA: tags of the last launch", LAUNCH, "if (sweep.words) q.zero(sweep.words, word_bytes);", ""),
+    Mutant(
+        "CUDA: output beyond the length", LAUNCH, "if (f.output[0].data && l.lengths && !l.packed_rows)", "if (false)"
+    ),
+    Mutant(
+        "CUDA: d_gates beyond the length", LAUNCH, "if (l.lengths && !l.packed_rows) q.zero(b", "if (false) q.zero(b"
+    ),
+    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
+    Mutant(
+        "CUDA: stepwise gives on what ended",
+        STEPWISE,
+        "      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);\n",
+        "",
+    ),
+    Mutant("CUDA: ids beyond the length", IDS, "return !lengths || p.t < lengths[p.b];", "return true;"),
+    Mutant("CUDA: any id has a column", IDS, "if (id >= 0 && id < columns) return", "if (id >= 0) return"),
+    Mutant("CUDA: columns of samples in one place", IDS, "p.b / (a.ids.B / a.samples) * a.ids.columns + id;", "id;"),
+    Mutant("CUDA: gates of a column side by side", IDS, "to[i / H * a.gate_width", "to[i / H * H"),
+    Mutant("CUDA: a run that goes on is done", IDS, "else if (a.goes_on(i))", "else if (false)"),
+    Mutant("CUDA: a long run's second head", IDS, "next < stretches && a.keys", "next < stretch + 2 && a.keys"),
+    Mutant("CUDA: a run in the middle of its own", IDS, "key >= a.columns || began_before ||", "key >= a.columns ||"),
+]
+
+CLASSIFIER = "seqcls_fast/classifier.py"
+TOOLKIT = "seqcls_fast/toolkit/"
+FILES = "seqcls_fast/_files.py"
+TOOLKIT_MUTANTS = [
+    Mutant("mean over the padding too", CLASSIFIER, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
+    Mutant("highest of the padding too", CLASSIFIER, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
+    Mutant(
+        "attention to the padding",
+        CLASSIFIER,
+        "scores = scores.masked_fill(beyond,",
+        "scores = scores.masked_fill(~beyond,",
+    ),
+    Mutant(
+        "one end of two", CLASSIFIER, "h_n[-2:].transpose(0, 1).flatten(1) if self.bidirectional", "h_n[-1] if False"
+    ),
+    Mutant(
+        "first padding ends a row",
+        CLASSIFIER,
+        "torch.where(x == self.padding_idx, 0, steps).amax(1)",
+        "(x != self.padding_idx).sum(1)",
+    ),
+    Mutant(
+        "padding's embedding is trained",
+        CLASSIFIER,
+        "if self.padding_idx is not None and torch.is_grad_enabled()",
+        "if False",
+    ),
+    Mutant(
+        "table outlives its weights",
+        CLASSIFIER,
+        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n        self._tables = None\n",
+        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n",
+    ),
+    Mutant(
+        "table with gradients",
+        CLASSIFIER,
+        "self._tables is not None and not torch.is_grad_enabled()",
+        "self._tables is not None",
+    ),
+    Mutant(
+        "precision for recall",
+        TOOLKIT + "evaluation/evaluate.py",
+        "return _ratio(hits, predicted), _ratio(hits, support), _ratio",
+        "return _ratio(hits, support), _ratio(hits, predicted), _ratio",
+    ),
+    Mutant(
+        "confusion transposed", TOOLKIT + "evaluation/evaluate.py", "true_ids * K + pred_ids", "pred_ids * K + true_ids"
+    ),
+    Mutant("ROC without ties", TOOLKIT + "evaluation/evaluate.py", "(true[1:] + true[:-1]) / 2", "true[1:]"),
+    Mutant(
+        "bins begin one late",
+        TOOLKIT + "evaluation/evaluate.py",
+        "np.ceil(top * BINS).astype(np.int64) - 1",
+        "np.floor(top * BINS).astype(np.int64)",
+    ),
+    Mutant(
+        "interval of one side",
+        TOOLKIT + "evaluation/evaluate.py",
+        "tail = (1 - confidence) / 2",
+        "tail = 1 - confidence",
+    ),
+    Mutant(
+        "low recall unsaid",
+        TOOLKIT + "evaluation/evaluate.py",
+        "recall[k] < accuracy - FAR",
+        "recall[k] < accuracy - 0.9",
+    ),
+    Mutant(
+        "near-duplicates by case alone",
+        TOOLKIT + "data/leakage.py",
+        'unicodedata.normalize("NFKC", item).casefold()',
+        "item.casefold()",
+    ),
+    Mutant(
+        "rows of the picture by column",
+        TOOLKIT + "evaluation/plots.py",
+        "counts.sum(1, keepdims=True)",
+        "counts.sum(0, keepdims=True)",
+    ),
+    Mutant("rare words first", TOOLKIT + "data/text.py", "[(-n, token) for", "[(n, token) for"),
+    Mutant("a token too many", TOOLKIT + "data/text.py", "row = row[:end]", "row = row[: end and end + _ID]"),
+    Mutant(
+        "saved text unchecked",
+        TOOLKIT + "data/errors.py",
+        'changed = content.pop("sha256", None) != _digest(content)',
+        'changed = content.pop("sha256", None) is None',
+    ),
+    Mutant(
+        "missing values the other way",
+        TOOLKIT + "data/series.py",
+        "np.concatenate([values, missing], 1)",
+        "np.concatenate([values, ~missing], 1)",
+    ),
+    Mutant(
+        "a step too many",
+        TOOLKIT + "data/series.py",
+        "_step_of(lengths) < self.max_length",
+        "_step_of(lengths) <= self.max_length",
+    ),
+    Mutant("a field too many", TOOLKIT + "data/formats.py", "if len(row) != count:", "if len(row) < count:"),
+    Mutant("infinite weights", TOOLKIT + "data/readers.py", "if not 0 <= weight < math.inf:", "if not 0 <= weight:"),
+    Mutant("last weights for the best", TOOLKIT + "training/loop.py", "self.model.load_state_dict(self.best)", "pass"),
+    Mutant(
+        "patience a longer",
+        TOOLKIT + "training/loop.py",
+        'record["epoch"] - best_epoch >= self.options.patience',
+        'record["epoch"] - best_epoch > self.options.patience',
+    ),
+    Mutant(
+        "sample weights unused",
+        TOOLKIT + "training/loop.py",
+        "loss = (losses * examples.weights[rows].to(self.device)).sum()",
+        "pass",
+    ),
+    Mutant(
+        "predictions in the order of lengths",
+        TOOLKIT + "training/loop.py",
+        "return torch.empty_like(found).index_copy_(0, torch.cat(order), found)",
+        "return found",
+    ),
+    Mutant(
+        "rate not halved",
+        TOOLKIT + "training/loop.py",
+        "options.learning_rate / 2**self.restores",
+        "options.learning_rate",
+    ),
+    Mutant("seed unused", TOOLKIT + "training/loop.py", "        _seed(seed, device)\n", ""),
+    Mutant(
+        "balanced the other way",
+        TOOLKIT + "data/labels.py",
+        "return 1 / counts.clamp(min=1)",
+        "return counts.clamp(min=1)",
+    ),
+    Mutant("weights file unchecked", TOOLKIT + "store.py", '!= self.config["sha256"]', "is None"),
+    Mutant("old model gone first", FILES, "            os.rename(old, target)\n            raise", "            raise"),
+    Mutant("names not exchanged", FILES, "_EXCHANGE) == 0", "_EXCHANGE) == 1"),
+    Mutant("old model not found", FILES, "return left[-1]", "return target"),
+    Mutant("unfinished files stay", FILES, "                    _remove(left)\n", "                    pass\n"),
+    Mutant("named before it is on the disk", FILES, "    sync_folder(fresh)\n", ""),
+    Mutant("lock of a removed file", FILES, "if _is_at(handle, lock):  # or", "if True:  # or"),
+    Mutant("lock kept by a worker", FILES, "for handle in list(_held):", "for handle in []:"),
+    Mutant("shapes unchecked", TOOLKIT + "store.py", "if _DTYPES.get(got) != dtype or (", "if False and ("),
+    Mutant(
+        "checkpoint without its successors", TOOLKIT + "training/checkpoint.py", "self._written = _number(path)", "pass"
+    ),
+    Mutant(
+        "optimizer's state of any shape",
+        TOOLKIT + "training/resume.py",
+        "if tensor.shape != like.shape or",
+        "if False and",
+    ),
+    Mutant("validation on what is trained", TOOLKIT + "data/labels.py", "    mask[out] = False\n", ""),
+    Mutant("padding kept", TOOLKIT + "data/ragged.py", "padded[beyond] = 0", "pass"),
+]
+
+SCALE_MUTANTS = [
+    Mutant(
+        "mean over own rows", TOOLKIT + "training/loop.py", "(loss / part.count)", "(loss / max(1, len(part.rows)))"
+    ),
+    Mutant("dropout goes on", TOOLKIT + "training/loop.py", "_seed(seed_of(*key), self.device)", "pass"),
+    Mutant(
+        "best weights not carried",
+        TOOLKIT + "training/loop.py",
+        '"best": self.best,\n            "history"',
+        '"best": None,\n            "history"',
+    ),
+    Mutant("sums begin anew", TOOLKIT + "training/loop.py", '_Sums(**state["sums"])', "_Sums()"),
+    Mutant("no way back carried", TOOLKIT + "training/loop.py", '"guessing", "safe", "candidate")', '"guessing")'),
+    Mutant(
+        "a rank's own validation",
+        TOOLKIT + "training/loop.py",
+        "self.ranks.sum_([tensor.to(self.device) for tensor in (confusion.double(), loss)])",
+        "[confusion.double(), loss]",
+    ),
+    Mutant(
+        "pieces as large as before",
+        TOOLKIT + "training/loop.py",
+        "math.ceil(len(part.rows) / self.pieces)))",
+        "len(part.rows)))",
+    ),
+    Mutant("damage unseen", TOOLKIT + "training/checkpoint.py", '!= path.stem.split("-")[2]', '== ""'),
+    Mutant("none to go back to", TOOLKIT + "training/checkpoint.py", "_KEPT = 2", "_KEPT = 1"),
+    Mutant("whatever it costs", TOOLKIT + "training/checkpoint.py", "_COST * self._took", "0.0"),
+    Mutant("oldest for newest", TOOLKIT + "training/checkpoint.py", "in reversed(there)", "in there"),
+    Mutant("shares overlap", TOOLKIT + "ranks.py", "rows[self.rank :: self.world]", "rows[self.rank :]"),
+    Mutant("gradients unsummed", TOOLKIT + "ranks.py", "        dist.all_reduce(flat)\n", ""),
+    Mutant(
+        "epochs alike",
+        TOOLKIT + "data/datasets.py",
+        'generator_of(seed, "batches", epoch)',
+        'generator_of(seed, "batches", 0)',
+    ),
+    Mutant("start unheeded", TOOLKIT + "data/datasets.py", "epoch))[start:]", "epoch))"),
+    Mutant("weights of a stream unread", TOOLKIT + "data/datasets.py", "weights = weights * part.weights", "pass"),
+    Mutant("another training resumed", TOOLKIT + "estimators.py", '_check_same(saved["about"], about)', "pass"),
+    Mutant(
+        "sharper for flatter",
+        TOOLKIT + "evaluation/calibration.py",
+        "math.exp(-(low + high) / 2)",
+        "math.exp((low + high) / 2)",
+    ),
+    Mutant(
+        "precision not quite",
+        TOOLKIT + "evaluation/calibration.py",
+        "np.where(precisions >= wanted,",
+        "np.where(precisions > wanted,",
+    ),
+    Mutant(
+        "recall not quite",
+        TOOLKIT + "evaluation/calibration.py",
+        "np.where(recalls >= wanted,",
+        "np.where(recalls > wanted,",
+    ),
+    Mutant(
+        "the threshold itself left out",
+        TOOLKIT + "evaluation/calibration.py",
+        "[:, column] >= rule.value",
+        "[:, column] > rule.value",
+    ),
+    Mutant("the label once more", TOOLKIT + "evaluation/calibration.py", "    others[:, column] = -1\n", ""),
+    Mutant(
+        "calibrated before and after",
+        TOOLKIT + "estimators.py",
+        "self._probabilities(logits, 1.0)",
+        "self._probabilities(logits)",
+    ),
+    Mutant(
+        "threshold not saved",
+        TOOLKIT + "estimators.py",
+        '"threshold": None if self.threshold_ is None else self.threshold_.to_json(),',
+        '"threshold": None,',
+    ),
+    Mutant("trials alike", "seqcls_fast/cli/search.py", "{chosen['seed']} {number} {name}", "{chosen['seed']} {name}"),
+    Mutant("what is given is searched", "seqcls_fast/cli/search.py", " and name not in given]", "]"),
+    Mutant("stopped in the first epoch", "seqcls_fast/cli/search.py", "3 * epoch < self.epochs or ", ""),
+    Mutant(
+        "the last for the best",
+        "seqcls_fast/cli/search.py",
+        "    return best[1], chosen",
+        "    return estimator, chosen",
+    ),
+    Mutant(
+        "other data reproduced",
+        "seqcls_fast/cli/reproduce.py",
+        "train.sha256(now)) != expected",
+        "expected) != expected",
+    ),
+    Mutant("no upper end", "seqcls_fast/cli/reproduce.py", "interval[0] <= new <= interval[1]", "interval[0] <= new"),
+    Mutant(
+        "weights alike whatever they are",
+        "seqcls_fast/cli/reproduce.py",
+        "all(old[name].equal(new[name]) for name in old)",
+        "True",
+    ),
+    Mutant("names of columns classified", TOOLKIT + "data/columns.py", "columns = _columns(data)", "columns = None"),
+    Mutant("keys of a dict classified", TOOLKIT + "data/columns.py", "if isinstance(data, Mapping):", "if False:"),
+    Mutant(
+        "a text read as a file",
+        TOOLKIT + "estimators.py",
+        "        if not isinstance(X, os.PathLike):",
+        "        if not isinstance(X, os.PathLike | str):",
+    ),
+    Mutant(
+        "a formula in CSV",
+        "seqcls_fast/cli/predict.py",
+        '    return _FORMULA.sub(r"\\1\'", str(text))',
+        "    return str(text)",
+    ),
+    Mutant(
+        "escape sequences shown",
+        TOOLKIT + "_terminal.py",
+        "return sign if sign.isprintable() and",
+        "return sign if sign.isascii() or",
+    ),
+    Mutant(
+        "messages of any length", TOOLKIT + "_terminal.py", "if len(text) <= limit:", "if len(text) <= 100 * limit:"
+    ),
+    Mutant("HTML on the card", TOOLKIT + "card.py", "return _code(printable(label))", "return printable(label)"),
+    Mutant("no upper end on the card", TOOLKIT + "card.py", "{interval[1]:.4f}", "{interval[0]:.4f}"),
+    Mutant(
+        "blocks in one order",
+        TOOLKIT + "data/stream.py",
+        'generator_of("blocks", self.seed, epoch)',
+        'generator_of("blocks", self.seed)',
+    ),
+    Mutant(
+        "shares of a pool overlap",
+        TOOLKIT + "data/stream.py",
+        "[Ranks(self.rank, self.world).share(rows) for",
+        "[rows for",
+    ),
+    Mutant(
+        "a rank's rows for all",
+        TOOLKIT + "data/stream.py",
+        "[len(rows) for rows in batches]",
+        "[len(rows) for rows in mine]",
+    ),
+    Mutant("every pool from its middle", TOOLKIT + "data/stream.py", "            skip = 0\n", ""),
+    Mutant(
+        "one split for all blocks",
+        TOOLKIT + "data/stream.py",
+        'generator_of("split", seed, depth, block)',
+        'generator_of("split", seed, 0, block)',
+    ),
+    Mutant("a line too far", TOOLKIT + "data/readers.py", "block.offset, block.line - 1)", "block.offset, block.line)"),
+    Mutant(
+        "a changed file read",
+        TOOLKIT + "data/readers.py",
+        "if self.stamps.get(file) != _stamp(opened):",
+        "if self.stamps.get(file) is None:",
+    ),
+    Mutant(
+        "characters for bytes",
+        TOOLKIT + "data/formats.py",
+        "            self.offset += len(line)\n",
+        "            self.offset += len(text)\n",
+    ),
+    Mutant("means of pieces alike", TOOLKIT + "data/series.py", "np.hypot(within, apart)", "within"),
+    Mutant("no fair sample", TOOLKIT + "data/leakage.py", "))[:_KEPT]", "))[-_KEPT:]"),
+    Mutant(
+        "rare chunks for frequent ones",
+        TOOLKIT + "data/text.py",
+        "chunks.most_common(_DISTINCT // 2)",
+        "chunks.most_common()[_DISTINCT // 2 :]",
+    ),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS

@@ -1,0 +1,255 @@
+"""Breaks one formula or boundary at a time in a copy of the sources and requires the tests to notice.
+
+    python tests/mutation/mutants.py [--list] [--only NAME ...] [--sample N]
+
+The mutants are exact replacements of text, in mutant_list.py. One whose text no longer occurs exactly once is an
+error, so that they cannot rot. C++ mutants build one ISA in the copy, those of CUDA kernels the plugin of
+tests/cuda/simt; Python ones run on whatever is built there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mutant_list import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = Path("build", "simt")  # objects of tests/cuda/simt
+ISA = "base"  # the quickest to build; the broken sources are those of every ISA
+KERNELS = (
+    "test_backends.py",
+    "test_bitwise.py",
+    "test_gradients.py",
+    "test_hypothesis.py",
+    "test_limits.py",
+    "test_ids.py",
+)
+SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
+    "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
+    "csrc/cpu/host/run": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
+    "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
+    # (of what the plugin runs alone: the extension may be that of the mutant before)
+    "csrc/cuda/kernels/ids": (
+        "test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column",
+        "test_simt.py",
+    ),
+    "csrc/cuda": ("test_simt.py",),
+    "csrc": KERNELS,
+    "seqcls_fast/ops.py": (
+        "test_ops.py",
+        "test_torch_layer.py",
+        "test_gradients.py",
+        "test_bitwise.py",
+        "test_autocast.py",
+        "test_compile.py",
+    ),
+    "seqcls_fast/_autograd.py": (
+        "test_ops.py",
+        "test_gradients.py",
+        "test_autocast.py",
+        "test_training.py",
+        "test_export.py",
+        "test_func.py",
+        "test_compile.py",
+    ),
+    "seqcls_fast/_torch_layer.py": (
+        "test_torch_layer.py",
+        "test_ops.py",
+        "test_gradients.py",
+        "test_backends.py",
+        "test_autocast.py",
+    ),
+    "seqcls_fast/_exported.py": ("test_ops.py", "test_export.py"),
+    "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
+    "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
+    "seqcls_fast/export.py": ("test_export_onnx.py",),
+    "seqcls_fast/_files.py": ("test_files.py",),
+    "seqcls_fast/classifier.py": ("test_classifier.py", "test_torch_layer.py"),
+    "seqcls_fast/toolkit/evaluation/evaluate.py": ("test_evaluation.py", "test_calibration.py"),
+    "seqcls_fast/toolkit/data/leakage.py": ("test_evaluation.py", "test_stream.py"),
+    "seqcls_fast/toolkit/evaluation/plots.py": ("test_plots.py",),
+    "seqcls_fast/toolkit/data/text.py": ("test_text.py", "test_stream.py"),
+    "seqcls_fast/toolkit/data/errors.py": ("test_text.py", "test_series.py"),
+    "seqcls_fast/toolkit/data/series.py": ("test_series.py", "test_stream.py"),
+    "seqcls_fast/toolkit/data/readers.py": ("test_readers.py", "test_stream.py"),
+    "seqcls_fast/toolkit/training/checkpoint.py": ("test_resume.py", "test_hostile_models.py"),
+    "seqcls_fast/toolkit/training/resume.py": ("test_hostile_models.py",),
+    "seqcls_fast/toolkit/store.py": ("test_estimators.py", "test_hostile_models.py"),
+    "seqcls_fast/toolkit/schema.py": ("test_estimators.py", "test_hostile_models.py"),
+    "seqcls_fast/toolkit/training/loop.py": ("test_resume.py", "test_ranks.py", "test_estimators.py"),
+    "seqcls_fast/toolkit/ranks.py": ("test_ranks.py",),
+    "seqcls_fast/toolkit/data/datasets.py": ("test_ranks.py", "test_fit_stream.py"),
+    "seqcls_fast/toolkit/data/stream.py": ("test_stream.py", "test_fit_stream.py"),
+    "seqcls_fast/toolkit/data/formats.py": ("test_readers.py", "test_stream.py"),
+    "seqcls_fast/toolkit/evaluation/calibration.py": ("test_calibration.py",),
+    "seqcls_fast/cli/calibrate.py": ("test_calibration.py",),
+    "seqcls_fast/cli/search.py": ("test_search.py",),
+    "seqcls_fast/cli/reproduce.py": ("test_reproduce.py",),
+    "seqcls_fast/toolkit/card.py": ("test_reproduce.py", "test_escapes.py"),
+    "seqcls_fast/toolkit/_terminal.py": ("test_shown.py",),
+    "seqcls_fast/toolkit/data/columns.py": ("test_columns.py",),
+    "seqcls_fast/cli/predict.py": ("test_escapes.py", "test_cli.py", "test_calibration.py"),
+    "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
+    "seqcls_fast/toolkit/data/ragged.py": ("test_batches.py",),
+    "seqcls_fast/toolkit/data/batches.py": ("test_batches.py",),
+    "seqcls_fast/toolkit/c": ("test_cli.py", "test_calibration.py", "test_search.py"),  # cli.py and commands/
+    "seqcls_fast/toolkit/estimators.py": (
+        "test_columns.py",
+        "test_estimators.py",
+        "test_resume.py",
+        "test_calibration.py",
+    ),
+    "seqcls_fast/toolkit": ("test_estimators.py",),
+    "seqcls_fast/reference.py": (
+        "test_reference.py",
+        "test_oracle_onnx.py",
+        "test_ops.py",
+        "test_bitwise.py",
+        "test_ids.py",
+    ),
+    "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py"),
+}
+
+
+def _path_of(test: str) -> str:
+    """`test_ids.py::test_x` as a path from the root; no two folders have test files of one name."""
+    name, *rest = test.split("::")
+    (file,) = (ROOT / "tests").rglob(name)
+    return "::".join([str(file.relative_to(ROOT)), *rest])
+
+
+def suite_of(mutant: Mutant) -> tuple[str, ...]:
+    return next(tests for start, tests in SUITES.items() if mutant.file.startswith(start))
+
+
+def of_plugin(mutant: Mutant) -> bool:
+    """Whether the extension itself has nothing of it."""
+    return mutant.file.startswith("csrc/cuda")
+
+
+def misfits(mutants: list[Mutant]) -> list[str]:
+    """Those whose text does not occur exactly once."""
+    found = []
+    for mutant in mutants:
+        path = ROOT / mutant.file
+        count = path.read_text().count(mutant.old) if path.exists() else 0
+        if count != 1 or mutant.old == mutant.new:
+            found.append(f"{mutant.name}: its text occurs {count} times in {mutant.file}")
+    return found
+
+
+class Copy:
+    """A copy of the project that may be broken, built and tested."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("csrc", "seqcls_fast", "tests"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
+        for name in ("setup.py", "pyproject.toml", "README.md"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, root)
+        if (ROOT / KEPT).exists():
+            shutil.copytree(ROOT / KEPT, root / KEPT)
+        # a .pyc is trusted when size and second of its source agree, which mutants of one second do
+        path = os.pathsep.join([str(root), str(root / "tests"), str(root / "tests" / "cuda")])
+        self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+
+    def run(self, *command: str, timeout: float = 1200) -> tuple[int, str]:
+        """Exit status and the end of what it printed; -1 for a hang."""
+        try:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=self.root, env=self.environment, timeout=timeout, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return -1, "hangs"
+        return done.returncode, done.stdout[-2000:]
+
+    def build(self, plugin: bool = False) -> tuple[int, str]:
+        if plugin:
+            return self.run("-c", "from simt.build import build_plugin; build_plugin()")
+        return self.run("setup.py", "build_ext", "--inplace", f"--isas={ISA}")
+
+    def test(self, tests: tuple[str, ...], compiled: bool) -> tuple[int, str]:
+        """0 when all pass. A crash or a hang is as good as a failure."""
+        impl = ["--impl", ISA] if compiled else []
+        files = [_path_of(name) for name in tests]
+        return self.run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *impl, *files)
+
+    def try_out(self, mutant: Mutant) -> str:
+        """What became of a mutant: `noticed`, or what is wrong with it or with the tests."""
+        path = self.root / mutant.file
+        sound = path.read_text()
+        path.write_text(sound.replace(mutant.old, mutant.new))
+        if of_plugin(
+            mutant
+        ):  # compiled in half the time; its tests take three times as long, but seldom run to the end
+            self.environment["CXXFLAGS"] = "-O0"
+        try:
+            compiled = mutant.file.startswith("csrc")
+            if compiled and (failure := self.build(of_plugin(mutant)))[0]:
+                return f"DOES NOT BUILD\n{failure[1]}"
+            status, text = self.test(suite_of(mutant), compiled)
+        finally:
+            path.write_text(sound)  # a new modification time: the next build starts from it
+            self.environment.pop("CXXFLAGS", None)
+        failed = [line for line in text.splitlines() if line.startswith("FAILED")]
+        if status == 0:
+            return "NOT NOTICED"
+        if status in (2, 3, 4, 5):  # pytest: interrupted, internal error, usage, nothing collected
+            return f"TESTS DID NOT RUN\n{text}"
+        return "noticed: " + (failed[0].split(" - ")[0].split("::", 1)[1] if failed else f"exit status {status}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Break the sources one place at a time; the tests must notice.")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="mutants or files whose name contains one of these")
+    parser.add_argument("--sample", type=int, metavar="N", help="a random choice of N mutants")
+    options = parser.parse_args()
+
+    chosen = [m for m in MUTANTS if not options.only or any(o in m.name or o in m.file for o in options.only)]
+    if options.sample is not None:
+        chosen = random.sample(chosen, min(options.sample, len(chosen)))
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.file:28} {mutant.name}")
+    if wrong := misfits(MUTANTS):
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    if options.list:
+        return 0
+
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Copy(Path(folder))
+        any_compiled = any(m.file.startswith("csrc") for m in chosen)
+        for plugin in [False] * any_compiled + [True] * any(map(of_plugin, chosen)):
+            if (failure := copy.build(plugin))[0]:
+                print(f"the unchanged sources do not build\n{failure[1]}", file=sys.stderr)
+                return 1
+        place = copy.run("-c", "import seqcls_fast; print(seqcls_fast.__file__)")[1]
+        assert str(copy.root) in place, f"tests would run on {place}, not on the copy"
+        for tests, compiled in sorted({(suite_of(m), m.file.startswith("csrc")) for m in chosen}):
+            if (failure := copy.test(tests, compiled))[0]:
+                print(f"the tests fail on unchanged sources\n{failure[1]}", file=sys.stderr)
+                return 1
+        bad = 0
+        for mutant in chosen:
+            start = time.monotonic()
+            outcome = copy.try_out(mutant)
+            bad += not outcome.startswith("noticed")
+            print(f"{mutant.file:28} {mutant.name:34} {time.monotonic() - start:4.0f} s  {outcome}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} mutants noticed")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

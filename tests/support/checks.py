@@ -1,0 +1,220 @@
+"""Runs a case on one implementation, in hostile memory, and compares it with the float64 reference, gradient by name.
+
+Hostile: inputs lie inside NaN-filled buffers at odd offsets, padding of the input and of the incoming gradient is NaN,
+fresh torch memory is NaN, and recycled buffers hold what a call full of NaN left there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqcls_fast import _torch_layer, ops, reference
+from support.cases import ROUNDED, Case, Problem, build
+from support.tolerances import tolerance
+
+NAN = float("nan")
+FAR = 1 << 40  # as an id: no column's
+Named = dict[str, Tensor]
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh torch memory holds NaN (torch does this in deterministic mode only)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def poison(t: Tensor) -> float:
+    return NAN if t.is_floating_point() else FAR
+
+
+def guarded(t: Tensor, margin: int = 67) -> Tensor:
+    """A contiguous copy of `t` with NaN before and after it, aligned to no more than one element."""
+    buffer = torch.full((t.numel() + 2 * margin,), poison(t), dtype=t.dtype)
+    inside = buffer[margin : margin + t.numel()].view(t.shape)
+    return inside.copy_(t)
+
+
+def padding(lengths: Tensor | None, T: int) -> Tensor | None:
+    """(T, B) mask of the steps beyond each row's length."""
+    return None if lengths is None else torch.arange(T)[:, None] >= lengths.long()[None, :]
+
+
+def batch_sizes(lengths: Tensor) -> Tensor:
+    """Of descending lengths, as in a PackedSequence."""
+    return (torch.arange(int(lengths.max()))[:, None] < lengths[None, :]).sum(1)
+
+
+def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True) -> Tensor:
+    """(T, B, F) float64, or (T, B) ids -> the case's layout and dtype, NaN wherever nothing may be read."""
+    if t.dim() == 2:
+        return lay_out(t[:, :, None], case, lengths).squeeze(-1)
+    t = t.to(case.torch_dtype) if t.is_floating_point() else t
+    if case.layout == "packed":
+        assert lengths is not None
+        return guarded(torch.cat([step[:n] for step, n in zip(t, batch_sizes(lengths).tolist(), strict=False)]))
+    if case.layout == "expanded" and is_input:
+        return guarded(t[:1]).expand_as(t)
+    beyond = padding(lengths, case.T)
+    if beyond is not None:
+        t = t.masked_fill(beyond[:, :, None], poison(t))
+    if case.layout == "batch_first":
+        return guarded(t.transpose(0, 1))
+    if case.layout == "features_first":
+        return guarded(t.permute(2, 1, 0)).permute(2, 1, 0)
+    if case.layout == "strided":
+        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), poison(t), dtype=t.dtype)
+        return buffer[1:-1, :-1, 2:-1].copy_(t)
+    return guarded(t)
+
+
+def time_first(t: Tensor, case: Case, lengths: Tensor | None) -> Tensor:
+    """The inverse of lay_out: (T, B, F), zero beyond the rows of a packed tensor."""
+    if case.layout == "packed":
+        assert lengths is not None
+        padded = t.new_zeros(case.T, case.B, t.size(1))
+        for step, rows in zip(padded, t.split(batch_sizes(lengths).tolist()), strict=False):
+            step[: len(rows)] = rows
+        return padded
+    return t.transpose(0, 1) if case.layout == "batch_first" else t
+
+
+def arguments(case: Case, problem: Problem) -> Named:
+    """Leaves that require a gradient, in the case's dtype and layout."""
+    placed = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.inputs.items() if name != "x"}
+    placed["x"] = lay_out(problem.inputs["x"], case, problem.lengths)
+    if case.ids and case.seed % 3:  # a table, whose rows are w_ih's columns
+        placed |= {name: guarded(t.t()).t() for name, t in placed.items() if name.startswith("w_ih")}
+    return {name: leaf(placed[name]) for name in problem.inputs}
+
+
+def leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_(t.is_floating_point())
+
+
+def keywords(case: Case, problem: Problem) -> dict[str, Any]:
+    options: dict[str, Any] = {"cell": case.cell, "want_output": case.want_output}
+    options["batch_first"] = case.layout == "batch_first"
+    if case.layout == "packed":
+        assert problem.lengths is not None
+        options["batch_sizes"] = batch_sizes(problem.lengths)
+    elif problem.lengths is not None:
+        options["lengths"] = problem.lengths.to((torch.int64, torch.int32)[case.seed % 2])
+    return options
+
+
+def layer(inputs: Named, **options: Any) -> Named:
+    """rnn_layer by names: options hold its keywords, `impl` too; without `impl`, reference.rnn_layer."""
+    listed = {
+        name: [t for key, t in inputs.items() if key.startswith(f"{name}[")]
+        for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+    }
+    function = ops.rnn_layer if "impl" in options else reference.rnn_layer
+    results = function(inputs["x"], **listed, h0=inputs.get("h0"), c0=inputs.get("c0"), **options)
+    return {name: t for name, t in zip(("output", "h_n", "c_n"), results, strict=True) if t is not None}
+
+
+def gradients(results: Named, inputs: Named, cotangents: Named, **options: Any) -> Named:
+    """d input for every input but ids by name, zero where the graph does not reach it."""
+    inputs = {name: t for name, t in inputs.items() if t.is_floating_point()}
+    wanted = [results[name] for name in cotangents]
+    found = torch.autograd.grad(
+        wanted, list(inputs.values()), list(cotangents.values()), allow_unused=True, materialize_grads=True, **options
+    )
+    return {f"d {name}": t for name, t in zip(inputs, found, strict=True)}
+
+
+@lru_cache(maxsize=2)  # the implementations of one case run one after the other
+def expected(case: Case) -> Named:
+    """Results and gradients of the float64 reference, time-first."""
+    problem = build(case)
+    inputs = {name: leaf(t.clone()) for name, t in problem.inputs.items()}
+    results = layer(inputs, cell=case.cell, lengths=problem.lengths, want_output=case.want_output)
+    return {name: t.detach() for name, t in results.items()} | gradients(results, inputs, problem.cotangents)
+
+
+def measured(case: Case, impl: str) -> Named:
+    """The same of `impl`, in the case's dtype, made time-first."""
+    problem = build(case)
+    options = keywords(case, problem) | {"impl": impl}
+    lengths = problem.lengths
+    with poisoned_memory():
+        inputs = arguments(case, problem)
+        cotangents = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.cotangents.items()}
+        if "output" in cotangents:
+            cotangents["output"] = lay_out(problem.cotangents["output"], case, lengths, is_input=False)
+        spoiled = {name: leaf(torch.full_like(t, NAN)) if t.requires_grad else t for name, t in inputs.items()}
+        gradients(layer(spoiled, **options), spoiled, cotangents)  # leaves NaN in every buffer that is used again
+        results = layer(inputs, **options)
+        found = {name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents)
+    for name in {"output", "d x"} & found.keys():
+        found[name] = time_first(found[name], case, lengths)
+    return found
+
+
+def rounds_sums(impl: str, dtype: torch.dtype) -> bool:
+    """Whether a 16-bit layer rounds every sum and gate, and the c of an LSTM, as torch's own does unless it runs in
+    float32. What we promise of 16-bit layers does not hold there."""
+    return impl == "torch" and dtype.itemsize == 2 and not _torch_layer.runs_wide(dtype)
+
+
+def roundings(case: Case, name: str, impl: str = "") -> int:
+    """How many roundings of the case's dtype an element may show, relative to the largest one of its tensor.
+
+    Errors of a sum of n numbers walk at random: 4 standard deviations are 4 * sqrt(n), and 16 cover the activations.
+    The weights of a case contract, so steps add little; 16-bit dtypes and TF32 sum in float32 and round what is stored
+    or multiplied; where all sums are rounded too, nine values a step are (two products, what is added to them, gates),
+    whose errors, at random, add up to three times those of one.
+    """
+    if case.dtype in ROUNDED:
+        return (4 + case.T // 32) * (3 if rounds_sums(impl, case.torch_dtype) else 1)
+    chain = case.I + case.G * case.H + (case.T * case.B if name.startswith(("d w", "d b")) else 0)
+    if name in ("d h0", "d c0"):
+        chain += 9 * case.T  # what reaches them came by every step's slope, 1 - h * h, three times less exact than h
+    return 16 + 4 * isqrt(chain)
+
+
+def compare(
+    found: Named, wanted: Named, case: Case, impl: str = "", least_scale: Mapping[str, float] | None = None
+) -> None:
+    """Every tensor of `wanted`, relative to its largest element; those that may be a few numbers that cancel, weights'
+    gradients and small ones of inputs, relative to the largest gradient of all weights (and inputs). A scale is at
+    least that of `least_scale`."""
+    assert found.keys() == wanted.keys()
+    largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in wanted.items()}
+    weights = {name for name in wanted if name.startswith(("d w", "d b"))}
+    inputs = {"d x", "d h0", "d c0"} & wanted.keys()
+    few = {name for name in inputs if wanted[name].numel() < 4}
+    largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
+    largest |= dict.fromkeys(few, max((largest[name] for name in weights | inputs), default=0.0))
+    for name, e in wanted.items():
+        a, scale = found[name], max(largest[name], (least_scale or {}).get(name, 0.0))
+        assert a.shape == e.shape, f"{name}: {tuple(a.shape)} instead of {tuple(e.shape)}"
+        assert a.dtype == case.torch_dtype, f"{name}: {a.dtype} instead of {case.dtype}"
+        relative = tolerance(case.torch_dtype, roundings(case, name, impl), tf32=case.dtype == "tf32")
+        bound = relative * scale + torch.finfo(case.torch_dtype).tiny
+        torch.testing.assert_close(
+            a.double(), e, rtol=0, atol=bound, msg=lambda m, name=name, s=scale: f"{name} (scale {s:.3g}): {m}"
+        )
+
+
+def check(case: Case, impl: str) -> None:
+    found, wanted = measured(case, impl), expected(case)
+    compare(found, wanted, case, impl)
+    beyond = padding(build(case).lengths, case.T)
+    if beyond is not None:
+        for name in {"output", "d x"} & found.keys():
+            assert not found[name][beyond].any(), f"{name} is not exactly 0 beyond the lengths"
