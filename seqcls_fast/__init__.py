@@ -1,7 +1,6 @@
 """Fused recurrent layers for PyTorch: RNN, GRU and LSTM that replace torch.nn's by changing one import.
 
-Every public name is loaded on first use, so that `import seqcls_fast` (and `seqcls-fast --version`) costs no torch
-import. The version is a literal here because the build reads it without running the file.
+Public names are loaded on first use, so that `import seqcls_fast` and `seqcls-fast --version` do not wait for torch.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 __all__ = [
     "GRU",

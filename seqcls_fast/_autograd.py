@@ -20,7 +20,6 @@ __all__ = [
     "Layer",
     "Outputs",
     "Spec",
-    "autocast",
     "grads_batched",
     "mapped",
     "needs_graph",
@@ -53,14 +52,6 @@ class Spec:
         other = Spec.__new__(Spec)
         other.__dict__ |= self.__dict__ | changes
         return other
-
-
-def autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
-    """The tensors as autocast has them."""
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in (x, *rest)
-    ]
 
 
 def needs_graph(tensors: _Tensors) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from .reference import autocasts
+from ._inputs import autocasts
 
 __all__ = [
     "as_lengths",

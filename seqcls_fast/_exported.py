@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._autograd import Spec, autocast, mapped, needs_graph, reference_layer, run_backward, run_forward
+from ._autograd import Spec, mapped, needs_graph, reference_layer, run_backward, run_forward
 from ._ext import C
+from ._inputs import autocast
 
 __all__ = ["ExportedLayer"]
 

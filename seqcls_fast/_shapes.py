@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._ext import C
-from .reference import check_rank, holds_ids
+from ._inputs import check_rank, holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 

@@ -17,8 +17,8 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import reference
 from ._autograd import Outputs, Spec, grads_batched, needs_graph, reference_gradients, reference_layer, version_of
+from ._inputs import autocast_off, check_rank, holds_ids, shape_of
 from ._shapes import CELLS, by_kind
 
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
@@ -41,7 +41,7 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
-    if reference.holds_ids(x) or x.is_meta or not x.numel():
+    if holds_ids(x) or x.is_meta or not x.numel():
         return False
     if any(t is not None and type(t).__torch_dispatch__ is not _NO_DISPATCH for t in tensors):
         return False
@@ -130,7 +130,7 @@ def _run(spec: Spec, train: bool, *tensors: Any) -> Outputs:
     if spec.cell == "lstm":
         shapes.append((directions, batch, flat[0].size(0) // 4))
     states = [x.new_zeros(s) if t is None else t for s, t in zip(shapes, (h0, c0), strict=False)]
-    with reference.autocast_off(x.device.type):
+    with autocast_off(x.device.type):
         if lengths is None:
             output, *finals = _call(spec, train, x, batch_sizes, states, flat)
         else:
@@ -229,7 +229,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
     """Refuses, in the sentences of csrc/bindings, what torch's layer would take: it checks few sizes and no memory,
     and reads and writes out of bounds where they do not fit."""
     x, h0, c0, _, batch_sizes, *flat = tensors
-    reference.check_rank(x, batch_sizes)
+    check_rank(x, batch_sizes)
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"x: expected dtype float32, float64, bfloat16 or float16 but got {x.dtype}")
     if batch_sizes is not None:
@@ -239,13 +239,13 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
     gates = CELLS[spec.cell]
     rows = w_ih[0].size(0) if w_ih[0].dim() == 2 else 0
     if not rows or rows % gates:
-        raise RuntimeError(f"w_ih: expected {gates} * hidden_size rows but got {reference.shape_of(w_ih[0])}")
+        raise RuntimeError(f"w_ih: expected {gates} * hidden_size rows but got {shape_of(w_ih[0])}")
     hidden = out = rows // gates
     if w_hr:
         if spec.cell != "lstm":
             raise RuntimeError(f"w_hr: expected none for cell {spec.cell}")
         if w_hr[0].dim() != 2 or not w_hr[0].size(0):
-            raise RuntimeError(f"w_hr: expected (proj_size, {hidden}) but got {reference.shape_of(w_hr[0])}")
+            raise RuntimeError(f"w_hr: expected (proj_size, {hidden}) but got {shape_of(w_hr[0])}")
         out = w_hr[0].size(0)
     if c0 is not None and spec.cell != "lstm":
         raise RuntimeError(f"c0: expected None for cell {spec.cell}")
@@ -269,7 +269,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
             if t.dtype != x.dtype:
                 raise RuntimeError(f"{name}: expected dtype {x.dtype} but got {t.dtype}")
             if t.shape != shape:
-                raise RuntimeError(f"{name}: expected shape {shape} but got {reference.shape_of(t)}")
+                raise RuntimeError(f"{name}: expected shape {shape} but got {shape_of(t)}")
             reach = (
                 t.numel() - 1 if t.is_contiguous() else sum((n - 1) * s for n, s in zip(shape, t.stride(), strict=True))
             )

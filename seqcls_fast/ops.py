@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from . import _autograd, _exported, _torch_layer, reference  # noqa: F401  (_exported registers itself)
 from ._autograd import Outputs
 from ._ext import C
+from ._inputs import autocast, autocasts, check_lengths, holds_ids
 from ._shapes import CELLS
 
 __all__ = ["available_impls", "rnn_layer", "use_impl"]
@@ -201,10 +202,10 @@ def run_layer(
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
     device = "cpu" if x.is_cpu else x.device.type
-    if reference.holds_ids(x):
+    if holds_ids(x):
         x = x.to(torch.int64)
-    if reference.autocasts(device):
-        x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)
+    if autocasts(device):
+        x, h0, c0, *weights = autocast(x, h0, c0, *weights)
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
     # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
     # too, would be a silent zero.
@@ -212,7 +213,7 @@ def run_layer(
     has_kernel = differentiable and _has_kernels(impl, device, x)
     if lengths is not None:  # the CPU's kernels check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
-        reference.check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
+        check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
         if has_kernel:
             lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
     if (

@@ -1,82 +1,23 @@
-"""One recurrent layer in plain PyTorch: the specification, the fallback, and the formula of the double backward.
+"""One recurrent layer in plain PyTorch: the specification that every faster path is tested against.
 
-It may be differentiated any number of times. A row that has ended takes no part in a step: its input and states are
-replaced before the arithmetic and its old states kept after it, both with ``torch.where`` and never with a product,
-so that NaN in the padding reaches neither the results nor, as 0 * NaN, the gradients.
+It can be differentiated any number of times, so it also computes derivatives of derivatives. A row that has ended takes
+no part in a step: ``torch.where`` replaces its input and states before the arithmetic and restores its states after it.
+A product with a mask would not do, because 0 * NaN is NaN and the padding may hold NaN.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-__all__ = ["autocast_off", "autocasts", "check_lengths", "holds_ids", "rnn_layer"]
+from ._inputs import autocast_off, check_rank, holds_ids, values_can_be_read
 
-
-def autocasts(device: str) -> bool:
-    """Whether autocast is at work on a type of device; meta tensors have none, and asking for it is an error."""
-    return device != "meta" and torch.is_autocast_enabled(device)
-
-
-def autocast_off(device: str) -> AbstractContextManager[Any]:
-    """A block without autocast, which would narrow a layer's sums: the one thing that is kept wide."""
-    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
-
-
-def holds_ids(x: Tensor) -> bool:
-    """Whether ``x`` names columns of ``w_ih`` instead of holding features."""
-    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
-
-
-def shape_of(t: Tensor) -> str:
-    """Its shape for a message, shortened where it has many dimensions."""
-    return reprlib.repr(tuple(t.shape))
-
-
-def check_rank(x: Tensor, batch_sizes: Tensor | None) -> None:
-    outer, ids = 2 if batch_sizes is None else 1, holds_ids(x)
-    if x.dim() != outer + (not ids):
-        rows = "(T, B" if batch_sizes is None else "packed rows (N"
-        raise RuntimeError(f"x: expected {rows}{') of ids' if ids else ', I)'} but got shape {shape_of(x)}")
-
-
-def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
-    """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
-
-    Values are not read where that would wait for another device or break a traced graph, nor under vmap, which has no
-    one value to show: there they act as if clamped.
-    ``values=False`` leaves them to the caller.
-    """
-    dims = 2 if holds_ids(x) else 3
-    if x.dim() != dims:
-        raise RuntimeError(f"lengths: expected None unless x is padded ({dims}-D) but got lengths and a {x.dim()}-D x")
-    T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
-    if lengths.dim() != 1 or lengths.size(0) != B:
-        raise RuntimeError(f"lengths: expected one per row of the batch, shape ({B},) but got {shape_of(lengths)}")
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise RuntimeError(f"lengths: expected integers but got {lengths.dtype}")
-    if values and B and _readable(lengths):
-        low, high = (int(value) for value in lengths.aminmax())
-        if low < 0 or high > T:
-            raise RuntimeError(f"lengths: expected values from 0 to T = {T} but got {low} to {high}")
-    return lengths
-
-
-def _readable(t: Tensor) -> bool:
-    if not t.is_cpu or torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(t):
-        if functorch.is_batchedtensor(t):
-            return False
-        t = functorch.get_unwrapped(t)
-    return True
+__all__ = ["rnn_layer"]
 
 
 def rnn_layer(
@@ -182,7 +123,7 @@ def _one_direction(
 
 def _columns(w_ih: Tensor, b_ih: Tensor | None, ids: Tensor) -> Tensor:
     """What ``linear`` makes of rows that are 1 where their ids are and 0 elsewhere."""
-    if ids.numel() and _readable(ids):
+    if ids.numel() and values_can_be_read(ids):
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= w_ih.size(1):
             bad = low if low < 0 else high

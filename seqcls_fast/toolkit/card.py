@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .. import __version__, ops
+from .. import ops
+from .._version import __version__
 from ._terminal import MESSAGE, NAME, escaped, shown
 from .evaluation.evaluate import printable
 from .store import COMMAND, SEARCH

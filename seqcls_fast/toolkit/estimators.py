@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .._version import __version__
 from ..classifier import SequenceClassifier
 from . import store
 from ._extras import need

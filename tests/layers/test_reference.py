@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from seqcls_fast.reference import check_lengths, rnn_layer
+from seqcls_fast._inputs import check_lengths
+from seqcls_fast.reference import rnn_layer
 from support.tolerances import assert_close_by_name
 
 CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}

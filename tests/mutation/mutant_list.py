@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
 REFERENCE = "seqcls_fast/reference.py"
 OPS = "seqcls_fast/ops.py"
+INPUTS = "seqcls_fast/_inputs.py"
 AUTOGRAD = "seqcls_fast/_autograd.py"
 EXPORTED = "seqcls_fast/_exported.py"
 TORCH_LAYER = "seqcls_fast/_torch_layer.py"
@@ -39,8 +40,8 @@ PYTHON = [
     Mutant("c goes on after the end", REFERENCE, "torch.where(valid[t], c, old_c)", "c"),
     Mutant("h not rounded between steps", REFERENCE, "h = h.to(storage).to(from_x.dtype)", "h = h.to(from_x.dtype)"),
     Mutant("output beyond the length kept", REFERENCE, "output = torch.where(valid, output, 0)", "pass"),
-    Mutant("length T + 1 accepted", REFERENCE, "high > T", "high > T + 1"),
-    Mutant("length -1 accepted", REFERENCE, "low < 0 or high > T", "low < -1 or high > T"),
+    Mutant("length T + 1 accepted", INPUTS, "high > T", "high > T + 1"),
+    Mutant("length -1 accepted", INPUTS, "low < 0 or high > T", "low < -1 or high > T"),
     Mutant("last step of a row lost", REFERENCE, ".unsqueeze(1) < lengths)", ".unsqueeze(1) < lengths - 1)"),
     Mutant("packed states not in caller's order", NN, "state.index_select(1, restore)", "state"),
     Mutant("packed hx not sorted", NN, "state.index_select(1, order)", "state"),
@@ -49,7 +50,7 @@ PYTHON = [
     Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
-    Mutant("lengths not checked", OPS, "reference.check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
+    Mutant("lengths not checked", OPS, "check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
     Mutant("compiled vmap through the op", OPS, " and not (transformed and compiling)", ""),
     Mutant("forward mode through the op", OPS, "forward_ad._current_level < 0 and", "True and"),
     Mutant("change of the output not seen", AUTOGRAD, "torch.compiler.is_compiling() or ctx.watch._version", "False"),
@@ -83,7 +84,7 @@ PYTHON = [
     Mutant("torch: freed memory", TORCH_LAYER, "if needed > t.untyped_storage().nbytes()", "if False"),
     Mutant("torch: sizes unchecked", TORCH_LAYER, "if t.shape != shape", "if False"),
     Mutant("torch: batch_sizes that grow", TORCH_LAYER, " or (batch_sizes[1:] > batch_sizes[:-1]).any()", ""),
-    Mutant("torch: ids", TORCH_LAYER, "reference.holds_ids(x) or x.is_meta", "x.is_meta"),
+    Mutant("torch: ids", TORCH_LAYER, "holds_ids(x) or x.is_meta", "x.is_meta"),
     Mutant(
         "torch: transforms",
         TORCH_LAYER,
@@ -93,8 +94,8 @@ PYTHON = [
     Mutant(
         "torch: autocast inside",
         TORCH_LAYER,
-        "reference.autocast_off(x.device.type)",
-        "torch.no_grad() if False else reference.autocast_off('meta')",
+        "autocast_off(x.device.type)",
+        "torch.no_grad() if False else autocast_off('meta')",
     ),
     Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
     Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
@@ -115,15 +116,15 @@ PYTHON = [
     ),
     Mutant(
         "one dtype for every autocast",
-        AUTOGRAD,
+        INPUTS,
         "dtype = torch.get_autocast_dtype(x.device.type)",
         "dtype = torch.bfloat16",
     ),
     Mutant(
         "states not narrowed",
         OPS,
-        "x, h0, c0, *weights = _autograd.autocast(x, h0, c0, *weights)",
-        "x, *weights = _autograd.autocast(x, *weights)",
+        "x, h0, c0, *weights = autocast(x, h0, c0, *weights)",
+        "x, *weights = autocast(x, *weights)",
     ),
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
     Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),

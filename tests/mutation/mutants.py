@@ -67,6 +67,7 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
         "test_backends.py",
         "test_autocast.py",
     ),
+    "seqcls_fast/_inputs.py": ("test_autocast.py", "test_ops.py", "test_reference.py"),
     "seqcls_fast/_exported.py": ("test_ops.py", "test_export.py"),
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
     "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py"),
