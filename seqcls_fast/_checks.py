@@ -1,7 +1,7 @@
-"""What the modules refuse, in sentences: torch.nn's words and exception types where torch.nn has any.
+"""Argument checks of the modules, with torch.nn's messages and exception types where torch.nn has them.
 
-Kept apart from ``nn.py`` so that its forward passes stay readable. Only what the op cannot know is checked here
-(the module's own sizes, what kind of object ``hx`` is); lengths and weights are checked by the op.
+They stand apart from ``nn.py`` so that its forward passes stay readable. Only what the operator cannot know is checked
+here: the module's own sizes, and what kind of object ``hx`` is. The operator checks lengths and weights.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16
 
 
 def _dtypes_agree(x: Tensor, other: Tensor) -> bool:
-    """Whether they are the same, or autocast makes them so, which leaves float64 alone."""
+    """Whether the dtypes are equal, or autocast will make them equal (it leaves float64 alone)."""
     if x.dtype == other.dtype:
         return True
     return autocasts(x.device.type) and torch.float64 not in (x.dtype, other.dtype)
 
 
 def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
-    """Refuses a dtype or device that the weights do not share."""
+    """Raises if the input's dtype or device is not that of the weights."""
     if not _dtypes_agree(x, weight):
         raise mismatch(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
@@ -53,7 +53,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
 
 
 def check_state(state: Tensor, x: Tensor) -> None:
-    """Refuses a dtype or device that the input does not share."""
+    """Raises if the state's dtype or device is not that of the input."""
     if not _dtypes_agree(x, state):
         raise RuntimeError(f"hx: expected the input's dtype {x.dtype} but got {state.dtype}")
     if state.device != x.device:
@@ -64,7 +64,7 @@ def check_state(state: Tensor, x: Tensor) -> None:
 
 
 def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
-    """``hx`` as a sequence of one or two tensors, or a sentence about what it is instead."""
+    """``hx`` as a sequence of one or two tensors; raises TypeError if it is anything else."""
     if not lstm:
         if not isinstance(hx, Tensor):
             raise TypeError(f"hx: expected a tensor or None but got {type(hx).__name__}")
@@ -78,7 +78,7 @@ def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
 
 
 def refuse_rank(dim: int, states: Sequence[Tensor]) -> NoReturn:
-    """Says which states do not have the ``dim`` dimensions of the input."""
+    """Raises an error that names the states without the ``dim`` dimensions of the input."""
     kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
     got = ", ".join(f"{state.dim()}-D" for state in states)
     if len(states) == 2:
@@ -90,7 +90,7 @@ def as_lengths(lengths: Any, batched: bool) -> Tensor:
     """``lengths`` as a tensor with a batch dimension; its shape, dtype and values are checked by the op."""
     if not isinstance(lengths, Tensor):
         try:
-            empty = isinstance(lengths, Sequence) and not lengths  # torch would make it float32
+            empty = isinstance(lengths, Sequence) and not lengths  # torch would make an empty list float32
             lengths = torch.as_tensor(lengths, dtype=torch.int64 if empty else None)
         except (TypeError, ValueError, RuntimeError):
             kind = type(lengths).__name__
@@ -114,7 +114,7 @@ def refuse_script(module: nn.Module) -> NoReturn:
 
 
 def warn_float(module: nn.Module) -> None:
-    """Says that torch's quantization, which swaps torch.nn's own classes, will pass this module by."""
+    """Warns that torch's quantization will not quantize this module: it replaces torch.nn's own classes alone."""
     kind = next(base for base in type(module).__mro__ if base.__module__ == "seqcls_fast.nn").__name__
     warnings.warn(
         f"seqcls_fast.{kind} stays in float: torch.ao.quantization swaps torch.nn.{kind} itself and no subclass of its "

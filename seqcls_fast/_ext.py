@@ -1,7 +1,7 @@
 """Loads the compiled extension once.
 
-``C`` is the extension module or None. Without it everything still works, through torch's own recurrent layers
-(``_torch_layer.py``); one warning says so and ``why_missing`` holds the reason.
+``C`` is the extension module, or None if it is missing. torch's own recurrent layers (``_torch_layer.py``) then do the
+work; one warning says so, and ``why_missing`` holds the reason.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def autocasts(device: str) -> bool:
-    """Whether autocast is at work on a type of device; meta tensors have none, and asking for it is an error."""
+    """Whether autocast is on for a type of device. Meta tensors have no autocast, and torch raises when asked."""
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
@@ -38,7 +38,7 @@ def autocast(x: Tensor, *rest: Tensor | None) -> list[Any]:
 
 
 def autocast_off(device: str) -> AbstractContextManager[Any]:
-    """A block without autocast, which would narrow a layer's sums: the one thing that is kept wide."""
+    """A block without autocast, for sums that must stay in float32."""
     return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
@@ -48,7 +48,7 @@ def holds_ids(x: Tensor) -> bool:
 
 
 def shape_of(t: Tensor) -> str:
-    """Its shape for a message, shortened where it has many dimensions."""
+    """The shape as text for a message, shortened if it has many dimensions."""
     return reprlib.repr(tuple(t.shape))
 
 
@@ -60,11 +60,10 @@ def check_rank(x: Tensor, batch_sizes: Tensor | None) -> None:
 
 
 def check_lengths(lengths: Tensor, x: Tensor, batch_first: bool = False, *, values: bool = True) -> Tensor:
-    """``lengths``, refused with a sentence unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
+    """Returns ``lengths``; raises unless it holds one integer in ``[0, T]`` for each row of the padded ``x``.
 
-    Values are not read where that would wait for another device or break a traced graph, nor under vmap, which has no
-    one value to show: there they act as if clamped.
-    ``values=False`` leaves them to the caller.
+    Values are not read where that would wait for another device, break a traced graph, or happen under vmap, which
+    has several values for each: there the kernels clamp them. With ``values=False`` the caller checks them.
     """
     dims = 2 if holds_ids(x) else 3
     if x.dim() != dims:

@@ -1,7 +1,7 @@
 """``SequenceClassifier``: embedding (for ids), a recurrent encoder, pooling over time, a linear head.
 
-Ids need no embedded sequence where a table of the first layer's projections, ``embedding @ weight_ih.T``, costs less
-than it saves: it then takes the place of ``weight_ih``, and the ids that of the input.
+For ids, a table of the first layer's projections of every id, ``embedding @ weight_ih.T``, is computed if there are
+several steps for each id. The layer then takes the table as its ``weight_ih`` and the ids as its input.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
 
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 POOLINGS = ("last", "mean", "max", "attention")
+_STEPS_PER_ID = 2  # from so many steps for each id on, computing the table is cheaper than projecting each step
 
 
 class SequenceClassifier(nn.Module):
@@ -121,9 +122,10 @@ class SequenceClassifier(nn.Module):
         return self.head(pooled)
 
     def prepare_inference(self) -> SequenceClassifier:
-        """Keeps the table of the first layer's projections for calls in eval mode without gradients, until the weights
-        may change: ``train()``, ``load_state_dict()`` and ``to()`` drop it; other changes of weights go unseen. It is
-        not used where our kernels do not run, as torch's own layer takes no ids.
+        """Keeps the table of the first layer's projections for later calls in eval mode without gradients.
+
+        ``train()``, ``load_state_dict()`` and ``to()`` drop the table. Other changes of the weights are not noticed:
+        call this again after them. Where our kernels do not run there is no table, as torch's own layer takes no ids.
 
         Example::
 
@@ -141,7 +143,7 @@ class SequenceClassifier(nn.Module):
     # -- the stages ---------------------------------------------------------------------------------------------------
 
     def _check(self, x: Tensor, lengths: Any) -> tuple[Tensor, Tensor | None]:
-        """The input and lengths as tensors on one device, or a sentence; the encoder checks the rest."""
+        """The input and lengths as tensors on one device. The encoder checks the rest."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor but got {type(x).__name__}")
         if self.embedding is None:
@@ -168,7 +170,7 @@ class SequenceClassifier(nn.Module):
         return self.hidden_size * (2 if self.bidirectional else 1)
 
     def _encode(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """The encoder's output, if pooling needs it, and its final states, layer by layer."""
+        """The encoder's output, or None if pooling does not need it, and the final h of every layer and direction."""
         want_output = self.pooling != "last"
         if self.embedding is None:
             output, final = self.encoder(x, lengths=lengths, want_output=want_output)
@@ -177,7 +179,7 @@ class SequenceClassifier(nn.Module):
             weights[0][: len(tables)] = tables
             output, final = self.encoder._run(x, weights, (), lengths, None, True, want_output)
         else:
-            features = self.embedding(_sound(x, lengths, self.embedding.num_embeddings))
+            features = self.embedding(_checked_ids(x, lengths, self.embedding.num_embeddings))
             output, final = self.encoder(features, lengths=lengths, want_output=want_output)
         return output, final if isinstance(final, Tensor) else final[0]
 
@@ -200,25 +202,26 @@ class SequenceClassifier(nn.Module):
             scores = scores.masked_fill(beyond, torch.finfo(scores.dtype).min)
         shares = scores.softmax(1)
         if beyond is not None:
-            shares = shares.masked_fill(beyond, 0)  # a row without steps has all of them beyond
+            shares = shares.masked_fill(beyond, 0)  # for rows of length 0, whose softmax is over padding alone
         return (shares[:, None, :] @ output).squeeze(1)
 
     # -- the table of projections -------------------------------------------------------------------------------------
 
     def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
-        """The first layer's projections of all ids, where they are at hand or cost less than projecting each step."""
+        """The tables, one for each direction, if they are kept or cost less than projecting each step; else None."""
         if _in_graph() or not ops.takes_ids(ids):
-            return None  # a graph should say what the model does, whatever the sizes
+            return None  # a graph must not depend on the sizes of the example it was made from
         if self._tables is not None and not torch.is_grad_enabled():
             return self._tables
         assert self.vocab_size is not None
-        return self._make_tables() if _TABLE_PAYS * self.vocab_size < ids.numel() else None
+        return self._make_tables() if _STEPS_PER_ID * self.vocab_size < ids.numel() else None
 
     def _make_tables(self) -> list[Tensor]:
-        """``w_ih`` of each direction as it is for one-hot ids."""
+        """For each direction the matrix whose column ``i`` is the first layer's projection of id ``i``."""
         assert self.embedding is not None
         weight = self.embedding.weight
-        if self.padding_idx is not None and torch.is_grad_enabled():  # whose row has no gradient
+        if self.padding_idx is not None and torch.is_grad_enabled():
+            # Looking the rows up again keeps the gradient of the padding's row at zero.
             weight = embedding(torch.arange(len(weight), device=weight.device), weight, self.padding_idx)
         directions = 2 if self.bidirectional else 1
         return [linear(weight, w_ih).t() for w_ih in self.encoder._weights()[0][:directions]]
@@ -247,8 +250,8 @@ class SequenceClassifier(nn.Module):
         return f"pooling={self.pooling!r}, dropout={self.dropout}"
 
 
-def _sound(ids: Tensor, lengths: Tensor | None, count: int) -> Tensor:
-    """Ids an embedding can take: those of padding do not matter, others are refused as the kernels refuse them."""
+def _checked_ids(ids: Tensor, lengths: Tensor | None, count: int) -> Tensor:
+    """The ids with 0 in the padding. Raises for other ids outside the vocabulary, as the kernels would."""
     if lengths is not None and lengths.shape == ids.shape[:1]:
         ids = ids.masked_fill(torch.arange(ids.size(1), device=ids.device) >= lengths[:, None], 0)
     if ids.is_cpu and ids.numel() and not _in_graph():
@@ -259,8 +262,5 @@ def _sound(ids: Tensor, lengths: Tensor | None, count: int) -> Tensor:
 
 
 def _in_graph() -> bool:
-    """Whether a graph is being made, or a transform at work, in which tensors have no values to look at."""
+    """Whether torch traces a graph or runs a torch.func transform, where tensors have no values to look at."""
     return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
-
-
-_TABLE_PAYS = 2  # steps for each id, from which on a table is the cheaper way

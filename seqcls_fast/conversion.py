@@ -1,7 +1,7 @@
-"""``convert`` and ``revert``: torch.nn's recurrent layers inside any model become ours, in place, and back.
+"""``convert`` and ``revert``: turn torch.nn's recurrent layers inside a model into ours, in place, and back.
 
-A layer keeps its identity and only its ``__class__`` is exchanged, since ours share torch's base classes and
-attributes. Parameters, hooks, optimizers, tied weights and every other reference to the layer thus need no care.
+A layer stays the same object and only its ``__class__`` changes, which works because our classes share torch's base
+classes and attributes. So parameters, hooks, optimizers, tied weights and other references to the layer stay valid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ConvertReport", "Left", "convert", "revert"]
 _NAMES = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 _TO_OURS: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in _NAMES}
 _TO_TORCH = {mine: theirs for theirs, mine in _TO_OURS.items()}
-_MARK = "_converted_from_torch"  # in the layer's __dict__: deepcopy and pickle keep it
+_MARK = "_converted_from_torch"  # a key of the layer's __dict__, which deepcopy and pickle keep
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 _ADAPTER = re.compile(r"LoRA|LORA|Lora(?![a-z])|Adapter|(^|_)(lora|adapter)")  # but not ExplorationPolicy
 
@@ -69,7 +69,7 @@ class ConvertReport:
 
 
 def convert(model: nn.Module) -> ConvertReport:
-    """Makes every :class:`torch.nn.RNN`, ``GRU``, ``LSTM`` and their cells inside ``model`` ours, in place.
+    """Turns every :class:`torch.nn.RNN`, ``GRU``, ``LSTM`` and cell inside ``model`` into ours, in place.
 
     The layers stay the same objects, so hooks, parametrizations, tied weights, state dicts and an optimizer built
     before all go on working, and :func:`revert` undoes it. What cannot be swapped safely is left and reported:
@@ -143,7 +143,7 @@ def _exchange(modules: Iterable[tuple[str, nn.Module, str | None]], classes: dic
         elif kind in classes:
             swapped[name] = _describe(module, kind)
             plan.append((module, _class_over(module, classes[kind])))
-    for module, new_class in plan:  # nothing here can fail half-way
+    for module, new_class in plan:  # nothing in this loop raises, so a model is never half converted
         module.__class__ = new_class
         if classes is _TO_OURS:
             module.__dict__[_MARK] = True
@@ -155,7 +155,7 @@ def _exchange(modules: Iterable[tuple[str, nn.Module, str | None]], classes: dic
 
 
 def _modules_of(model: nn.Module, verb: str) -> list[tuple[str, nn.Module]]:
-    """Every module once, under its first name, or a sentence about the one that forbids the exchange."""
+    """Every module once, under its first name. Raises for modules that forbid the exchange."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module but got {type(model).__name__}")
     modules = list(model.named_modules())
@@ -170,7 +170,7 @@ def _modules_of(model: nn.Module, verb: str) -> list[tuple[str, nn.Module]]:
 
 
 def _class_of(module: nn.Module) -> type:
-    """The module's class, seen through the one that torch.nn.utils.parametrize makes for each module."""
+    """The module's class. torch.nn.utils.parametrize gives a module a class of its own; this is then its base."""
     own = type(module)
     return own.__bases__[0] if own.__module__ == parametrize.__name__ else own
 
@@ -185,7 +185,7 @@ def _class_over(module: nn.Module, base: type) -> type:
 
 
 def _adapters_in(modules: Iterable[tuple[str, nn.Module]]) -> dict[int, str]:
-    """Layers held by an adapter, by ``id``: the adapter's class and place."""
+    """By ``id`` of each layer inside a LoRA or another adapter: the adapter's class and where it is."""
     held = {}
     for name, parent in modules:
         adapter = any(_ADAPTER.search(base.__name__) for base in type(parent).__mro__)
@@ -227,13 +227,13 @@ def _describe(module: nn.Module, kind: type) -> str:
 
 
 def _renew_flat_weights(module: nn.Module) -> None:
-    """Brings torch's list of its weights up to date, which only torch's forward reads.
+    """Updates torch's list of the module's weights, which only torch's forward reads.
 
-    A computed weight (parametrized, pruned) is not computed here: spectral_norm would take that for a training step,
-    and a weight with a graph forbids deepcopy. An empty tensor stands for it until torch's next forward replaces it.
+    A parametrized or pruned weight is not computed here: spectral_norm would count that as a training step, and
+    deepcopy refuses a weight with a graph. An empty tensor stands in its place until torch's next forward replaces it.
     """
     if isinstance(module, nn.RNNBase):
         kept = [module._parameters.get(name) for name in module._flat_weights_names]
         weights: list[Any] = [torch.empty(0, device="cpu") if weight is None else weight for weight in kept]
         module._flat_weights, module._flat_weight_refs = weights, [weakref.ref(weight) for weight in weights]
-        module.flatten_parameters()  # for cuDNN; ours does nothing
+        module.flatten_parameters()  # for cuDNN; in our classes it does nothing

@@ -1,7 +1,7 @@
-"""``to_onnx``: a model with recurrent layers of ours as a file of standard ONNX operators.
+"""``to_onnx``: writes a model that holds our layers as a file of standard ONNX operators.
 
-In an exported program every layer is one ``seqcls_fast::rnn_layer``; here each becomes one ONNX RNN, GRU or LSTM. The
-file holds the weights as ONNX orders them, so that nothing is rearranged when it is loaded.
+torch's exporter turns every layer into one ``seqcls_fast::rnn_layer``, which becomes one ONNX RNN, GRU or LSTM. The
+file holds the weights in ONNX's order, so that nothing is rearranged when it is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["to_onnx"]
 
-_GATES = {"rnn_tanh": [0], "rnn_relu": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}  # ours, in ONNX's order
+_GATES = {
+    "rnn_tanh": [0],
+    "rnn_relu": [0],
+    "gru": [1, 0, 2],
+    "lstm": [0, 3, 1, 2],
+}  # our index of each gate, in ONNX's order
 _NO_BFLOAT16 = "onnxruntime has no bfloat16 RNN, GRU or LSTM; expected float32 or float16 but got bfloat16"
 
 
@@ -109,14 +114,14 @@ def to_onnx(
 
 
 class _Refusal(Exception):
-    """What ONNX cannot say, found while torch exports; ``to_onnx`` raises it without what torch wraps around it."""
+    """ONNX cannot express a layer. ``to_onnx`` raises this again without what torch's exporter wraps around it."""
 
 
 @contextmanager
 def _prepared(model: nn.Module) -> Iterator[None]:
-    """In eval mode, and with a check before each of our modules; both undone at the end.
+    """Puts the model in eval mode and a check before each of our modules, and undoes both at the end.
 
-    Flags are set one by one: a model's own ``train`` may keep parts of it frozen.
+    The flags are set one by one, because a model's own ``train`` may keep parts of it frozen.
     """
     before, handles = [(module, module.training) for module in model.modules()], []
     try:
@@ -153,7 +158,7 @@ def _translate(
     x: Any, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, cell: str, directions: int,
     batch_first: bool, want_output: bool, impl: str,
 ) -> list[Any]:  # fmt: skip
-    """One layer as ONNX nodes; its arguments are those of ``seqcls_fast::rnn_layer``, tensors being graph values."""
+    """One layer as ONNX nodes. The arguments are those of ``seqcls_fast::rnn_layer``, with graph values for tensors."""
     from onnxscript import ir, opset18
 
     op: Any = opset18
@@ -189,18 +194,18 @@ def _translate(
     else:
         activation = "Tanh" if cell == "rnn_tanh" else "Relu"
         output, *finals = op.RNN(*inputs, activations=[activation] * directions, **settings)
-    if lengths is not None:  # ONNX leaves open what becomes of a row without steps, and onnxruntime returns 0
+    if lengths is not None:  # ONNX does not define the final state of a row of length 0, and onnxruntime returns 0
         empty = op.Unsqueeze(op.Equal(lengths, 0), [1])  # (B, 1)
         pairs = zip((h0, c0), finals, strict=False)
         finals = [end if start is None else op.Where(empty, start, end) for start, end in pairs]
     if want_output:  # from (T, D, B, H)
         output = op.Transpose(output, perm=[2, 0, 1, 3] if batch_first else [0, 2, 1, 3])
-        finals.append(op.Reshape(output, [0, 0, directions * hidden]))  # 0: as it is
+        finals.append(op.Reshape(output, [0, 0, directions * hidden]))  # 0 keeps a size
     return finals
 
 
 def _fold_weights(program: ONNXProgram) -> None:
-    """Computes what ``stacked`` does with constant weights; torch's own folding leaves large tensors as they are."""
+    """Applies ``stacked`` to constant weights now; torch's own folding skips large tensors."""
     from onnxscript import optimizer
 
     layers = [node for node in program.model.graph if node.op_type in ("RNN", "GRU", "LSTM")]
@@ -216,6 +221,6 @@ def _fold_weights(program: ONNXProgram) -> None:
 
 
 def _save(program: ONNXProgram, path: Path) -> None:
-    """Everything is written before anything is replaced; the model, which names its data, comes last."""
+    """Writes everything before it replaces anything. The model file names the data file, so it is replaced last."""
     with replacing(path) as written:
         program.save(written)

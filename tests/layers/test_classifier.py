@@ -82,7 +82,7 @@ def test_ids_as_embedded_features(
     pooling: str, bidirectional: bool, steps_per_id: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits and every gradient, whichever way they are projected; the padding's embedding has none."""
-    monkeypatch.setattr(classifier, "_TABLE_PAYS", steps_per_id)
+    monkeypatch.setattr(classifier, "_STEPS_PER_ID", steps_per_id)
     model = text_model(pooling=pooling, bidirectional=bidirectional, num_layers=2)
     ids = padded_ids()
     ids[0, 3] = 0  # the padding's id within a row counts as a step
@@ -287,7 +287,7 @@ def test_input_refused() -> None:
 @pytest.mark.parametrize("pays", [0, 1e9])
 def test_ids_whichever_way_they_are_projected(pays: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any integers; what lies beyond the lengths does not matter, an id beyond the vocabulary is refused."""
-    monkeypatch.setattr(classifier, "_TABLE_PAYS", pays)
+    monkeypatch.setattr(classifier, "_STEPS_PER_ID", pays)
     model = text_model(pooling="max")
     wanted = model(padded_ids(), LENGTHS)
     torch.testing.assert_close(model(padded_ids(99).to(dtype), LENGTHS), wanted)
