@@ -13,6 +13,9 @@ REQUIRE_CUDA ?=
 TORCH_FLOOR ?= torch==2.11.0
 # Passed on: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
 PYTEST ?=
+# How many tests run at a time: make test JOBS=1
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+SIDE_BY_SIDE = -n $(JOBS) --dist worksteal
 DEMO ?=
 BENCH ?=
 CUDA_CHECK ?=
@@ -68,8 +71,12 @@ demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, and
 demo-small: $(VENV)/.toolkit
 	$(PY) examples/demo.py --small $(DEMO)
 
-test: setup ## every test, and the examples in docstrings and README
-	$(PY) -m pytest $(PYTEST)
+# Tests run side by side on every core; those marked `alone` run afterwards, one at a time. pytest exits with 5 where
+# nothing was collected, which one of the two groups may do under -k or with names of files, but not both.
+test: setup ## every test, and the examples in docstrings, README and docs
+	@$(PY) -m pytest -m "not alone" $(SIDE_BY_SIDE) $(PYTEST); many=$$?; \
+	  $(PY) -m pytest -m alone $(PYTEST); few=$$?; \
+	  case "$$many $$few" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
 # README's examples come last: they crashed once on what a benchmark's engine had left behind in the process.
 test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
@@ -138,7 +145,7 @@ fuzz-sample: asan-build build/asan/new.so ## 2,000 of them, and 40 races
 # CI tests one release in full, and of the oldest and the newest what torch itself has a part in. Each environment is
 # made once (5 GB: PyPI's builds are for CUDA). A build's tests run in the folder that has the package, or the one of the
 # tree, built for another release, would be theirs.
-RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest hypothesis expecttest numpy onnx onnxscript onnxruntime
+RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
 RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
   test_ops.py) transforms/test_func.py transforms/test_transforms.py)
 PYTEST_ELSEWHERE := -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
@@ -151,7 +158,7 @@ $(FLOOR_VENV)/.ready:
 torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, and test modules, ops and transforms there
 	PATH="$(abspath $(FLOOR_VENV))/bin:$$PATH" SEQCLS_CUDA=0 $(FLOOR_VENV)/bin/python setup.py --quiet \
 	  build --build-lib build/floor/lib build_ext --build-temp build/floor/temp --isas=avx2
-	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(RELEASE_TESTS)
+	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)
 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torc
 	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
 	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) \
 	  $(addprefix $(CURDIR)/tests/,cuda/test_cuda_build.py project/test_build.py)
-	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) --impl auto $(RELEASE_TESTS)
+	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) --impl auto $(RELEASE_TESTS)
 endif
 
 # -- measurements -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from support.corpora import sentences
 from support.interruptions import Killed, kill_after
 from support.processes import ROOT, torchrun
 
+pytestmark = pytest.mark.alone  # it starts several processes at a time
+
 OPTIONS = ["--hidden-size", "8", "--embedding-dim", "8", "--epochs", "6", "--batch-size", "16", "--dropout", "0"]
 OPTIONS += ["--learning-rate", "0.02", "--validation-share", "0.2"]
 

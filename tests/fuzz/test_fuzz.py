@@ -26,7 +26,10 @@ import fuzz_ops
 import fuzz_worker
 from fuzz_calls import Call, valid_call
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of kinds of tensors that are experimental
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # torch's, of kinds of tensors that are experimental
+    pytest.mark.alone,  # its processes use every core
+]
 TESTS = Path(__file__).resolve().parent
 SEED = 1
 

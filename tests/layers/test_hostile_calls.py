@@ -186,6 +186,7 @@ def while_changing(change: Callable[[], None], work: Callable[[], None], seconds
         other.join()
 
 
+@pytest.mark.alone
 def test_ids_changed_during_the_call() -> None:
     """They are read once: what was checked is what is used. A far id would be read far outside the weights."""
     ids = torch.randint(I, (1000, 40))
@@ -202,6 +203,7 @@ def test_ids_changed_during_the_call() -> None:
     while_changing(change, work)
 
 
+@pytest.mark.alone
 def test_batch_sizes_changed_during_the_call() -> None:
     sizes = torch.full((50,), 20)
     a = forward_arguments(x=torch.randn(1000, I), h0=None, c0=None, lengths=None, batch_sizes=sizes)
@@ -213,6 +215,7 @@ def test_batch_sizes_changed_during_the_call() -> None:
     while_changing(change, lambda: forward(a) and None)
 
 
+@pytest.mark.alone
 def test_lengths_changed_during_the_call() -> None:
     lengths = torch.full((B,), T)
     a = forward_arguments(lengths=lengths)
@@ -224,6 +227,7 @@ def test_lengths_changed_during_the_call() -> None:
     while_changing(change, lambda: forward(a) and None)
 
 
+@pytest.mark.alone
 def test_weights_changed_during_a_call_are_not_kept() -> None:
     """Packed weights are kept under a hash of the weights. Where these change between hashing and packing, what is kept
     must not be found again under the old values."""

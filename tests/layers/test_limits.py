@@ -36,6 +36,7 @@ def run_script(text: str, *args: str, timeout: float = 120) -> str:
 FAR = 2**30 + 7  # elements: three of these apart, the last row begins beyond 2^31
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("axis", ["time", "batch", "features", "packed"])
 def test_strides_beyond_int32(axis: str, tmp_path: Path, compiled: str) -> None:
     """x lies in a sparse file of 8 GiB of which only the touched pages exist."""
@@ -160,6 +161,7 @@ assert seen > 0.8 * T * 2 * H * 4 / 2**20, f"this check sees no growth where the
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of the memory from /proc")
 def test_inference_without_output_needs_no_memory_per_step(compiled: str) -> None:
     """want_output=False needs O(B * H): x has stride 0 over time, so nothing else may grow with T, the projection of
@@ -200,6 +202,7 @@ def test_fork_after_use(module: str, compiled: str) -> None:
     run_script(FORK, compiled, module)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("kind", "hidden", "bidirectional"),
     [("RNN", 40, True), ("GRU", 40, True), ("LSTM", 40, True), ("GRU", 300, False), ("LSTM", 300, False)],
@@ -240,6 +243,7 @@ def test_equal_bytes_of_other_shapes_are_other_weights(compiled: str) -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.alone
 def test_other_python_threads_go_on(compiled: str) -> None:
     """The interpreter's lock is released for as long as a kernel runs."""
     x, w_ih, w_hh = torch.ones(1, 1, 64).expand(200_000, -1, -1), torch.ones(256, 64) / 64, torch.ones(256, 64) / 64

@@ -16,6 +16,8 @@ from support import two_ranks
 from support.interruptions import Killed, kill_after
 from support.processes import SUPPORT, torchrun
 
+pytestmark = pytest.mark.alone  # it starts several processes at a time
+
 STEPS = 3 * 5  # epochs of five batches
 WORK = 8 * 8 * 3 * 8  # products summed into an element of a gradient: rows, steps, gates, and what led to each
 # A gradient, clipped to a norm of 1, is off by WORK roundings at most; AdamW divides it by no less than its eps.
