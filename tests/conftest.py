@@ -1,9 +1,8 @@
-"""Shared fixtures. `impl` runs a test once per implementation of this machine, `compiled` once per compiled one,
-`checked` once per implementation that answers wrong sizes with sentences of ours: all but the reference.
+"""Shared fixtures. `impl` runs a test once for each implementation that works on this machine, `compiled` once for each
+compiled one, and `checked` for each one that checks sizes with our own sentences, which is all but the reference.
 
-An instruction set this CPU lacks is absent from the parametrisation (the report header lists what is there, and
-test_backends.test_implementations_are_there asserts the minimum); `--impl NAME` narrows both fixtures to one, which may
-be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU.
+The report's header lists the implementations; test_backends.test_implementations_are_there asserts the minimum.
+`--impl NAME` narrows the fixtures to one, which may be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from seqcls_fast import _ext, ops
 from simt.build import load_plugin, why_no_plugin
 
-# for `benchmarks`; at the end, since the package under test may be one that was built elsewhere
+# For `import benchmarks`. At the end of the path, since the package under test may be one that was built elsewhere.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
@@ -35,7 +34,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seqcls_fast: {', '.join(ops.available_impls())}" + (f" ({_ext.why_missing})" if _ext.why_missing else "")
 
 
-@pytest.hookimpl(trylast=True)  # the implementations of one case run one after the other and share its reference
+# After pytest's own parametrisation, so that the implementations of one case follow each other and share its reference.
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("impl")
     impls = ops.available_impls()
@@ -49,7 +49,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         impls = (chosen,)
     if "impl" in metafunc.fixturenames:
         metafunc.parametrize("impl", impls)
-    # an empty list shows as skipped, with the reason in the header
+    # pytest shows a test without implementations as skipped; the header has the reason
     if "checked" in metafunc.fixturenames:
         metafunc.parametrize("checked", [name for name in impls if name != "reference"])
     if "compiled" in metafunc.fixturenames:

@@ -1,8 +1,8 @@
-"""The layers that tests and benchmarks run, as data: what a case is, which cases there are, and their numbers.
+"""The layers that tests run, as data: the fields of a case, the lists of cases, and the numbers of each.
 
-covering() is the one generator: every pair of values of any two axes meets in at least one case, which finds what a
-full grid finds (a fault of one or two parameters) at a thousandth of its price. The numbers of a case depend on the
-case alone, and are exact in its dtype, so that a float64 reference sees what the kernel sees.
+covering() makes the lists: every pair of values of any two fields occurs together in at least one case. That finds the
+faults that one or two fields cause with a thousandth of the cases of a full grid. The numbers of a case depend on the
+case alone and are exact in its dtype, so that the float64 reference gets the same numbers as the kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 FLOATS = ("float32", "float64")
 HALVES = ("bfloat16", "float16")
-ROUNDED = (*HALVES, "tf32")  # what is multiplied is rounded; "tf32" is float32 whose products may be, on CUDA
+ROUNDED = (*HALVES, "tf32")  # "tf32": float32 whose products CUDA may round to TF32
 LENGTHS = ("none", "random", "zeros", "equal", "all_zero", "one_long")
 # features_first: the features are not innermost; expanded: stride 0 over time; strided: rows of a larger tensor.
 LAYOUTS = ("time_first", "batch_first", "packed", "strided", "features_first", "expanded")
@@ -45,7 +45,7 @@ class Case:
     dtype: str = "float32"
     layout: str = "time_first"
     want_output: bool = True
-    ids: bool = False  # x holds them: each in the place of I features
+    ids: bool = False  # x holds ids, each in the place of I features
 
     @property
     def G(self) -> int:
@@ -112,9 +112,10 @@ Values = dict[str, Any]
 def covering(
     axes: Mapping[str, tuple[Any, ...]], fits: Callable[[Values], bool], easy: Sequence[Values], seed: int = 0
 ) -> list[Values]:
-    """Choices of a value per axis that fit, greedily chosen: any two values of two axes meet in one, if any fits.
+    """Valid choices of a value for each axis, chosen greedily until any two values of two axes occur together.
 
-    Whether any fits is asked with all else as in each of ``easy``, or the first value of its axis.
+    A pair that no valid choice has is left out. Whether one has it is tried with the other values of each of ``easy``,
+    and with the first value of each axis.
     """
     rng = random.Random(seed)
     first = {name: values[0] for name, values in axes.items()}
@@ -168,8 +169,8 @@ LARGE = (
     Case("rnn_relu", T=300, B=3, I=2, H=9, lengths="one_long", directions=2),
     Case("lstm", T=2, B=257, I=33, H=96, lengths="random", dtype="bfloat16", proj=True),
     Case("gru", T=3, B=7, I=300, H=260, dtype="bfloat16", layout="packed", lengths="random"),
-    Case("gru", T=40, B=31, I=3, H=100, directions=2, lengths="zeros", ids=True),  # each id hundreds of times
-    Case("lstm", T=3, B=9, I=5000, H=65, layout="batch_first", dtype="float16", ids=True),  # most never
+    Case("gru", T=40, B=31, I=3, H=100, directions=2, lengths="zeros", ids=True),  # each id occurs hundreds of times
+    Case("lstm", T=3, B=9, I=5000, H=65, layout="batch_first", dtype="float16", ids=True),  # most ids never occur
 )
 
 # Few rows of a wide layer in one direction, which several threads can only share by splitting the units.
@@ -223,9 +224,9 @@ def build(case: Case) -> Problem:
 
 
 def _keep_off_the_kink(inputs: dict[str, Tensor], case: Case) -> None:
-    """Where h is rounded to few bits, some relu would sit on the other side of 0 than the float64 reference's, and the
-    gradients would differ by their full size: make every unit clearly on or clearly off. float32 and float64 keep
-    their mixed signs."""
+    """Makes every relu clearly positive or clearly negative in 16 bits. Where h is rounded to few bits, a relu near 0
+    may have another sign than in the float64 reference, and its gradient would then differ by its full size. float32
+    and float64 keep their mixed signs."""
     if case.dtype not in ROUNDED:
         return
     for name, t in inputs.items():

@@ -1,7 +1,7 @@
-"""Runs a case on one implementation, in hostile memory, and compares it with the float64 reference, gradient by name.
+"""Runs a case on one implementation in NaN-filled memory and compares results and gradients with the float64 reference.
 
-Hostile: inputs lie inside NaN-filled buffers at odd offsets, padding of the input and of the incoming gradient is NaN,
-fresh torch memory is NaN, and recycled buffers hold what a call full of NaN left there.
+Inputs lie at odd offsets inside buffers full of NaN; the padding of the input and of the incoming gradient is NaN; new
+torch memory is NaN; and buffers that are used again hold the values of an earlier call full of NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.cases import ROUNDED, Case, Problem, build
 from support.tolerances import tolerance
 
 NAN = float("nan")
-FAR = 1 << 40  # as an id: no column's
+FAR = 1 << 40  # in the place of NaN for ids: no column has this id
 Named = dict[str, Tensor]
 
 
@@ -54,7 +54,7 @@ def padding(lengths: Tensor | None, T: int) -> Tensor | None:
 
 
 def batch_sizes(lengths: Tensor) -> Tensor:
-    """Of descending lengths, as in a PackedSequence."""
+    """The batch sizes of a PackedSequence with these descending lengths."""
     return (torch.arange(int(lengths.max()))[:, None] < lengths[None, :]).sum(1)
 
 
@@ -147,7 +147,7 @@ def expected(case: Case) -> Named:
 
 
 def measured(case: Case, impl: str) -> Named:
-    """The same of `impl`, in the case's dtype, made time-first."""
+    """Results and gradients of `impl` in the case's dtype, time-first."""
     problem = build(case)
     options = keywords(case, problem) | {"impl": impl}
     lengths = problem.lengths
@@ -157,7 +157,7 @@ def measured(case: Case, impl: str) -> Named:
         if "output" in cotangents:
             cotangents["output"] = lay_out(problem.cotangents["output"], case, lengths, is_input=False)
         spoiled = {name: leaf(torch.full_like(t, NAN)) if t.requires_grad else t for name, t in inputs.items()}
-        gradients(layer(spoiled, **options), spoiled, cotangents)  # leaves NaN in every buffer that is used again
+        gradients(layer(spoiled, **options), spoiled, cotangents)  # buffers that are used again now hold NaN
         results = layer(inputs, **options)
         found = {name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents)
     for name in {"output", "d x"} & found.keys():
@@ -166,8 +166,8 @@ def measured(case: Case, impl: str) -> Named:
 
 
 def rounds_sums(impl: str, dtype: torch.dtype) -> bool:
-    """Whether a 16-bit layer rounds every sum and gate, and the c of an LSTM, as torch's own does unless it runs in
-    float32. What we promise of 16-bit layers does not hold there."""
+    """Whether the layer rounds every sum, every gate and an LSTM's c to 16 bits, as torch's own does where it does not
+    compute in float32. Our promises about 16-bit layers do not hold there."""
     return impl == "torch" and dtype.itemsize == 2 and not _torch_layer.runs_wide(dtype)
 
 
@@ -183,7 +183,7 @@ def roundings(case: Case, name: str, impl: str = "") -> int:
         return (4 + case.T // 32) * (3 if rounds_sums(impl, case.torch_dtype) else 1)
     chain = case.I + case.G * case.H + (case.T * case.B if name.startswith(("d w", "d b")) else 0)
     if name in ("d h0", "d c0"):
-        chain += 9 * case.T  # what reaches them came by every step's slope, 1 - h * h, three times less exact than h
+        chain += 9 * case.T  # they passed every step's slope 1 - h * h, three times less exact than h
     return 16 + 4 * isqrt(chain)
 
 

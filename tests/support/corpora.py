@@ -13,7 +13,7 @@ PLAIN = ["the", "a", "film", "day", "book", "time", "was", "is", "very", "so", "
 
 
 def sentences(seed: int = 0, count: int = 120) -> tuple[list[str], list[str]]:
-    """Three to five words, of which one tells the class."""
+    """Texts of three to five words, one of which decides the class."""
     rng = random.Random(seed)
     texts, labels = [], []
     for index in range(count):
@@ -25,7 +25,7 @@ def sentences(seed: int = 0, count: int = 120) -> tuple[list[str], list[str]]:
 
 
 def waves(seed: int = 0, count: int = 80) -> tuple[list[np.ndarray], list[int]]:
-    """Rising or falling lines under noise, of differing lengths, and a feature of noise alone."""
+    """Noisy rising or falling lines of different lengths, beside a second feature that is noise alone."""
     rng = np.random.default_rng(seed)
     series, labels = [], []
     for index in range(count):
@@ -38,5 +38,5 @@ def waves(seed: int = 0, count: int = 80) -> tuple[list[np.ndarray], list[int]]:
 
 
 def waste(lengths: torch.Tensor, batches: list[torch.Tensor]) -> float:
-    """The share of padding in them."""
+    """The share of padding in the batches."""
     return 1 - int(lengths.sum()) / sum(len(rows) * int(lengths[rows].max()) for rows in batches)

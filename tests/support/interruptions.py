@@ -26,7 +26,7 @@ def small(folder: Path | None, **more: Any) -> sf.TextClassifier:
 
 
 def kill_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """The end of a process, as far as its files can tell, when it has done that many steps."""
+    """Makes training raise Killed after that many steps. Its files are then as after a killed process."""
     whole, done = loop._Run._step, [0]
 
     def step(self: Any, part: Any) -> None:
@@ -41,7 +41,7 @@ def kill_after(steps: int, patch: pytest.MonkeyPatch) -> None:
 def limit_rows(
     patch: pytest.MonkeyPatch, most: int, error: Exception, where: str = "forward", training: bool = True
 ) -> None:
-    """Memory for that many rows at once, as the allocators of CUDA and of the CPU say it."""
+    """Makes batches of more than ``most`` rows fail with ``error``, an out-of-memory error of the CPU or of CUDA."""
     forward = sf.SequenceClassifier.forward
 
     def limited(self: Any, x: torch.Tensor, lengths: Any = None) -> torch.Tensor:

@@ -59,7 +59,7 @@ def life(folder: Path, result: Path) -> int:
     child = os.fork()
     if child == 0:
         try:
-            warnings.simplefilter("error")  # nothing half written may be met
+            warnings.simplefilter("error")  # no half-written file may be found
             result.write_text(train(folder, resume=True))
             os._exit(0)
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""Ours and torch.nn's module side by side: the same weights, the same input, every result and gradient by name.
+"""Our module and torch.nn's with the same weights and input, and their results and gradients by name.
 
-In float64 unless a test says otherwise, where torch.nn is the truth and one tolerance serves all cells.
+In float64 unless a test says otherwise. torch.nn's results are the expected ones, with one tolerance for all cells.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def gradients(results: Tensors, module: nn.Module, **inputs: Tensor) -> Tensors:
 
 
 def pair(sf_class: type, nn_class: type, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Ours and torch's with the same weights, in float64."""
+    """Our module and torch's with the same weights, in float64."""
     ours = sf_class(*args, **kwargs, dtype=torch.float64)
     theirs = nn_class(*args, **kwargs, dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
