@@ -78,7 +78,7 @@ test: setup ## every test, and the examples in docstrings, README and docs
 	  $(PY) -m pytest -m alone $(PYTEST); few=$$?; \
 	  case "$$many $$few" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
-# README's examples come last: they crashed once on what a benchmark's engine had left behind in the process.
+# The documents' examples come last: they crashed once on what a benchmark's engine had left behind in the process.
 test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/project/test_docs.py $(PYTEST)
 
@@ -202,7 +202,7 @@ bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/res
 bench-quick: setup ## a small size of each, against the peers that are there, to see that they run (a minute)
 	$(PY) -m benchmarks --quick $(BENCH)
 
-report: $(VENV)/.torch ## README's performance section and its charts from benchmarks/results
+report: $(VENV)/.torch ## docs/performance.md, docs/machines and the charts from benchmarks/results
 	$(PY) -m benchmarks.report
 
 # The working tree as it is against a revision, which is built beside it: make bench-compare BASE=HEAD~1

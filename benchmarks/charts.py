@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-# engine -> its colour and, for who cannot tell colours apart, the shape of its mark
+# engine -> its colour, and the shape of its mark for readers who cannot tell the colours apart
 MARKS = {
     "ours": ("#d1242f", "circle"),
     "torch": ("#e36209", "circle"),
@@ -63,7 +63,7 @@ def _short(value: float) -> str:
 
 
 def dots(title: str, lines: Mapping[str, Mapping[str, float]]) -> str:
-    """A line per case, a dot per engine: how many times what ours took."""
+    """A line per case, a mark per engine: its time divided by ours."""
     ratios = [ratio for line in lines.values() for ratio in line.values()]
     low, high = min(0.5, *ratios) * 0.9, max(2.0, *ratios) * 1.1
     width, bottom = 760, TOP + LINE * len(lines)
@@ -82,7 +82,9 @@ def dots(title: str, lines: Mapping[str, Mapping[str, float]]) -> str:
         y = TOP + LINE * (number + 0.5)
         parts.append(_text(LEFT - 10, y + 4, label, "end"))
         parts += [_mark(name, x(line[name]), y, f"{name}: {line[name]:.3g}") for name in names if name in line]
-    parts.append(_text(width - RIGHT, bottom + 34, "times what ours takes; left of 1: faster than ours", "end"))
+    parts.append(
+        _text(width - RIGHT, bottom + 34, "time relative to seqcls_fast; left of 1: faster than seqcls_fast", "end")
+    )
     return _svg(width, bottom + 42, parts, title)
 
 

@@ -1,31 +1,33 @@
-"""Writes the README's performance section and its charts from benchmarks/results/*.json, and from nothing else.
+"""Writes docs/performance.md, the pages of docs/machines and the charts, all from benchmarks/results/*.json alone.
 
-Every row that a peer wins is listed, before any table. A row measured with other kernels than those of the tree is
-marked, by the hash of csrc/. Needs the standard library alone.
+The performance page says where we are faster and where another library is, on the machine that was measured last. Each
+machine has a page with every row, and before the tables a list of every comparison that is lost. A row that was
+measured with other kernels than the tree's, by the hash of csrc/, is marked. Needs the standard library alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from . import charts, rows
-from .rows import Measured, Row, amount, mean_of, number, percent
+from .rows import Measured, Ratio, Row, amount, mean_of, number, percent
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-WORST_BEGIN, WORST_END = "<!-- worst:begin -->", "<!-- worst:end -->"
-CALL = "a call's own cost"
+CALL = "the fixed cost of a call"
 REASONS = {
-    "import_time": "torch itself is what is imported",
-    "per_sample": "what torch.func costs whatever the sizes",
-    "compile_time": "what the first call of a layer costs",
+    "import_time": "most of it is importing torch",
+    "per_sample": "the fixed cost of torch.func, whatever the sizes",
+    "compile_time": "the first call of a layer",
 }
-ENOUGH = 0.7  # of the bound; below it a row gets a reason
+ENOUGH = 0.7  # share of the bound; a row below it gets a reason
 QUESTIONS = {
     "layers": "Layers",
     "latency": "Latency of one sequence",
@@ -37,15 +39,11 @@ QUESTIONS = {
     "import_time": "Start of a process",
     "memory": "Memory",
 }
-METHOD = (
-    "`make bench` measures and `make report` writes this section; no figure in it is typed. Every engine runs the same "
-    "numbers in the same dtype on the same CPUs, in one process, block by block in turns, after its result was held "
-    "against float64; blocks during which the machine was disturbed are measured again, and nothing else is left out. "
-    "**a / b**: one thread / two. Ratios are *theirs / ours*, of medians: above 1 ours is faster, and what is below is "
-    "bold. The bound is what the products take at the machine's multiply-add peak plus the activations, or the reading "
-    "of weights and data if that takes longer. `*`: disturbed, the least of what was seen, good to 20 %. `+`: measured "
-    "with another version of the kernels."
+READ = (
+    "The performance page says [how this was measured and how to read it](../performance.md#how-to-read-the-tables). "
+    "Written by `make report`."
 )
+STALE = "**All of it was measured with an earlier version of the kernels.**"
 
 
 class Report:
@@ -54,7 +52,8 @@ class Report:
     def __init__(self, found: Sequence[Measured]) -> None:
         self.found = [m for m in found if m.row.sides["ours"].measured]
         self.rows = [m.row for m in self.found]
-        self.stale = {m.row.key for m in found if m.stale}
+        self.stale = {m.row.key for m in self.found if m.stale}
+        self.all_stale = len(self.stale) == len(self.found) > 0
         self.runs = {m.row.threads: m.run for m in sorted(found, key=lambda m: m.run["time"])}
         self.wrong = [m.row for m in found if not m.row.sides["ours"].measured]
         self.threads = sorted({row.threads for row in self.rows})
@@ -64,7 +63,7 @@ class Report:
 
     def mark(self, row: Row, *sides: str) -> str:
         return ("*" if any(row.sides[name].starred for name in ("ours", *sides)) else "") + (
-            "+" if row.key in self.stale else ""
+            "+" if row.key in self.stale and not self.all_stale else ""
         )
 
     def ratio(self, row: Row, name: str) -> str:
@@ -80,7 +79,7 @@ class Report:
     # -- why ------------------------------------------------------------------------------------------------------
 
     def call_cost(self, row: Row) -> float:
-        """What one call takes that computes next to nothing: that of the tiniest shape."""
+        """The time of a call that computes next to nothing: that of the tiniest shape."""
         what = "training" if "training" in row.what else "inference"
         cell = row.name.split()[0]
         tiny = self._by_key.get(("layers", what, f"{cell} (1, 1, 8, 8)", row.threads))
@@ -88,46 +87,56 @@ class Report:
         return layers * tiny.sides["ours"].value if tiny is not None else 0.0
 
     def reason(self, row: Row) -> str:
-        """Why a row of a layer stays below its bound, as far as the measurements tell."""
+        """Why a row of a layer stays below its bound, as far as the measurements tell; details follow a colon."""
         ours, limit = row.sides["ours"].value, max(row.bounds, key=row.bounds.__getitem__, default="")
         cost = self.call_cost(row)
         if row.question in REASONS:
             return REASONS[row.question]
         if row.what == "first call":
-            return "weights are packed and memory is touched for the first time, which some peers do on loading a model"
+            return "first use: weights are packed and memory is mapped, which some libraries do when they load a model"
         if row.question == "latency" or cost > 0.4 * ours:
-            return f"a call's own cost: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
+            return f"{CALL}: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
         if not row.bounds:
             return ""
         if (row.share or 0) >= ENOUGH:
-            return f"{percent(row.share)} of the bound is reached"
+            return f"near the bound: we reach {percent(row.share)} of it"
         shape = [int(size) for size in re.findall(r"\d+", row.name)]
         if limit != "traffic" and len(shape) == 4 and shape[0] <= 8:
-            return "few rows: a step's weights are read for a handful of products, and its activations wait for them"
+            return "few rows: each step reads all weights for a handful of products"
         if "training" in row.what:
-            return "saved values and gradients pass through the caches several times"
+            return "saved values and gradients are read from memory several times"
         if row.threads > 1:
-            return "threads start and end together, and rows do not divide evenly"
-        return "activations, and the edges of tiles"
+            return "the rows do not divide evenly among the threads"
+        return "activations, and tiles that are not full"
+
+    def lost(self) -> list[tuple[Row, str, Ratio]]:
+        return rows.lost(self.rows)
 
     # -- sections -------------------------------------------------------------------------------------------------
 
+    def machine(self) -> str:
+        return str(next(iter(self.runs.values()))["machine"])
+
+    def versions(self) -> str:
+        run = self.runs[min(self.runs)]
+        peers = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
+        text = (
+            f"**{run['machine']}**, {run['time'][:10]}: torch {run['torch']}, {peers}, Python {run['python']}; "
+            f"seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, csrc {run['csrc']})."
+        )
+        return f"{text} {STALE}" if self.all_stale else text
+
     def heading(self) -> Iterator[str]:
-        for threads, run in sorted(self.runs.items()):
-            if threads == min(self.runs):
-                peers = ", ".join(f"{name} {version}" for name, version in run["peers"].items())
-                yield (
-                    f"**{run['machine']}**, {run['time'][:10]}: torch {run['torch']}, {peers}, Python {run['python']}; "
-                    f"seqcls_fast {run['seqcls_fast']} ({run['impl']}, commit {run['commit']}, csrc {run['csrc']}).\n"
-                )
+        yield f"{self.versions()}\n"
+        for _, run in sorted(self.runs.items()):
             yield from (f"- {line}" for line in run["limits"])
         for row in self.wrong:
             yield f"- **WRONG**: {row.what}, {row.name}: {row.sides['ours'].note}"
         yield ""
 
     def summary(self) -> Iterator[str]:
-        """Geometric means and lowest rows, per table: against the best way of torch's, and the best of all peers."""
-        yield "| | rows | best of torch: mean | lowest | best of all: mean | lowest | lost |"
+        """Geometric means and lowest ratios, per table: against the best way of torch's, and the best of all peers."""
+        yield "| | cases | best of torch: mean | lowest | best of all: mean | lowest | cases lost |"
         yield "|---|---|---|---|---|---|---|"
         for question, what in dict.fromkeys((row.question, row.what) for row in self.rows):
             compared = [r for r in self.rows if (r.question, r.what) == (question, what) and r.rivals()]
@@ -145,35 +154,50 @@ class Report:
             yield f"| {what} | {len(compared)} | {' | '.join(cells)} | {losses or 'none'} |"
         yield ""
 
+    def count(self) -> str:
+        total = sum(len(row.rivals()) for row in self.rows)
+        return f"{len(self.lost())} of {total} comparisons"
+
     def losses(self) -> Iterator[str]:
-        lost = rows.lost(self.rows)
-        if not lost:
+        """Every lost comparison, the furthest behind first."""
+        yield "## Where another library is faster\n"
+        if not self.lost():
             yield "No row is lost to any peer.\n"
             return
-        total = sum(len(row.rivals()) for row in self.rows)
-        yield f"**Where a peer is faster**: {len(lost)} of {total} comparisons, all of them here.\n"
-        yield "<details open><summary>every lost comparison</summary>\n"
-        yield "| theirs / ours | 95 % interval | peer | row | threads | why |"
+        yield f"In {self.count()}, all of them here.\n"
+        yield "| library | speed relative to ours | 95 % interval | in | threads | why |"
         yield "|---|---|---|---|---|---|"
-        for row, name, ratio in lost:
-            interval = "-" if math.isnan(ratio.low) else f"{number(ratio.low)} to {number(ratio.high)}"
+        for row, name, ratio in self.lost():
+            interval = "-" if math.isnan(ratio.low) else f"{number(1 / ratio.high)} to {number(1 / ratio.low)}"
             yield (
-                f"| **{number(ratio.value)}**{self.mark(row, name)} | {interval} | {name} | {row.what}: {row.name} | "
-                f"{row.threads} | {self.reason(row)} |"
+                f"| {name} | {times_as_fast(ratio.value)}{self.mark(row, name)} | {interval} | "
+                f"{row.what}: {row.name} | {row.threads} | {self.reason(row)} |"
             )
-        yield "\n</details>\n"
+        yield ""
+
+    def losses_by_reason(self) -> Iterator[str]:
+        groups: dict[str, list[tuple[Row, str, Ratio]]] = {}
+        for found in self.lost():
+            groups.setdefault(self.reason(found[0]).split(": ")[0], []).append(found)
+        yield "| why | comparisons | libraries | furthest behind |"
+        yield "|---|---|---|---|"
+        for why, lost in sorted(groups.items(), key=lambda group: -len(group[1])):
+            row, name, ratio = lost[0]
+            names = ", ".join(dict.fromkeys(name for _, name, _ in lost))
+            worst = f"{row.what}: {row.name}, {counted(row.threads)}: {name} is {times_as_fast(ratio.value)}"
+            yield f"| {why} | {len(lost)} | {names} | {worst} |"
+        yield ""
 
     def tables(self) -> Iterator[str]:
         for question, title in QUESTIONS.items():
             asked = [row for row in self.rows if row.question == question]
             if not asked:
                 continue
-            yield f"<details><summary>{title}: every row</summary>\n"
+            yield f"## {title}\n"
             for what in dict.fromkeys(row.what for row in asked):
                 yield from self.table([row for row in asked if row.what == what])
             if question == "scaling":
                 yield from self.exponents(asked)
-            yield "</details>\n"
 
     def table(self, some: Sequence[Row]) -> Iterator[str]:
         """A line per case: ours, the share of the bound, and every other side's ratio, at each thread count."""
@@ -182,7 +206,7 @@ class Report:
         bounded = any(row.bounds for row in some)
         errors = any(row.sides["ours"].error is not None for row in some)
         head = ["", "ours", *(["of the bound"] if bounded else []), *others, *(["error"] if errors else [])]
-        yield f"**{some[0].what}**\n"
+        yield f"### {some[0].what[0].upper()}{some[0].what[1:]}\n"
         yield f"| {' | '.join(head)} |"
         yield "|---" * len(head) + "|"
         for name in dict.fromkeys(row.name for row in some):
@@ -199,18 +223,18 @@ class Report:
         low = [row for row in some if row.share is not None and row.share < ENOUGH and row.threads == self.threads[0]]
         for why in dict.fromkeys(re.sub(r": .*", "", self.reason(row)) for row in low):
             names = [row.name for row in low if self.reason(row).startswith(why)]
-            yield f"- below {percent(ENOUGH)} of the bound, {why}: {'; '.join(names)}"
+            yield f"- Below {percent(ENOUGH)} of the bound ({why}): {'; '.join(names)}."
         yield ""
 
     @staticmethod
     def error(row: Row) -> str:
-        """Ours, and in brackets the least accurate peer's."""
+        """The error of ours, and in brackets that of the least accurate peer."""
         others = [side.error for name, side in row.sides.items() if name != "ours" and side.error is not None]
         return f"{row.sides['ours'].error:.0e}" + (f" ({max(others):.0e})" if others else "")
 
     def exponents(self, asked: Sequence[Row]) -> Iterator[str]:
-        """Fitted to the larger half of the sizes, where a call's own cost no longer counts."""
-        yield "Exponents of the time, fitted to the larger half of the sizes:\n"
+        """Fitted to the larger half of the sizes, where the fixed cost of a call no longer counts."""
+        yield "The time grows with this power of a size (fitted to the larger half of the sizes):\n"
         for curve in self.curves(asked):
             cell, axis, threads, sizes = curve
             names = [name for name in sizes[max(sizes)].sides if sizes[max(sizes)].sides[name].measured]
@@ -224,7 +248,7 @@ class Report:
                 points = points[len(points) // 2 :]
                 if len(points) > 1:
                     fits.append(f"{name} {slope(points):.2f}")
-            yield f"- {cell} against {axis}, {threads} thread{'s' if threads > 1 else ''}: {', '.join(fits)}"
+            yield f"- {cell} against {axis}, {counted(threads)}: {', '.join(fits)}"
         yield ""
 
     @staticmethod
@@ -261,23 +285,56 @@ class Report:
             found["scaling"] = charts.curves(title, panels)
         return found
 
-    def text(self, drawn: Iterable[str], folder: str) -> str:
-        pictures = [f"![{name}, theirs / ours]({folder}/{name}.svg)" for name in drawn]
-        parts = [*self.heading(), *self.summary(), *pictures, "", *self.losses(), *self.tables()]
-        return "\n".join(parts)
+    def page(self, pictures: Sequence[str]) -> str:
+        """The page of the machine: everything that was measured there."""
+        titles = [QUESTIONS[question] for question in QUESTIONS if any(row.question == question for row in self.rows)]
+        contents = " · ".join(f"[{title}](#{title.lower().replace(',', '').replace(' ', '-')})" for title in titles)
+        parts = [f"# {self.machine()}", "", READ, "", *self.heading(), f"Tables: {contents}", ""]
+        parts += ["## Summary", "", *self.summary()]
+        return wrapped([*parts, *pictures, "", *self.losses(), *self.tables()]).rstrip() + "\n"
+
+    def overview(self, pictures: Sequence[str], link: str) -> str:
+        """What the performance page says of the machine."""
+        parts = [self.versions(), "", f"[Every row, and the speed of the machine itself]({link}).", "", *self.summary()]
+        parts += [*pictures, "", "## Where another library is faster", ""]
+        if not self.lost():
+            return wrapped([*parts, "No row is lost to any peer."])
+        parts += [f"In {self.count()}; [every one of them]({link}#where-another-library-is-faster).", ""]
+        parts += [*self.losses_by_reason(), "### The ten layers that are furthest behind", ""]
+        return wrapped([*parts, self.worst()])
 
     def worst(self, count: int = 10) -> str:
         """The rows of layers furthest behind a peer, then those furthest from their bound."""
-        lost = rows.lost(row for row in self.rows if row.question == "layers")
-        picked: dict[tuple[str, str, str, int], str] = {}
-        for row, name, ratio in lost:
-            text = f"{number(ratio.value)} of ours is what {name} takes"
-            picked.setdefault(row.key, f"| {row.what}: {row.name}, {row.threads}t | {text} | {self.reason(row)} |")
-        far = sorted((row for row in self.rows if row.share is not None), key=lambda row: row.share or 0)
-        for row in far:
-            text = f"{percent(row.share)} of the bound"
-            picked.setdefault(row.key, f"| {row.what}: {row.name}, {row.threads}t | {text} | {self.reason(row)} |")
-        return "\n".join(["| row | | why |", "|---|---|---|", *list(picked.values())[:count]])
+        found: dict[tuple[str, str, str, int], tuple[Row, str]] = {}
+        for row, name, ratio in rows.lost(row for row in self.rows if row.question == "layers"):
+            found.setdefault(row.key, (row, f"{name} is {times_as_fast(ratio.value)}"))
+        for row in sorted((row for row in self.rows if row.share is not None), key=lambda row: row.share or 0):
+            found.setdefault(row.key, (row, f"{percent(row.share)} of the bound"))
+        lines = [
+            f"| {row.what}: {row.name}, {counted(row.threads)} | {text} | {self.reason(row)} |"
+            for row, text in list(found.values())[:count]
+        ]
+        return "\n".join(["| row | | why |", "|---|---|---|", *lines])
+
+
+def wrapped(lines: Iterable[str]) -> str:
+    """Lines of Markdown as text, of which sentences and lists are wrapped; tables and pictures cannot be."""
+    found = []
+    for line in lines:
+        if len(line) > 120 and line[0] not in "|!":
+            indent = "  " if line.startswith("- ") else ""
+            line = textwrap.fill(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        found.append(line)
+    return "\n".join(found)
+
+
+def times_as_fast(ratio: float) -> str:
+    """How much faster a side is that takes this share of our time."""
+    return f"{number(1 / ratio)} times as fast"
+
+
+def counted(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -285,7 +342,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def between(file: Path, begin: str, end: str, text: str) -> None:
-    """Replaces what stands between two markers of a file."""
+    """Replaces the text between two markers of a file."""
     old = file.read_text()
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
         raise SystemExit(f"{file}: expected one {begin} and after it one {end}")
@@ -293,7 +350,7 @@ def between(file: Path, begin: str, end: str, text: str) -> None:
 
 
 def reports(results: Path) -> list[tuple[str, Report]]:
-    """(name of its file, report) of every CPU, the one measured last first; files of others begin otherwise."""
+    """(name of its file, report) of every CPU, the one measured last first; other files begin in another way."""
     found = [
         (file.stem, Report(rows.load(file)))
         for file in sorted(results.glob("*.json"))
@@ -309,28 +366,32 @@ def reports(results: Path) -> list[tuple[str, Report]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=rows.RESULTS, help="the folder of the JSON files")
-    parser.add_argument("--readme", type=Path, default=rows.ROOT / "README.md")
-    parser.add_argument("--contributing", type=Path, default=rows.ROOT / "CONTRIBUTING.md")
+    parser.add_argument("--docs", type=Path, default=rows.ROOT / "docs", help="the folder of performance.md")
     arguments = parser.parse_args(argv)
-    parts = [METHOD, ""]
     found = reports(arguments.results)
     if not found:
         raise SystemExit(f"{arguments.results}: expected rows written by `python -m benchmarks`, found none")
-    for place, (name, report) in enumerate(found):
+    machines = arguments.docs / "machines"
+    machines.mkdir(exist_ok=True)
+    for name, report in found:
         folder = arguments.results / name
-        drawn = report.charts()
         folder.mkdir(exist_ok=True)
-        for title, svg in drawn.items():
+        for title, svg in report.charts().items():
             (folder / f"{title}.svg").write_text(svg)
-        shown = folder.relative_to(rows.ROOT) if folder.is_relative_to(rows.ROOT) else folder
-        text = report.text(drawn, shown.as_posix())
-        if place:
-            machine = next(iter(report.runs.values()))["machine"]
-            text = f"<details><summary>{machine}</summary>\n\n{text}\n</details>"
-        parts.append(text)
-    between(arguments.readme, BEGIN, END, "\n".join(parts))
-    between(arguments.contributing, WORST_BEGIN, WORST_END, found[0][1].worst())
+        (machines / f"{name}.md").write_text(report.page(pictures(report, folder, machines)))
+    (name, newest), *others = found
+    parts = [newest.overview(pictures(newest, arguments.results / name, arguments.docs), f"machines/{name}.md")]
+    if others:
+        parts += ["", "## Other machines", ""]
+        parts += [f"- [{report.machine()}](machines/{name}.md)" for name, report in others]
+    between(arguments.docs / "performance.md", BEGIN, END, "\n".join(parts))
     return 0
+
+
+def pictures(report: Report, folder: Path, page: Path) -> list[str]:
+    """The charts of a machine as Markdown, for a page in the folder ``page``."""
+    to = Path(os.path.relpath(folder, page)).as_posix()
+    return [f"![{name}: time relative to seqcls_fast]({to}/{name}.svg)" for name in report.charts()]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def written(folder: Path, *measured: Row, csrc: str = "", name: str = "a-cpu") -
 
 
 def text_of(*measured: Row, csrc: str = "") -> str:
-    """The section on rows that went through a file's text."""
+    """The machine's page of rows that went through a file's text."""
     file = io.StringIO()
     rows.write_run(RUN | {"csrc": csrc or rows.csrc_hash()}, file)
     for row in measured:
@@ -47,7 +47,7 @@ def text_of(*measured: Row, csrc: str = "") -> str:
         if "row" in entry:
             sides = {name: Side(**side) for name, side in entry["row"].pop("sides").items()}
             found.append(rows.Measured(Row(**entry["row"], sides=sides), run))
-    return report.Report(found).text([], "")
+    return report.Report(found).page([])
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
@@ -110,9 +110,9 @@ def test_every_lost_row_is_listed_and_bold() -> None:
         layer("GRU (6, 7, 8, 9)", ours=1e-3, torch=0.9e-3),
     )
     assert "2 of 3 comparisons" in text
-    lost = [line for line in text.splitlines() if line.startswith("| **0.")]
+    lost = [line for line in text.splitlines() if "times as fast" in line]
     assert len(lost) == 2
-    assert "**0.500**" in lost[0]
+    assert "| 2.00 times as fast |" in lost[0]
     assert "onnxruntime" in lost[0]
     assert "inference: GRU (6, 7, 8, 9)" in lost[1]
     table = next(line for line in text.splitlines() if line.startswith("| GRU (2, 3, 4, 5) |"))
@@ -136,9 +136,14 @@ def test_another_of_ours_is_no_loss() -> None:
 
 
 def test_stale_rows_are_marked() -> None:
-    row = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3)
-    assert "2.00+" in text_of(row, csrc="another")
+    row, other = (layer(f"GRU (2, 3, 4, {H})", ours=1e-3, torch=2e-3) for H in (5, 6))
+    fresh, stale = ({"csrc": csrc} for csrc in (rows.csrc_hash(), "another"))
+    mixed = report.Report([rows.Measured(row, RUN | stale), rows.Measured(other, RUN | fresh)]).page([])
+    assert mixed.count("2.00+") == 1
+    assert report.STALE not in mixed
     assert "2.00+" not in text_of(row)
+    assert report.STALE not in text_of(row)
+    assert report.STALE in text_of(row, csrc="another"), "where all are stale it is said once"
 
 
 def test_disturbed_and_wrong_rows_are_marked() -> None:
@@ -164,8 +169,8 @@ def test_reasons() -> None:
     near = layer("GRU (64, 100, 128, 128)", ours=1.1e-4, torch=2e-4)
     far = layer("GRU (64, 100, 128, 128)", what="training", ours=1e-3, torch=2e-3)
     found = report.Report([rows.Measured(row, RUN | {"csrc": ""}) for row in (tiny, mostly_call, near, far)])
-    assert found.reason(mostly_call) == "a call's own cost: 10.0 us of 20.0 us"
-    assert found.reason(near) == "91 % of the bound is reached"
+    assert found.reason(mostly_call) == "the fixed cost of a call: 10.0 us of 20.0 us"
+    assert found.reason(near) == "near the bound: we reach 91 % of it"
     assert found.reason(far).startswith("saved values")
 
 
@@ -173,34 +178,48 @@ def test_written_between_markers(tmp_path: Path) -> None:
     written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=0.5e-3))
     written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3), name="other-cpu")
     (tmp_path / "gpu-some.json").write_text("not ours to read")
-    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    (tmp_path / "CONTRIBUTING.md").write_text(f"{report.WORST_BEGIN}\n{report.WORST_END}\n")
-    arguments = ["--results", str(tmp_path), "--readme", str(tmp_path / "README.md")]
-    report.main([*arguments, "--contributing", str(tmp_path / "CONTRIBUTING.md")])
-    text = (tmp_path / "README.md").read_text()
+    page = tmp_path / "docs" / "performance.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    arguments = ["--results", str(tmp_path), "--docs", str(page.parent)]
+    report.main(arguments)
+    text, machine = page.read_text(), (page.parent / "machines" / "a-cpu.md").read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n")
     assert text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text.split(report.END)[0].splitlines()
-    assert text.count("**0.500**") == 2, "in the list of losses and in the table"
-    assert "0.500 of ours is what torch takes" in (tmp_path / "CONTRIBUTING.md").read_text()
-    again = text
-    report.main([*arguments, "--contributing", str(tmp_path / "CONTRIBUTING.md")])
-    assert (tmp_path / "README.md").read_text() == again
-    assert text.count("<details><summary>A CPU</summary>") == 1, "what is not the newest is folded"
-    assert text.index("1 of 1 comparisons") < text.index("<details><summary>A CPU</summary>")
-    pictures = re.findall(r"\]\((\S+\.svg)\)", text)
-    assert len(pictures) == 2
-    for picture in pictures:
-        tree = ElementTree.parse(tmp_path / picture)
-        assert "times what ours takes" in "".join(tree.getroot().itertext())
+    assert machine.count("**0.500**") == 1, "in the table"
+    assert machine.count("| torch | 2.00 times as fast |") == 1, "in the list of losses"
+    assert "torch is 2.00 times as fast" in text
+    files = [page, *sorted((page.parent / "machines").iterdir())]
+    before = [file.read_text() for file in files]
+    report.main(arguments)
+    assert [file.read_text() for file in files] == before
+    assert text.count("(machines/other-cpu.md)") == 1, "of a machine that is not the newest there is a link"
+    assert text.index("1 of 1 comparisons") < text.index("(machines/other-cpu.md)")
+    pictures = [(file, name) for file in files for name in re.findall(r"\]\((\S+\.svg)\)", file.read_text())]
+    assert len(pictures) == 3, "one on each page"
+    for file, name in pictures:
+        tree = ElementTree.parse(file.parent / name)
+        assert "time relative to seqcls_fast" in "".join(tree.getroot().itertext())
 
 
 def test_missing_markers_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("nothing")
+    (tmp_path / "performance.md").write_text("nothing")
     with pytest.raises(SystemExit, match="expected one <!-- bench:begin -->"):
-        report.between(tmp_path / "README.md", report.BEGIN, report.END, "")
+        report.between(tmp_path / "performance.md", report.BEGIN, report.END, "")
     with pytest.raises(SystemExit, match="found none"):
         report.main(["--results", str(tmp_path)])
+
+
+def test_losses_are_counted_by_reason() -> None:
+    measured = [
+        layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=0.5e-3, onnxruntime=0.8e-3),
+        layer("GRU (64, 100, 128, 128)", what="training", ours=1e-3, torch=0.9e-3),
+    ]
+    text = report.Report([rows.Measured(row, RUN | {"csrc": ""}) for row in measured]).overview([], "a.md")
+    assert "In 3 of 3 comparisons" in text
+    assert "| 2 | torch, onnxruntime | inference: GRU (2, 3, 4, 5), 1 thread: torch is 2.00 times as fast |" in text
+    assert "| 1 | torch | training: GRU (64, 100, 128, 128), 1 thread: torch is 1.11 times as fast |" in text
 
 
 def test_exponents_and_curves() -> None:

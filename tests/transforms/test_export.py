@@ -115,7 +115,7 @@ def test_gradients_of_the_exported_op_by_itself(compiled: str) -> None:
 
 @EACH
 def test_aot_inductor(name: str, tmp_path: Path) -> None:
-    """The package runs in a new process that has loaded the op library: the two lines of README."""
+    """The package runs in a new process that has loaded the op library: the two lines of docs/layers.md."""
     model = Tagger(name).eval()
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(exported(model), package_path=str(tmp_path / "model.pt2"))

@@ -1,4 +1,4 @@
-"""Every row of the table of transforms holds for ours on every implementation, and the README's table is up to date."""
+"""Every row of the table in docs/transforms.md holds for ours on every implementation, and the table is up to date."""
 
 from __future__ import annotations
 

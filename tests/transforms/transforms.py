@@ -1,4 +1,4 @@
-"""The README's table of transforms, made by running every row on torch.nn's layers and on ours.
+"""The table of docs/transforms.md, made by running every row on torch.nn's layers and on ours.
 
     python tests/transforms/transforms.py [--check]
 
@@ -13,6 +13,7 @@ import logging
 import platform
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,7 @@ ROWS = [
     Row("`functional_call` with other weights", checks.other_weights),
 ]
 BEGIN, END = "<!-- transforms:begin -->", "<!-- transforms:end -->"
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "transforms.md"
 
 
 def outcome(row: Row, library: Library, cell: str) -> str:
@@ -114,7 +115,7 @@ def read_entry(text: str) -> dict[str, str]:
 
 
 class Table(NamedTuple):
-    """What the README says: where it comes from, and the fields of each row by cell."""
+    """The table of the page: where it comes from, and the fields of each row by cell."""
 
     torch: str
     machine: str
@@ -127,7 +128,7 @@ def this_machine() -> str:
 
 
 def read_table() -> Table:
-    section = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    section = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     version, machine = re.findall(r"torch (\d+\.\d+\.\d+)\S*, .*, ([^,]+), CPU only", section)[0]
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     theirs, ours = ({line[0]: read_entry(line[column]) for line in lines[2:]} for column in (1, 2))
@@ -135,21 +136,23 @@ def read_table() -> Table:
 
 
 def write_table(results: dict[str, tuple[dict[str, str], dict[str, str]]]) -> None:
-    lines = [
+    source = (
         f"torch {torch.__version__.split('+')[0]}, seqcls_fast {sf.__version__}, Python {platform.python_version()}, "
         f"{this_machine()}, CPU only, torch's default settings. Written by `tests/transforms/transforms.py` from a "
-        "run: `yes` means that the results, gradients included where there are any, were compared with torch.nn's in "
-        "float64, "
-        "eagerly, one row of the batch at a time. `no` names the exception, or says what was wrong with the result. "
-        "Where no cell is named, RNN, GRU and LSTM agree.",
+        "run. `yes`: the results, gradients included where there are any, agree with torch.nn's in float64, eager, one "
+        "row of the batch at a time. `no` names the exception, or says what was wrong with the result. Where no cell "
+        "is named, RNN, GRU and LSTM agree."
+    )
+    lines = [
+        *textwrap.wrap(source, 120, break_long_words=False, break_on_hyphens=False),
         "",
         "| | torch.nn | seqcls_fast |",
         "|---|---|---|",
         *(f"| {name} | {entry(theirs)} | {entry(ours)} |" for name, (theirs, ours) in results.items()),
     ]
-    head, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     text = "\n".join([BEGIN, *lines, END])
-    README.write_text(head + text + rest.split(END)[1], encoding="utf-8")
+    PAGE.write_text(head + text + rest.split(END)[1], encoding="utf-8")
 
 
 def main() -> int:
