@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import seqcls_fast as sf
-from seqcls_fast.toolkit.data import stream
+from seqcls_fast.toolkit.data import pools
 from seqcls_fast.toolkit.data.datasets import Examples, Streamed
 from seqcls_fast.toolkit.data.labels import as_list, classes_of, to_targets, weights_of
 from seqcls_fast.toolkit.data.stream import Stream
@@ -156,7 +156,7 @@ def test_killed_when_a_pool_and_the_epoch_were_done(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next step of the epoch would lie in a pool that is none."""
-    monkeypatch.setattr(stream, "POOL_ROWS", 32)
+    monkeypatch.setattr(pools, "POOL_ROWS", 32)
     expected = killed.digest(small(batch_size=7).fit(Stream(folder)))
     options = {"batch_size": 7, "checkpoint_dir": tmp_path / "checkpoints", "checkpoint_every": 0}
 

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqcls_fast.toolkit.data.errors import DataError
-from seqcls_fast.toolkit.data.readers import Table, read, stream
+from seqcls_fast.toolkit.data.readers import read, stream
+from seqcls_fast.toolkit.data.records import Table
 
 SETTINGS = settings(
     max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -21,18 +21,23 @@ import numpy as np
 import pytest
 import torch
 
+import seqcls_fast.toolkit.data.formats as formats_module
 import seqcls_fast.toolkit.data.leakage as leakage_module
+import seqcls_fast.toolkit.data.pools as pools_module
 import seqcls_fast.toolkit.data.readers as readers_module
 import seqcls_fast.toolkit.data.series as series_module
-import seqcls_fast.toolkit.data.stream as stream_module
+import seqcls_fast.toolkit.data.survey as survey_module
 import seqcls_fast.toolkit.data.text as text_module
+import seqcls_fast.toolkit.data.workers as workers_module
 from seqcls_fast.toolkit.data.batches import bucketed, generator_of
 from seqcls_fast.toolkit.data.errors import DataError
 from seqcls_fast.toolkit.data.leakage import Sketch, fingerprints, leaks
+from seqcls_fast.toolkit.data.pools import PoolBatch
 from seqcls_fast.toolkit.data.ragged import Ragged
 from seqcls_fast.toolkit.data.readers import read
+from seqcls_fast.toolkit.data.records import Block, Layout
 from seqcls_fast.toolkit.data.series import SeriesEncoder
-from seqcls_fast.toolkit.data.stream import Part, Stream
+from seqcls_fast.toolkit.data.stream import Stream
 from seqcls_fast.toolkit.data.text import TextEncoder
 from support.corpora import waste
 
@@ -89,13 +94,13 @@ def mixed(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3 batches, or some 120 rows."""
-    monkeypatch.setattr(stream_module, "_POOL", 3)
-    monkeypatch.setattr(stream_module, "POOL_ROWS", 120)
+    monkeypatch.setattr(pools_module, "POOL_BATCHES", 3)
+    monkeypatch.setattr(pools_module, "POOL_ROWS", 120)
 
 
-def numbers(part: Part) -> list[int]:
-    starts = part.sequences.lengths.cumsum(0) - part.sequences.lengths
-    return part.sequences.values[starts[part.rows]].tolist()
+def numbers(batch: PoolBatch) -> list[int]:
+    starts = batch.sequences.lengths.cumsum(0) - batch.sequences.lengths
+    return batch.sequences.values[starts[batch.rows]].tolist()
 
 
 def epoch(stream: Stream, size: int, seed: int = 0, number: int = 0, **more: Any) -> list[list[int]]:
@@ -215,7 +220,7 @@ def test_folders_without_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "BLOCK", 4)
+    monkeypatch.setattr(formats_module, "BLOCK", 4)
     texts = [f'{i} a,"b"{end}{end}c ä' if i % 4 in (0, 3) else f"{i}" for i in range(50)]  # both sides of a border
     quoted = [text.replace('"', '""') for text in texts]
     lines = [f'"{text}",y{end}' + (end if i % 8 == 3 else "") for i, text in enumerate(quoted)]
@@ -223,8 +228,8 @@ def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monke
     path.write_bytes(f"{bom}text,label{end}{''.join(lines)}".encode())
     stream = Stream(path)
     assert len(stream.survey().blocks) == 13
-    blocks = [readers_module.Block(*block) for block in stream.survey().blocks.tolist()]
-    fresh = pickle.loads(pickle.dumps(stream))._files  # which has to read the columns again
+    blocks = [Block(*block) for block in stream.survey().blocks.tolist()]
+    fresh = pickle.loads(pickle.dumps(stream))._source.files  # a copy, as a worker gets it
     found = {block: fresh.content(block).take(range(block.rows)).texts_or_series for block in reversed(blocks)}
     assert [text for block in blocks for text in found[block]] == texts == read(path).texts_or_series
     content = path.read_bytes()
@@ -232,7 +237,7 @@ def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monke
     os.utime(path, ns=(0, stream.survey().files[0][2]))
     line = content[: content.index(b'"25"')].count(b"\n") + 1
     with pytest.raises(DataError, match=rf"a\.csv, line {line}: expected 2 fields but got 3$"):
-        stream._files.content(blocks[25 // 4])
+        stream._source.files.content(blocks[25 // 4])
 
 
 def test_long_rows_make_small_blocks(tmp_path: Path) -> None:
@@ -337,21 +342,21 @@ def test_workers_go_on_with_the_next_epoch(mixed: Path) -> None:
         return [numbers(p) for p in stream.epoch(encoder, 16, 0, number, start_step=start, epochs=3)]
 
     assert one(0) == expected[0]
-    waiting = stream._run
+    waiting = stream._prefetch
     assert waiting is not None
     assert one(1) == expected[1]
-    assert stream._run is waiting
+    assert stream._prefetch is waiting
     assert one(1, 20) == expected[1][20:]  # back again: others take over
-    assert stream._run is not waiting
+    assert stream._prefetch is not waiting
     both = zip(stream.epoch(encoder, 16, 0, 2), stream.epoch(encoder, 16, 0, 2, workers=0), strict=True)
     assert all(numbers(a) == numbers(b) for a, b in both)
     assert one(2) == expected[2]
-    assert stream._run is None
+    assert stream._prefetch is None
     assert one(0, stream.steps(16)) == []
     assert one(1) == expected[1]
     stream.close()
-    assert stream._run is None
-    turns = [list(islice(waiting.source.items((0, 0), worker, 2), 4)) for worker in (0, 1)]
+    assert stream._prefetch is None
+    turns = [list(islice(waiting.pools.items((0, 0), worker, 2), 4)) for worker in (0, 1)]
     assert [np.array_equal(a.values, b.values) for a, b in zip(*turns, strict=True)] == [False] * 4
 
 
@@ -359,7 +364,7 @@ def test_pickled_for_another_start_method(mixed: Path, monkeypatch: pytest.Monke
     stream = Stream(mixed)
     encoder = TextEncoder()
     stream.survey(encoder)
-    monkeypatch.setattr(stream_module, "_START", "forkserver")
+    monkeypatch.setattr(workers_module, "_START", "forkserver")
     here, there = (list(stream.epoch(encoder, 500, 0, 0, workers=workers)) for workers in (0, 1))
     assert [part.rows.tolist() for part in here] == [part.rows.tolist() for part in there]
     assert torch.equal(here[0].sequences.values, there[0].sequences.values)
@@ -386,7 +391,7 @@ def test_padding(tmp_path: Path) -> None:
 def test_pools_of_long_sequences_are_small(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(mixed)
     whole = epoch(stream, 16)
-    monkeypatch.setattr(stream_module, "_POOL_VALUES", stream.survey().values // 10)
+    monkeypatch.setattr(pools_module, "_POOL_VALUES", stream.survey().values // 10)
     pools = {id(part.sequences) for part in list(stream.epoch(Numbers(), 16, 0, 0, workers=0))}
     assert len(pools) == 11
     assert all_of(epoch(stream, 16)) == all_of(whole)
@@ -457,7 +462,7 @@ def numbers_of(piece: Any) -> list[int]:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("surveyed", [False, True])
 def test_pieces(mixed: Path, surveyed: bool, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stream_module._PIECE_ROWS, "text", 140)
+    monkeypatch.setitem(survey_module.PIECE_ROWS, "text", 140)
     classes = np.array(["z", "x", "y"])
     for world in (1, 2, 3):
         found: dict[int, list[int]] = {}
@@ -542,7 +547,7 @@ def test_series_of_row_groups(tmp_path: Path, series: list[Any]) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"series": series * 3, "label": ["a"] * 3 * len(series)}), tmp_path / "a.parquet")
     expected = read(tmp_path / "a.parquet", kind="series").texts_or_series
-    (block, content), *_ = readers_module.Files(tmp_path, readers_module.Layout(kind="series")).blocks()
+    (block, content), *_ = readers_module.Files(tmp_path, Layout(kind="series")).blocks()
     for rows in (range(block.rows), range(2, block.rows), [block.rows - 1, 0, 1]):
         for found, row in zip(content.take(rows).texts_or_series, rows, strict=True):
             assert found.dtype == np.float64
@@ -563,7 +568,7 @@ def test_series_of_row_groups(tmp_path: Path, series: list[Any]) -> None:
 def test_bad_series_of_row_groups(tmp_path: Path, series: list[Any], sentence: str) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"series": series}), tmp_path / "a.parquet")
-    (block, content), *_ = readers_module.Files(tmp_path, readers_module.Layout(kind="series", label=None)).blocks()
+    (block, content), *_ = readers_module.Files(tmp_path, Layout(kind="series", label=None)).blocks()
     with pytest.raises(DataError) as caught:
         content.take(range(block.rows))
     with pytest.raises(DataError) as plain:
@@ -641,10 +646,10 @@ def test_sketch(monkeypatch: pytest.MonkeyPatch) -> None:
 MEMORY = """
 import sys
 import torch
-from seqcls_fast.toolkit.data import stream
+from seqcls_fast.toolkit.data import pools, stream
 from seqcls_fast.toolkit.data.text import TextEncoder
 torch.set_num_threads(1)
-stream.POOL_ROWS = 3200
+pools.POOL_ROWS = 3200
 for path in sys.argv[1:]:
     encoder = TextEncoder()
     kept, held = stream.Stream(path).split(0.5, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["bucketed", "by_length", "generator_of", "seed_of"]
 
 _MOST_STEPS = 1 << 17  # of a padded batch
-_POOL = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
+POOL_BATCHES = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
 
 
 def seed_of(*key: int | str) -> int:
@@ -26,7 +26,7 @@ def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Ten
     """The rows of each batch: all of them once, shuffled, then sorted by length within pools of 50 batches."""
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
-    for pool in order.split(size * _POOL):
+    for pool in order.split(size * POOL_BATCHES):
         ordered = pool[lengths[pool].argsort(stable=True)]
         batches += ordered.split(size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -1,38 +1,37 @@
-"""The formats of labelled sequences: CSV and TSV, JSON lines, lines of text, UCR/UEA's ``.ts`` and Parquet.
+"""The file formats: a class that reads each, and the registry of them, ``FORMATS``.
 
-A reader of lines begins wherever its lines do, at the start of a file or at a record in its middle, so that a block of
-a large file is read by the same code as a whole one. What it yields are rows of values that ``key`` finds a column in.
+To add a format, write a subclass of :class:`LineReader` here (or of ``records.Reader``, if the format has no lines) and
+add it to ``FORMATS`` at the end of this file. ``read()``, ``Stream`` and the command line find it there.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain, islice, pairwise
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from .._extras import need
 from .._terminal import escaped, shown
 from .errors import DataError
+from .parquet import Parquet
+from .records import Block, Content, Layout, Reader, Record, Table, as_number, check_columns, described
 
-__all__ = ["Csv", "Jsonl", "Lines", "Parquet", "Rows", "Text", "Ts", "as_number", "described"]
+__all__ = ["FORMATS", "LineReader", "Lines"]
 
-Rows = Iterator[tuple[int, Any]]  # with the line that each begins at
-
-_FIELD_LIMIT = 2**31 - 1  # characters, in place of csv's 131,072
-_SHOWN = 50  # names of columns in a message
+BLOCK = 256  # most rows in a block
+_BLOCK_BYTES = 1 << 20  # a block of this size takes no further row
+_FIELD_LIMIT = 2**31 - 1  # characters in a CSV field; the csv module's own limit is 131,072
 _JSON_SPACE = " \t\r\n"
 
 
 class Lines:
-    """Lines with their ends. ``offset`` and ``number`` are how many bytes and lines were read when one is given out.
+    """The lines of a file, decoded, with their ends.
 
-    Text files are read from the bytes below them where they have any.
+    ``offset`` and ``number`` count the bytes and lines read so far. Of a text file the bytes below it are read, if any.
     """
 
     def __init__(self, file: Any, name: str, offset: int = 0, number: int = 0) -> None:
@@ -60,18 +59,77 @@ class Lines:
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
 
-class Csv:
-    """Rows with quotes as in RFC 4180, line breaks inside them included; lines without anything are passed over."""
+class LineReader(Reader):
+    """Base of the formats that have records on lines.
 
-    def __init__(self, wanted: list[str], delimiter: str) -> None:
-        csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))  # a guard of the whole process; ours are long
-        self.wanted, self.delimiter = wanted, delimiter
+    A subclass defines :meth:`rows`, which can begin at the start of the file or at any record, so that one block is
+    read by the same code as a whole file.
+    """
+
+    def begin(self, lines: Lines) -> None:
+        """Reads what comes before the first record, such as the names of columns."""
+
+    def rows(self, lines: Lines) -> Iterator[tuple[int, Any]]:
+        """The records, each with the number of the line it begins at, in any form that :meth:`key` can index."""
+        raise NotImplementedError
+
+    def key(self, column: str) -> Any:
+        """Index of a column in a row of :meth:`rows`."""
+        return column
+
+    def record(self, row: Any) -> Record:
+        """A row of :meth:`rows` as a dict."""
+        found: Record = row
+        return found
+
+    def records(self, file: Any, name: str) -> Iterator[tuple[int, Record]]:
+        lines = Lines(file, name)
+        self.begin(lines)
+        for number, row in self.rows(lines):
+            yield number, self.record(row)
+
+    def blocks(self, file: Any, name: str, number: int) -> Iterator[tuple[Block, Content]]:
+        lines = Lines(file, name)
+        self.begin(lines)
+        rows: list[tuple[int, Any]] = []
+        start, line = lines.offset, lines.number + 1
+        for row in self.rows(lines):
+            rows.append(row)
+            if len(rows) == BLOCK or lines.offset - start >= _BLOCK_BYTES:
+                yield Block(number, start, line, len(rows)), self._table(rows, name)
+                rows, start, line = [], lines.offset, lines.number + 1
+        if rows:
+            yield Block(number, start, line, len(rows)), self._table(rows, name)
+
+    def content(self, file: Any, name: str, block: Block) -> Content:
+        file.seek(block.offset)
+        lines = Lines(file, name, block.offset, block.line - 1)
+        return self._table(list(islice(self.rows(lines), block.rows)), name)
+
+    def _table(self, rows: list[tuple[int, Any]], name: str) -> Table:
+        keys = [self.key(column) for column in self.layout.wanted]
+        columns = [[values[key] for _, values in rows] for key in keys]
+        return self.layout.table(columns, [number for number, _ in rows], name, self.place)
+
+
+class Csv(LineReader):
+    """Rows with quotes as in RFC 4180, including line breaks inside quotes; empty lines are skipped."""
+
+    endings = (".csv",)
+    takes_delimiter = True
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        given = layout.delimiter
+        if given is not None and (not isinstance(given, str) or len(given) != 1 or given in '"\r\n'):
+            raise ValueError(f"delimiter: expected one character but got {shown(given)}")
+        self.delimiter = given or ","
         self.columns: list[str] = []
 
     def begin(self, lines: Lines) -> None:
-        """Reads the names of the columns. An empty file has none, and no rows."""
+        """Reads the names of the columns. An empty file has no columns and no rows."""
         for line, columns in islice(self._fields(lines), 1):
-            _check_columns(lines.name, line, columns, self.wanted)
+            check_columns(lines.name, line, columns, self.layout.wanted)
             if len(set(columns)) < len(columns):
                 twice = next(column for column in columns if columns.count(column) > 1)
                 raise DataError(
@@ -79,7 +137,7 @@ class Csv:
                 )
             self.columns = columns
 
-    def rows(self, lines: Lines) -> Rows:
+    def rows(self, lines: Lines) -> Iterator[tuple[int, list[str]]]:
         count = len(self.columns)
         for start, row in self._fields(lines):
             if len(row) != count:
@@ -90,13 +148,14 @@ class Csv:
     def key(self, column: str) -> int:
         return self.columns.index(column)
 
-    def record(self, row: list[str]) -> dict[str, Any]:
+    def record(self, row: list[str]) -> Record:
         return dict(zip(self.columns, row, strict=True))
 
     def _fields(self, lines: Lines) -> Iterator[tuple[int, list[str]]]:
+        csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))  # one limit for the whole process
         start = lines.number + 1
         try:
-            for row in csv.reader(lines, delimiter=self.delimiter, strict=True):  # which pulls no line too many
+            for row in csv.reader(lines, delimiter=self.delimiter, strict=True):  # reads no line ahead
                 if row:
                     yield start, row
                 start = lines.number + 1
@@ -104,8 +163,19 @@ class Csv:
             raise DataError(f"{lines.name}, line {start}: expected CSV but got {_csv_fault(error)}") from None
 
 
+class Tsv(Csv):
+    """CSV with tabs."""
+
+    endings = (".tsv",)
+    takes_delimiter = False
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.delimiter = "\t"
+
+
 def _csv_fault(error: csv.Error) -> str:
-    """What csv.reader found, without its advice about opening files."""
+    """The error of csv.reader, without its advice about how to open files."""
     message = str(error)
     if "end of data" in message:
         return "a quote that is opened and never closed"
@@ -114,33 +184,20 @@ def _csv_fault(error: csv.Error) -> str:
     return message
 
 
-class _Keyed:
-    """Rows that are records, in files without anything before them."""
+class Jsonl(LineReader):
+    """A JSON object on each line; empty lines are skipped. NaN is accepted, as Python writes it."""
 
-    def begin(self, lines: Lines) -> None:
-        pass
+    endings = (".jsonl", ".ndjson")
+    kinds = ("text", "series")
 
-    def key(self, column: str) -> str:
-        return column
-
-    def record(self, row: dict[str, Any]) -> dict[str, Any]:
-        return row
-
-
-class Jsonl(_Keyed):
-    """An object on each line; lines without anything are passed over. NaN is read, as Python writes it."""
-
-    def __init__(self, wanted: list[str]) -> None:
-        self.wanted = wanted
-
-    def rows(self, lines: Lines) -> Rows:
-        scan, wanted = json.JSONDecoder().scan_once, self.wanted  # type: ignore[attr-defined]
+    def rows(self, lines: Lines) -> Iterator[tuple[int, Record]]:
+        scan, wanted = json.JSONDecoder().scan_once, self.layout.wanted  # type: ignore[attr-defined]
         for line in lines:
             try:
                 record, end = scan(line, 0)
                 if line[end:].strip(_JSON_SPACE):
                     record = self._parsed(line, lines)
-            except (StopIteration, ValueError, RecursionError):  # white space before it, or what is to be said
+            except (StopIteration, ValueError, RecursionError):  # white space before the object, or an error
                 if not line.strip():
                     continue
                 record = self._parsed(line, lines)
@@ -150,10 +207,11 @@ class Jsonl(_Keyed):
                 )
             for column in wanted:
                 if column not in record:
-                    _check_columns(lines.name, lines.number, list(record), wanted)
+                    check_columns(lines.name, lines.number, list(record), wanted)
             yield lines.number, record
 
     def _parsed(self, line: str, lines: Lines) -> Any:
+        """The slower json.loads(), whose errors say where they are."""
         try:
             return json.loads(line)
         except json.JSONDecodeError as error:
@@ -163,24 +221,38 @@ class Jsonl(_Keyed):
         raise DataError(f"{lines.name}, line {lines.number}: expected JSON but got {found}") from None
 
 
-class Text(_Keyed):
-    """A text on each line."""
+class Text(LineReader):
+    """A text on each line, without labels."""
 
-    def __init__(self, column: str) -> None:
-        self.column = column
+    endings = (".txt",)
+    has_labels = False
 
-    def rows(self, lines: Lines) -> Rows:
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        if layout.label is not None or layout.weight is not None:
+            raise ValueError("label and weight: expected None for txt, which holds texts alone")
+
+    def rows(self, lines: Lines) -> Iterator[tuple[int, Record]]:
         for line in lines:
-            yield lines.number, {self.column: line.rstrip("\n").removesuffix("\r")}
+            yield lines.number, {self.layout.column: line.rstrip("\n").removesuffix("\r")}
 
 
-class Ts(_Keyed):
-    """UCR/UEA: ``@`` lines, then a case on each line: dimensions between colons, values between commas, the label."""
+class Ts(LineReader):
+    """UCR/UEA: lines with ``@`` first, then one series a line: dimensions between colons, values between commas, label.
 
-    def __init__(self, label: str | None) -> None:
-        self.label = label
+    Its lines depend on the ``@`` lines at the start, so it is not read in blocks.
+    """
 
-    def rows(self, lines: Lines) -> Rows:
+    endings = (".ts",)
+    kinds = ("series",)
+    in_blocks = False
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        if layout.weight is not None:
+            raise ValueError(f"weight: expected None for ts, which has no columns, but got {shown(layout.weight)}")
+
+    def rows(self, lines: Lines) -> Iterator[tuple[int, Record]]:
         header: dict[str, list[str]] = {}
         dimensions: int | None = None
         for line in map(str.strip, lines):
@@ -195,12 +267,12 @@ class Ts(_Keyed):
                     )
                 header[tag[1:].lower()] = values
                 if "data" in header:
-                    _check_header(where, header, self.label)
+                    _check_header(where, header, self.layout.label)
                 continue
             fields = line.split(":")
             record: dict[str, Any] = {}
             if _says(header, "classlabel"):
-                record[self.label or "label"] = found = fields.pop().strip()
+                record[self.layout.label or "label"] = found = fields.pop().strip()
                 if header["classlabel"][1:] and found and found not in header["classlabel"][1:]:
                     known = escaped(", ".join(header["classlabel"][1:]))
                     raise DataError(f"{where}: expected one of the class labels {known} but got {described(found)}")
@@ -230,7 +302,7 @@ def _says(header: dict[str, list[str]], tag: str) -> bool:
 
 
 def _ts_series(where: str, fields: list[str]) -> Any:
-    """The values of a case, (T, dimensions)."""
+    """The values of a series, (T, dimensions)."""
     np = need("numpy", "Reading series")
     dimensions = [_ts_values(where, field) if field.strip() else [] for field in fields]
     for number, dimension in enumerate(dimensions):
@@ -241,7 +313,7 @@ def _ts_series(where: str, fields: list[str]) -> Any:
 
 
 def _ts_values(where: str, field: str) -> list[float]:
-    read = float if _is_plain(field) else as_number
+    read = float if field.isascii() and "_" not in field else as_number  # checked once, not for each value
     return [_ts_value(where, value, read) for value in field.split(",")]
 
 
@@ -252,107 +324,5 @@ def _ts_value(where: str, value: str, read: Callable[[str], float]) -> float:
         raise DataError(f"{where}: expected a number or ? but got {described(value)}") from None
 
 
-def as_number(text: str) -> float:
-    """As float(), but for what only Python takes for a number: underscores, and the digits of other scripts."""
-    if not _is_plain(text):
-        raise ValueError(text)
-    return float(text)
-
-
-def _is_plain(text: str) -> bool:
-    return "_" not in text and text.isascii()
-
-
-class Parquet:
-    """The rows of a file from its start, or those of a row group as a table of pyarrow's."""
-
-    def __init__(self, file: Any, name: str, wanted: list[str]) -> None:
-        self.name, self.wanted = escaped(name), list(dict.fromkeys(wanted))
-        need("pyarrow", "Reading Parquet")
-        file = getattr(file, "buffer", file)
-        if not file.seekable():
-            file = io.BytesIO(file.read())  # its index stands at the end
-        with _found_wrong(self.name):
-            self.file = need("pyarrow.parquet", "Reading Parquet").ParquetFile(file)
-            _check_columns(self.name, None, self.file.schema_arrow.names, wanted)
-
-    def rows(self) -> Rows:
-        with _found_wrong(self.name):
-            batches = (batch.to_pylist() for batch in self.file.iter_batches(batch_size=1024))
-            yield from enumerate(chain.from_iterable(batches), 1)
-
-    def groups(self) -> list[int]:
-        """How many rows each row group has."""
-        found = self.file.metadata
-        return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
-
-    def group(self, group: int) -> Any:
-        with _found_wrong(self.name):
-            return self.file.read_row_group(group, columns=self.wanted, use_threads=False)
-
-    def columns(self, table: Any, rows: Sequence[int]) -> list[list[Any]]:
-        """Some rows of it, column after column as wanted."""
-        with _found_wrong(self.name):
-            if isinstance(rows, range):
-                table = table.slice(rows.start, len(rows))  # a view, where take() copies
-            else:
-                table = table.take(rows)
-            return [_as_list(table.column(name)) for name in self.wanted]
-
-
-def _as_list(column: Any) -> list[Any]:
-    types = need("pyarrow", "Reading Parquet").types
-    if types.is_string(column.type) or types.is_large_string(column.type):
-        return column.to_numpy().tolist()  # to_pylist() takes eight times as long
-    if _is_list(column.type):
-        series = [_as_arrays(chunk) for chunk in column.chunks]
-        if None not in series:
-            return [one for arrays in series if arrays for one in arrays]
-    return column.to_pylist()
-
-
-def _as_arrays(lists: Any) -> list[Any] | None:
-    """Lists of numbers, or of steps with as many numbers each, as arrays; None for others, which to_pylist() takes."""
-    types = need("pyarrow", "Reading Parquet").types
-    ends = lists.offsets.to_numpy()
-    parts, shape = lists.flatten(), [-1]
-    if _is_list(parts.type):
-        shape += parts.value_lengths().unique().to_pylist()
-        if parts.null_count or len(shape) > 2 or 0 in shape:
-            return None
-        parts = parts.flatten()
-    if lists.null_count or not (types.is_floating(parts.type) or types.is_integer(parts.type)):
-        return None
-    values = parts.to_numpy(zero_copy_only=False).reshape(shape)  # NaN for null
-    return [values[start:end] for start, end in pairwise((ends - ends[0]).tolist())]
-
-
-def _is_list(type: Any) -> bool:
-    types = need("pyarrow", "Reading Parquet").types
-    return bool(types.is_list(type) or types.is_large_list(type))
-
-
-@contextmanager
-def _found_wrong(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (need("pyarrow", "Reading Parquet").ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{name}: expected Parquet but got {escaped(error, 1000)}") from None
-
-
-def _check_columns(name: str, line: int | None, columns: list[str], wanted: list[str]) -> None:
-    where = name if line is None else f"{name}, line {line}"
-    for column in wanted:
-        if column not in columns:
-            there = ", ".join(map(shown, columns[:_SHOWN])) + (", ..." if len(columns) > _SHOWN else "")
-            raise DataError(f"{where}: expected a column {shown(column)} but got {escaped(there, 1000) or 'none'}")
-
-
-def described(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return shown(value, 40)
-    return {"list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
+# In the order in which messages and help list them.
+FORMATS: dict[str, type[Reader]] = {"csv": Csv, "tsv": Tsv, "jsonl": Jsonl, "parquet": Parquet, "ts": Ts, "txt": Text}
