@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all, whatever is killed when.
+"""Writes files and folders that are there whole or not at all, even if the process is killed.
 
-What is new is written beside its target under a name that begins with a dot, brought to the disk, and then takes the
-target's place in one step. Whoever writes holds a lock (flock) on another file beside it, which the system releases
-when the process dies: so whatever unfinished is found by the holder of the lock was left by a killed process.
+New content is written beside its target under a name that begins with a dot, flushed to the disk, and then put in the
+target's place in one step. The writer holds a lock (flock) on another file beside it, which the system releases when
+the process dies. So any unfinished content that the holder of the lock finds was left by a killed process.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = [
 ]  # fmt: skip
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # what fsync() says of folders
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # fsync() on a folder
 _UNTIL_REPLACED, _REPLACED = "partial", "replaced"
-_held: set[int] = set()  # open files of the locks that this process holds
+_held: set[int] = set()  # file descriptors of the locks that this process holds
 
 
 # -- to the disk ------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def write_through(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes new names in a folder outlive a loss of power, where folders can be opened and synchronised."""
+    """Makes new names in a folder survive a loss of power, on systems where folders can be synchronised."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -71,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those above it, each on the disk."""
+    """Makes the folder and those above it, and flushes each to the disk."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ def make_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """An open file; a ValueError for a folder, a pipe or a device, of which none is waited for or read."""
+    """Opens a file for reading; a ValueError for a folder, a pipe or a device, without waiting for any of them."""
     try:
         handle = os.open(path, os.O_RDONLY | _flag("O_NONBLOCK") | _flag("O_CLOEXEC") | _flag("O_BINARY"))
     except OSError as error:
@@ -102,7 +102,7 @@ def _flag(name: str) -> int:
 
 @contextmanager
 def locked(lock: Path, target: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock file while the block runs, which is then removed. Yields False where there are no locks.
+    """Holds a lock file within this context, then removes it. Yields False if the system has no locks.
 
     Without ``wait``, a BlockingIOError says which process is writing to ``target``.
     """
@@ -110,10 +110,10 @@ def locked(lock: Path, target: Path, wait: bool = True) -> Iterator[bool]:
     try:
         yield handle is not None
     finally:
-        if handle in _held:  # not so in a process that was forked off meanwhile
+        if handle in _held:  # false in a process that was forked meanwhile
             with suppress(OSError):
                 if _is_at(handle, lock):
-                    os.unlink(lock)  # while it is held: whoever waits for it then sees that it is another file
+                    os.unlink(lock)  # while it is held, so that who waits for it sees that the file is gone
             _release(handle)
 
 
@@ -125,8 +125,8 @@ def _acquired(lock: Path, target: Path, wait: bool) -> int | None:
         _held.add(handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(handle, lock):  # or its holder has removed it since it was opened
-                with suppress(OSError):  # the lock holds without a name, too
+            if _is_at(handle, lock):  # or another holder has removed the file since it was opened
+                with suppress(OSError):  # the name is only for messages
                     os.ftruncate(handle, 0)
                     os.write(handle, f"{os.getpid()} {platform.node()}\n".encode())
                 return handle
@@ -148,7 +148,7 @@ def _opened_lock(lock: Path) -> int:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(lock, flags | os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's, who was killed: it can be locked all the same
+    except PermissionError:  # the file of another user, whose process was killed; it can be locked all the same
         return os.open(lock, flags | os.O_RDONLY)
 
 
@@ -174,18 +174,18 @@ def _release_all() -> None:
         _release(handle)
 
 
-if hasattr(os, "register_at_fork"):  # a worker that outlives its parent must not keep the parent's locks
+if hasattr(os, "register_at_fork"):  # or a worker that outlives its parent would keep the parent's locks
     os.register_at_fork(after_in_child=_release_all)
 
 
-# -- what is unfinished -----------------------------------------------------------------------------------------------
+# -- unfinished folders -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def unfinished(target: Path, wait: bool = True) -> Iterator[Path]:
-    """A new folder beside ``target`` for what is to take its place, while nobody else writes; removed at the end.
+    """A new folder beside ``target``, for the content that will replace it; removed at the end. The lock is held.
 
-    Before that, what killed processes left is removed, and what they had moved away is moved back.
+    First removes what killed processes have left, and moves back what they had moved away.
     """
     with locked(_beside(target, "lock"), target, wait) as alone:
         if alone:
@@ -202,10 +202,10 @@ def unfinished(target: Path, wait: bool = True) -> Iterator[Path]:
 
 
 def put_in_place(fresh: Path, target: Path) -> None:
-    """``fresh``, a folder from :func:`unfinished` whose files are on the disk, becomes ``target``.
+    """Replaces ``target`` by ``fresh``, a folder from :func:`unfinished` whose files are on the disk.
 
-    A kill leaves the old folder or the new one under that name; where two names cannot be exchanged it may also leave
-    none, and the old one where :func:`found` finds it.
+    If the process is killed, the old folder or the new one has that name. On systems that cannot exchange two names it
+    may also be that none has it, and :func:`found` finds the old one.
     """
     sync_folder(fresh)
     old = None
@@ -226,9 +226,9 @@ def put_in_place(fresh: Path, target: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
-    """A name to write a file to, which takes the place of ``path`` once all is on the disk; as :func:`unfinished`.
+    """A temporary path to write a file to, which replaces ``path`` at the end, when it is on the disk.
 
-    Files that are written beside it come along, and are put in place first.
+    Other files written to the same folder are put beside ``path``, before it. Locks are as in :func:`unfinished`.
     """
     with unfinished(path, wait) as folder:
         yield folder / path.name
@@ -245,14 +245,14 @@ def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
 
 
 def found(target: Path) -> Path:
-    """Where the folder ``target`` lies: elsewhere while a process replaces it, and if that was killed meanwhile."""
+    """Where the folder ``target`` is now: elsewhere while it is being replaced, or if that process was killed."""
     if not target.exists() and (left := _left(target, _REPLACED)):
         return left[-1]
     return target
 
 
 def restore(target: Path) -> None:
-    """Moves back what a killed process had moved away."""
+    """Moves back the folder that a killed process had moved away."""
     if _left(target, _REPLACED):
         with locked(_beside(target, "lock"), target) as alone:
             if alone:
@@ -270,7 +270,7 @@ def _beside(target: Path, kind: str) -> Path:
 
 
 def _left(target: Path, kind: str) -> list[Path]:
-    """Unfinished folders beside it, the newest last."""
+    """The unfinished folders of a kind beside ``target``, the newest last."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.{kind}")
     try:
         names = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
@@ -278,7 +278,7 @@ def _left(target: Path, kind: str) -> list[Path]:
         return []
     ages = {}
     for path in names:
-        with suppress(FileNotFoundError):  # of a process that lives
+        with suppress(FileNotFoundError):  # removed meanwhile by a living process
             ages[path] = path.lstat().st_mtime_ns
     return sorted(ages, key=ages.__getitem__)
 
@@ -291,7 +291,7 @@ def _remove(folder: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swaps two names in one step, and says whether the system and the file system could."""
+    """Swaps two names in one step; False if the system or the file system cannot."""
     exchange = _renameat2()
     return exchange is not None and exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
@@ -301,7 +301,7 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 @lru_cache
 def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
-    """Linux's, where the C library has it."""
+    """Linux's renameat2(), if the C library has it."""
     if not sys.platform.startswith("linux"):
         return None
     try:

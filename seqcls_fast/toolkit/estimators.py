@@ -36,7 +36,9 @@ from .evaluation.evaluate import FEW
 from .ranks import Ranks, current
 from .schema import check_annotated
 from .training.checkpoint import CheckpointError, Checkpoints
-from .training.loop import METRICS, SCHEDULES, Options, best_epoch_of, logits_of, seeded, train
+from .training.logits import logits_of
+from .training.loop import seeded, train
+from .training.options import METRICS, SCHEDULES, Options, best_epoch_of
 from .training.prepare import Task, prepared
 from .training.resume import check_content
 

@@ -1,10 +1,10 @@
-"""The processes that train together, by torch.distributed: gradients and figures are summed, one of them writes.
+"""Training in several processes (ranks), by torch.distributed: gradients and totals are summed, rank 0 writes files.
 
-Every process holds the whole model and takes its share of each batch. A step is one message: what a process found for
-its rows, gradients and figures alike, goes into one tensor, which is summed. DistributedDataParallel does the same for
-the gradients, and the tests hold the two to equal weights. It is written out here because a recurrent layer's gradients
-are all ready at the very end, so that nothing is there to overlap, and because a process that ran out of memory can
-then take its rows in smaller pieces while the others wait for its one message.
+Every process holds the whole model and takes its share of each batch. In a step it sends one message: a tensor with
+its gradients, loss and counts, which are summed over all processes. DistributedDataParallel does the same for the
+gradients, and the tests require equal weights from both. It is not used because all gradients of a recurrent layer are
+ready at the very end, so that it could overlap nothing, and because here a process that is short of memory can split
+its rows into smaller micro-batches while the others wait for its message.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ __all__ = ["ALONE", "Ranks", "current", "join"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: number ``rank`` of ``world``. Every method but :meth:`share` is called by all of them."""
+    """This process is number ``rank`` of ``world``. All processes call each method together, except :meth:`share`."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def writer(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of rows that are sorted by length: every part is about as long as the others."""
+        """This process's share of rows that are sorted by length; all shares are about equally long."""
         return rows[self.rank :: self.world]
 
     def sum_(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums over all processes, by one message."""
+        """The sums over all processes, with one message."""
         if self.world == 1:
             return list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        sums = flat.split([tensor.numel() for tensor in tensors])
+        return [each.view_as(tensor) for each, tensor in zip(sums, tensors, strict=True)]
 
     def from_writer(self, value: Any) -> Any:
-        """The writer's value."""
+        """The value that the writer has."""
         if self.world == 1:
             return value
         values = [value]
@@ -58,7 +58,7 @@ class Ranks:
         return values[0]
 
     def all(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order."""
+        """The values of all processes, by rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -78,7 +78,7 @@ ALONE = Ranks()
 
 
 def current() -> Ranks:
-    """By torch.distributed's process group, if there is one."""
+    """This process in torch.distributed's process group, or :data:`ALONE` if there is none."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return ALONE
@@ -86,9 +86,9 @@ def current() -> Ranks:
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[Ranks]:
-    """The process group that torchrun's environment describes, for as long as the block lasts; alone without one.
+    """Joins the process group that torchrun has set up, and leaves it at the end; alone if torchrun is not used.
 
-    ``device``: "auto" or a torch device. GPUs talk through NCCL and each process takes one; CPUs talk through gloo.
+    ``device``: "auto" or a torch device. GPUs, one for each process, communicate by NCCL, CPUs by gloo.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
         yield current()

@@ -542,7 +542,7 @@ TOOLKIT_MUTANTS = [
     ),
     Mutant(
         "predictions in the order of lengths",
-        TOOLKIT + "training/loop.py",
+        TOOLKIT + "training/logits.py",
         "return torch.empty_like(found).index_copy_(0, torch.cat(order), found)",
         "return found",
     ),
@@ -583,7 +583,7 @@ TOOLKIT_MUTANTS = [
 
 SCALE_MUTANTS = [
     Mutant(
-        "mean over own rows", TOOLKIT + "training/loop.py", "(loss / part.count)", "(loss / max(1, len(part.rows)))"
+        "mean over own rows", TOOLKIT + "training/loop.py", "(loss / batch.count)", "(loss / max(1, len(batch.rows)))"
     ),
     Mutant("dropout goes on", TOOLKIT + "training/loop.py", "_seed(seed_of(*key), self.device)", "pass"),
     Mutant(
@@ -593,7 +593,12 @@ SCALE_MUTANTS = [
         '"best": None,\n            "history"',
     ),
     Mutant("sums begin anew", TOOLKIT + "training/loop.py", '_Sums(**state["sums"])', "_Sums()"),
-    Mutant("no way back carried", TOOLKIT + "training/loop.py", '"guessing", "safe", "candidate")', '"guessing")'),
+    Mutant(
+        "no way back carried",
+        TOOLKIT + "training/loop.py",
+        '"first_loss", "restore_point", "next_restore_point")',
+        '"first_loss")',
+    ),
     Mutant(
         "a rank's own validation",
         TOOLKIT + "training/loop.py",
@@ -603,8 +608,8 @@ SCALE_MUTANTS = [
     Mutant(
         "pieces as large as before",
         TOOLKIT + "training/loop.py",
-        "math.ceil(len(part.rows) / self.pieces)))",
-        "len(part.rows)))",
+        "math.ceil(len(batch.rows) / self.micro_batches)))",
+        "len(batch.rows)))",
     ),
     Mutant("damage unseen", TOOLKIT + "training/checkpoint.py", '!= path.stem.split("-")[2]', '== ""'),
     Mutant("none to go back to", TOOLKIT + "training/checkpoint.py", "_KEPT = 2", "_KEPT = 1"),
@@ -619,7 +624,7 @@ SCALE_MUTANTS = [
         'generator_of(seed, "batches", 0)',
     ),
     Mutant("start unheeded", TOOLKIT + "data/datasets.py", "epoch))[start:]", "epoch))"),
-    Mutant("weights of a stream unread", TOOLKIT + "data/datasets.py", "weights = weights * part.weights", "pass"),
+    Mutant("weights of a stream unread", TOOLKIT + "data/datasets.py", "weights = weights * batch.weights", "pass"),
     Mutant("another training resumed", TOOLKIT + "estimators.py", '_check_same(saved["about"], about)', "pass"),
     Mutant(
         "sharper for flatter",

@@ -86,6 +86,7 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/toolkit/store.py": ("test_estimators.py", "test_hostile_models.py"),
     "seqcls_fast/toolkit/schema.py": ("test_estimators.py", "test_hostile_models.py"),
     "seqcls_fast/toolkit/training/loop.py": ("test_resume.py", "test_ranks.py", "test_estimators.py"),
+    "seqcls_fast/toolkit/training/logits.py": ("test_resume.py", "test_estimators.py"),
     "seqcls_fast/toolkit/ranks.py": ("test_ranks.py",),
     "seqcls_fast/toolkit/data/datasets.py": ("test_ranks.py", "test_fit_stream.py"),
     "seqcls_fast/toolkit/data/stream.py": ("test_stream.py", "test_fit_stream.py"),

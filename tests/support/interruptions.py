@@ -27,15 +27,15 @@ def small(folder: Path | None, **more: Any) -> sf.TextClassifier:
 
 def kill_after(steps: int, patch: pytest.MonkeyPatch) -> None:
     """Makes training raise Killed after that many steps. Its files are then as after a killed process."""
-    whole, done = loop._Run._step, [0]
+    whole, done = loop._Training._step, [0]
 
-    def step(self: Any, part: Any) -> None:
+    def step(self: Any, batch: Any) -> None:
         if done[0] == steps:
             raise Killed
         done[0] += 1
-        whole(self, part)
+        whole(self, batch)
 
-    patch.setattr(loop._Run, "_step", step)
+    patch.setattr(loop._Training, "_step", step)
 
 
 def limit_rows(

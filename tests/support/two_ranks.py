@@ -23,7 +23,8 @@ from seqcls_fast.toolkit.data.datasets import Examples
 from seqcls_fast.toolkit.data.ragged import Ragged
 from seqcls_fast.toolkit.ranks import Ranks, current, join
 from seqcls_fast.toolkit.training.checkpoint import Checkpoints
-from seqcls_fast.toolkit.training.loop import Options, learning_rate_share, train
+from seqcls_fast.toolkit.training.loop import train
+from seqcls_fast.toolkit.training.options import Options, learning_rate_share
 from support.corpora import sentences
 from support.interruptions import Killed, kill_after, limit_rows
 

@@ -7,7 +7,7 @@ import torch
 
 from seqcls_fast.toolkit.data.batches import bucketed, by_length
 from seqcls_fast.toolkit.data.ragged import Ragged
-from seqcls_fast.toolkit.training.loop import SCHEDULES, learning_rate_share
+from seqcls_fast.toolkit.training.options import SCHEDULES, learning_rate_share
 from support.corpora import waste
 
 

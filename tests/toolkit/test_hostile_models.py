@@ -668,9 +668,9 @@ TAMPERED: dict[str, Callable[[Any], None]] = {
     "history": put("state", "history", to=[{"epoch": 7}]),
     "history of text": put("state", "history", 0, "loss", to="x"),
     "sums": put("state", "sums", to={}), "sums of text": put("state", "sums", "rows", to="x"),
-    "restores": put("state", "restores", to=10**9), "pieces": put("state", "pieces", to=0),
-    "finished": put("state", "finished", to="no"), "guessing": put("state", "guessing", to="x"),
-    "safe": put("state", "safe", to={}), "optimizer": put("state", "optimizer", to=[]),
+    "restores": put("state", "restores", to=10**9), "micro_batches": put("state", "micro_batches", to=0),
+    "finished": put("state", "finished", to="no"), "first_loss": put("state", "first_loss", to="x"),
+    "restore_point": put("state", "restore_point", to={}), "optimizer": put("state", "optimizer", to=[]),
     "rate": put("state", "optimizer", "param_groups", 0, "lr", to="fast"), "more": put("state", "more", to=1),
 }  # fmt: skip
 # of the right kinds, and not of this training
@@ -684,8 +684,8 @@ UNFIT: dict[str, Callable[[Any], None]] = {
     "moments missing": put("state", "optimizer", "state", 0, to={}),
     "moments of no weight": put("state", "optimizer", "state", to=lambda found: found | {999: first(found)}),
     "step of many": put("state", "optimizer", "state", 0, "step", to=torch.zeros(9)),
-    "safe of another shape": put("state", "safe", "model", "head.bias", to=torch.zeros(3)),
-    "safe of later": put("state", "safe", "epochs", to=99),
+    "restore point of another shape": put("state", "restore_point", "model", "head.bias", to=torch.zeros(3)),
+    "restore point of later": put("state", "restore_point", "epochs", to=99),
     "groups missing": put("state", "optimizer", "param_groups", to=[]),
     "steps": put("state", "sums", "steps", to=10**6), "rows": put("state", "sums", "steps", to=1),
     "history without": put("state", "history", 0, "val_loss", to=GONE),

@@ -69,13 +69,13 @@ def test_with_all_that_training_carries(more: dict[str, Any], tmp_path: Path) ->
 
 
 def diverge_once(patch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
-    look = training._Run._look_at
+    check = training._Training._check_finite
 
-    def look_at(self: Any, loss: float, norm: float) -> None:
+    def check_finite(self: Any, loss: float, norm: float) -> None:
         at = (len(self.history), self.sums.steps, self.restores)
-        look(self, float("nan") if at == (epoch, step, 0) else loss, norm)
+        check(self, float("nan") if at == (epoch, step, 0) else loss, norm)
 
-    patch.setattr(training._Run, "_look_at", look_at)
+    patch.setattr(training._Training, "_check_finite", check_finite)
 
 
 @pytest.mark.parametrize("steps", [5, 6, 8, 11])

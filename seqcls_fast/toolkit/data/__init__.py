@@ -1,1 +1,1 @@
-"""From files, lists and arrays to batches of numbered sequences and labels."""
+"""Reads files, lists and arrays, and makes batches of encoded sequences and labels of them."""

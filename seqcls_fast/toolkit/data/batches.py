@@ -1,4 +1,4 @@
-"""Batches of sequences of about one length, in an order that is random and yet the same for one seed."""
+"""Batches of sequences of similar length, in a random order that is the same for the same seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 __all__ = ["bucketed", "by_length", "generator_of", "seed_of"]
 
-_MOST_STEPS = 1 << 17  # of a padded batch
-POOL_BATCHES = 50  # batches whose rows are sorted together: enough to be of one length, few enough to stay random
+_MOST_STEPS = 1 << 17  # rows times steps of a padded batch, for predictions
+POOL_BATCHES = 50  # batches whose rows are sorted together: enough for similar lengths, few enough to stay random
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed for each key, such as (7, "dropout", epoch, step): what is drawn for one does not depend on the others."""
+    """A seed for a key such as (7, "dropout", epoch, step). Different keys give independent random numbers."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -33,8 +33,8 @@ def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Ten
 
 
 def by_length(lengths: Tensor, size: int) -> list[Tensor]:
-    """The rows of each batch, for predictions: longest first, so that too little memory shows at once; fewer where they
-    are very long."""
+    """The rows of each batch, for predictions: the longest first, so that a lack of memory shows at once. Batches of
+    very long sequences have fewer rows."""
     order = lengths.argsort(descending=True, stable=True)
     batches, start = [], 0
     while start < len(order):

@@ -1,7 +1,7 @@
-"""What sequences, labels and weights may come in: a list, an array, a column, or a frame with a single column.
+"""Takes sequences, labels and weights from a list, an array, a column, or a frame with a single column.
 
-A frame gives the names of its columns to whoever iterates over it, and a dict its keys, which would be taken for the
-data. Frames and columns are known by their methods, so that no library of theirs has to be installed.
+Iterating over a frame gives the names of its columns, and over a dict its keys, which would be taken for the data.
+Frames and columns are recognised by their methods, so that pandas, polars and pyarrow need not be installed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from .._terminal import kind_of, shown
 
 __all__ = ["items", "missing"]
 
-_LAZY = ("collect", "compute")  # methods of a frame that is a query yet: polars' and Dask's
-_LIST = ("to_list", "to_pylist")  # of a column: pandas' and polars', pyarrow's
+_LAZY = ("collect", "compute")  # methods of frames that have not been computed yet, in polars and Dask
+_LIST = ("to_list", "to_pylist")  # methods of columns, in pandas and polars, and in pyarrow
 
 
 def items(data: Any, name: str, wanted: str, hint: str = "") -> Iterable[Any]:
-    """The values of a list, an array, an iterator, a column or a frame with one column; else a sentence about it.
+    """The values of a list, an array, an iterator, a column or a frame with one column; an error for anything else.
 
     Args:
-        data: what a caller passed.
-        name: that of the argument, for the sentence.
-        wanted: what it should be.
-        hint: what to pass for a single string.
+        data: the argument of a caller.
+        name: the name of that argument, for the error message.
+        wanted: the kind of value that was expected, for the error message.
+        hint: the end of the error message for a string.
 
     Example::
 
@@ -63,7 +63,7 @@ def items(data: Any, name: str, wanted: str, hint: str = "") -> Iterable[Any]:
 
 
 def missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, and what pandas has of that kind."""
+    """Whether a value is missing: None, NaN, or pandas.NA and pandas.NaT."""
     try:
         return value is None or bool(value != value)
     except (TypeError, ValueError):  # pandas.NA is neither equal to itself nor unequal; an array is several values
@@ -71,8 +71,8 @@ def missing(value: Any) -> bool:
 
 
 def _columns(data: Any) -> list[Any] | None:
-    """The names of a frame's columns; None for what is no frame."""
-    for attribute in ("column_names", "columns"):  # pyarrow has the columns themselves under the second
+    """The names of a frame's columns; None if ``data`` is not a frame."""
+    for attribute in ("column_names", "columns"):  # in this order: pyarrow's `columns` are not names
         if hasattr(type(data), attribute):
             names = getattr(data, attribute)
             return None if names is None else list(names)

@@ -1,7 +1,7 @@
-"""What training learns from, in memory or read while it is used: batches whose order depends on seed and epoch alone.
+"""Training data, in memory or streamed: batches in an order that depends on seed and epoch alone.
 
-A batch belongs to all processes that train together, each of which takes its part of it. Whoever asks for an epoch from
-some step on gets what the others got, or what it would have got itself before it was killed.
+A batch belongs to all processes that train together, each of which takes its share of the rows. An epoch can begin at
+any step, with the batches that it would have had from there; so a training can be resumed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,45 +20,45 @@ from ..ranks import Ranks
 from . import labels
 from .batches import bucketed, generator_of
 from .ragged import Ragged
+from .stream import Stream
 
-if TYPE_CHECKING:
-    from .stream import Stream
-
-__all__ = ["Data", "Examples", "Part", "Streamed"]
+__all__ = ["Batch", "Data", "Examples", "Streamed"]
 
 
 @dataclass(frozen=True)
-class Part:
+class Batch:
     """The rows of a batch that one process takes."""
 
     examples: Examples
-    rows: Tensor
+    rows: Tensor  # which of the examples
     count: int  # rows of the batch, over all processes
 
 
 class Data(Protocol):
+    """Training data, whatever they are read from."""
+
     def __len__(self) -> int: ...
 
     def steps(self, batch_size: int) -> int:
-        """Of an epoch."""
+        """Batches in an epoch."""
         ...
 
-    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Part]:
+    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on."""
         ...
 
     def pieces(self, ranks: Ranks) -> Iterator[Examples]:
-        """What one process takes of all examples, each once, in pieces that fit in memory."""
+        """One process's share of all examples, each once, in pieces that fit in memory."""
         ...
 
     def digest(self) -> str:
-        """The same for the same examples in the same order."""
+        """A hash of the examples and their order."""
         ...
 
 
 @dataclass(frozen=True)
 class Examples:
-    """In memory."""
+    """Data in memory."""
 
     sequences: Ragged
     targets: Tensor  # (count,) int64
@@ -70,9 +70,9 @@ class Examples:
     def steps(self, batch_size: int) -> int:
         return math.ceil(len(self) / batch_size)
 
-    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Part]:
+    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Batch]:
         for rows in bucketed(self.sequences.lengths, batch_size, generator_of(seed, "batches", epoch))[start:]:
-            yield Part(self, ranks.share(rows), len(rows))
+            yield Batch(self, ranks.share(rows), len(rows))
 
     def pieces(self, ranks: Ranks) -> Iterator[Examples]:
         if ranks.world == 1:
@@ -91,7 +91,7 @@ class Examples:
 
 
 class Streamed:
-    """Read and encoded while it is used, ``epochs`` times, by an encoder that has learnt; for given classes."""
+    """Data of a Stream, read and encoded while they are used, by a fitted encoder, in each of ``epochs`` epochs."""
 
     def __init__(
         self, stream: Stream, encoder: Any, classes: np.ndarray, class_weight: Any, workers: int, epochs: int
@@ -99,7 +99,7 @@ class Streamed:
         self.stream, self.encoder, self.classes = stream, encoder, classes
         self.workers, self.epochs = workers, epochs
         survey = stream.survey()
-        self.scale: Tensor | None = None  # of each class's weights, so that all of them are 1 on average
+        self.scale: Tensor | None = None  # by class, a factor for the weights, which makes their mean 1
         if class_weight is not None or stream.weight is not None:
             known = classes.tolist()
             counts = torch.tensor([survey.labels.get(label, 0) for label in known])
@@ -113,18 +113,18 @@ class Streamed:
     def steps(self, batch_size: int) -> int:
         return self.stream.steps(batch_size)
 
-    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Part]:
+    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Batch]:
         pool: Examples | None = None
-        for part in self.stream.epoch(
+        for batch in self.stream.epoch(
             self.encoder, batch_size, seed, epoch, classes=self.classes, start_step=start, rank=ranks.rank,
             world=ranks.world, workers=self.workers, epochs=self.epochs,
         ):  # fmt: skip
-            if pool is None or pool.targets is not part.targets:  # batches of a pool share it
-                weights = None if self.scale is None else self.scale[part.targets]
-                if weights is not None and part.weights is not None:
-                    weights = weights * part.weights
-                pool = Examples(part.sequences, part.targets, weights)
-            yield Part(pool, part.rows, part.count)
+            if pool is None or pool.targets is not batch.targets:  # the first batch of another pool
+                weights = None if self.scale is None else self.scale[batch.targets]
+                if weights is not None and batch.weights is not None:
+                    weights = weights * batch.weights
+                pool = Examples(batch.sequences, batch.targets, weights)
+            yield Batch(pool, batch.rows, batch.count)
 
     def pieces(self, ranks: Ranks) -> Iterator[Examples]:
         for piece in self.stream.pieces(self.encoder, ranks.rank, ranks.world, self.workers, self.classes):

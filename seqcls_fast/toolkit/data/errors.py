@@ -1,7 +1,7 @@
-"""What unreadable data raises, and the JSON of saved encoders, which carries a checksum.
+"""The error for unreadable data, and the JSON of saved encoders, which has a checksum.
 
-The checksum tells damage and careless edits from what was written, not a forger from its author: whoever reads the
-fields still checks each one, and nothing is ever unpickled.
+The checksum shows damage and careless edits, but anybody can forge it. So the reader still checks every field, and
+nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _VERSION = 1
 
 
 class DataError(ValueError):
-    """A file cannot be read as what it should be; the sentence names the file and, where there is one, the line."""
+    """A file does not have the expected content. The message names the file and, if there is one, the line."""
 
 
 def seal(kind: str, fields: dict[str, Any]) -> str:
-    """The fields as JSON, with the kind of object they make and a checksum."""
+    """The fields of an object as JSON, with its kind and a checksum."""
     content = {"kind": kind, "version": _VERSION, **fields}
     return json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, allow_nan=False)
 
 
 def unseal(kind: str, text: str) -> dict[str, Any]:
-    """What :func:`seal` was given, or a ValueError that says what was found instead."""
+    """The fields that :func:`seal` was given; a ValueError if the text is not of that kind or was changed."""
     if not isinstance(text, str):
         raise TypeError(f"text: expected the JSON of a {kind} but got {type(text).__name__}")
     try:
@@ -42,7 +42,7 @@ def unseal(kind: str, text: str) -> dict[str, Any]:
         raise ValueError(f"{kind}: expected version {_VERSION} but got {shown(content.get('version'))}")
     try:
         changed = content.pop("sha256", None) != _digest(content)
-    except RecursionError:  # Python writes JSON less deeply than it reads it
+    except RecursionError:  # json.dumps() allows less nesting than json.loads()
         changed = True
     if changed:
         raise ValueError(f"{kind}: expected the content that its checksum was made of but got another: it was changed")

@@ -1,4 +1,4 @@
-"""Labels of any hashable kind: the sorted classes, and each label's place among them."""
+"""Labels of any hashable type: the sorted classes, each label's number among them, and weights by class."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether a label or a part of it is none. NaN is equal to nothing, so nothing would be of its class."""
+    """Whether a label, or an item of a tuple, is missing. NaN equals nothing, so its class would have no members."""
     return any(map(_is_missing, label)) if type(label) is tuple else missing(label)
 
 
 def _plain(value: Any) -> Any:
     if type(value) is tuple:
-        return tuple(_plain(part) for part in value)
+        return tuple(_plain(item) for item in value)
     if hasattr(type(value), "as_py"):  # a scalar of pyarrow
         return value.as_py()
     return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0) else value
 
 
 def classes_of(labels: Sequence[Any]) -> np.ndarray:
-    """The different ones, sorted; those that know no order by type and text."""
+    """The distinct labels, sorted; by type and text if they cannot be compared."""
     found = list(dict.fromkeys(labels))
     try:
         found.sort()
@@ -60,14 +60,14 @@ def classes_of(labels: Sequence[Any]) -> np.ndarray:
 
 
 def as_array(labels: Sequence[Any]) -> np.ndarray:
-    """Of numbers or strings where they are all of one type, else of objects."""
+    """An array of numbers or strings if all labels have that type, else of objects."""
     kinds = {type(label) for label in labels}
     if len(kinds) == 1 and kinds <= {bool, int, float, str}:
         array = np.array(labels)
-        if array.tolist() == list(labels) and array.dtype.kind in "biufU":  # not so for 2**64, or "a\0"
+        if array.tolist() == list(labels) and array.dtype.kind in "biufU":  # false for 2**64 and for "a\0"
             return array
     array = np.empty(len(labels), dtype=object)
-    for index, label in enumerate(labels):  # numpy would take a tuple apart
+    for index, label in enumerate(labels):  # assigning all at once would take tuples apart
         array[index] = label
     return array
 
@@ -81,7 +81,7 @@ def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y") -> T
 
 
 def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_weight: Any) -> Tensor | None:
-    """What each sequence counts, 1 on average; None where all count alike."""
+    """The weight of each sequence, with mean 1; None if all have the same."""
     if class_weight is None and sample_weight is None:
         return None
     counts = torch.bincount(targets, minlength=len(classes))
@@ -92,7 +92,7 @@ def weights_of(targets: Tensor, classes: np.ndarray, class_weight: Any, sample_w
 
 
 def sample_weights(given: Any, count: int) -> np.ndarray:
-    """What each of ``count`` sequences counts, float64."""
+    """The weights that a caller passed for ``count`` sequences, float64."""
     given = items(given, "sample_weight", "a list of numbers")
     try:
         weights = np.array(given if isinstance(given, np.ndarray | Tensor) else list(given), dtype=np.float64)
@@ -108,7 +108,7 @@ def sample_weights(given: Any, count: int) -> np.ndarray:
 
 
 def class_factors(counts: Tensor, classes: list[Any], class_weight: Any) -> Tensor:
-    """What a sequence of each class counts, float64, in proportion to the others."""
+    """The relative weight of each class, float64."""
     if class_weight is None:
         return torch.ones(len(classes), dtype=torch.float64)
     if isinstance(class_weight, str) and class_weight == "balanced":
@@ -133,7 +133,7 @@ def positive(weight: Tensor) -> Tensor:
 
 
 def stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Rows to keep and rows to hold out, of each class its share; a class of one is kept."""
+    """Rows to keep and rows to hold out: the same share of each class; a class of one sequence is kept."""
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     held = []
@@ -150,14 +150,14 @@ def stratified(targets: Tensor, share: float, seed: int | None) -> tuple[Tensor,
 
 
 def to_json(classes: np.ndarray) -> list[Any]:
-    """Numbers, strings and tuples of them as JSON has them; others cannot be saved."""
+    """The classes as JSON: numbers, strings, and tuples of these. Other labels cannot be saved."""
 
     def encode(label: Any) -> Any:
         label = _plain(label)
         if type(label) in _PLAIN:
             return label
         if isinstance(label, tuple):
-            return {"tuple": [encode(part) for part in label]}
+            return {"tuple": [encode(item) for item in label]}
         raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {kind_of(label)}")
 
     return [encode(label) for label in classes.tolist()]
@@ -166,7 +166,7 @@ def to_json(classes: np.ndarray) -> list[Any]:
 def from_json(values: Any) -> np.ndarray:
     def decode(value: Any, inside: bool = False) -> Any:
         if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
-            return tuple(decode(part, True) for part in value["tuple"])
+            return tuple(decode(item, True) for item in value["tuple"])
         if not isinstance(value, _PLAIN) or (value is None and not inside):
             raise ValueError(f"classes: expected numbers, strings or tuples but got {kind_of(value)}")
         return value

@@ -1,4 +1,4 @@
-"""Whether test data were seen in training: fingerprints of the inputs, small enough to be kept with a model."""
+"""Finds test data that were seen in training, by fingerprints (hashes) of the inputs that are kept with a model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from . import columns
 
 __all__ = ["Fingerprints", "Sketch", "fingerprints", "leaks", "shared"]
 
-_BYTES = 8  # a million of them are alike by chance once in 30 million
-_KEPT = 1 << 18  # of a Sketch
+_BYTES = 8  # of a fingerprint: among a million of them, two are equal by chance once in 30 million
+_KEPT = 1 << 18  # fingerprints that a Sketch keeps at most
 _WANTED = "a list of texts or series"
-_PENDING = 1 << 16  # before they are sorted in
+_PENDING = 1 << 16  # fingerprints that are collected before they are merged with those kept
 
 
 @dataclass(frozen=True)
 class Fingerprints:
+    """Fingerprints of inputs."""
+
     exact: frozenset[int]  # of the inputs as they are
-    near: frozenset[int]  # but for case, Unicode form and white space
+    near: frozenset[int]  # of the inputs without their case, Unicode form and white space
 
     def __or__(self, other: Fingerprints) -> Fingerprints:
         return Fingerprints(self.exact | other.exact, self.near | other.near)
 
     @property
     def sampled(self) -> bool:
-        """Whether there may have been more than a :class:`Sketch` keeps."""
+        """Whether these are only a sample, since there may have been more than a :class:`Sketch` keeps."""
         return len(self.exact) == _KEPT
 
 
 class Sketch:
-    """Fingerprints of any number of inputs in bounded memory: the 262,144 smallest, which is a fair sample of them."""
+    """Fingerprints of any number of inputs in bounded memory: the 262,144 smallest hashes, which are a fair sample."""
 
     def __init__(self) -> None:
         self._exact, self._near = _Smallest(), _Smallest()
@@ -53,11 +55,11 @@ class Sketch:
 
 
 class _Smallest:
-    """Different numbers, eight bytes each."""
+    """The smallest of the numbers that were added, without duplicates."""
 
     def __init__(self) -> None:
         self._kept, self._pending = np.zeros(0, np.int64), array("q")
-        self._end = 1 << 63  # what is not below it is not among the smallest
+        self._end = 1 << 63  # numbers from here on are not among the smallest
 
     def add(self, number: int) -> None:
         if number < self._end:
@@ -77,18 +79,18 @@ class _Smallest:
 
 
 def fingerprints(items: Iterable[Any], name: str = "items") -> Fingerprints:
-    """Of texts, or of series as arrays of numbers."""
+    """The fingerprints of texts, or of series as arrays of numbers."""
     found = [_digests(item, k, name) for k, item in enumerate(columns.items(items, name, _WANTED))]
     return Fingerprints(frozenset(exact for exact, _ in found), frozenset(near for _, near in found))
 
 
 def leaks(train: Fingerprints, test: Sequence[Any]) -> list[str]:
-    """Sentences about test inputs that the training data hold, or a sample of training data that were streamed."""
+    """Warnings about test inputs that are among the training data, or in the sample of streamed training data."""
     least = "at least " if train.sampled else ""
     same, similar = 0, 0
     for k, item in enumerate(test):
         if hasattr(item, "__len__") and not len(item):
-            continue  # nothing in it to learn
+            continue  # an empty input tells nothing
         if _digest(item, k, "test_texts") in train.exact:
             same += 1
         elif _digest(_normalised(item), k, "test_texts") in train.near:
@@ -105,7 +107,7 @@ def leaks(train: Fingerprints, test: Sequence[Any]) -> list[str]:
 
 
 def shared(train: Fingerprints, test: Fingerprints) -> list[str]:
-    """The same of test inputs that were streamed, which their fingerprints stand for."""
+    """Warnings as those of :func:`leaks` for streamed test data, of which only fingerprints are known."""
     number = len(train.exact & test.exact)
     if not number:
         return []
@@ -121,7 +123,7 @@ def _digests(item: Any, k: int, name: str) -> tuple[int, int]:
 
 
 def _digest(item: Any, k: int, name: str) -> int:
-    """Of a text, or of a series' shape and values, which is equal for equal values of different dtypes."""
+    """The fingerprint of a text, or of a series' shape and values; it does not depend on the dtype."""
     if isinstance(item, str):
         data = item.encode("utf-8", "surrogatepass")
     else:
@@ -133,7 +135,7 @@ def _digest(item: Any, k: int, name: str) -> int:
             ) from None
         columns = values.reshape(len(values), -1) if values.size else values
         data = repr(columns.shape).encode() + columns.tobytes()
-    return int.from_bytes(blake2b(data, digest_size=_BYTES).digest(), "little", signed=True)  # as int64 has it
+    return int.from_bytes(blake2b(data, digest_size=_BYTES).digest(), "little", signed=True)  # so that it fits in int64
 
 
 def _normalised(item: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sequences of differing lengths, end to end in one tensor: no object for each, and a padded batch is one gather."""
+"""Sequences of different lengths, one after another in one tensor, from which a padded batch is one gather."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Ragged:
 
     @classmethod
     def of(cls, sequences: Sequence[Any]) -> Ragged:
-        """Of tensors, arrays or lists of ids. Without any, there are no ids."""
-        parts = [torch.as_tensor(sequence) for sequence in sequences]
-        lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
-        some = [part for part in parts if len(part)] or parts[:1]  # an empty list is of no particular type
+        """From tensors, arrays or lists of ids. An empty list gives an empty tensor of ids."""
+        tensors = [torch.as_tensor(sequence) for sequence in sequences]
+        lengths = torch.tensor([len(tensor) for tensor in tensors], dtype=torch.int64)
+        some = [tensor for tensor in tensors if len(tensor)] or tensors[:1]  # an empty list has no dtype of its own
         values = torch.cat(some) if some else torch.zeros(0, dtype=torch.int64)
         if not values.numel() and values.dim() == 1:
             values = values.to(torch.int64)

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: all that its next step depends on, each in one file that is there whole or not at all.
+"""Checkpoints of a training: everything that its next step depends on, in one file each.
 
-A file is written under another name, brought to the disk and then renamed; its own name holds the checksum of its
-content, so that damage is found, and the one before it is kept to go back to. Nothing is unpickled.
+A file is written under another name, flushed to the disk and then renamed, so that it is never there in part. Its name
+holds a checksum of its content; if that shows damage, the checkpoint before it is used. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ..schema import Check, loads
 __all__ = ["CheckpointError", "Checkpoints"]
 
 _FORMAT = 1
-_KEPT = 2
+_KEPT = 2  # checkpoints
 _NAME = re.compile(r"checkpoint-[0-9]{8,}-[0-9a-f]{16}\.safetensors")
-_COST = 50  # times what writing one took lie between two, so that they take at most 2 % of the time
+_COST = 50  # wait this many times as long as writing one took, so that writing takes at most 2 % of the time
 
 
 class CheckpointError(ValueError):
-    """Checkpoints that cannot be read, or belong to another training."""
+    """Checkpoints cannot be read, or belong to another training."""
 
 
 class Checkpoints:
-    """Those in a folder, one of which is written when ``every`` seconds have passed; 0 writes one after every step.
+    """The checkpoints in a folder. A new one is due after ``every`` seconds; if that is 0, after every step.
 
     Example::
 
@@ -51,7 +51,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], every: float) -> None:
         self.folder, self.every = Path(folder), every
-        self.about: dict[str, Any] = {}  # goes into each: what the training is of
+        self.about: dict[str, Any] = {}  # the data, seed and settings of the training, written into each checkpoint
         self._written = max((_number(path) for path in self._there()), default=0)
         self._since, self._took, self._failed = time.monotonic(), 0.0, False
 
@@ -60,7 +60,7 @@ class Checkpoints:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """While the block runs, other trainings that would keep theirs here are refused by a BlockingIOError."""
+        """Within this context, another training that wants to use the folder gets a BlockingIOError."""
         make_folder(self.folder)
         with locked(self.folder / ".lock", self.folder, wait=False):
             yield
@@ -69,7 +69,7 @@ class Checkpoints:
         return time.monotonic() - self._since >= (max(self.every, _COST * self._took) if self.every else 0)
 
     def write(self, state: Any) -> None:
-        """Raises an OSError where that fails; what was written before is intact then."""
+        """Writes a checkpoint. If that raises an OSError, earlier checkpoints are intact."""
         make_folder(self.folder)
         start = time.monotonic()
         tensors: dict[str, Tensor] = {}
@@ -88,18 +88,18 @@ class Checkpoints:
                 error.filename = str(self.folder)
             raise
         self._written += 1
-        # Beside this one those just before it are kept. What has its number or a higher one could not be read, and
-        # would hide what is written next; what begins with a dot is of killed processes.
+        # Keep this one and the one before it. Remove files with this number or a higher one, which could not be read
+        # and would be taken for newer ones, and files that begin with a dot, which killed processes have left.
         there = self._there()
         kept = [self.folder / name, *[path for path in there if _number(path) < self._written][1 - _KEPT :]]
         for path in [*(path for path in there if path not in kept), *self.folder.glob(".checkpoint-*")]:
-            with suppress(OSError):  # what is too much does no harm
+            with suppress(OSError):  # a file too many does no harm
                 path.unlink()
         self._since = time.monotonic()
         self._took = self._since - start
 
     def write_or_warn(self, state: Any) -> None:
-        """A full disk is no reason to lose the training that goes on in memory."""
+        """As :meth:`write`, with a warning in place of an OSError: a full disk need not end the training."""
         try:
             self.write(state)
             self._failed = False
@@ -115,7 +115,7 @@ class Checkpoints:
                 )
 
     def newest(self, check: Check | None = None) -> Any:
-        """The state of the last one that is whole and passes the check, or None without any."""
+        """The content of the newest checkpoint that is undamaged and passes the check; None without any."""
         there = self._there()
         for path in reversed(there):
             try:
@@ -125,12 +125,12 @@ class Checkpoints:
                     raise
                 warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=2)
             else:
-                self._written = _number(path)  # those after it are worth nothing
+                self._written = _number(path)  # the next one replaces those that could not be read
                 return found
         return None
 
     def _there(self) -> list[Path]:
-        """From the oldest to the newest."""
+        """The files, from the oldest to the newest."""
         if not self.folder.is_dir():
             return []
         return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_number)
@@ -166,7 +166,7 @@ def _read(path: Path, check: Check | None) -> Any:
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], names: dict[int, str]) -> Any:
-    """As JSON, with tensors by name; one that occurs twice is kept once."""
+    """The value as JSON, with tensors replaced by names; a tensor that occurs twice is stored once."""
     if isinstance(value, Tensor):
         if id(value) not in names:
             names[id(value)] = str(len(tensors))

@@ -1,6 +1,6 @@
-"""What a checkpoint must hold before a training goes on from it: whoever may write to the folder can have written it.
+"""Checks a checkpoint before training resumes from it, since anybody who can write to the folder can have forged it.
 
-Shapes above all: a fused optimizer reads and writes its state as if it were as large as the weights.
+Shapes matter most: a fused optimizer reads and writes its state without checking that it is as large as the weights.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _COUNTS: dict[str, Check] = dict.fromkeys(("steps", "right", "rows", "tokens", "
 _STATE = record({
     "model": _WEIGHTS, "optimizer": _OPTIMIZER, "best": optional(_WEIGHTS), "history": check_history,
     "sums": record(_COUNTS | {"loss": number(), "seconds": number(0)}), "restores": whole(0, MOST_RESTORES),
-    "pieces": whole(1), "finished": flag, "guessing": optional(number(0)), "safe": optional(_SNAPSHOT),
-    "candidate": optional(_SNAPSHOT),
+    "micro_batches": whole(1), "finished": flag, "first_loss": optional(number(0)),
+    "restore_point": optional(_SNAPSHOT), "next_restore_point": optional(_SNAPSHOT),
 })  # fmt: skip
 _ABOUT = record({
     "rows": whole(0), "digest": text, "validation": optional(HELD), "seed": SEED, "parameters": mapping(text)
@@ -46,9 +46,10 @@ check_content = record({"about": _ABOUT, "state": _STATE})
 def check_fits(
     state: dict[str, Any], weights: Mapping[str, Tensor], parameters: Sequence[Tensor], steps: int, names: set[str]
 ) -> None:
-    """Raises a ValueError unless the state is one that this training can have been in.
+    """Raises a ValueError unless the state fits this training.
 
-    ``parameters`` are in the optimizer's order, ``steps`` those of an epoch; ``names`` must be in every epoch's record.
+    ``parameters`` are in the optimizer's order, ``steps`` is their number in an epoch, and every epoch's record must
+    hold the ``names``.
     """
     history, sums = state["history"], state["sums"]
     if state["finished"] and not history:
@@ -58,7 +59,7 @@ def check_fits(
             raise ValueError(f"history[{index}]: expected {', '.join(sorted(names))} but got {shown(list(each), 200)}")
     if sums["steps"] > steps or sums["rows"] < sums["steps"]:
         raise ValueError(f"sums: expected at most {steps} steps, of a row each or more, but got {shown(sums, 200)}")
-    for snapshot in (state, state["safe"], state["candidate"]):
+    for snapshot in (state, state["restore_point"], state["next_restore_point"]):
         if snapshot is None:
             continue
         if snapshot.get("epochs", 0) > len(history):
