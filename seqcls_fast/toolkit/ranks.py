@@ -97,7 +97,7 @@ def join(device: str = "auto") -> Iterator[Ranks]:
     if on_gpu:
         here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if device != "auto" and torch.device(device).index is not None:
-            wanted = "auto or cuda, of which each process takes one"
+            wanted = "auto or cuda, as each process takes one GPU"
             raise ValueError(f"device: expected {wanted}, but got {shown(device)}")
         if here > there:
             raise ValueError(f"nproc-per-node: expected at most {there} processes, one for each GPU, but got {here}")

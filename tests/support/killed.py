@@ -1,6 +1,6 @@
-"""Processes that are killed: trainings at random moments, writers of files at each of their steps.
+"""Kills processes: trainings at random times, writers of files at each of their steps.
 
-Children are forked off a process that has imported everything, so that a life costs no more than what is left to do.
+Children are forked from a process that has imported everything, so that starting one takes no time.
 
 `killed.py trainings FOLDER KILLS`, run by test_resume.py, resumes each training that was killed. It prints, as JSON,
 how many were killed, how many came to their end, and whether all ended with the same weights. `killed.py writers
@@ -55,7 +55,7 @@ def train(folder: Path | None, resume: bool) -> str:
 
 
 def life(folder: Path, result: Path) -> int:
-    """The process id of a child that trains, or goes on to."""
+    """Starts a child that trains, or resumes training; returns its process id."""
     child = os.fork()
     if child == 0:
         try:
@@ -102,7 +102,7 @@ CHANGING = ("open", "write", "fsync", "ftruncate", "mkdir", "rename", "replace",
 
 
 def die_at(step: int) -> None:
-    """Has this process killed before that many calls that change files, or in the midst of one that writes."""
+    """Kills this process at its call number ``step`` that changes files: before it, or in the middle of a write."""
     done = count(1)
 
     def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ def die_at(step: int) -> None:
 
 
 def killed_at_each_step(folder: Path, write: Callable[[str], None], found: Callable[[], str]) -> dict[str, Any]:
-    """``write`` puts "old" or "new" there, ``found`` says which of the two is there, whole."""
+    """``write`` writes "old" or "new"; ``found`` returns the one that is there and whole."""
     after: list[str] = []
     left: set[str] = set()
     write("old")

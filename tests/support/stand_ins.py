@@ -46,7 +46,7 @@ class Series:
         return iter(self._values)
 
     def __getitem__(self, label: Any) -> Any:
-        raise KeyError(label)  # an index need not begin at 0
+        raise KeyError(label)  # as in pandas, where an index need not begin at 0
 
 
 class _Frame:
@@ -62,7 +62,7 @@ class PandasFrame(_Frame):
     def columns(self) -> Series:  # pandas.Index
         return Series(list(self._columns))
 
-    def __getattr__(self, name: str) -> Series:  # a column is an attribute, whatever its name
+    def __getattr__(self, name: str) -> Series:  # every column is an attribute, too
         if name.startswith("_") or name not in self._columns:
             raise AttributeError(name)
         return self[name]
@@ -87,7 +87,7 @@ class PolarsFrame(_Frame):
 
 
 class LazyFrame:
-    """polars.LazyFrame: a query, which has columns and no rows yet."""
+    """polars.LazyFrame: a query that has not been computed, with columns but no rows."""
 
     columns = ("text",)
 

@@ -1,5 +1,7 @@
-"""What every process of test_ranks.py's group does, in one start for all tests: trainings in float64 whose results are
-written to the folder that is named on the command line, by rank 0."""
+"""The script that each process of test_ranks.py runs, once for all tests: trainings in float64.
+
+Rank 0 writes the results to the folder named on the command line.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ OPTIONS = Options(epochs=3, batch_size=8, learning_rate=1e-2, seed=5, metric="ac
 
 
 def examples(seed: int, count: int, weighted: bool) -> Examples:
-    """33 sequences leave a last batch of one row, of which the second process has none; some are empty."""
+    """With 33 sequences the last batch has one row, so that the second process has none. Some sequences are empty."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 9, (count,), generator=generator)
     values = torch.randn(int(lengths.sum()), 3, dtype=torch.float64, generator=generator)
@@ -63,7 +65,7 @@ def trained(
 def by_torch(case: str, ranks: Ranks) -> dict[str, Any]:
     """The same by DistributedDataParallel, which averages over the processes."""
     net, data = model(case), examples(1, 33, True)
-    parallel = DistributedDataParallel(net)  # which ends some processes by SIGABRT, see below
+    parallel = DistributedDataParallel(net)  # it makes some processes end by SIGABRT, see the last line
     groups = [
         {"params": [p for p in net.parameters() if p.dim() > 1], "weight_decay": OPTIONS.weight_decay},
         {"params": [p for p in net.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -120,7 +122,7 @@ def main(folder: Path) -> None:
             checkpoints = Checkpoints(folder / "killed", 0)
             with pytest.raises(Killed):
                 trained("gru", ranks, checkpoints=checkpoints)
-        alone = Checkpoints(folder / "alone", 0).newest()["state"]  # of a training of one process
+        alone = Checkpoints(folder / "alone", 0).newest()["state"]  # of a training in one process
         write("resumed", *trained("gru", ranks, saved=alone))
         estimator(folder, ranks, told)
         if ranks.writer:
@@ -154,4 +156,4 @@ def _bits(weights: dict[str, Any]) -> list[str]:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # what DistributedDataParallel leaves behind may "terminate without an active exception" otherwise
+    os._exit(0)  # or DistributedDataParallel's threads may "terminate without an active exception"

@@ -1,4 +1,4 @@
-"""Ragged sequences and their batches: every row once, padding zero, the same order for one seed."""
+"""Ragged sequences and their batches: every row once, zeros as padding, the same order for the same seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_pad() -> None:
     x, lengths = ragged.pad([1, 0, 2])
     assert x.tolist() == [[[2.0, 2.0], [0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0]] * 3, [[0.0, 0.0]] * 3]
     assert lengths.tolist() == [1, 3, 0]
-    assert ragged.pad([2])[0].tolist() == [[[0.0, 0.0]]]  # a step at least
+    assert ragged.pad([2])[0].tolist() == [[[0.0, 0.0]]]  # at least one step
     assert ragged.pad([])[0].shape == (0, 1, 2)
     for empty in (Ragged.of([]), Ragged.of([[], []])):
         x, lengths = empty.pad(torch.arange(len(empty)))
@@ -38,7 +38,7 @@ def test_buckets() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(batches, other, strict=True))
     assert waste(lengths, batches) < 0.05 < 0.3 < waste(lengths, list(torch.arange(5000).split(16)))
     starts = torch.tensor([float(lengths[batch].float().mean()) for batch in batches])
-    assert starts[:50].std() > 10  # short and long ones by turns
+    assert starts[:50].std() > 10  # batches of short and of long sequences alternate
 
 
 def test_batches_of_predictions() -> None:

@@ -1,6 +1,6 @@
-"""What data may come in, wherever they enter: frames and columns of any library, and sentences for all that is none.
+"""The types that data may have: frames and columns of any library; everything else is refused with a message.
 
-pandas, polars and datasets are stood in for by classes with the methods of theirs; pyarrow is the real one.
+Classes with the same methods stand in for pandas, polars and datasets; pyarrow is the real library.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_one_column_is_taken_everywhere(holder: str, kind: str, request: pytest.
     assert again.history_[-1]["val_loss"] == model.history_[-1]["val_loss"]
     assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # these are the training data
+        warnings.simplefilter("ignore")  # that these are the training data
         one = copy.deepcopy(model).calibrate(hold(X), hold(y))
         one.choose_threshold(hold(X), hold(y), label=y[0], recall=0.5)
         model.calibrate(X, y).choose_threshold(X, y, label=y[0], recall=0.5)
@@ -229,7 +229,7 @@ def test_no_library_of_frames_is_imported() -> None:
 def test_a_string_is_never_read_as_a_file(
     texts: sf.TextClassifier, series: sf.SeriesClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text that comes from elsewhere may name a file that it should not show."""
+    """A str is never read as a file: a text from outside may be the name of a secret file."""
     X, y = sentences(count=40)
     monkeypatch.chdir(tmp_path)
     Path("secret.csv").write_text("text,label\n" + "".join(f"{x},{label}\n" for x, label in zip(X, y, strict=True)))
@@ -259,9 +259,9 @@ def test_a_string_is_never_read_as_a_file(
             with pytest.raises(TypeError, match=said):
                 call(model, name)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about so few data
+                warnings.simplefilter("ignore")  # that these are few data
                 call(copy.deepcopy(model), Path(name))
-    assert texts.trace("secret.csv").tokens == ["secret", ".", "csv"]  # one text stays one
+    assert texts.trace("secret.csv").tokens == ["secret", ".", "csv"]  # the text itself was traced
 
 
 def test_a_path_without_a_file(texts: sf.TextClassifier, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: kills at every step, two writers at once, what is on the disk and when."""
+"""Files that are there whole or not at all: kills at every step, two writers at once, the order of flushes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def models() -> list[sf.TextClassifier]:
 
 @pytest.fixture(params=["exchanged", "renamed"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a folder takes another's place: in one step where the system can, or by two renames."""
+    """The two ways in which a folder replaces another: in one step if the system can, or by two renames."""
     if request.param == "renamed":
         monkeypatch.setattr(_files, "_renameat2", lambda: None)
     return request.param
@@ -63,11 +63,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("what", "steps"), [("exchanged", 25), ("renamed", 25), ("report", 12), ("checkpoint", 7)])
 def test_killed_at_each_step(killed: dict[str, Any], what: str, steps: int) -> None:
-    """A whole model, report or checkpoint is there after each, and the next writer clears up."""
+    """After each kill a whole model, report or checkpoint is there, and the next writer removes the rest."""
     found = killed[what]
     assert (found["status"], found["end"]) == (0, "new")
     assert len(found["after"]) >= steps
-    assert found["after"] == sorted(found["after"], reverse=True)  # the old one up to some step, from then on the new
+    assert found["after"] == sorted(found["after"], reverse=True)  # the old one until some step, then the new one
     assert set(found["after"]) == {"old", "new"}
     assert found["left"] == []
 
@@ -88,7 +88,7 @@ def test_what_a_kill_moved_away_is_found_and_moved_back(models: list[sf.TextClas
     models[0].save(tmp_path / "model")
     (tmp_path / "model").rename(tmp_path / ".model.0123abcd.replaced")
     (tmp_path / ".model.0123abce.partial").mkdir()
-    (tmp_path / ".model.notes").mkdir()  # nobody's business
+    (tmp_path / ".model.notes").mkdir()  # not one of our names
     (tmp_path / "link").symlink_to(tmp_path / "model")
     for name in ("model", "link"):
         assert sf.TextClassifier.load(tmp_path / name).epochs == 1
@@ -127,7 +127,7 @@ def test_a_failed_rename_puts_the_old_one_back(
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The calls that matter, in order, with the names of the files: "fsync" and what gives a file its name."""
+    """The calls that flush or name a file, in order, with the names of the files."""
     calls: list[tuple[str, str]] = []
     fsync = os.fsync
 
@@ -155,7 +155,7 @@ def test_all_is_on_the_disk_before_it_gets_its_name(
     (tmp_path / "in").mkdir()
     calls = recorded(monkeypatch)
     models[0].save(tmp_path / "in" / "new" / "model")
-    assert calls[0] == ("fsync", "in")  # where the folder "new" is
+    assert calls[0] == ("fsync", "in")  # the folder that "new" was made in
     written = [("fsync", name) for name in (store.CONFIG, store.WEIGHTS, store.CARD)]
     assert calls[1:] == [*written, ("fsync", "fresh"), ("name", "model"), ("fsync", "new")]
     del calls[:]
@@ -215,7 +215,7 @@ def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_forked_worker_keeps_no_lock(tmp_path: Path) -> None:
-    """Of a parent that was killed, say, which a worker notices a second later."""
+    """A worker whose parent was killed notices that only a second later."""
     handle = _files._acquired(tmp_path / ".lock", tmp_path, False)
     assert handle is not None
     (reader, writer), (told, tell) = os.pipe(), os.pipe()
@@ -227,7 +227,7 @@ def test_a_forked_worker_keeps_no_lock(tmp_path: Path) -> None:
         os._exit(0)
     try:
         os.read(told, 1)
-        _files._release(handle)  # as the system does for a killed process, without unlocking
+        _files._release(handle)  # as the system does for a killed process: the file stays
         with _files.locked(tmp_path / ".lock", tmp_path, wait=False):
             pass
     finally:
@@ -247,7 +247,7 @@ def test_without_locks_nothing_of_others_is_removed(
         monkeypatch.setattr(_files, "_HAS_LOCKS", False)
     else:
         monkeypatch.setattr(_files.fcntl, "flock", refuse)
-    (tmp_path / ".model.0123abcd.partial").mkdir()  # of a process that may live
+    (tmp_path / ".model.0123abcd.partial").mkdir()  # perhaps of a living process
     models[0].save(tmp_path / "model")
     models[1].save(tmp_path / "model")
     assert names(tmp_path) == [".model.0123abcd.partial", "model"]
@@ -260,7 +260,7 @@ def test_what_a_living_process_writes_is_let_be(models: list[sf.TextClassifier],
         saving.start()
         (fresh / "file").write_text("being written")
         saving.join(0.2)
-        assert saving.is_alive()  # it waits
+        assert saving.is_alive()  # it waits for the lock
         assert (fresh / "file").exists()
     saving.join()
     assert names(tmp_path) == ["model"]
@@ -296,7 +296,7 @@ def test_many_save_while_others_load(way: str, models: list[sf.TextClassifier], 
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with data, which is the current one."""
+    """A folder with data, as the current directory."""
     monkeypatch.chdir(tmp_path)
     lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in zip(X, Y, strict=True)]
     (tmp_path / "data.jsonl").write_text("".join(lines))
@@ -339,7 +339,7 @@ def test_the_second_of_two_commands_is_refused(
 def test_what_was_saved_meanwhile_is_not_replaced(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], models: list[sf.TextClassifier]
 ) -> None:
-    """Where there are no locks, or by a program that holds none: the one that ends later is refused, and can be had."""
+    """Without locks, the writer that ends later gets an error, and can save again."""
     learn = sf.TextClassifier._fit
 
     def meanwhile(self: Any, *arguments: Any) -> Any:

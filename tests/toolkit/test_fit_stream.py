@@ -53,7 +53,7 @@ def test_what_it_learns(folder: Path) -> None:
     assert learnt.data_["rows"] + learnt.data_["validation"]["rows"] == 700
     assert learnt.data_["validation"]["share"] == 0.2
     assert learnt.validation_report_["examples"] == learnt.data_["validation"]["rows"]
-    assert "train" in "\n".join(learnt.evaluate(X[:50], Y[:50]).warnings)  # fingerprints of a sample tell
+    assert "train" in "\n".join(learnt.evaluate(X[:50], Y[:50]).warnings)  # found by the sample of fingerprints
     memory = small().fit(X, Y)
     assert memory.encoder_.to_json() == small().fit(Stream(folder)).encoder_.to_json()
 
@@ -155,7 +155,7 @@ def test_series(tmp_path: Path) -> None:
 def test_killed_when_a_pool_and_the_epoch_were_done(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next step of the epoch would lie in a pool that is none."""
+    """The checkpoint is that of the last step of an epoch, so the next pool does not exist."""
     monkeypatch.setattr(pools, "POOL_ROWS", 32)
     expected = killed.digest(small(batch_size=7).fit(Stream(folder)))
     options = {"batch_size": 7, "checkpoint_dir": tmp_path / "checkpoints", "checkpoint_every": 0}

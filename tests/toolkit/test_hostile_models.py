@@ -1,4 +1,4 @@
-"""Saved models, checkpoints and encoders that somebody forged: each is refused in a sentence, and takes no memory."""
+"""Forged models, checkpoints and encoders: each is refused with a short message, and without much memory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ resource = pytest.importorskip("resource")
 
 X, Y = sentences(0, 60)
 CONFIG, WEIGHTS, COMMAND, SEARCH = store.CONFIG, store.WEIGHTS, store.COMMAND, store.SEARCH
-ROOM = 256 << 20  # bytes that refusing a model may take; some of these ask for many times as much
+ROOM = 256 << 20  # most bytes that refusing a model may take; some of these models ask for many times as much
 Damage = Callable[[Path], None]
 GONE = object()
 
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Memory for ``ROOM`` more bytes; elsewhere than on Linux the system says nothing."""
+    """Limits memory to ``ROOM`` more bytes, on Linux; no limit on other systems."""
     try:
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models of texts and of series, with all that can stand in their folders."""
+    """Models of texts and of series, with every file that their folders can hold."""
     folder = tmp_path_factory.mktemp("saved")
     text = sf.TextClassifier(hidden_size=4, embedding_dim=4, epochs=2, class_weight={"neg": 1.0, "pos": 2.0})
     text.fit(X, Y, validation=0.3)
@@ -94,7 +94,7 @@ def load(folder: Path) -> Any:
 
 
 def put(*place: Any, to: Any) -> Callable[[Any], None]:
-    """Another value at a place, or what a function makes of the one there; nothing where ``to`` is ``GONE``."""
+    """Replaces the value at a place, by ``to`` or by ``to(value)``; removes it if ``to`` is ``GONE``."""
 
     def edit(content: Any) -> None:
         for name in place[:-1]:
@@ -108,7 +108,7 @@ def put(*place: Any, to: Any) -> Callable[[Any], None]:
 
 
 def change(*place: Any, to: Any = None, file: str = CONFIG) -> Damage:
-    """The same in a file of JSON."""
+    """As :func:`put`, in a JSON file."""
 
     def damage(folder: Path) -> None:
         whole = [json.loads((folder / file).read_text())]
@@ -127,7 +127,7 @@ def parameter(**values: Any) -> Damage:
 
 
 def reseal(folder: Path) -> None:
-    """As an attacker would, who knows how the checksum is made."""
+    """Makes the checksum fit, as an attacker can."""
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     change("sha256", to=digest)(folder)
 
@@ -165,7 +165,7 @@ def header(words: bytes, length: int | None = None, data: bytes = b"") -> Damage
 
 
 def entry(name: str, **values: Any) -> Damage:
-    """Another shape, dtype or place in the header, before the same data."""
+    """Changes shape, dtype or offsets of a tensor in the header, and leaves the data."""
 
     def damage(folder: Path) -> None:
         old = (folder / WEIGHTS).read_bytes()
@@ -186,12 +186,12 @@ def instead(name: str, make: Callable[[Path], Any]) -> Damage:
 
 
 def sparse(name: str, size: int) -> Damage:
-    """A file of that size that takes no space."""
+    """Makes the file that large without using space on the disk."""
     return lambda folder: os.truncate(folder / name, size)
 
 
 def vocabulary(edit: Callable[[dict[str, Any]], Any]) -> Damage:
-    """Another encoder, sealed as if we had written it."""
+    """Replaces the encoder by one with a valid checksum."""
 
     def damage(folder: Path) -> None:
         def edited(text: str) -> str:
@@ -218,7 +218,7 @@ def deep(levels: int = 100_000) -> str:
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    # sizes that config.json asks for and that the weights do not have
+    # sizes in config.json that are not those of the weights
     **{
         f"num_layers {value}": (parameter(num_layers=value), "num_layers")
         for value in (10**9, 3000, 10**400, 0, -1, True, 1.0, "1", None, [1])
@@ -245,7 +245,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "class_weight huge": (parameter(class_weight={"labels": ["neg"], "weights": [10**400]}), ""),
     "parameters nested": (parameter(log_dir=json.loads(deep(100))), "nested less deeply"),
     "parameter unknown": (parameter(evil="\x1b[2J" * 1000), "unexpected keyword"),
-    # what config.json says of the rest
+    # other fields of config.json
     "temperature 1e-320": (change("temperature", to=1e-320), "temperature: expected a number from 0.001"),
     **{
         f"temperature {value}": (change("temperature", to=value), "temperature: expected a number from 0.001")
@@ -308,7 +308,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "huge": (sparse(CONFIG, 1 << 40), "expected at most .* bytes but got"),
     "huge lists": (text_of(CONFIG, b"[" + b"[]," * (1 << 24) + b"0]"), "expected at most .* bytes but got"),
     # the encoder
-    "encoder": (change("encoder", to="{}"), "TextEncoder: expected what to_json"),
+    "encoder": (change("encoder", to="{}"), "TextEncoder: expected text from to_json"),
     "encoder a list": (change("encoder", to=[]), "encoder: expected text"),
     "encoder changed": (change("encoder", to=lambda text: text.replace('"film"', '"flim"')), "it was changed"),
     "word more": (vocabulary(lambda c: c["tokens"].append("more")), "model.embedding.weight: expected"),
@@ -367,7 +367,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     },
     "endless": (instead(CONFIG, lambda path: path.symlink_to("/dev/zero")), "expected a file but got a pipe or a dev"),
     "a loop of links": (instead(CONFIG, lambda path: path.symlink_to(path)), "expected a file but got"),
-    # what commands left beside it
+    # files that commands write beside the model
     "command": (text_of(COMMAND, "[1]"), "command: expected an object"),
     "command deep": (text_of(COMMAND, deep()), "nested too deeply"),
     "command huge": (sparse(COMMAND, 1 << 30), "expected at most .* bytes"),
@@ -396,7 +396,7 @@ def check_sentence(words: str, pattern: str) -> None:
     assert re.search(pattern, words)
     assert len(words) < 2000
     assert words.isprintable()
-    assert "allocate" not in words  # it was not tried
+    assert "allocate" not in words  # it did not try to
 
 
 def test_the_command_says_one_sentence(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,7 +406,7 @@ def test_the_command_says_one_sentence(model: Path, capsys: pytest.CaptureFixtur
 
 
 def test_links_to_files_are_followed(model: Path, saved: dict[str, Path]) -> None:
-    """As caches of downloaded models have them."""
+    """Links to files are fine: caches of downloaded models use them."""
     for name in (CONFIG, WEIGHTS):
         (model / name).unlink()
         (model / name).symlink_to(saved["text"] / name)
@@ -435,8 +435,8 @@ def places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
 def test_what_loads_can_be_used_and_saved(
     name: str, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever stands in a place of the JSON: either the model is refused, or it does all that a model does."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # of hundreds of models that nobody will want back
+    """With any value at any place of the JSON, the model is either refused or can be used and saved."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # saves time: these hundreds of models need not survive
     folder = Path(shutil.copytree(saved[name], tmp_path / name))
     data = X if name == "text" else waves()[0]
     draw, wrong, loaded, refused = random.Random(0), [], 0, 0
@@ -468,7 +468,7 @@ def test_what_loads_can_be_used_and_saved(
 
 
 def test_a_split_without_a_validation(model: Path, tmp_path: Path) -> None:
-    """Two places that do not agree, which only the model card sees together."""
+    """Two fields contradict each other; only the model card reads both."""
     change("data", "validation", to=None)(model)
     sf.TextClassifier.load(model).save(tmp_path / "again")
 
@@ -491,7 +491,7 @@ def test_any_byte_of_the_header(saved: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_what_load_refuses_save_refuses(saved: dict[str, Path], tmp_path: Path) -> None:
-    """Or the model would be lost."""
+    """Otherwise the saved model could never be loaded again."""
     model = load(saved["text"])
     with torch.no_grad():
         model.model_.head.bias[0] = float("nan")
@@ -523,7 +523,7 @@ def test_labels_without_meaning_are_refused_before_training() -> None:
 
 
 def test_names_with_half_a_character_can_be_saved(tmp_path: Path) -> None:
-    """A file's name, of bytes that are no UTF-8, or a label."""
+    """Names of files may have bytes that are not UTF-8; labels may have such characters, too."""
     model = sf.TextClassifier(hidden_size=4, embedding_dim=4, epochs=1).fit(X, ["\udc80" + label for label in Y])
     model.extra_ = {COMMAND: {"command": "seqcls-fast train \udcff.csv"}}
     model.save(tmp_path / "model")
@@ -540,7 +540,7 @@ def test_names_with_half_a_character_can_be_saved(tmp_path: Path) -> None:
     "text", [deep(), '{"kind": ' + deep(400) + "}", "9" * 5000, '{"a": NaN}', '{"kind": 1, "kind": 1}', "", "[]"]
 )
 def test_forged_encoders(kind: Any, text: str) -> None:
-    with pytest.raises(ValueError, match=f"{kind.__name__}: expected what to_json") as caught:
+    with pytest.raises(ValueError, match=f"{kind.__name__}: expected text from to_json") as caught:
         kind.from_json(text)
     assert len(str(caught.value)) < 2000
 
@@ -559,7 +559,7 @@ def test_forged_encoders(kind: Any, text: str) -> None:
 def test_sealed_nonsense(kind: str, fields: Any) -> None:
     content = json.loads(TextEncoder(kind, max_vocab=300).fit(X).to_json()) | fields
     text = seal("TextEncoder", {name: content[name] for name in ("parameters", "tokens", "merges")})
-    with pytest.raises(ValueError, match="TextEncoder: expected what to_json") as caught:
+    with pytest.raises(ValueError, match="TextEncoder: expected text from to_json") as caught:
         TextEncoder.from_json(text)
     assert len(str(caught.value)) < 2000
 
@@ -579,7 +579,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def forge(folder: Path, number: int, data: bytes) -> Path:
-    """A checkpoint with the checksum of what is in it."""
+    """Writes a checkpoint whose checksum fits its content."""
     path = folder / f"checkpoint-{number:08}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     path.write_bytes(data)
     return path
@@ -673,7 +673,7 @@ TAMPERED: dict[str, Callable[[Any], None]] = {
     "restore_point": put("state", "restore_point", to={}), "optimizer": put("state", "optimizer", to=[]),
     "rate": put("state", "optimizer", "param_groups", 0, "lr", to="fast"), "more": put("state", "more", to=1),
 }  # fmt: skip
-# of the right kinds, and not of this training
+# values of the right types that do not fit this training
 UNFIT: dict[str, Callable[[Any], None]] = {
     "weights of another shape": put("state", "model", "head.bias", to=torch.zeros(3)),
     "weights of another dtype": put("state", "model", "head.bias", to=lambda t: t.double()),

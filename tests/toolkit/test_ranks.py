@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same batches, and weights that differ by rounding alone."""
+"""Two processes train like one: the same batches, and weights that differ only by rounding."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from support.processes import SUPPORT, torchrun
 pytestmark = pytest.mark.alone  # it starts several processes at a time
 
 STEPS = 3 * 5  # epochs of five batches
-WORK = 8 * 8 * 3 * 8  # products summed into an element of a gradient: rows, steps, gates, and what led to each
-# A gradient, clipped to a norm of 1, is off by WORK roundings at most; AdamW divides it by no less than its eps.
+WORK = (
+    8 * 8 * 3 * 8
+)  # products summed into one gradient: rows, steps, gates, and the terms of each
+# A gradient, clipped to a norm of 1, has at most WORK rounding errors; AdamW divides it by its eps or more.
 BOUND = STEPS * 1e-2 * WORK * 2.0**-53 / 1e-8
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """The folder of results, what was told beside them, and stderr."""
+    """The folder of results, the content of told.json, and stderr."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         kill_after(7, patch)
@@ -53,7 +55,7 @@ def test_weights_of_one_process(case: str, run: tuple[Path, dict[str, Any], str]
     folder, told, _ = run
     weights, history = two_ranks.trained(case, ALONE)
     assert_close(folder / f"{case}.safetensors", weights)
-    # counts are the same; "padding" is not, as each process pads its own rows alone
+    # counts are the same; "padding" is not, as each process pads only its own rows
     alike = [{k: v for k, v in record.items() if k != "padding"} for record in (*history, *told[case])]
     assert figures(alike[:3]) == pytest.approx(figures(alike[3:]), abs=BOUND)
 
@@ -74,7 +76,7 @@ def test_weights_matter(run: tuple[Path, dict[str, Any], str]) -> None:
 def test_one_of_them_runs_out_of_memory(run: tuple[Path, dict[str, Any], str]) -> None:
     folder, told, _ = run
     assert_close(folder / "memory.safetensors", load_file(folder / "gru.safetensors"))
-    assert told["memory"] == [[2, 2, 2]] * 2  # the other one, whose file and history are kept, knows
+    assert told["memory"] == [[2, 2, 2]] * 2  # rank 0, which writes file and history, knows about rank 1
     assert told["warned"][0] == []
     assert "too little memory for 4 sequences at once" in told["warned"][1][0]
 

@@ -1,4 +1,4 @@
-"""Files of labelled sequences: every format, what each complaint says, and memory that does not grow."""
+"""Files of labelled sequences: every format, the error messages, and bounded memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def refused(source: Any, sentence: str, **arguments: Any) -> None:
-    """Reading says this, after the name of the file."""
+    """Reading raises a DataError with this message, after the name of the file."""
     with pytest.raises(DataError) as caught:
         read(source, **arguments)
     name = str(source) if isinstance(source, Path) else "<data>"
@@ -72,7 +72,7 @@ def test_delimiters(tmp_path: Path) -> None:
 )
 def test_csv_round_trip(rows: list[tuple[str, str]], delimiter: str, end: str, bom: bool) -> None:
     file = io.StringIO(newline="")
-    returns = any("\r" in field for row in rows for field in row)  # which csv.writer forgets to quote
+    returns = any("\r" in field for row in rows for field in row)  # csv.writer does not quote "\r"
     writer = csv.writer(
         file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
     )
@@ -349,7 +349,7 @@ def test_a_short_sentence_about_columns(tmp_path: Path, content: str) -> None:
 
 
 def test_texts_and_labels_are_no_numbers(tmp_path: Path) -> None:
-    """Underscores and other digits are of names, which stay as they are."""
+    """Names may have underscores and digits of other scripts, though numbers may not."""
     path = write(tmp_path, "a.jsonl", '{"text": "1_000 ٣", "label": "1_000", "w": "2.5e0"}\n')
     assert read(path, weight="w") == Table(["1_000 ٣"], ["1_000"], [2.5])
 
@@ -395,7 +395,7 @@ def test_memory_stays_constant(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         assert sum(1 for _ in stream(path, label="label")) == 50_000
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # of 5 MB
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # bytes; the file has 5 MB
     finally:
         tracemalloc.stop()
 
@@ -419,7 +419,7 @@ def test_memory_stays_constant(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:
-    """Refused before a first record is asked for."""
+    """Errors are raised before the first record is asked for."""
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         stream(**arguments)
 
@@ -431,7 +431,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_folders(tmp_path: Path) -> None:
-    """All that is known below it, in the order of the paths; what is hidden is not meant."""
+    """A folder means all files of known formats below it, in the order of their paths, without hidden ones."""
     (tmp_path / "folder.csv" / "b").mkdir(parents=True)
     (tmp_path / "folder.csv" / "_old").mkdir()
     with pytest.raises(DataError, match=r"folder\.csv: expected a folder with files that end in one of \.csv, .* none"):

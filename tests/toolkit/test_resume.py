@@ -1,4 +1,4 @@
-"""Checkpoints: a training that was killed ends with the bits of one that was not, and nothing that fails loses one."""
+"""Checkpoints: a training that was killed and resumed ends with the same bits, and no failure loses a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def killed_and_resumed(folder: Path, steps: int, **more: Any) -> sf.TextClassifi
 
 
 def test_killed_fifty_times(tmp_path: Path) -> None:
-    """By the operating system, wherever it happens to be: in a step, between two, or while writing."""
+    """Killed at any point: in a step, between two steps, or while a checkpoint is written."""
     command = [sys.executable, str(SUPPORT / "killed.py"), "trainings", str(tmp_path / "trainings"), "50"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
@@ -44,7 +44,7 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["killed"] == 50
     assert found["moments"] >= 10
-    assert len(found["ends"]) >= 4  # one that was left alone, the last, and some between
+    assert len(found["ends"]) >= 4  # the one that was never killed, the last one, and some others
     assert set(found["ends"]) == {found["expected"]}
 
 
@@ -80,7 +80,7 @@ def diverge_once(patch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
 
 @pytest.mark.parametrize("steps", [5, 6, 8, 11])
 def test_what_to_go_back_to_outlives_a_kill(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The NaN comes at the second step of the third epoch, which is taken back."""
+    """The second step of the third epoch gives NaN, and that epoch is trained again."""
     options = {"on_nan": "restore", "epochs": 4}
     untroubled = small(None, **options).fit(X, Y, validation=0.2)
     diverge_once(monkeypatch, 2, 1)
@@ -211,7 +211,7 @@ def fail(patch: pytest.MonkeyPatch, code: int) -> None:
 
 
 def test_a_full_disk_stops_nothing(tmp_path: Path) -> None:
-    """It is said once, the last checkpoint is intact, and when there is space again they are written again."""
+    """There is one warning, the last checkpoint is intact, and checkpoints are written again when there is space."""
     with pytest.MonkeyPatch.context() as patch:
         write, calls = Checkpoints.write, [0]
 
@@ -261,7 +261,7 @@ def test_checkpoints_cost_a_fiftieth_at_most(tmp_path: Path, monkeypatch: pytest
     sync = checkpoint.os.fsync
 
     def slowly(handle: int) -> None:
-        now[0] += 0.5  # of a file and of its folder
+        now[0] += 0.5  # for the file, and again for its folder
         sync(handle)
 
     assert not quick.due()
@@ -301,7 +301,7 @@ def test_batches_are_halved(error: Exception, where: str, monkeypatch: pytest.Mo
     assert len(said) == 2  # halves, then quarters
     assert [record.get("accumulated") for record in halved.history_] == [4, 4, 4]
     assert "accumulated" not in whole.history_[0]
-    # the sum over a batch is taken in another order; tests/toolkit/test_ranks.py bounds what that does, in float64
+    # the rows of a batch are summed in another order; test_ranks.py bounds the difference, in float64
     assert [r["loss"] for r in halved.history_] == pytest.approx([r["loss"] for r in whole.history_], rel=1e-3)
     assert [r["padding"] for r in halved.history_] <= [r["padding"] for r in whole.history_]
 

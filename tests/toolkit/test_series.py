@@ -1,4 +1,4 @@
-"""Series as features: the statistics, the policies for missing values, bad input, and what is saved."""
+"""Series as features: the statistics, the policies for missing values, bad input, and saved encoders."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_extreme_scales(scale: float) -> None:
 
 
 def test_statistics_are_float64() -> None:
-    """A spread that float32 could not see beside the mean."""
+    """A deviation so much smaller than the mean that float32 could not represent it."""
     encoder = SeriesEncoder().fit([np.array([1e9, 1e9 + 1, 1e9 + 2])])
     assert values(encoder, [1e9 + 2]) == [[pytest.approx(math.sqrt(1.5))]]
 
@@ -83,7 +83,7 @@ def test_statistics_against_numpy(data: np.ndarray, cut: int) -> None:
     np.testing.assert_allclose(encoder._mean, data.mean(0), rtol=1e-9, atol=1e-9)
     varying = data.min(0) < data.max(0)
     expected = np.where(varying, data.std(0), 1)
-    small = varying & (expected < 1e-6)  # numpy's own underflows there
+    small = varying & (expected < 1e-6)  # numpy's deviation underflows there
     np.testing.assert_allclose(encoder._scale[~small], expected[~small], rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ TRAIN = [[[0.0, 10.0], [NAN, 30.0]], [[4.0, NAN]]]  # means 2 and 20, deviations
     ],
 )
 def test_missing_values(missing: str, expected: list[list[float]]) -> None:
-    """The last series begins with gaps: nothing is carried into it from the one before."""
+    """The last series begins with missing values: nothing is carried into it from the series before."""
     encoder = SeriesEncoder(missing=missing).fit(TRAIN)
     assert values(encoder, [[NAN, NAN], [4, NAN], [NAN, 30]], [], [[None, None]]) == expected
     assert (encoder.features_in, encoder.features_out) == (2, len(expected[0]))
@@ -118,7 +118,7 @@ def test_a_feature_never_there() -> None:
 
 @pytest.mark.parametrize("at", range(6))
 def test_the_place_of_a_fault(at: int) -> None:
-    """The first and the last step of every series, empty ones between them."""
+    """Errors name the right step at the start and end of every series, with empty series between them."""
     index, step = [(1, 0), (1, 1), (4, 0), (5, 0), (5, 1), (5, 2)][at]
     series: list[Any] = [[], [0, 0], [], [], [0], [0, 0, 0], []]
     series[index][step] = INF
@@ -140,7 +140,7 @@ def test_missing_values_are_refused() -> None:
 @pytest.mark.parametrize("missing", POLICIES)
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_infinity_is_refused(missing: str, value: float) -> None:
-    """Beyond max_length too."""
+    """Steps beyond max_length are checked, too."""
     sentence = rf"^series\[2\]: expected a finite value but got {value} at step 1, feature 0$"
     series = [[], [[1, 2]], [[1, 2], [value, 4]]]
     with pytest.raises(ValueError, match=sentence):
@@ -295,7 +295,7 @@ def test_copies_and_pickles() -> None:
         ("scale", None, "no list of finite numbers"),
         ("parameters", {"missing": "drop"}, "missing: expected one of"),
         ("parameters", {"other": 1}, "other"),
-        ("parameters", None, "expected what to_json"),
+        ("parameters", None, "expected text from to_json"),
     ],
 )
 def test_tampered_json(field: str, value: Any, sentence: str) -> None:

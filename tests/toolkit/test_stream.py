@@ -1,4 +1,4 @@
-"""Streams: every row once, in one order, whoever asks and from where; memory that does not grow; workers that end."""
+"""Streams: every row once, the same order for every process and start, bounded memory, and workers that end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from support.corpora import waste
 
 
 class Numbers:
-    """Encodes the number that a text begins with, once for each of its words."""
+    """An encoder that repeats the number at the start of a text, once for each word of the text."""
 
     def fit(self, texts: Iterable[str]) -> Numbers:
         self.fitted_to = list(texts)
@@ -93,7 +93,7 @@ def mixed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 3 batches, or some 120 rows."""
+    """Pools of 3 batches, or some 120 rows."""
     monkeypatch.setattr(pools_module, "POOL_BATCHES", 3)
     monkeypatch.setattr(pools_module, "POOL_ROWS", 120)
 
@@ -163,7 +163,7 @@ def test_survey_is_remembered(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unlabelled(mixed: Path) -> None:
-    (mixed / "about.txt").unlink()  # which is a text where no labels are asked for
+    (mixed / "about.txt").unlink()  # it would be read as data without labels
     found = Stream(mixed, label=None).survey()
     assert (found.rows, found.labels, found.weights) == (1500, {}, {})
 
@@ -181,7 +181,7 @@ def test_bad_files(tmp_path: Path, content: str, sentence: str) -> None:
     stream = Stream(tmp_path)
     with pytest.raises(DataError, match=f"{sentence}$"):
         stream.survey()
-    (tmp_path / "a.csv").write_text("text,label\n3,a\n")  # mended
+    (tmp_path / "a.csv").write_text("text,label\n3,a\n")  # the file is correct now
     assert Stream(tmp_path).survey().rows == 1
     if "line" in sentence:
         assert stream.survey().rows == 1
@@ -192,7 +192,7 @@ def test_what_teaches_nothing(tmp_path: Path) -> None:
     stream = Stream(path)
     with pytest.raises(ValueError, match="expected a token to learn but got none in 3 texts"):
         stream.survey(TextEncoder())
-    pieces = list(stream.pieces(TextEncoder().fit(["a"]), workers=0))  # it is data all the same
+    pieces = list(stream.pieces(TextEncoder().fit(["a"]), workers=0))  # empty texts are data, too
     assert pieces[0].sequences.lengths.tolist() == [0, 0, 0]
 
 
@@ -221,7 +221,9 @@ def test_folders_without_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats_module, "BLOCK", 4)
-    texts = [f'{i} a,"b"{end}{end}c ä' if i % 4 in (0, 3) else f"{i}" for i in range(50)]  # both sides of a border
+    texts = [
+        f'{i} a,"b"{end}{end}c ä' if i % 4 in (0, 3) else f"{i}" for i in range(50)
+    ]  # ends of blocks
     quoted = [text.replace('"', '""') for text in texts]
     lines = [f'"{text}",y{end}' + (end if i % 8 == 3 else "") for i, text in enumerate(quoted)]
     path = tmp_path / "a.csv"
@@ -233,7 +235,7 @@ def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monke
     found = {block: fresh.content(block).take(range(block.rows)).texts_or_series for block in reversed(blocks)}
     assert [text for block in blocks for text in found[block]] == texts == read(path).texts_or_series
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'"25",y', b'"25",,'))  # of one length, at one time: only its line can tell
+    path.write_bytes(content.replace(b'"25",y', b'"25",,'))  # same size and time: only the line shows the change
     os.utime(path, ns=(0, stream.survey().files[0][2]))
     line = content[: content.index(b'"25"')].count(b"\n") + 1
     with pytest.raises(DataError, match=rf"a\.csv, line {line}: expected 2 fields but got 3$"):
@@ -255,7 +257,7 @@ def test_changed_files(tmp_path: Path, name: str, workers: int) -> None:
     write(path, rows_of(31))
     with pytest.raises(DataError) as caught:
         epoch(stream, 8, workers=workers)
-    assert str(caught.value) == f"{path}: expected the file that was looked through before but it has changed"
+    assert str(caught.value) == f"{path}: expected the file as it was surveyed but it has changed"
 
 
 # -- epochs -----------------------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def test_every_row_once_for_any_world(mixed: Path, size: int) -> None:
             assert {part.count for part in parts} == {len(batch)}
             assert max(len(part.rows) for part in parts) - min(len(part.rows) for part in parts) <= 1
             assert all(part.targets[part.rows].tolist() == [i % 3 for i in numbers(part)] for part in parts)
-        assert all(int(parts[0].sequences.lengths.sum()) < 3000 for parts in ranks if size < 100)  # of its rows alone
+        assert all(int(parts[0].sequences.lengths.sum()) < 3000 for parts in ranks if size < 100)  # only its own rows
 
 
 @pytest.mark.usefixtures("small_pools")
@@ -287,7 +289,9 @@ def test_order(mixed: Path) -> None:
     assert epoch(stream, 16, number=1) != first != epoch(stream, 16, seed=1)
     for other in (epoch(stream, 16, number=1), epoch(stream, 16, seed=1)):
         assert all_of(other) == list(range(1500))
-        assert len(set(all_of(first[:6])) & set(all_of(other[:6]))) < 50  # of 96: other pools, not batches
+        assert (
+            len(set(all_of(first[:6])) & set(all_of(other[:6]))) < 50
+        )  # of 96: the pools differ, too
     shuffled = sum(abs(a - b) for a, b in zip(all_of(first), [i for batch in first for i in batch], strict=True)) / 1500
     assert shuffled > 300  # 500 for a perfect shuffle
 
@@ -305,7 +309,7 @@ def test_any_step_can_be_gone_to(mixed: Path, workers: int, monkeypatch: pytest.
         tail = epoch(stream, 16, start_step=step, workers=workers)
         assert tail == whole[step:]
         pools = -(-len(whole) // 6) - step // 6
-        assert len(read_blocks) <= 6 * pools  # of a hundred rows and more each, for 96
+        assert len(read_blocks) <= 6 * pools  # blocks of 100 rows or more, for pools of 96
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
@@ -346,7 +350,7 @@ def test_workers_go_on_with_the_next_epoch(mixed: Path) -> None:
     assert waiting is not None
     assert one(1) == expected[1]
     assert stream._prefetch is waiting
-    assert one(1, 20) == expected[1][20:]  # back again: others take over
+    assert one(1, 20) == expected[1][20:]  # not what the workers were making: new ones start
     assert stream._prefetch is not waiting
     both = zip(stream.epoch(encoder, 16, 0, 2), stream.epoch(encoder, 16, 0, 2, workers=0), strict=True)
     assert all(numbers(a) == numbers(b) for a, b in both)
@@ -371,7 +375,7 @@ def test_pickled_for_another_start_method(mixed: Path, monkeypatch: pytest.Monke
 
 
 def test_padding(tmp_path: Path) -> None:
-    """As little as for data in memory, which are sorted by length too, 50 batches at once."""
+    """Batches have as little padding as those of data in memory, which are sorted in pools of 50 batches as well."""
     rng = np.random.default_rng(0)
     counts = np.exp(rng.normal(3.4, 0.6, 20_000)).clip(1, 200).astype(int)
     words = ["word", "a", "longest,", "of"]
@@ -399,7 +403,7 @@ def test_pools_of_long_sequences_are_small(mixed: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("small_pools")
 def test_row_groups_larger_than_a_pool(tmp_path: Path) -> None:
-    """Are shuffled before they are cut up: rows in the order of their labels would else come in that order."""
+    """Row groups are shuffled before they are cut into pools. Else rows sorted by label would come in that order."""
     rows = sorted(rows_of(1500), key=lambda row: row["label"])
     stream = Stream(write(tmp_path / "a.parquet", rows, group=2000))
     parts = list(stream.epoch(Numbers(), 16, 0, 0, workers=0))
@@ -425,7 +429,7 @@ def test_split(mixed: Path) -> None:
     assert held.survey().labels == Counter("xyz"[i % 3] for i in outside)
     assert all_of(epoch(Stream(mixed).split(0.2, seed=5)[1], 16)) == outside
     assert all_of(epoch(stream.split(0.2, seed=6)[1], 16)) != outside
-    again, within = kept.split(0.2, seed=5)  # not the rows that are gone already
+    again, within = kept.split(0.2, seed=5)  # other rows than the first split drew
     assert len(all_of(epoch(within, 16))) == pytest.approx(240, abs=50)
     assert sorted(all_of(epoch(again, 16)) + all_of(epoch(within, 16))) == inside
     assert epoch(kept, 16, start_step=30) == epoch(kept, 16)[30:]
@@ -445,7 +449,7 @@ def test_split_knows_all_labels(tmp_path: Path) -> None:
 def test_split_of_too_little(tmp_path: Path) -> None:
     kept, held = Stream(write(tmp_path / "a.csv", rows_of(1))).split(0.001, 0)
     assert kept.survey().rows == 1
-    with pytest.raises(DataError, match="expected at least one example in each part of the split but got none"):
+    with pytest.raises(DataError, match="expected at least one example on each side of the split but got none"):
         held.survey()
     with pytest.raises(ValueError, match="share: expected a number between 0 and 1 but got 1"):
         kept.split(1.0, 0)
@@ -543,7 +547,7 @@ def test_series(tmp_path: Path) -> None:
     ],
 )
 def test_series_of_row_groups(tmp_path: Path, series: list[Any]) -> None:
-    """Are taken as arrays, and are what record after record gives, which goes through lists."""
+    """Series read from a row group as arrays equal those read record by record as lists."""
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"series": series * 3, "label": ["a"] * 3 * len(series)}), tmp_path / "a.parquet")
     expected = read(tmp_path / "a.parquet", kind="series").texts_or_series
@@ -579,15 +583,15 @@ def test_bad_series_of_row_groups(tmp_path: Path, series: list[Any], sentence: s
 
 @pytest.mark.parametrize("at_once", [1, 3, 50])
 def test_series_in_pieces(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means and deviations as in one go, whatever is constant, missing, huge or tiny in some of the pieces."""
+    """Means and deviations equal those of one pass, even if some pieces are constant, missing, huge or tiny."""
     rng = np.random.default_rng(1)
     series = [rng.normal(size=(rng.integers(0, 5), 6)) * 10.0 ** rng.integers(-3, 4) for _ in range(40)]
     for index, one in enumerate(series):
-        one[:, 1] = 0.1  # constant, though its mean may not look like it
+        one[:, 1] = 0.1  # constant, though its computed mean may differ in the last bit
         one[:, 2] = index // 10  # constant in most pieces
         one[:, 3] *= 1e300
         one[:, 4] *= 1e-310
-        one[(index // 3 % 2) * len(one) :, 5] = np.nan  # nothing in many pieces
+        one[(index // 3 % 2) * len(one) :, 5] = np.nan  # all missing in many pieces
     whole = SeriesEncoder(missing="mean").fit(series)
     monkeypatch.setattr(series_module, "_AT_ONCE", 10_000)
     assert SeriesEncoder(missing="mean").fit(iter(series)).to_json() == whole.to_json()
@@ -656,7 +660,7 @@ for path in sys.argv[1:]:
     kept.survey(encoder)
     rows = sum(len(part.rows) for part in kept.epoch(encoder, 64, 0, 0, workers=0))
     rows += sum(len(piece.sequences) for piece in held.pieces(encoder, workers=0))
-    print(rows, *(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # its peak, KiB
+    print(rows, *(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # peak, KiB
 """
 
 
@@ -674,14 +678,14 @@ def test_memory_stays_flat(tmp_path: Path, suffix: str) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, check=True)
     (few, small), (many, large) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert (few, many) == (8_000, 80_000)
-    assert large - small < 24 * 1024  # KiB, where the texts would take 36,000 and their ids 52,000
+    assert large - small < 24 * 1024  # KiB; all texts would take 36,000 and all ids 52,000
 
 
 # -- workers that end -------------------------------------------------------------------------------------------------
 
 WAITING = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to be ignored
 from seqcls_fast.toolkit.data.stream import Stream
 from seqcls_fast.toolkit.data.text import TextEncoder
 encoder = TextEncoder()
@@ -700,7 +704,7 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def waiting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    rows = [{**row, "text": row["text"] * 40} for row in rows_of(6000)]  # a pool is more than a pipe holds
+    rows = [{**row, "text": row["text"] * 40} for row in rows_of(6000)]  # a pool is larger than the buffer of a pipe
     path = write(tmp_path / "a.jsonl", rows)
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -720,7 +724,9 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # nobody waits for it
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # zombie
     except FileNotFoundError:
         return True
 
@@ -737,7 +743,7 @@ def test_a_killed_process_leaves_no_workers(waiting: tuple[subprocess.Popen[str]
 
 def test_an_interrupt_shows_no_worker(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, workers = waiting
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     output, errors = process.communicate(timeout=30)
     assert (output, errors, process.returncode) == ("interrupted\n", "", 0)
     assert all(map(gone, workers))

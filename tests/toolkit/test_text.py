@@ -1,4 +1,4 @@
-"""Texts as ids: the vocabulary, its order, Unicode, bad input, and what is saved."""
+"""Texts as ids: the vocabulary, its order, Unicode, bad input, and saved encoders."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_words(text: str, tokens: list[str]) -> None:
 
 
 def test_turkish_letters_stay_apart() -> None:
-    """Dotless i is no i; capital I with a dot becomes i and a dot. Locales play no part."""
+    """Dotless i is not i; capital I with a dot becomes i and a dot. The locale does not matter."""
     encoder = fitted(texts=["\u0131 i \u0130 I"])
     assert sorted(vocabulary(encoder)[2:]) == ["i", "i\u0307", "\u0131"]
     assert encoder.encode(["I"]).values.tolist() == encoder.encode(["i"]).values.tolist()
@@ -167,7 +167,7 @@ def test_pieces() -> None:
 @SETTINGS
 @given(texts=st.lists(unicode_text, max_size=4))
 def test_words_and_tokens_agree(kind: str, texts: list[str]) -> None:
-    """Whatever the text: as many ids as tokens, the known ones under their names, alone as in a batch."""
+    """Any text has as many ids as tokens, ids of known tokens map back to them, and a batch changes nothing."""
     encoder = ENCODERS[kind]
     rows = ids(encoder, *texts)
     for text, row in zip(texts, rows, strict=True):
@@ -305,7 +305,7 @@ def change(written: str, path: str, value: Any) -> str:
         ("word", "parameters.max_vocab", 3, "where max_vocab is 3"),
         ("word", "parameters.max_vocab", "3", "max_vocab: expected an int"),
         ("word", "parameters.other", 3, "other"),
-        ("word", "parameters", None, "expected what to_json"),
+        ("word", "parameters", None, "expected text from to_json"),
         ("char", "tokens", ["a", "bc"], "several characters"),
         ("bpe", "tokens", ["a", "b"], "254 of the 256 bytes"),
         ("bpe", "tokens", [*text_module._BYTE_OF, "a b"], "not made of bytes"),
@@ -445,7 +445,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at threads as Linux shows them, and forks")
 def test_forks_and_network() -> None:
-    """No warning about a fork, no threads left behind, no change of the environment, no look at the network."""
+    """No warning about a fork, no threads left behind, no change of the environment, no use of the network."""
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"} | {
         "OMP_NUM_THREADS": "1"
     }

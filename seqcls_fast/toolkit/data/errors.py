@@ -35,9 +35,9 @@ def unseal(kind: str, text: str) -> dict[str, Any]:
     try:
         content = loads(text)
     except ValueError as error:
-        raise ValueError(f"{kind}: expected what to_json() writes but got no JSON: {escaped(error)}") from None
+        raise ValueError(f"{kind}: expected text from to_json() but got no JSON: {escaped(error)}") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
-        raise ValueError(f"{kind}: expected what to_json() writes but got other JSON")
+        raise ValueError(f"{kind}: expected text from to_json() but got other JSON")
     if content.get("version") != _VERSION:
         raise ValueError(f"{kind}: expected version {_VERSION} but got {shown(content.get('version'))}")
     try:
@@ -45,7 +45,7 @@ def unseal(kind: str, text: str) -> dict[str, Any]:
     except RecursionError:  # json.dumps() allows less nesting than json.loads()
         changed = True
     if changed:
-        raise ValueError(f"{kind}: expected the content that its checksum was made of but got another: it was changed")
+        raise ValueError(f"{kind}: expected content that fits its checksum, but it was changed")
     del content["kind"], content["version"]
     return content
 

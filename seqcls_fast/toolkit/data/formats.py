@@ -217,7 +217,7 @@ class Jsonl(LineReader):
         except json.JSONDecodeError as error:
             found = f"{error.msg} at {error.colno}"
         except (ValueError, RecursionError):
-            found = "a number of thousands of digits, or lists as deep"
+            found = "a number of thousands of digits, or lists that are nested as deeply"
         raise DataError(f"{lines.name}, line {lines.number}: expected JSON but got {found}") from None
 
 

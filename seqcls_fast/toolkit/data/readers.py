@@ -149,10 +149,14 @@ class Files:
                 self._last = block, self._readers[block.file].content(opened, escaped(path), block)
             return self._last[1]
 
+    def place(self, block: Block) -> str:
+        """Where a block begins, for error messages."""
+        return f"{self._readers[block.file].place} {block.line}"
+
     def _check_stamp(self, file: int, opened: IO[bytes]) -> None:
         if self.stamps.get(file) != _stamp(opened):
             name = escaped(self.paths[file])
-            raise DataError(f"{name}: expected the file that was looked through before but it has changed")
+            raise DataError(f"{name}: expected the file as it was surveyed but it has changed")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}

@@ -1,7 +1,7 @@
-"""Numeric series as features: standardised by what the training data shows, with an explicit policy for gaps.
+"""Numeric series as features: standardised by the training data, with an explicit policy for missing values.
 
-All series lie end to end in one float64 array while they are checked and scaled, so that the cost is that of a few
-numpy calls and not of a few for each series.
+All series lie one after another in one float64 array while they are checked and scaled, so that a few numpy calls do
+for all of them.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ else:
 
 __all__ = ["SeriesEncoder", "as_steps"]
 
-_AT_ONCE = 1024  # series of an iterator
+_AT_ONCE = 1024  # series that fit() takes from an iterator at once
 
 POLICIES = ("error", "zero", "mean", "forward", "mask")
 
 
 class SeriesEncoder:
-    """Series to features of mean 0 and deviation 1, by the means and deviations of the data it was fitted to.
+    """Turns series into features of mean 0 and deviation 1, by the means and deviations of the training data.
 
-    A feature that never changes there is centred and not divided. NaN (or None) is a missing value, infinity always an
-    error; both are looked for beyond ``max_length`` too.
+    A feature that is constant there is centred and not divided. NaN (or None) is a missing value, infinity always an
+    error; steps beyond ``max_length`` are checked too.
 
     Args:
-        standardize: whether to do so; if not, values stay as they are.
-        missing: what becomes of a missing value. ``"error"``: it is refused. ``"zero"``: 0 in the data's own units.
-            ``"mean"``: the feature's mean in the training data. ``"forward"``: the value before it in the series, and
-            the mean before the first. ``"mask"``: the mean, and behind the features come as many that are 1 where the
-            value is missing and 0 elsewhere.
+        standardize: False leaves the values as they are.
+        missing: what replaces a missing value. ``"error"``: nothing, it raises a ValueError. ``"zero"``: 0 in the
+            data's own units. ``"mean"``: the feature's mean in the training data. ``"forward"``: the value before it in
+            the series, or the mean if there is none. ``"mask"``: the mean, and after the features come as many more,
+            which are 1 where the value is missing and 0 elsewhere.
         max_length: how many steps of a series are kept, from its start; None for all.
 
     Example::
@@ -74,13 +74,13 @@ class SeriesEncoder:
         self._scale: np.ndarray | None = None
 
     def fit(self, series: Iterable[Any]) -> SeriesEncoder:
-        """Learns each feature's mean and deviation from arrays ``(T_i, F)``; of one dimension: one feature.
+        """Learns each feature's mean and deviation from arrays ``(T_i, F)``, or ``(T_i,)`` for one feature.
 
-        An iterator is gone through in pieces of 1024 series, whose means and deviations are then combined.
+        An iterator is read in pieces of 1024 series, whose means and deviations are then combined.
         """
         found: _Moments | None = None
         first, features = 0, None
-        with np.errstate(all="ignore"):  # what overflows is refused by a sentence
+        with np.errstate(all="ignore"):  # an overflow raises a ValueError below
             for piece in _pieces(series):
                 values, _ = self._flat(piece, features, first)
                 first += len(piece)
@@ -93,7 +93,7 @@ class SeriesEncoder:
         return self
 
     def encode(self, series: Sequence[Any]) -> Ragged:
-        """Float32 features of all steps, :attr:`features_out` of them each."""
+        """The features of all steps, float32 ``(N, features_out)``."""
         mean, scale = self._fitted()
         values, lengths = self._flat(series, len(mean))
         missing = np.isnan(values)
@@ -125,13 +125,13 @@ class SeriesEncoder:
         return self.features_in * (2 if self.missing == "mask" else 1)
 
     def to_json(self) -> str:
-        """All of it, for :meth:`from_json`."""
+        """The fitted encoder as text, for :meth:`from_json`."""
         mean, scale = self._fitted()
         return seal("SeriesEncoder", {"parameters": self._parameters(), "mean": mean.tolist(), "scale": scale.tolist()})
 
     @classmethod
     def from_json(cls, text: str) -> SeriesEncoder:
-        """The encoder that :meth:`to_json` wrote; a ValueError where the text is not quite that."""
+        """The encoder that :meth:`to_json` wrote; a ValueError for any other text."""
         content = unseal("SeriesEncoder", text)
         try:
             encoder = cls(**content["parameters"])
@@ -144,7 +144,7 @@ class SeriesEncoder:
             if min(scale) <= 0:
                 raise ValueError(f"the scale {min(scale)}")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"SeriesEncoder: expected what to_json() writes but got {escaped(error)}") from None
+            raise ValueError(f"SeriesEncoder: expected text from to_json() but got {escaped(error)}") from None
         encoder._mean, encoder._scale = np.array(mean), np.array(scale)
         return encoder
 
@@ -162,25 +162,26 @@ class SeriesEncoder:
     def _flat(self, series: Sequence[Any], features: int | None, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """All steps, checked, as one new array (N, F), and the lengths; both cut to ``max_length``.
 
-        Complaints number the series from ``start`` on."""
+        Error messages number the series from ``start`` on.
+        """
         rows = items(series, "series", "a list of arrays (T, features)")
-        parts = [as_steps(one, f"series[{index}]") for index, one in enumerate(rows, start)]
-        for index, part in enumerate(parts, start):
-            if part.shape == (0, 1):
-                continue  # an empty list has any number of features
+        arrays = [as_steps(one, f"series[{index}]") for index, one in enumerate(rows, start)]
+        for index, array in enumerate(arrays, start):
+            if array.shape == (0, 1):
+                continue  # an empty list fits any number of features
             if features is None:
-                features = part.shape[1]
-            if part.shape[1] != features:
+                features = array.shape[1]
+            if array.shape[1] != features:
                 expected = f"{features} feature{'' if features == 1 else 's'}"
-                raise ValueError(f"series[{index}]: expected {expected} but got {part.shape[1]}")
-        lengths = np.array([len(part) for part in parts], dtype=np.int64)
-        values = np.concatenate([np.zeros((0, features or 0)), *(part for part in parts if len(part))])
+                raise ValueError(f"series[{index}]: expected {expected} but got {array.shape[1]}")
+        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+        values = np.concatenate([np.zeros((0, features or 0)), *(array for array in arrays if len(array))])
         for name, found in (("inf", np.isinf(values)), ("nan", np.isnan(values) & (self.missing == "error"))):
             if found.any():
                 where, value = _first(found, lengths), values[found][0]
-                what = "a finite value" if name == "inf" else "no missing value"
+                wanted = "a finite value" if name == "inf" else "no missing value"
                 why = ', which missing="error" refuses' if name == "nan" else ""
-                raise ValueError(f"series[{start + where[0]}]: expected {what} but got {value} {_at(where)}{why}")
+                raise ValueError(f"series[{start + where[0]}]: expected {wanted} but got {value} {_at(where)}{why}")
         if self.max_length is not None:
             values = values[_step_of(lengths) < self.max_length]
             lengths = lengths.clip(max=self.max_length)
@@ -188,7 +189,7 @@ class SeriesEncoder:
 
 
 def as_steps(series: Any, name: str) -> np.ndarray:
-    """One series as float64 ``(T, F)``, missing values NaN; a ValueError that begins with ``name`` for what is none."""
+    """One series as float64 ``(T, F)``, missing values as NaN. Raises a ValueError that begins with ``name``."""
     if isinstance(series, Tensor):
         series = series.detach().cpu()
         series = series.double().numpy() if series.is_floating_point() else series.numpy()
@@ -213,7 +214,7 @@ def as_steps(series: Any, name: str) -> np.ndarray:
 
 
 def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
-    """As numbers what numpy keeps as objects, because None is among it or an int beyond 64 bits."""
+    """Numbers that numpy keeps as objects, because there are None or ints of more than 64 bits among them."""
     result = np.empty(array.shape)
     for place, value in np.ndenumerate(array):
         if not isinstance(value, Real) and not is_missing(value):
@@ -227,7 +228,7 @@ def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _ragged(series: Any, name: str) -> str | None:
-    """Where the steps of a nested list begin to differ in size; None if that is not what numpy minds."""
+    """A message about the first step of a nested list that differs in size; None if all sizes are equal."""
     if not isinstance(series, list | tuple):
         return None
     sizes = [len(step) if isinstance(step, Sequence) and not isinstance(step, str) else None for step in series]
@@ -249,19 +250,19 @@ def _at(where: Sequence[int]) -> str:
 
 
 def _first(found: np.ndarray, lengths: np.ndarray) -> tuple[int, int, int]:
-    """Series, step and feature of the first True in (N, F)."""
+    """Series, step and feature of the first True in ``found``, (N, F)."""
     row, feature = np.argwhere(found)[0]
     index = int(np.searchsorted(lengths.cumsum(), row, side="right"))
     return index, int(row - lengths[:index].sum()), int(feature)
 
 
 def _step_of(lengths: np.ndarray) -> np.ndarray:
-    """For each of the N rows its number within its series."""
+    """For each of the N steps its number within its series."""
     return np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
 
 
 def _carry_forward(values: np.ndarray, missing: np.ndarray, lengths: np.ndarray) -> None:
-    """Fills NaN with the value before it in its series; what comes before a series' first value stays NaN."""
+    """Replaces NaN by the last value before it in its series; NaN before the first value stays."""
     rows = np.arange(len(values))
     last = np.maximum.accumulate(np.where(missing, -1, rows[:, None]), axis=0)
     inside = missing & (last >= (rows - _step_of(lengths))[:, None])
@@ -278,16 +279,16 @@ def _pieces(series: Any) -> Iterator[Any]:
 
 @dataclass
 class _Moments:
-    """Of the values there are of each feature: ``(F,)`` each."""
+    """Statistics of each feature, without its missing values: ``(F,)`` each."""
 
     count: np.ndarray
-    low: np.ndarray  # inf without any
-    high: np.ndarray
+    low: np.ndarray  # minimum; inf if all values are missing
+    high: np.ndarray  # maximum
     mean: np.ndarray
     deviation: np.ndarray
 
     def combined(self, other: _Moments) -> _Moments:
-        """As Chan, Golub and LeVeque combine them, with deviations in place of squares, which could overflow."""
+        """The statistics of both, by Chan, Golub and LeVeque's formula with deviations, not squares."""
         count = self.count + other.count
         low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
         left, right = self.count / count.clip(1), other.count / count.clip(1)
@@ -297,7 +298,7 @@ class _Moments:
         return _Moments(count, low, high, mean, np.hypot(within, apart))
 
     def mean_and_scale(self) -> tuple[np.ndarray, np.ndarray]:
-        """The deviation as a divisor: 1 for a constant, whose own is 0 to the last bit, since its mean is its bound."""
+        """The mean, and the deviation as a divisor: 1 for a constant feature, whose deviation is exactly 0."""
         scale = np.where(self.deviation == 0, 1.0, self.deviation)
         fine = np.isfinite(self.mean) & np.isfinite(scale)
         if not fine.all():
@@ -309,7 +310,7 @@ class _Moments:
 
 
 def _moments(values: np.ndarray) -> _Moments:
-    """Squares are taken of fractions of the largest deviation, which neither over- nor underflow."""
+    """Statistics of values (N, F). Offsets are squared as fractions of the largest, against over- and underflow."""
     there = ~np.isnan(values)
     count = there.sum(0)
     low = np.where(there, values, np.inf).min(0)

@@ -108,7 +108,7 @@ class RowSource:
             vars(encoder).update(vars(type(encoder).from_json(fitted[key])))
         assert known is not None
         if not known.rows:
-            side = " in each part of the split" if self._rules else ""
+            side = " on each side of the split" if self._rules else ""
             raise DataError(f"{escaped(self.path)}: expected at least one example{side} but got none")
         return known
 
@@ -193,7 +193,7 @@ class RowSource:
                 file = escaped(self.files.paths[block.file])
                 raise DataError(
                     f"{file}: expected series of {features} features, as the first one has, "
-                    f"but got one of {series.shape[1]} in the {block.rows} from {block.line} on"
+                    f"but got one of {series.shape[1]} among the {block.rows} from {self.files.place(block)} on"
                 )
         return features
 

@@ -1,8 +1,8 @@
-"""Texts as ids: words, characters or byte-level pieces, learnt from a corpus.
+"""Texts as ids: of words, characters or byte pairs (BPE), learnt from a corpus.
 
-A text is normalised, then cut into chunks (at spaces, mostly), and what Hugging Face's tokenizers make of a chunk is
-remembered: words repeat, and a lookup costs a tenth of tokenising them again. The vocabulary depends on the corpus
-alone and never on its order.
+A text is normalised, then cut into chunks (at spaces, mostly). The ids that Hugging Face's tokenizers give for a chunk
+are remembered: words repeat, and a lookup takes a tenth of the time of tokenizing them again. The vocabulary does not
+depend on the order of the corpus.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ KINDS = ("word", "char", "bpe")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 PADDING, UNKNOWN = 0, 1
 _NAMES = ["<pad>", "<unk>"]
-_ID = 8  # bytes
-_REMEMBERED = 1 << 17  # chunks at most
-_LONG = 64  # characters: longer chunks hardly repeat
-_DISTINCT = 1 << 20  # chunks that are counted at most
-_CUT = 1024  # characters: longer chunks are cut, since the time that tokenizers take grows with a chunk's square
+_ID = 8  # bytes of an id
+_REMEMBERED = 1 << 17  # most chunks whose ids are kept
+_LONG = 64  # characters; longer chunks hardly repeat and are not kept
+_DISTINCT = 1 << 20  # most chunks that fit() counts
+_CUT = 1024  # characters; longer chunks are cut, since tokenizers take time in proportion to the square
 
-# Letters with their marks and joiners, one by one in scripts without spaces; numbers; flags; and each other character,
-# with its marks, skin tones and whatever is joined to it.
+# A word: letters with their marks and joiners (a single letter in scripts without spaces), a number, a flag, or any
+# other character with its marks, skin tones and joined characters.
 _WORD = (
     r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*|\p{L}[\p{L}\p{M}\x{200C}\x{200D}]*|\p{N}+\p{M}*|[\x{1F1E6}-\x{1F1FF}]{2}"
     r"|[^\s\p{L}\p{N}](?:[\p{M}\x{1F3FB}-\x{1F3FF}]|\x{200D}[^\s\p{L}\p{N}]?)*"
@@ -52,12 +52,12 @@ _find_spaced: Callable[[str], list[str]] = re.compile(r"\s*\S+|\s+").findall
 
 
 class TextEncoder:
-    """Texts to ids. Id 0 is padding, 1 what was not learnt, then come tokens by falling frequency (ties: in order).
+    """Turns texts into ids. Id 0 is padding, 1 an unknown token; then come tokens, the most frequent first.
 
     Args:
-        kind: what a token is. ``"word"``: a word, a number, a punctuation mark or an emoji; Chinese, Japanese and Thai,
-            written without spaces, character by character. ``"char"``: a code point. ``"bpe"``: a piece of UTF-8 as
-            byte pair encoding learns them, all bytes included, so that nothing is unknown.
+        kind: what a token is. ``"word"``: a word, a number, a punctuation mark or an emoji; in Chinese, Japanese and
+            Thai, which have no spaces, a character. ``"char"``: a code point. ``"bpe"``: a sequence of bytes, learnt by
+            byte pair encoding; single bytes are tokens too, so that nothing is unknown.
         lowercase: whether upper and lower case are the same (``"İ"`` becomes ``"i̇"``; ``"ı"`` stays itself).
         normalization: a Unicode form (NFC, NFD, NFKC, NFKD), or None.
         max_length: how many tokens of a text are kept, from its start; None for all.
@@ -98,16 +98,16 @@ class TextEncoder:
         _check_int("min_frequency", min_frequency, 1)
         self.kind, self.lowercase, self.normalization = kind, lowercase, normalization
         self.max_length, self.max_vocab, self.min_frequency = max_length, max_vocab, min_frequency
-        self._tokens: list[str] = []  # by id, as the tokenizer writes them
+        self._tokens: list[str] = []  # the token of id 2, of id 3, ... as the tokenizer writes it
         self._merges: list[tuple[str, str]] = []
         self._tokenizer: Any = None
-        self._known: dict[str, bytes] = {}  # the ids of chunks met before, as int64
+        self._known: dict[str, bytes] = {}  # by chunk, its ids as int64
 
     def fit(self, texts: Iterable[str]) -> TextEncoder:
-        """Learns the vocabulary. What was learnt before is forgotten.
+        """Learns the vocabulary, in place of any earlier one.
 
-        Texts may come from an iterator. Memory is bounded: whenever more than a million different words are being
-        counted, the rarer half of them is dropped. Below that the counts are exact and independent of the order.
+        Texts may come from an iterator. Memory is bounded: when more than a million different words have been counted,
+        the rarer half is dropped. With fewer words the counts are exact and do not depend on the order.
         """
         chunks: Counter[str] = Counter()
         count = 0
@@ -119,7 +119,7 @@ class TextEncoder:
             count += 1
             if len(chunks) > _DISTINCT:
                 chunks = Counter(dict(chunks.most_common(_DISTINCT // 2)))
-        counts, merges = self._learn_pieces(chunks) if self.kind == "bpe" else (self._count(chunks), [])
+        counts, merges = self._learn_bpe(chunks) if self.kind == "bpe" else (self._count(chunks), [])
         kept = [(-n, token) for token, n in counts.items() if n >= self.min_frequency or self.kind == "bpe"]
         if not kept or not chunks:
             often = "" if self.min_frequency == 1 else f" that occurs {self.min_frequency} times"
@@ -131,13 +131,13 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Ragged:
         """The ids of each text, at most ``max_length``; a text without tokens is a row of length 0."""
         self._check_fitted()
-        ids, lengths = bytearray(), array("q")  # bytes are joined sooner than ints are converted
+        ids, lengths = bytearray(), array("q")  # joining bytes is faster than converting ints
         get, end = self._known.get, None if self.max_length is None else _ID * self.max_length
         for index, text in enumerate(_checked(texts)):
             chunks = self._chunks(self._normal(text))
             try:
                 row = b"".join(map(get, chunks))  # type: ignore[arg-type]
-            except TypeError:  # None for a chunk that is met for the first time
+            except TypeError:  # get() returned None: a chunk that is not known yet
                 growing = bytearray()
                 for chunk in chunks:
                     if end is not None and len(growing) >= end:
@@ -150,7 +150,7 @@ class TextEncoder:
         return Ragged(_as_tensor(ids), _as_tensor(lengths))
 
     def tokens(self, text: str) -> list[str]:
-        """What :meth:`encode` numbers, as it is written; a part of a character reads ``<C3>``, by its bytes."""
+        """The tokens that :meth:`encode` turns into ids; bytes that are no whole character read like ``<C3>``."""
         self._check_fitted()
         if not isinstance(text, str):
             raise TypeError(f"text: expected a string but got {kind_of(text)}")
@@ -169,7 +169,7 @@ class TextEncoder:
         return len(_NAMES) + len(self._tokens)
 
     def id_to_token(self, i: int) -> str:
-        """As :meth:`tokens` writes it; ``<pad>`` and ``<unk>`` for 0 and 1."""
+        """The token as :meth:`tokens` writes it; ``<pad>`` and ``<unk>`` for 0 and 1."""
         if not 0 <= i < self.vocab_size:
             raise ValueError(f"i: expected an id from 0 to {self.vocab_size - 1} but got {shown(i)}")
         if i < len(_NAMES):
@@ -178,13 +178,13 @@ class TextEncoder:
         return _shown(token) if self.kind == "bpe" else token
 
     def to_json(self) -> str:
-        """All of it, for :meth:`from_json`."""
+        """The fitted encoder as text, for :meth:`from_json`."""
         self._check_fitted()
         return seal("TextEncoder", {"parameters": self._parameters(), "tokens": self._tokens, "merges": self._merges})
 
     @classmethod
     def from_json(cls, text: str) -> TextEncoder:
-        """The encoder that :meth:`to_json` wrote; a ValueError where the text is not quite that."""
+        """The encoder that :meth:`to_json` wrote; a ValueError for any other text."""
         content = unseal("TextEncoder", text)
         try:
             parameters, tokens, merges = content["parameters"], content["tokens"], content["merges"]
@@ -192,7 +192,7 @@ class TextEncoder:
             encoder._check(tokens, merges)
             encoder._build(tokens, [(left, right) for left, right in merges])
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"TextEncoder: expected what to_json() writes but got {escaped(error)}") from None
+            raise ValueError(f"TextEncoder: expected text from to_json() but got {escaped(error)}") from None
         return encoder
 
     def __repr__(self) -> str:
@@ -211,7 +211,7 @@ class TextEncoder:
         return text.lower() if self.lowercase else text
 
     def _chunks(self, text: str) -> Iterable[str]:
-        """What is tokenised by itself: characters, or what lies between spaces, which byte pairs keep in front."""
+        """The strings that are tokenized by themselves: characters, or words (for BPE with the spaces before them)."""
         if self.kind == "char":
             return text
         if self.kind == "bpe":
@@ -223,14 +223,14 @@ class TextEncoder:
         return [chunk[i : i + _CUT] for chunk in chunks for i in range(0, len(chunk), _CUT)]
 
     def _split(self, chunk: str) -> list[str]:
-        """The tokens of a chunk, words or characters, whether known or not."""
+        """The tokens of a chunk, words or characters, known or unknown."""
         return [token for token, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(chunk)]
 
     def _ids(self, chunk: str, text: str, index: int) -> bytes:
-        """The ids of a chunk that is met for the first time: one by one, since a batch would start threads."""
+        """The ids of a chunk that is not known yet. Chunks are encoded one by one: a batch would start threads."""
         try:
             ids = array("q", self._tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
-        except TypeError:  # so tokenizers says of surrogates
+        except TypeError:  # how tokenizers reports surrogates
             _refuse_surrogates(text, index)
             raise
         if len(chunk) <= _LONG:
@@ -249,8 +249,8 @@ class TextEncoder:
                 counts[token] += n
         return counts
 
-    def _learn_pieces(self, chunks: Counter[str]) -> tuple[Counter[str], list[tuple[str, str]]]:
-        """Byte pair encoding: how often each piece occurs (bytes that do not, 0 times), and the merges in order."""
+    def _learn_bpe(self, chunks: Counter[str]) -> tuple[Counter[str], list[tuple[str, str]]]:
+        """Byte pair encoding: how often each token occurs (0 times for bytes that do not), and the merges in order."""
         tokenizers = need("tokenizers", "TextEncoder")
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=self.max_vocab - len(_NAMES),
@@ -272,7 +272,7 @@ class TextEncoder:
         self._tokens, self._merges = tokens, merges
         self._tokenizer = self._make_tokenizer({token: i for i, token in enumerate(tokens, len(_NAMES))}, merges)
         self._known = {}
-        if self.kind != "bpe" and len(tokens) < _REMEMBERED:  # a word or character is found again where it is a chunk
+        if self.kind != "bpe" and len(tokens) < _REMEMBERED:  # a word or character is often a chunk by itself
             self._known = {
                 token: i.to_bytes(_ID, sys.byteorder)
                 for i, token in enumerate(tokens, len(_NAMES))
@@ -286,7 +286,7 @@ class TextEncoder:
             tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
             return tokenizer
         pattern = tokenizers.Regex(_WORD if self.kind == "word" else r"(?m:.)")
-        unknown = _NAMES[UNKNOWN]  # no token reads like this: it would be cut in three
+        unknown = _NAMES[UNKNOWN]  # no word token can be "<unk>": it would be cut in three
         model = tokenizers.models.WordLevel({**vocabulary, unknown: UNKNOWN}, unk_token=unknown)
         tokenizer = tokenizers.Tokenizer(model)
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "removed", invert=True)
@@ -309,7 +309,7 @@ class TextEncoder:
             raise RuntimeError("TextEncoder: expected fit() to be called first but nothing was learnt yet")
 
     def _check(self, tokens: Any, merges: Any) -> None:
-        """Refuses a vocabulary that fit() could not have learnt."""
+        """Raises a ValueError for a vocabulary that fit() could not have learnt."""
         if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and t for t in tokens):
             raise ValueError("tokens that are no list of strings")
         known = set(tokens)
@@ -327,7 +327,7 @@ class TextEncoder:
         if not isinstance(merges, list) or (merges and self.kind != "bpe"):
             raise ValueError("merges that do not belong there")
         for merge in merges:
-            if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge):
+            if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(side, str) for side in merge):
                 raise ValueError(f"the merge {shown(merge)}")
             if not known.issuperset((*merge, merge[0] + merge[1])):
                 raise ValueError(f"the merge {shown(merge)} of tokens that are not there")
@@ -341,7 +341,7 @@ def _check_int(name: str, value: Any, least: int) -> None:
 
 
 def _checked(texts: Any) -> Iterator[str]:
-    """The texts, one after the other, or a sentence about what is none."""
+    """The texts one after the other; a TypeError for anything else."""
     for index, text in enumerate(items(texts, "texts", "a list of strings")):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}]: expected a string but got {kind_of(text)}")
@@ -349,7 +349,7 @@ def _checked(texts: Any) -> Iterator[str]:
 
 
 def _refuse_surrogates(text: str, index: int | None) -> None:
-    """Half of a character that UTF-16 writes as two is no Unicode text, though a str can hold it."""
+    """Raises a ValueError for a lone surrogate: half of a character in UTF-16, which a str can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -363,7 +363,7 @@ def _as_tensor(numbers: array[int] | bytearray) -> torch.Tensor:
 
 
 def _byte_of() -> dict[str, int]:
-    """The characters that byte-level encoding writes for bytes: printable Latin-1 as it is, the others from U+0100."""
+    """The characters that byte-level BPE writes for bytes: printable Latin-1 as it is, the others from U+0100."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in plain)
     return {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -382,7 +382,7 @@ def _shown(token: str) -> str:
 
 @contextmanager
 def _without_threads() -> Iterator[None]:
-    """Keeps tokenizers from starting threads, which no forked process would have; some releases warn of that."""
+    """Keeps tokenizers from starting threads, which do not survive a fork; some releases warn of that."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"

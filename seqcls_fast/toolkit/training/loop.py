@@ -162,7 +162,7 @@ class _Training:
         if self.micro_batches > 1:
             record["accumulated"] = self.micro_batches
         if not all(bool(p.isfinite().all()) for p in self.parameters):
-            raise _Diverged("a weight is no longer finite at its end")
+            raise _Diverged("a weight is no longer finite at the end of the epoch")
         if self.validation is not None:
             record |= {f"val_{name}": value for name, value in self._evaluate(self.validation).items()}
             if not math.isfinite(record["val_loss"]):
@@ -264,7 +264,7 @@ class _Training:
         if not math.isfinite(norm):
             raise _Diverged(f"the gradient is {norm}")
         if self.first_loss is not None and loss > _EXPLODED * self.first_loss:
-            raise _Diverged(f"the loss is {loss:.3g}, more than {_EXPLODED} times what it began with")
+            raise _Diverged(f"the loss is {loss:.3g}, more than {_EXPLODED} times that of the first batch")
 
     # -- after an epoch -----------------------------------------------------------------------------------------------
 

@@ -53,12 +53,12 @@ def check_fits(
     """
     history, sums = state["history"], state["sums"]
     if state["finished"] and not history:
-        raise ValueError("finished: expected an epoch before the end but got none")
+        raise ValueError("finished: expected at least one epoch but got none")
     for index, each in enumerate(history):
         if not names <= each.keys():
             raise ValueError(f"history[{index}]: expected {', '.join(sorted(names))} but got {shown(list(each), 200)}")
     if sums["steps"] > steps or sums["rows"] < sums["steps"]:
-        raise ValueError(f"sums: expected at most {steps} steps, of a row each or more, but got {shown(sums, 200)}")
+        raise ValueError(f"sums: expected at most {steps} steps, each of at least one row, but got {shown(sums, 200)}")
     for snapshot in (state, state["restore_point"], state["next_restore_point"]):
         if snapshot is None:
             continue
