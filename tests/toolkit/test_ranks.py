@@ -19,9 +19,7 @@ from support.processes import SUPPORT, torchrun
 pytestmark = pytest.mark.alone  # it starts several processes at a time
 
 STEPS = 3 * 5  # epochs of five batches
-WORK = (
-    8 * 8 * 3 * 8
-)  # products summed into one gradient: rows, steps, gates, and the terms of each
+WORK = 8 * 8 * 3 * 8  # products summed into one gradient: rows, steps, gates, and the terms of each
 # A gradient, clipped to a norm of 1, has at most WORK rounding errors; AdamW divides it by its eps or more.
 BOUND = STEPS * 1e-2 * WORK * 2.0**-53 / 1e-8
 

@@ -17,8 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seqcls_fast.toolkit.data.errors import DataError
+from seqcls_fast.toolkit.data.formats import FORMATS, LineReader, Lines
 from seqcls_fast.toolkit.data.readers import read, stream
 from seqcls_fast.toolkit.data.records import Table
+from seqcls_fast.toolkit.data.text import TextEncoder
+from seqcls_fast.toolkit.stream import Stream
 
 SETTINGS = settings(
     max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -355,6 +358,32 @@ def test_texts_and_labels_are_no_numbers(tmp_path: Path) -> None:
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_format_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Colons(LineReader):
+        endings = (".colons",)
+
+        def rows(self, lines: Lines) -> Iterator[tuple[int, Any]]:
+            for line in lines:
+                label, _, text = line.rstrip("\n").partition(": ")
+                yield lines.number, {"text": text, "label": label}
+
+    monkeypatch.setitem(FORMATS, "colons", Colons)
+    path = write(tmp_path, "a.colons", "1: good film\n0: bad\n1: \n")
+    table = Table(["good film", "bad", ""], ["1", "0", "1"], None)
+    assert read(path) == read(tmp_path) == read(io.BytesIO(path.read_bytes()), format="colons") == table
+    data, encoder = Stream(tmp_path), TextEncoder()
+    assert data.survey(encoder).labels == {"1": 2, "0": 1}
+    (batch,) = data.epoch(encoder, 3, seed=0, epoch=0, workers=0)
+    assert sorted(zip(batch.sequences.lengths.tolist(), batch.targets.tolist(), strict=True)) == [
+        (0, 1),
+        (1, 0),
+        (2, 1),
+    ]
+    refused(write(tmp_path, "b.colons", ": good\n"), ", line 1: expected a label in 'label' but got nothing")
+    with pytest.raises(ValueError, match="delimiter: expected None for colons but got ';'"):
+        read(path, delimiter=";")
 
 
 def test_lines_of_text(tmp_path: Path) -> None:

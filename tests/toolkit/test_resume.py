@@ -129,7 +129,7 @@ def test_resuming_without_a_checkpoint_begins(tmp_path: Path) -> None:
     assert len(small(tmp_path / "new").fit(X, Y, resume=True).history_) == 3
 
 
-# -- what does not go together ----------------------------------------------------------------------------------------
+# -- refused trainings -------------------------------------------------------------------------------------------------
 
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_checkpoints_are_not_overwritten_unasked(tmp_path: Path) -> None:
         small(tmp_path, checkpoint_every=-1).fit(X, Y)
 
 
-# -- what fails -------------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------------
 
 STATE = {"step": 1, "inner": [{"a": torch.arange(5), 3: None}, 0.1, "text", True]}
 

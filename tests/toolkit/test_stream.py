@@ -221,9 +221,7 @@ def test_folders_without_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_blocks_are_read_by_themselves(tmp_path: Path, end: str, bom: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats_module, "BLOCK", 4)
-    texts = [
-        f'{i} a,"b"{end}{end}c ä' if i % 4 in (0, 3) else f"{i}" for i in range(50)
-    ]  # ends of blocks
+    texts = [f'{i} a,"b"{end}{end}c ä' if i % 4 in (0, 3) else f"{i}" for i in range(50)]  # ends of blocks
     quoted = [text.replace('"', '""') for text in texts]
     lines = [f'"{text}",y{end}' + (end if i % 8 == 3 else "") for i, text in enumerate(quoted)]
     path = tmp_path / "a.csv"
@@ -289,9 +287,7 @@ def test_order(mixed: Path) -> None:
     assert epoch(stream, 16, number=1) != first != epoch(stream, 16, seed=1)
     for other in (epoch(stream, 16, number=1), epoch(stream, 16, seed=1)):
         assert all_of(other) == list(range(1500))
-        assert (
-            len(set(all_of(first[:6])) & set(all_of(other[:6]))) < 50
-        )  # of 96: the pools differ, too
+        assert len(set(all_of(first[:6])) & set(all_of(other[:6]))) < 50  # of 96: the pools differ, too
     shuffled = sum(abs(a - b) for a, b in zip(all_of(first), [i for batch in first for i in batch], strict=True)) / 1500
     assert shuffled > 300  # 500 for a perfect shuffle
 
@@ -350,7 +346,7 @@ def test_workers_go_on_with_the_next_epoch(mixed: Path) -> None:
     assert waiting is not None
     assert one(1) == expected[1]
     assert stream._prefetch is waiting
-    assert one(1, 20) == expected[1][20:]  # not what the workers were making: new ones start
+    assert one(1, 20) == expected[1][20:]  # not the epoch that the workers have begun: new workers start
     assert stream._prefetch is not waiting
     both = zip(stream.epoch(encoder, 16, 0, 2), stream.epoch(encoder, 16, 0, 2, workers=0), strict=True)
     assert all(numbers(a) == numbers(b) for a, b in both)
@@ -724,9 +720,7 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )  # zombie
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"  # zombie
     except FileNotFoundError:
         return True
 

@@ -21,8 +21,6 @@ __all__ = ["Files", "files_below", "read", "stream"]
 
 Source = str | os.PathLike[str] | IO[bytes] | IO[str]
 
-_ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
-
 
 def read(
     path: Source,
@@ -172,7 +170,7 @@ def _paths(path: str | os.PathLike[str], layout: Layout) -> list[str]:
     ]  # fmt: skip
     found = files_below(path, formats if layout.format is None else None)
     if not found:
-        endings = ", ".join(ending for ending, name in _ENDINGS.items() if name in formats)
+        endings = ", ".join(ending for ending, name in _endings().items() if name in formats)
         raise DataError(f"{escaped(path)}: expected a folder with files that end in one of {endings} but found none")
     return found
 
@@ -182,11 +180,11 @@ def files_below(path: str | os.PathLike[str], formats: Collection[str] | None = 
 
     Names that begin with . or _ are skipped.
     """
-    found = []
+    found, endings = [], _endings()
     for folder, folders, names in os.walk(path, onerror=_raise):
         folders[:] = [name for name in folders if name[0] not in "._"]
         for name in names:
-            known = formats is None or _ENDINGS.get(os.path.splitext(name)[1].lower()) in formats
+            known = formats is None or endings.get(os.path.splitext(name)[1].lower()) in formats
             if known and name[0] not in "._":
                 found.append(Path(folder, name))
     return [os.fspath(name) for name in sorted(found)]
@@ -211,14 +209,20 @@ def _stamp(opened: IO[bytes]) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def _endings() -> dict[str, str]:
+    """The format of each ending of a file's name."""
+    return {ending: name for name, format in FORMATS.items() for ending in format.endings}
+
+
 def _format_of(source: Source, layout: Layout) -> str:
     """The format that is asked for, or that the file's name says."""
     format = layout.format
     if format is None:
         suffix = os.path.splitext(_name(source))[1].lower()
-        format = _ENDINGS.get(suffix)
+        endings = _endings()
+        format = endings.get(suffix)
         if format is None:
-            known = ", ".join(_ENDINGS)
+            known = ", ".join(endings)
             raise ValueError(
                 f"path: expected a name that ends in one of {known}, or format=, but got {shown(_name(source), NAME)}"
             )

@@ -43,7 +43,7 @@ class Stream:
     Example::
 
         >>> import pathlib, tempfile
-        >>> from seqcls_fast.toolkit.data.stream import Stream
+        >>> from seqcls_fast.toolkit.stream import Stream
         >>> from seqcls_fast.toolkit.data.text import TextEncoder
         >>> folder = tempfile.TemporaryDirectory()
         >>> _ = pathlib.Path(folder.name, "a.csv").write_text("text,label\\ngood film,1\\nbad,0\\nso good,1\\n")

@@ -85,7 +85,7 @@ class RowSource:
         return side
 
     def survey(self, encoder: Any = None) -> Survey:
-        """The survey, by a pass over the files unless it is known, and so is what the encoder would learn."""
+        """The survey; also fits the encoder. Files are read only if this survey or this fit is not known yet."""
         surveys, fitted, key = self._shared.surveys, self._shared.fitted, (self._rules, repr(encoder))
         known = surveys.get(self._rules)
         if known is None or (encoder is not None and key not in fitted):

@@ -54,6 +54,8 @@ _find_spaced: Callable[[str], list[str]] = re.compile(r"\s*\S+|\s+").findall
 class TextEncoder:
     """Turns texts into ids. Id 0 is padding, 1 an unknown token; then come tokens, the most frequent first.
 
+    Equally frequent tokens come in alphabetical order, by code points.
+
     Args:
         kind: what a token is. ``"word"``: a word, a number, a punctuation mark or an emoji; in Chinese, Japanese and
             Thai, which have no spaces, a character. ``"char"``: a code point. ``"bpe"``: a sequence of bytes, learnt by

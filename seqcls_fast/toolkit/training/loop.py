@@ -227,7 +227,7 @@ class _Training:
             )
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Leaves in the parameters what this process's rows add to the gradient of the mean loss over the batch.
+        """Sets the parameters' gradients to this process's share of the gradient of the mean loss over the batch.
 
         Returns sums over these rows: weighted loss, loss, right answers, tokens, tokens with padding; and a 0.
         """
