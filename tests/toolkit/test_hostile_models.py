@@ -706,7 +706,7 @@ def tampered(trained: Path, folder: Path, edit: Callable[[Any], None]) -> None:
 def test_a_checkpoint_with_nonsense_in_it_is_passed_over(name: str, trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "kept"))
     tampered(trained, folder, TAMPERED[name])
-    with pytest.warns(RuntimeWarning, match="expected a checkpoint of format 1 but got .* the one before it is used"):
+    with pytest.warns(RuntimeWarning, match="expected a checkpoint of format 2 but got .* the one before it is used"):
         small(folder, on_nan="restore").fit(X, Y, validation=0.3, resume=True)
 
 

@@ -196,10 +196,10 @@ def test_damage_is_found_and_the_one_before_used(damage: str, tmp_path: Path) ->
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", 3)
     Checkpoints(tmp_path, 0).write(STATE)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="expected a checkpoint of format 1 but got format 2"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of format 2 but got format 3"):
         Checkpoints(tmp_path, 0).newest()
 
 

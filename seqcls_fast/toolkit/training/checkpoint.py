@@ -26,7 +26,7 @@ from ..schema import Check, loads
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
-_FORMAT = 1
+_FORMAT = 2  # 1 had other names for the snapshots
 _KEPT = 2  # checkpoints
 _NAME = re.compile(r"checkpoint-[0-9]{8,}-[0-9a-f]{16}\.safetensors")
 _COST = 50  # wait this many times as long as writing one took, so that writing takes at most 2 % of the time
