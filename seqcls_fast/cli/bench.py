@@ -1,4 +1,7 @@
-"""`bench`: a model's speed beside the same model on torch.nn's layers, once both are seen to compute the same."""
+"""`bench`: the speed of a model beside the same model on torch.nn's layers.
+
+Nothing is timed before both compute the same loss.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         model = copy.deepcopy(load(arguments.model)[0].model_).cpu()
     else:
         model = SequenceClassifier(50, 64, 4, vocab_size=10_000, bidirectional=True, pooling="max")
-    for module in model.modules():  # both must compute the same
+    for module in model.modules():  # dropout would draw different values in each
         if hasattr(module, "dropout"):
             module.dropout = 0.0
     x, lengths = random_batch(model, arguments.rows, longest=200)
@@ -76,7 +79,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _with_torch(model: Any) -> Any:
-    """The same classifier around torch.nn's encoder, which takes ragged rows packed."""
+    """Puts torch.nn's encoder, which takes packed sequences, into the classifier."""
     from torch import nn
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -118,7 +121,7 @@ def _step(model: Any, optimizer: Any, x: Any, lengths: Any, y: Any) -> Callable[
 
 
 def _interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn, so that a busy machine slows all of them alike."""
+    """Median seconds of each. The runs take turns, so that a busy machine slows all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, once in runs.items():

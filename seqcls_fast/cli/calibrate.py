@@ -1,4 +1,4 @@
-"""`calibrate`: held-out data teach a saved model how sure it may be, and from which probability on to predict a label.
+"""`calibrate`: fits a temperature, and a threshold for one label, to data that the model was not trained on.
 
 The model's weights stay as they are; its folder is replaced as a whole.
 """
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit._terminal import escaped, shown
-from .predict import add_labelled, labelled, labels_of
-from .shared import UsageError, add_command, claimed, load, print_json
+from .shared import UsageError, add_command, add_labelled, claimed, labelled, labels_of, load, print_json
 
 __all__ = ["add"]
 
 EXAMPLES = """\
 examples:
-  seqcls-fast calibrate model dev.csv --text review --label stars      probabilities that can be taken at their word
+  seqcls-fast calibrate model dev.csv --text review --label stars      probabilities that match frequencies
   seqcls-fast calibrate model dev.csv --for spam --precision 0.99      what is called spam is spam in 99 % of the cases
   seqcls-fast calibrate model dev.csv --for ill --recall 0.95 --no-temperature --out careful
 """
@@ -31,9 +30,9 @@ def add(commands: Any) -> None:
     words = "the label to choose a threshold for: it is predicted from that probability on"
     parser.add_argument("--for", dest="chosen", metavar="LABEL", help=words)
     target = parser.add_mutually_exclusive_group()
-    words = "what share of the examples predicted to be LABEL has to be, with the largest recall that goes with it"
+    words = "the share of examples predicted to be LABEL that must be right; the recall is the largest possible then"
     target.add_argument("--precision", type=_share, metavar="P", help=words)
-    words = "what share of the examples that are LABEL has to be found, with the largest precision that goes with it"
+    words = "the share of examples of LABEL that must be found; the precision is the largest possible then"
     target.add_argument("--recall", type=_share, metavar="R", help=words)
     parser.add_argument("--no-temperature", action="store_true", help="leave the probabilities as they are")
     parser.add_argument("--out", metavar="DIR", help="where to save the result (default: in the place of the model)")
@@ -48,7 +47,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from ..toolkit import store
 
     out = Path(arguments.out or arguments.model)
-    with store.opened(arguments.model):  # before a lock is put beside what may not be there
+    with store.opened(arguments.model):  # refuses a missing model before a lock is written beside it
         pass
     with claimed(out, replaces=not arguments.out):
         estimator, kind = load(arguments.model)
@@ -70,8 +69,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             "warnings": report.warnings,
         })  # fmt: skip
         return
-    what = "series" if kind == "series" else "texts"
-    print(f"{len(x)} {what}: temperature {estimator.temperature_:.4g}, saved to {escaped(out)}")
+    sequences = "series" if kind == "series" else "texts"
+    print(f"{len(x)} {sequences}: temperature {estimator.temperature_:.4g}, saved to {escaped(out)}")
     print(f"\n{report}\n")
     print("These are the data that it was fitted to; `seqcls-fast evaluate` says what it is worth on others.")
 

@@ -41,9 +41,9 @@ def _export(arguments: argparse.Namespace) -> None:
     x, lengths = random_batch(model, 2, longest=8)
     batch, time_steps = torch.export.Dim("batch"), torch.export.Dim("time")
     shapes = {"x": {0: batch, 1: time_steps}, "lengths": {0: batch}}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # which tells of operators that no model of ours has
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that our models lack
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own code
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own code
         if path.suffix == ".onnx":
             from ..export import to_onnx
 
@@ -60,7 +60,7 @@ def _export(arguments: argparse.Namespace) -> None:
         "lengths": "int64 (batch)", "logits": f"float32 (batch, {model.num_classes})", "classes": estimator.classes_,
     }  # fmt: skip
     if estimator.temperature_ != 1:
-        answer["temperature"] = estimator.temperature_  # to divide the logits by
+        answer["temperature"] = estimator.temperature_  # the user divides the logits by it
     if estimator.threshold_ is not None:
         answer["threshold"] = estimator.threshold_.to_json() if arguments.json else str(estimator.threshold_)
     if arguments.json:

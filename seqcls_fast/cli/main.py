@@ -1,6 +1,7 @@
-"""The command's parser and dispatch: from arguments to an exit code. The commands themselves are in commands/.
+"""The parser with all commands, and main(), which turns arguments into an exit code.
 
-No library is imported here or at the top of a command's file, so that `--help` answers at once and anywhere.
+`--version` and `--help` need the standard library alone: they answer in milliseconds, also on a machine where torch
+itself is broken.
 """
 
 from __future__ import annotations
@@ -15,34 +16,52 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from .._version import __version__
 from ..toolkit._terminal import MESSAGE, escaped
-from . import bench, calibrate, export, reproduce, train
-from . import predict as use
-from .shared import UsageError, add_command
+from . import bench, calibrate, evaluate, export, info, plan, predict, reproduce, trace, train
+from .shared import UsageError
 
-__all__ = ["Parser", "UsageError", "add_command", "add_commands", "run"]
+__all__ = ["main", "make_parser"]
 
-UNEXPECTED = (LookupError, AttributeError, AssertionError, NameError)  # not written for people, hence a mistake of ours
+EXAMPLES = """\
+examples:
+  seqcls-fast train reviews.csv --text review --label stars --validation-share 0.1 --out model
+  seqcls-fast predict model new.csv --text review > labels.csv
+  seqcls-fast info
 
-IN_PARALLEL = ("train", "predict", "reproduce")  # under torchrun
+seqcls-fast COMMAND --help has examples of each. `python -m seqcls_fast` is the same program.
+"""
+COMMANDS = (train, evaluate, predict, trace, calibrate, reproduce, export, bench, info, plan)  # as --help lists them
+# Errors whose messages are not written for users: they show a mistake in this package.
+UNEXPECTED = (LookupError, AttributeError, AssertionError, NameError)
+IN_PARALLEL = ("train", "predict", "reproduce")  # commands that may run in several processes, under torchrun
 
 
 class Parser(argparse.ArgumentParser):
-    """Its complaints repeat arguments, which may be the names of somebody's files."""
+    """Escapes the arguments that an error message repeats: they may be names of files from anywhere."""
 
     def error(self, message: str) -> NoReturn:
         super().error(escaped(message, MESSAGE))
 
 
-def add_commands(commands: Any) -> None:
-    for module in (train, use, calibrate, reproduce, export, bench):
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="seqcls-fast",
+        description="Sequence classification on fused recurrent layers for PyTorch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"seqcls_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
         module.add(commands)
+    return parser
 
 
-def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parses, runs, and turns whatever happens into an exit code and at most one sentence on stderr."""
-    arguments = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # data are UTF-8 wherever they go
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. A failure prints one sentence to stderr; the result is the exit code."""
+    arguments = make_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # files and pipes get UTF-8 whatever the locale
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="backslashreplace")
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and arguments.command not in IN_PARALLEL:
@@ -59,8 +78,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was saved before is untouched", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough, as in `predict ... | head`
-        _drop_output()
+    except BrokenPipeError:  # the reader of our output has closed it, as in `predict ... | head`
+        _discard_output()
         return 141
     except Exception as error:
         if arguments.debug:
@@ -70,8 +89,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
             print(_sentence(error), file=sys.stderr)
         try:
             sys.stdout.flush()
-        except OSError:  # which may be what failed before
-            _drop_output()
+        except OSError:  # the disk may be full, which may also be the error just shown
+            _discard_output()
         return 1
 
 
@@ -80,8 +99,8 @@ def _show_warning(debug: bool, message: Warning | str, kind: type[Warning], file
     print(f"warning: {escaped(message, MESSAGE)}{where}", file=sys.stderr)
 
 
-def _drop_output() -> None:
-    """Or Python tries once more at the end, and complains."""
+def _discard_output() -> None:
+    """Without this, Python tries to write the rest of stdout when it ends, and prints another error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -1,172 +1,27 @@
-"""The options of `train`, from the command line or a file.
+"""The options of a training, from the command line and a config file, as one record: TrainOptions.
 
-They are read from the source of estimators.py with `ast`, so that the estimators' signatures are the only list of
-parameters and defaults, and `--help` still imports neither torch nor numpy.
+The fields of the record that carry a help text become options of the parser; so do the parameters of the estimators,
+which toolkit/parameter_table.py lists.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import dataclasses
 import json
 import math
-import re
-from functools import lru_cache
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any
 
 from .._files import open_regular
 from ..toolkit._terminal import escaped, kind_of, shown
+from ..toolkit.parameter_table import ESTIMATORS, PARAMETERS, Parameter, parameters_of
 from ..toolkit.schema import loads
-from .shared import ESTIMATORS, UsageError, plain
+from .shared import UsageError, plain
 
-__all__ = ["add_parameters", "add_settings", "command_line", "given", "parameters", "settings_of"]
-
-
-class Setting(NamedTuple):
-    """One of train's own options, which a --config file may hold too."""
-
-    default: Any
-    help: str
-
-
-SETTINGS = {
-    "kind": Setting(None, "text or series (default: series for .ts, else text)"),
-    "text": Setting("text", "the column of the texts"),
-    "label": Setting("label", "the column of the labels"),
-    "weight": Setting(None, "a column of sample weights"),
-    "input_format": Setting(None, "csv, tsv, jsonl, parquet or ts (default: by the file's suffix)"),
-    "delimiter": Setting(None, "what separates the fields of CSV in place of a comma"),
-    "stream": Setting(None, "read the data while they are used, for more than fits in memory (default: for a folder)"),
-    "validation": Setting(None, "a second file, to measure on after each epoch and at the end"),
-    "validation_share": Setting(None, "or a share of the data instead, such as 0.1"),
-}
-
-
-class Parameter(NamedTuple):
-    """A parameter of an estimator, as it stands in the source."""
-
-    types: frozenset[str]  # of bool, int, float, str, dict, None; empty: not known, so all of them
-    default: Any
-    help: str
-
-
-@lru_cache
-def parameters(kind: str) -> dict[str, Parameter]:
-    """The parameters of the estimator for "text" or "series", read without importing anything."""
-    folder = Path(__file__).parents[1] / "toolkit"
-    found = _class_in(folder / "estimators.py", ESTIMATORS[kind])
-    model = _described(_class_in(folder.parent / "classifier.py", "SequenceClassifier"))
-    described = {
-        name: model[name] if text.startswith("of :class:`seqcls_fast.SequenceClassifier`") else text
-        for name, text in _described(found).items()
-    }
-    init = next(node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    answer = {}
-    for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
-        assert default is not None, argument.arg  # scikit-learn's protocol: every parameter has one
-        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
-        types = frozenset(re.findall(r"\b(?:bool|int|float|str|dict|None)\b", annotation))
-        answer[argument.arg] = Parameter(types, ast.literal_eval(default), described.get(argument.arg, ""))
-    return answer
-
-
-def _class_in(path: Path, name: str) -> ast.ClassDef:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-def _described(found: ast.ClassDef) -> dict[str, str]:
-    """What the section "Args:" of a class says of each name; several share an entry, or have each a part up to ";"."""
-    section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)+)", (ast.get_docstring(found) or "") + "\n", re.MULTILINE)
-    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE) if section else []
-    answer: dict[str, str] = {}
-    for names, text in entries:
-        every, parts = names.split(", "), " ".join(text.split()).rstrip(".").split("; ")
-        each = parts if len(parts) == len(every) else ["; ".join(parts)] * len(every)
-        answer |= dict(zip(every, each, strict=True))
-    return answer
-
-
-def _value(types: frozenset[str], text: str) -> Any:
-    """What an option's text means among the types its parameter may have; "none" is None."""
-    if text.lower() == "none" and (not types or "None" in types):
-        return None
-    for name, read in (("int", int), ("float", float), ("dict", _mapping)):
-        if not types or name in types:
-            try:
-                return read(text)
-            except ValueError:
-                pass
-    if types and "str" not in types:
-        raise argparse.ArgumentTypeError(
-            f"expected {' or '.join(sorted(types, key=str.lower)).lower()} but got {shown(text)}"
-        )
-    return text
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    value = loads(text)
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("data")
-    data.add_argument("data", nargs="?", help="CSV, TSV, JSONL, Parquet or .ts file with labels, or a folder of them")
-    for name, setting in SETTINGS.items():
-        default = f" (default: {setting.default})" if setting.default is not None else ""
-        kwargs: dict[str, Any] = {"choices": tuple(ESTIMATORS)} if name == "kind" else {"metavar": _metavar(name)}
-        if name == "validation_share":
-            kwargs["type"] = _share
-        if name == "stream":
-            kwargs = {"action": argparse.BooleanOptionalAction}
-        data.add_argument(_option(name), default=argparse.SUPPRESS, help=setting.help + default, **kwargs)
-    words = (
-        "options from a file: an object of names as here with _ for -, or a saved model's command.json or config.json"
-    )
-    data.add_argument("--config", metavar="FILE.json", help=f"{words}; what is given here comes first")
-
-
-def add_parameters(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "parameters", "Those of TextClassifier and SeriesClassifier; none stands for None."
-    )
-    known = {kind: parameters(kind) for kind in ESTIMATORS}
-    for name in dict.fromkeys(name for kind in known for name in known[kind]):
-        of = {kind: known[kind][name] for kind in known if name in known[kind]}
-        group.add_argument(_option(name), default=argparse.SUPPRESS, help=_parameter_help(of), **_parsing(of, name))
-
-
-def _metavar(name: str) -> str:
-    return "COLUMN" if name in ("text", "label", "weight") else name.rpartition("_")[2].upper()
-
-
-def _parsing(of: dict[str, Parameter], name: str) -> dict[str, Any]:
-    types = frozenset().union(*(parameter.types for parameter in of.values()))
-    if types and types <= {"bool", "None"}:
-        return {"action": argparse.BooleanOptionalAction}
-    return {"type": lambda text: _value(types, text), "metavar": name.rpartition("_")[2].upper()}
-
-
-def _parameter_help(of: dict[str, Parameter]) -> str:
-    first = next(iter(of.values()))
-    defaults = {kind: _word(parameter.default) for kind, parameter in of.items()}
-    if len(set(defaults.values())) > 1:
-        default = ", ".join(f"{value} for {kind}" for kind, value in defaults.items())
-    else:
-        default = next(iter(defaults.values())) + ("" if len(of) == len(ESTIMATORS) else f"; for {next(iter(of))} only")
-    words = re.sub(r":\w+:`([^`]*)`", r"\1", first.help).replace("``", "")
-    return f"{words} (default: {default})".strip().replace("%", "%%")
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+__all__ = ["TrainOptions", "add_data_options", "add_parameters", "from_command_line", "from_file"]
 
 
 def _share(text: str) -> float:
@@ -179,41 +34,194 @@ def _share(text: str) -> float:
     return share
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train's own settings and the estimator's parameters: defaults, then --config, then the command line."""
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    config = _read_config(arguments.config) if arguments.config else {}
+def _option(help: str, default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
+    """A field that is also an option, with keywords of add_argument(). Without a default, _resolved() finds one."""
+    return dataclasses.field(default=default, metadata={"help": help, **keywords})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What to train on, and how: all that decides which model comes out."""
+
+    data: str
+    kind: str = _option("text or series (default: series for .ts, else text)", choices=tuple(ESTIMATORS))
+    text: str = _option("the column of the texts", "text", metavar="COLUMN")
+    label: str = _option("the column of the labels", "label", metavar="COLUMN")
+    weight: str | None = _option("a column of sample weights", None, metavar="COLUMN")
+    input_format: str | None = _option(
+        "csv, tsv, jsonl, parquet or ts (default: by the file's suffix)", None, metavar="FORMAT"
+    )
+    delimiter: str | None = _option("what separates the fields of CSV in place of a comma", None, metavar="SIGN")
+    stream: bool = _option(
+        "read the data while training goes on, for more than fits in memory (default: for a folder)",
+        action=argparse.BooleanOptionalAction,
+    )
+    validation: str | None = _option(
+        "a second file, to measure on after each epoch and at the end", None, metavar="FILE"
+    )
+    validation_share: float | None = _option(
+        "or a share of the data instead, such as 0.1", None, metavar="SHARE", type=_share
+    )
+    parameters: dict[str, Any]  # of the estimator, by the names of its constructor
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # names that somebody chose
+
+    @property
+    def validated(self) -> bool:
+        return self.validation is not None or self.validation_share is not None
+
+    def replace(self, **fields: Any) -> TrainOptions:
+        return dataclasses.replace(self, **fields)
+
+    def with_parameters(self, **parameters: Any) -> TrainOptions:
+        return dataclasses.replace(self, parameters=self.parameters | parameters)
+
+    def data_options(self) -> dict[str, Any]:
+        """The fields that are not parameters of the estimator."""
+        return {name: getattr(self, name) for name in ("data", *_FIELDS)}
+
+    def to_json(self) -> dict[str, Any]:
+        """As command.json has it, where from_file() reads it."""
+        return self.data_options() | self.parameters
+
+    def command_line(self, out: str) -> list[str]:
+        """The arguments that train the same model, with nothing left to defaults, which another version may change."""
+        words = ["train", str(self.data)]
+        for name, value in self.data_options().items():
+            if isinstance(value, bool):
+                words.append(_flag(name if value else "no_" + name))
+            elif name != "data" and value is not None:
+                words += [_flag(name), str(value)]
+        known = parameters_of(self.kind)
+        for name, value in self.parameters.items():
+            if isinstance(value, bool):
+                words.append(_flag(name if value else "no_" + name))
+            elif value is not None or not known[name].is_flag:
+                words += [_flag(name), json.dumps(plain(value)) if isinstance(value, dict) else _word(value)]
+        return [*words, "--out", out]
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions) if field.metadata}
+_UNSET = (None, dataclasses.MISSING)
+_NAMES = {"data", *_FIELDS, *(parameter.name for parameter in PARAMETERS)}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _word(value: Any) -> str:
+    """A value as the command line has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("data", nargs="?", help="CSV, TSV, JSONL, Parquet or .ts file with labels, or a folder of them")
+    for name, field in _FIELDS.items():
+        words = dict(field.metadata)
+        if field.default not in _UNSET:
+            words["help"] += f" (default: {field.default})"
+        group.add_argument(_flag(name), default=argparse.SUPPRESS, **words)
+    help = (
+        "options from a file: an object of names as here with _ for -, or a saved model's command.json or config.json; "
+        "what is given here comes first"
+    )
+    group.add_argument("--config", metavar="FILE.json", help=help)
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "parameters", "Those of TextClassifier and SeriesClassifier; none stands for None."
+    )
+    for name in dict.fromkeys(parameter.name for parameter in PARAMETERS):
+        of = [parameter for parameter in PARAMETERS if parameter.name == name]
+        group.add_argument(_flag(name), default=argparse.SUPPRESS, help=_help(of), **_parsing(of[0]))
+
+
+def _help(of: list[Parameter]) -> str:
+    """The help of the entries that share a name, which differ in their defaults."""
+    if len(of) > 1:
+        default = ", ".join(f"{_word(each.default)} for {' and '.join(each.kinds)}" for each in of)
+    else:
+        only = "" if len(of[0].kinds) == len(ESTIMATORS) else f"; for {of[0].kinds[0]} only"
+        default = _word(of[0].default) + only
+    return f"{of[0].help} (default: {default})".replace("%", "%%")
+
+
+def _parsing(parameter: Parameter) -> dict[str, Any]:
+    if parameter.is_flag:
+        return {"action": argparse.BooleanOptionalAction}
+    return {
+        "type": lambda text: _value(parameter.types, text), "metavar": parameter.name.rpartition("_")[2].upper()
+    }  # fmt: skip
+
+
+def _value(types: Collection[type], text: str) -> Any:
+    """The value of the first type that the text can be read as; "none" is None."""
+    if text.lower() == "none" and NoneType in types:
+        return None
+    for kind, read in ((int, int), (float, float), (dict, _mapping)):
+        if kind in types:
+            try:
+                return read(text)
+            except ValueError:
+                pass
+    if str not in types:
+        names = sorted("none" if kind is NoneType else kind.__name__ for kind in types)
+        raise argparse.ArgumentTypeError(f"expected {' or '.join(names)} but got {shown(text)}")
+    return text
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+def from_command_line(arguments: argparse.Namespace) -> TrainOptions:
+    """The options that were given, those of --config, and the defaults, in this order."""
+    words = {name: value for name, value in vars(arguments).items() if name in _NAMES}
+    if words["data"] is None:
+        del words["data"]
+    return _resolved(words, _read_config(arguments.config) if arguments.config else {})
+
+
+def from_file(path: Path) -> TrainOptions:
+    """The options that a config file holds, and the defaults."""
+    return _resolved({}, _read_config(path))
+
+
+def _resolved(words: dict[str, Any], config: dict[str, Any]) -> TrainOptions:
+    given = frozenset(words) | frozenset(config)
     for name, other in (("validation", "validation_share"), ("validation_share", "validation")):
-        if name in given:
-            if other in given:
+        if name in words:
+            if other in words:
                 raise UsageError("--validation and --validation-share: expected one of them but got both")
             config.pop(other, None)
-    merged = config | given
-    if "data" not in merged:
+    merged = config | words
+    data = merged.get("data")
+    if data is None:
         raise UsageError("data: expected a file but got none")
-    settings = {name: merged.get(name, setting.default) for name, setting in SETTINGS.items()}
-    settings = {"data": merged["data"], **settings}
-    settings["kind"] = settings["kind"] or ("series" if str(merged["data"]).endswith(".ts") else "text")
-    settings["stream"] = Path(merged["data"]).is_dir() if settings["stream"] is None else settings["stream"]
-    if settings["kind"] not in ESTIMATORS:
-        raise UsageError(f"--kind: expected text or series but got {shown(settings['kind'])}")
-    own = parameters(settings["kind"])
-    every = {name for kind in ESTIMATORS for name in parameters(kind)}
-    for name in every - set(own):
-        if name in given:
-            other = next(kind for kind in ESTIMATORS if kind != settings["kind"])
-            raise UsageError(f"{_option(name)}: expected with --kind {other} but got --kind {settings['kind']}")
-    # vars() holds an explicit None too, which `given` left out
-    chosen = {name: vars(arguments).get(name, config.get(name, own[name].default)) for name in own}
-    return settings, chosen
+    found: dict[str, Any] = {name: merged.get(name, field.default) for name, field in _FIELDS.items()}
+    if found["kind"] in _UNSET:
+        found["kind"] = "series" if str(data).endswith(".ts") else "text"
+    if found["stream"] in _UNSET:
+        found["stream"] = Path(data).is_dir()
+    kind = found["kind"]
+    if kind not in ESTIMATORS:
+        raise UsageError(f"--kind: expected text or series but got {shown(kind)}")
+    own = parameters_of(kind)
+    for parameter in PARAMETERS:
+        if parameter.name not in own and words.get(parameter.name) is not None:
+            raise UsageError(
+                f"{_flag(parameter.name)}: expected with --kind {parameter.kinds[0]} but got --kind {kind}"
+            )
+    chosen = {name: merged.get(name, parameter.default) for name, parameter in own.items()}
+    return TrainOptions(data=data, **found, parameters=chosen, given=given)
 
 
-def given(arguments: argparse.Namespace) -> frozenset[str]:
-    """The names that the command line or --config settles, None among the values too."""
-    return frozenset(vars(arguments)).union(_read_config(arguments.config) if arguments.config else ())
-
-
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(path: str | Path) -> dict[str, Any]:
     try:
         with open_regular(Path(path)) as file:
             config = loads(file.read())
@@ -227,25 +235,7 @@ def _read_config(path: str) -> dict[str, Any]:
         config = {"kind": config.get("kind"), **parameters_from_json(config["parameters"])}
     if not isinstance(config, dict):
         raise ValueError(f"{escaped(path)}: expected an object of options but got {kind_of(config)}")
-    known = {"data", *SETTINGS, *(name for kind in ESTIMATORS for name in parameters(kind))}
     for name in config:
-        if name not in known:
+        if name not in _NAMES:
             raise ValueError(f"{escaped(path)}: expected the names of train's options but got {shown(name)}")
     return config
-
-
-def command_line(settings: dict[str, Any], chosen: dict[str, Any], out: str) -> list[str]:
-    """Every parameter spelled out, so that neither a config file nor another version's defaults can change it."""
-    words = ["train", str(settings["data"])]
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            words.append(_option(name) if value else _option("no_" + name))
-        elif name != "data" and value is not None:
-            words += [_option(name), str(value)]
-    known = parameters(settings["kind"])
-    for name, value in chosen.items():
-        if isinstance(value, bool):
-            words.append(_option(name) if value else _option("no_" + name))
-        elif not (value is None and known[name].types and known[name].types <= {"bool", "None"}):
-            words += [_option(name), json.dumps(plain(value)) if isinstance(value, dict) else _word(value)]
-    return [*words, "--out", out]

@@ -1,17 +1,31 @@
-"""What ``python -m seqcls_fast plan`` prints: how a layer would run on a GPU, and the floor of a step.
+"""`plan`: how a layer would run on a GPU, and the least time that a step can take.
 
-The planner itself is csrc/cuda/plan.h, asked through the extension; here are only words around its numbers. No GPU is
-needed: the limits of known devices are part of the extension.
+The planner itself is csrc/cuda/plan.h, called through the extension; this file puts its numbers into words. No GPU is
+needed: the extension knows the limits of several devices.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import warnings
 from typing import Any
 
-from .. import _ext
+from .shared import UsageError, add_command
 
+__all__ = ["CELLS", "REGIMES", "add", "explain", "table"]
+
+EXAMPLES = """\
+examples:
+  seqcls-fast plan --cell lstm --hidden 256 --batch 64 --dtype bf16 --device h200
+  seqcls-fast plan --cell gru --hidden 512 --dtype fp32 --exact --json
+"""
+# The extension has these lists too. They are repeated for --help, which must not load it; a test holds them equal.
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+REGIMES = ("auto", "onchip", "cluster", "grid", "stepwise")
+DTYPES = ("bf16", "fp16", "fp32", "fp64")
 PASSES = ("forward", "backward")
-PRODUCTS = {
+PRODUCTS = {  # the precisions of a matrix product, in words
     "bf16": "bf16 products",
     "fp16": "fp16 products",
     "tf32": "TF32 products",
@@ -22,8 +36,37 @@ CLOCK_GHZ = {"h200": 1.98}
 FLOAT64_WHY = "float64 has no kernel that keeps its weights on the chip"
 
 
-class PlanError(Exception):
-    """A sentence for whoever asked."""
+def add(commands: Any) -> None:
+    purpose = "how a layer would run on a GPU, and the least a step can cost; needs no GPU"
+    parser = add_command(commands, "plan", purpose, EXAMPLES, _plan)
+    parser.add_argument("--cell", required=True, choices=CELLS)
+    parser.add_argument("--hidden", required=True, type=_size, metavar="H", help="hidden_size")
+    parser.add_argument("--batch", type=_size, default=64, metavar="B", help="rows (default: %(default)s)")
+    parser.add_argument("--directions", type=int, choices=(1, 2), default=1, help="2: bidirectional")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: %(default)s")
+    products = parser.add_mutually_exclusive_group()
+    products.add_argument("--tf32", action="store_true", help="fp32: products rounded to TF32, torch's default")
+    products.add_argument("--exact", action="store_true", help="fp32: products as exact as float32")
+    parser.add_argument("--regime", choices=REGIMES, default="auto", help="force one (default: the first that fits)")
+    words = "a known device, or cuda for the one of this machine (default: %(default)s)"
+    parser.add_argument("--device", default="h200", help=words)
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 2147483647 but got {text!r}")
+    return int(text)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    precision = arguments.dtype
+    if precision != "fp32" and (arguments.tf32 or arguments.exact):
+        raise UsageError(f"--tf32 and --exact: expected with --dtype fp32 but got {precision}")
+    if precision == "fp32":
+        precision = "tf32x3" if arguments.exact else "tf32"
+    layer = (arguments.cell, arguments.hidden, arguments.batch, precision, arguments.directions)
+    answer = explain(*layer, regime=arguments.regime, device=arguments.device)
+    print(json.dumps(answer, indent=2) if arguments.json else table(answer))
 
 
 def explain(
@@ -35,53 +78,59 @@ def explain(
     regime: str = "auto",
     device: str = "h200",
 ) -> dict[str, Any]:
-    """Both passes of a layer as plain JSON values; ``precision`` is one of PRODUCTS, ``device`` a name or "cuda"."""
+    """The plans of both passes as plain JSON values; ``precision`` is one of PRODUCTS, ``device`` a name or "cuda"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the error below says that the extension is missing
+        from .. import _ext
     if _ext.C is None:
-        raise PlanError(
+        raise RuntimeError(
             f"plan: needs the compiled extension, in whose place torch's own layers run: {_ext.why_missing}"
         )
-    limits, clock = _device(device)
+    limits, clock = _device(_ext.C, device)
     request = {"cell": cell, "hidden": hidden, "batch": batch, "precision": precision, "directions": directions}
-    passes = {name: _pass(request, name == "backward", regime, limits, clock) for name in PASSES}
+    passes = {name: _pass(_ext.C, request, name == "backward", regime, limits, clock) for name in PASSES}
     built = bool(_ext.C.build_info()["cuda"])
     return {**request, "device": device, "limits": limits, "clock_ghz": clock, "built": built, **passes}
 
 
-def _device(name: str) -> tuple[dict[str, int], float | None]:
-    """Limits of a device, and its highest clock where that is known."""
-    assert _ext.C is not None
-    known = _ext.C.known_devices()
+def _device(extension: Any, name: str) -> tuple[dict[str, int], float | None]:
+    """The limits of a device, and its highest clock where that is known."""
+    known = extension.known_devices()
     if name in known:
         return known[name], CLOCK_GHZ.get(name)
     if name != "cuda":
-        raise PlanError(f"--device: expected one of {', '.join((*known, 'cuda'))} but got {name!r}")
+        raise ValueError(f"--device: expected one of {', '.join((*known, 'cuda'))} but got {name!r}")
     import torch
 
-    if not hasattr(_ext.C, "device_limits"):
-        raise PlanError(
+    if not hasattr(extension, "device_limits"):
+        raise RuntimeError(
             "--device cuda: the extension was built without CUDA, so torch's own layers run there; name a known device"
         )
     if not torch.cuda.is_available():
-        raise PlanError("--device cuda: this machine has no CUDA device; name a known device instead")
+        raise RuntimeError("--device cuda: this machine has no CUDA device; name a known device instead")
     index = torch.cuda.current_device()
-    return _ext.C.device_limits(index), torch.cuda.get_device_properties(index).clock_rate / 1e6
+    return extension.device_limits(index), torch.cuda.get_device_properties(index).clock_rate / 1e6
 
 
 def _pass(
-    request: dict[str, Any], backward: bool, regime: str, limits: dict[str, int], clock: float | None
+    extension: Any,
+    request: dict[str, Any],
+    backward: bool,
+    regime: str,
+    limits: dict[str, int],
+    clock: float | None,
 ) -> dict[str, Any]:
-    """What the planner says of one pass, with the reason against every regime it tried before."""
-    assert _ext.C is not None
-    if request["precision"] == "fp64":  # never gets as far as the planner
+    """The plan of one pass, with the planner's reasons against the regimes that it tried before."""
+    if request["precision"] == "fp64":  # the planner knows no float64: such layers always run step by step
         fits = regime in ("auto", "stepwise")
         chosen = "stepwise" if fits else regime
         return {"regime": chosen, "fits": fits, "why": FLOAT64_WHY, "rejected": {}}
-    plan = _ext.C.plan(**request, backward=backward, regime=regime, limits=limits)
+    plan: dict[str, Any] = extension.plan(**request, backward=backward, regime=regime, limits=limits)
     rejected = {}
     if regime == "auto":
-        regimes = _ext.C.regimes()
+        regimes = extension.regimes()
         for earlier in regimes[: regimes.index(plan["regime"])]:
-            tried = _ext.C.plan(**request, backward=backward, regime=earlier, limits=limits)
+            tried = extension.plan(**request, backward=backward, regime=earlier, limits=limits)
             rejected[earlier] = tried["why"]
     plan["rejected"] = rejected
     if plan["threads"] and plan["fits"]:
@@ -92,7 +141,7 @@ def _pass(
 
 
 def table(answer: dict[str, Any]) -> str:
-    """The answer for people: a line per question, a column per pass."""
+    """The answer as text: a column for each pass."""
     rows = [_rows(answer, answer[name]) for name in PASSES]
     labels = list(dict.fromkeys(label for column in rows for label in column))
     lines = [["", *PASSES], *([label, *(column.get(label, "-") for column in rows)] for label in labels)]

@@ -1,7 +1,7 @@
-"""`reproduce`: trains a saved model again from its command.json, by train's own steps, and compares.
+"""`reproduce`: trains a saved model again from its command.json, with the functions of train.py, and compares both.
 
-Equal weights are the aim, and what the same machine and versions give. Elsewhere the question is whether the model is
-as good: whether every metric of the validation lies within the interval that the first model's had.
+The same machine and versions give equal weights. Elsewhere the new model counts as reproduced if it is as good: if
+every metric of its validation lies within the interval that the first model had.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from ..toolkit._extras import need
 from ..toolkit._terminal import MESSAGE, escaped
 from . import options, train
+from .options import TrainOptions
 from .shared import add_command, claimed, load, print_json
 
 __all__ = ["NotReproducedError", "add", "compare", "shown"]
@@ -24,16 +25,16 @@ examples:
   seqcls-fast reproduce model                           where the data lie as they did when it was trained
   seqcls-fast reproduce model --data moved/reviews.csv --keep again
 """
-# Where things are written, which the weights do not depend on.
+# Parameters that say what is shown and written during training. The weights do not depend on them.
 QUIET = {"log_dir": None, "checkpoint_dir": None, "verbose": False}
-SAME = ("classes", "encoder", "data")  # of config.json
-USED = ("device", "threads", "ranks")  # of command.json
+SAME = ("classes", "encoder", "data")  # entries of config.json that must be equal
+USED = ("device", "threads", "ranks")  # entries of command.json about the machine
 
-Saved = tuple[dict[str, Any], dict[str, Any]]
+Saved = tuple[dict[str, Any], dict[str, Any]]  # config.json and the tensors, as store.load_folder() reads them
 
 
 class NotReproducedError(RuntimeError):
-    """The model that was trained again is another one."""
+    """The model that was trained again is neither equal nor as good."""
 
 
 def add(commands: Any) -> None:
@@ -52,16 +53,16 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     with join() as ranks, ExitStack() as stack:
         if arguments.keep and ranks.writer:
             stack.enter_context(claimed(Path(arguments.keep), False, "--keep replaces nothing"))
-        _compared(arguments, ranks.writer)
+        _train_and_compare(arguments, ranks.writer)
 
 
-def _compared(arguments: argparse.Namespace, writer: bool) -> None:
+def _train_and_compare(arguments: argparse.Namespace, writer: bool) -> None:
     import torch
 
     from ..toolkit import store
 
     folder = Path(arguments.model)
-    load(arguments.model)  # refuses what save() does not write
+    load(arguments.model)  # refuses a folder that save() did not write
     old, record = store.load_folder(folder), store.load_extra(folder).get(store.COMMAND)
     if record is None:
         raise FileNotFoundError(
@@ -72,19 +73,19 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
             if name not in part:
                 where = escaped(folder)
                 raise store.StoreError(f"{where}: expected {name!r} to be saved, but the model is of an older version")
-    settings, chosen = _settings(folder / store.COMMAND, record, arguments)
+    asked = _recorded_options(folder / store.COMMAND, record, arguments)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(record["threads"])
-        data = train.read(settings, chosen)
-        estimator = train.learn(settings, data, chosen | {name: QUIET[name] for name in QUIET if name in chosen})
+        data = train.read(asked)
+        estimator = train.learn(data, asked.with_parameters(**QUIET))
     finally:
         torch.set_num_threads(threads)
     if not writer:
         return
     with tempfile.TemporaryDirectory() as nowhere:
         out = arguments.keep or str(Path(nowhere, "model"))
-        again = train.save(estimator, settings, data, chosen, out, {})
+        again = train.save(estimator, data, asked, out, {})
         answer = compare(old, record, store.load_folder(out), again)
     if store.SEARCH in store.load_extra(folder):
         answer["notes"].append(f"the model was chosen among others ({store.SEARCH}): its own training was repeated")
@@ -96,13 +97,11 @@ def _compared(arguments: argparse.Namespace, writer: bool) -> None:
         raise NotReproducedError(f"{escaped(folder)}: {answer['verdict']}")
 
 
-def _settings(
-    path: Path, record: dict[str, Any], arguments: argparse.Namespace
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those recorded, with the files where they are now, which hold what they held."""
-    settings, chosen = options.settings_of(argparse.Namespace(config=str(path)))
+def _recorded_options(path: Path, record: dict[str, Any], arguments: argparse.Namespace) -> TrainOptions:
+    """The options that were recorded, with the files where they are now; their contents must be the same."""
+    asked = options.from_file(path)
     for name in ("data", "validation"):
-        recorded, option = settings[name], getattr(arguments, name)
+        recorded, option = getattr(asked, name), getattr(arguments, name)
         if recorded is None:
             if option is not None:
                 raise ValueError(
@@ -118,15 +117,14 @@ def _settings(
         if (found := train.sha256(now)) != expected:
             raise ValueError(
                 f"{escaped(now)}: expected the data that the model was trained with, of SHA-256 {escaped(expected)}, "
-                f"but got {found} "
-                f"(--{name} names another file)"
+                f"but got {found} (--{name} names another file)"
             )
-        settings[name] = now
-    return settings, chosen
+        asked = asked.replace(**{name: now})
+    return asked
 
 
 def compare(old: Saved, record: dict[str, Any], new: Saved, again: dict[str, Any]) -> dict[str, Any]:
-    """Two saved models, as load_folder() gave them, and what command.json says of each."""
+    """Compares two saved models, each with the contents of its command.json."""
     (before, weights_before), (now, weights_now) = old, new
     weights = _weights(weights_before, weights_now)
     metrics = _metrics(before, now)
@@ -154,7 +152,7 @@ def _verdict(weights: dict[str, Any], other: list[str], metrics: dict[str, dict[
 
 
 def _lasting(value: Any) -> Any:
-    """Without what is compared by itself."""
+    """Without the entries about the machine, which _differences() compares."""
     return {name: each for name, each in value.items() if name not in USED} if isinstance(value, dict) else value
 
 
@@ -171,7 +169,7 @@ def _weights(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(before: dict[str, Any], now: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of the validation, and the last figures of training, which have no interval."""
+    """The metrics of the validation, and loss and accuracy of the best epoch of training, which have no interval."""
     from ..toolkit.card import metrics_of
 
     found = {}
@@ -189,13 +187,13 @@ def _metrics(before: dict[str, Any], now: dict[str, Any]) -> dict[str, dict[str,
 
 
 def _differences(record: dict[str, Any], again: dict[str, Any]) -> dict[str, list[Any]]:
-    """What was used then and now."""
+    """Versions and the machine where they are not the same: by name, the values then and now."""
     then, now = (each["versions"] | {name: each[name] for name in USED} for each in (record, again))
     return {name: [then.get(name), now.get(name)] for name in {**then, **now} if then.get(name) != now.get(name)}
 
 
 def _notes(before: dict[str, Any], record: dict[str, Any], again: dict[str, Any]) -> list[str]:
-    """How far equality could go."""
+    """Reasons why the weights may differ although nothing is wrong."""
     notes = []
     if record["ranks"] != again["ranks"]:
         dropout = "" if record["settings"]["dropout"] == 0 else ", and dropout draws for each process of its own"

@@ -1,7 +1,7 @@
-"""`train --search N`: a small random search, and when a trial is given up.
+"""`train --search N`: a small random search, which stops trials that do worse than most.
 
-What a trial draws depends on the seed, its number and the parameter's name alone, so that a longer search begins like a
-shorter one, and fixing one parameter leaves the others as they would have been.
+The values of a trial depend on the seed, the trial's number and the parameter's name alone. So a longer search begins
+with the trials of a shorter one, and giving one parameter does not change how the others are drawn.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
-from . import options
+from .options import TrainOptions
 from .shared import UsageError
 
-__all__ = ["Losers", "free", "run", "settings_of_trials", "shown"]
+__all__ = ["MedianRule", "changes_of_trials", "run", "searched_parameters", "shown"]
 
 SPACE: dict[str, tuple[Any, ...]] = {
     "hidden_size": (32, 64, 128),
@@ -29,51 +29,52 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0.0, 0.01, 0.1),
     "embedding_dim": (32, 64, 128),
 }
-RATE, WIDEST = "learning_rate", 4.0  # times or through what fit() would choose
-_LEAST = 3  # trials to compare with
-_REDRAWS = 20
+RATE, WIDEST = "learning_rate", 4.0  # drawn between a fourth and four times the rate that fit() would choose
+_LEAST = 3  # trials to compare with, before one is stopped
+_REDRAWS = 20  # draws per wanted trial, before the search does with fewer
 
-Learn = Callable[[dict[str, Any], Callable[[list[dict[str, Any]]], bool]], Any]
+Learn = Callable[[TrainOptions, Callable[[list[dict[str, Any]]], bool]], Any]
 
 
-def free(kind: str, given: Collection[str]) -> list[str]:
-    """What is searched: the parameters that neither the command line nor --config settles."""
-    found = [name for name in (RATE, *SPACE) if name in options.parameters(kind) and name not in given]
+def searched_parameters(asked: TrainOptions) -> list[str]:
+    """The parameters of the search that neither the command line nor --config gives."""
+    found = [name for name in (RATE, *SPACE) if name in asked.parameters and name not in asked.given]
     if not found:
         raise UsageError("--search: expected a parameter left to choose, but all that it searches are given")
     return found
 
 
-def settings_of_trials(chosen: dict[str, Any], free: list[str], rows: int, wanted: int) -> list[dict[str, Any]]:
-    """What each trial changes, all of them different: nothing for the first. Where there are no more, fewer."""
+def changes_of_trials(asked: TrainOptions, searched: list[str], rows: int, wanted: int) -> list[dict[str, Any]]:
+    """The parameters that each trial changes; the first changes none. All differ; if values run out, they are fewer."""
     from ..toolkit.estimators import batch_size_for, learning_rate_for
 
+    chosen = asked.parameters
     batches = math.ceil(rows / (chosen["batch_size"] or batch_size_for(rows)))
     rate = learning_rate_for(batches * chosen["epochs"])
     different: dict[str, dict[str, Any]] = {"{}": {}}
     for number in range(2, wanted * _REDRAWS):
         if len(different) == wanted:
             break
-        draws = {name: random.Random(f"{chosen['seed']} {number} {name}") for name in free}
+        draws = {name: random.Random(f"{chosen['seed']} {number} {name}") for name in searched}
         values = {name: draw.choice(SPACE[name]) for name, draw in draws.items() if name in SPACE}
         if RATE in draws:
             values[RATE] = float(f"{rate * WIDEST ** draws[RATE].uniform(-1, 1):.3g}")
-        changes = {name: values[name] for name in free if values[name] != chosen[name]}
+        changes = {name: values[name] for name in searched if values[name] != chosen[name]}
         different.setdefault(repr(changes), changes)
     return list(different.values())
 
 
-class Losers:
-    """The median rule: from a third of the epochs on, a trial ends whose best so far is worse than most had by then."""
+class MedianRule:
+    """Ends a trial, from a third of the epochs on, if its best value so far is worse than the median of the others."""
 
     def __init__(self, metric: str, epochs: int) -> None:
         self.name, self.sign, self.epochs = f"val_{metric}", 1 if metric == "loss" else -1, epochs
-        self.curves: list[list[float]] = []  # of each trial, the best so far after each epoch; less is better
+        self.curves: list[list[float]] = []  # of each trial: the best value up to each epoch, where less is better
 
     def curve(self, history: list[dict[str, Any]]) -> list[float]:
         return list(accumulate((self.sign * record[self.name] for record in history), min))
 
-    def lost(self, history: list[dict[str, Any]]) -> bool:
+    def stops(self, history: list[dict[str, Any]]) -> bool:
         epoch = len(history)
         if 3 * epoch < self.epochs or epoch == self.epochs:
             return False
@@ -82,44 +83,45 @@ class Losers:
 
 
 def run(
-    learn: Learn, chosen: dict[str, Any], free: list[str], rows: int, wanted: int
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Trains every trial; the best one's estimator and parameters, and the table."""
+    learn: Learn, asked: TrainOptions, searched: list[str], rows: int, wanted: int
+) -> tuple[Any, TrainOptions, dict[str, Any]]:
+    """Trains every trial. The results are the best trial's estimator and options, and the table of all trials."""
     from ..toolkit.ranks import current
     from ..toolkit.training.loop import TrainingError
 
-    losers, best, failure = Losers(chosen["metric"], chosen["epochs"]), None, None
-    trials = settings_of_trials(chosen, free, rows, wanted)
+    chosen = asked.parameters
+    rule, best, failure = MedianRule(chosen["metric"], chosen["epochs"]), None, None
+    trials = changes_of_trials(asked, searched, rows, wanted)
     table: list[dict[str, Any]] = []
     for number, changes in enumerate(trials, 1):
-        row: dict[str, Any] = {"trial": number, "settings": changes, "epochs": 0, losers.name: None}
+        row: dict[str, Any] = {"trial": number, "settings": changes, "epochs": 0, rule.name: None}
         row["ended"] = "diverged"
         table.append(row)
         try:
-            estimator = learn(chosen | changes | _shows(chosen, number), losers.lost)
+            estimator = learn(asked.with_parameters(**changes, **_output_of_trial(chosen, number)), rule.stops)
         except TrainingError as error:
             failure = failure or error
         else:
             history = estimator.history_
-            row |= {"epochs": len(history), losers.name: history[estimator.best_epoch_ - 1][losers.name]}
+            row |= {"epochs": len(history), rule.name: history[estimator.best_epoch_ - 1][rule.name]}
             row["ended"] = "complete" if len(history) == chosen["epochs"] else "patience"
-            if losers.lost(history):  # so that the best one cannot be among these
+            if rule.stops(history):  # worse than the median, and so never the best
                 row["ended"] = "stopped"
-            if best is None or _rank(losers, row) < _rank(losers, best[0]):
+            if best is None or _rank(rule, row) < _rank(rule, best[0]):
                 best = row, estimator
-            losers.curves.append(losers.curve(history))
+            rule.curves.append(rule.curve(history))
         if chosen["verbose"] is not False and current().writer:
-            print(f"trial {number} of {len(trials)}: {_outcome(row, losers.name)}", file=sys.stderr)
+            print(f"trial {number} of {len(trials)}: {_outcome(row, rule.name)}", file=sys.stderr)
     if best is None:
         assert failure is not None
         raise failure
-    table.sort(key=lambda row: _rank(losers, row))
-    answer = {"metric": losers.name, "seed": chosen["seed"], "saved": best[0]["trial"], "trials": table}
-    return best[1], chosen | best[0]["settings"], answer
+    table.sort(key=lambda row: _rank(rule, row))
+    answer = {"metric": rule.name, "seed": chosen["seed"], "saved": best[0]["trial"], "trials": table}
+    return best[1], asked.with_parameters(**best[0]["settings"]), answer
 
 
-def _shows(chosen: dict[str, Any], number: int) -> dict[str, Any]:
-    """A line of ours for each trial in the place of bars, and logs side by side."""
+def _output_of_trial(chosen: dict[str, Any], number: int) -> dict[str, Any]:
+    """No progress bars, as run() prints a line for each trial; and a folder of logs for each trial."""
     logs = chosen["log_dir"]
     return {
         "verbose": bool(chosen["verbose"]),
@@ -127,9 +129,10 @@ def _shows(chosen: dict[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def _rank(losers: Losers, row: dict[str, Any]) -> tuple[bool, float, int]:
-    value = row[losers.name]
-    return value is None, 0.0 if value is None else losers.sign * value, row["trial"]
+def _rank(rule: MedianRule, row: dict[str, Any]) -> tuple[bool, float, int]:
+    """A key that sorts the best trial first, and those that diverged last."""
+    value = row[rule.name]
+    return value is None, 0.0 if value is None else rule.sign * value, row["trial"]
 
 
 def _outcome(row: dict[str, Any], name: str) -> str:

@@ -1,6 +1,6 @@
-"""What several commands need: how they are declared, what they read, and how they write.
+"""Functions that several commands use: to declare options, to read data and models, and to write results.
 
-A file is written under another name first and takes its place when it is whole (_files.py).
+A file is written under another name first and takes its place when it is complete (_files.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,23 @@ from typing import Any
 from .. import _files
 from ..toolkit._extras import need
 from ..toolkit._terminal import escaped, json_text, shown
+from ..toolkit.parameter_table import ESTIMATORS
 
 __all__ = [
-    "ESTIMATORS", "UsageError", "add_command", "check_folder", "check_new", "claimed", "count", "load", "plain",
-    "print_json", "random_batch", "read_examples", "replacing", "save_pictures", "write_text",
+    "UsageError", "add_columns", "add_command", "add_labelled", "check_folder", "check_new", "claimed", "count",
+    "labelled", "labels_of", "load", "plain", "print_json", "random_batch", "read_examples", "replacing",
+    "save_pictures", "write_text",
 ]  # fmt: skip
-
-ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
-Run = Callable[[argparse.Namespace], None]
 
 
 class UsageError(Exception):
-    """Options that do not go together: exit code 2, as for all that argparse refuses itself."""
+    """Options that cannot be combined: exit code 2, as for errors that argparse finds."""
 
 
-def add_command(commands: Any, name: str, purpose: str, examples: str, run: Run) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, purpose: str, examples: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    """The parser of a new command, with the options that all commands have."""
     layout = argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=examples, formatter_class=layout
@@ -47,17 +49,31 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_labelled(parser: argparse.ArgumentParser) -> None:
+    """Options of examples with labels, which :func:`labelled` reads."""
+    parser.add_argument("data", help="file of examples with labels")
+    add_columns(parser)
+    parser.add_argument("--label", default="label", metavar="COLUMN", help="default: %(default)s")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="default: %(default)s")
+    parser.add_argument("--delimiter", metavar="SIGN", help="what separates the fields of CSV in place of a comma")
+    words = "csv, tsv, jsonl, parquet, ts, or txt: a text per line (default: by the file's suffix; txt for stdin)"
+    parser.add_argument("--input-format", metavar="FORMAT", help=words)
+
+
 def print_json(value: Any) -> None:
     print(json_text(plain(value), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: arrays become lists, keys strings, and what is no finite number null."""
+    """A value that JSON can hold: arrays become lists, keys strings, and NaN and infinities None."""
     if isinstance(value, dict):
         return {str(plain(key)): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    if hasattr(value, "tolist"):  # of numpy or torch
+    if hasattr(value, "tolist"):  # an array or a tensor
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -65,7 +81,7 @@ def plain(value: Any) -> Any:
 
 
 def check_folder(*paths: str | Path | None) -> None:
-    """Before any work whose result could then not be written."""
+    """Refuses files whose folder is missing. Called before the work whose result would be lost."""
     for path in paths:
         if path is not None and not Path(path).parent.is_dir():
             name, folder = escaped(path), escaped(Path(path).parent)
@@ -79,7 +95,7 @@ def check_new(folder: Path, hint: str = "") -> None:
 
 @contextmanager
 def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
-    """A name to write to, which takes the place of `path` once all is written; a failure leaves `path` as it was."""
+    """A name to write to. The file takes the place of `path` at the end; a failure leaves `path` as it was."""
     check_folder(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file but got a folder")
@@ -89,7 +105,7 @@ def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def claimed(out: Path, replaces: bool, hint: str = "") -> Iterator[None]:
-    """While the block runs, no other command can be about to save a model there: the second of two is refused."""
+    """Keeps the folder for this command while the block runs: another command that would save there is refused."""
     from ..toolkit import store
 
     target = store.check_target(out)
@@ -106,41 +122,8 @@ def write_text(path: str | Path, text: str) -> None:
         written.write_text(text, encoding="utf-8")
 
 
-def read_examples(path: str, kind: str, **columns: Any) -> tuple[list[Any], list[Any], list[float] | None]:
-    from ..toolkit.data import readers
-
-    table = readers.read(path, kind=kind, **columns)
-    assert table.labels is not None
-    return table.texts_or_series, table.labels, table.weights
-
-
-def load(path: str) -> tuple[Any, str]:
-    """The estimator, and its kind."""
-    need("numpy", "a saved model")
-    from ..toolkit import estimators, store
-
-    with store.opened(path) as saved:
-        kind = saved.config["kind"]
-    name = ESTIMATORS.get(kind, ESTIMATORS["text"])  # which refuses another kind with a sentence
-    return getattr(estimators, name).load(path), kind
-
-
-def random_batch(model: Any, rows: int, longest: int) -> tuple[Any, Any]:
-    """Random ids or features of lengths whose median is 30, like those of short texts, or of `longest` at most."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    lengths = (30 * torch.randn(rows, generator=generator).mul(0.75).exp()).long().clamp(1, longest)
-    lengths[0] = longest
-    shape = (rows, longest)
-    if model.vocab_size is None:
-        return torch.randn(*shape, model.input_size, generator=generator), lengths
-    ids = torch.randint(1, max(2, model.vocab_size), shape, generator=generator)
-    return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths
-
-
 def save_pictures(folder: Path, report: Any, estimator: Any, lengths: Any = None) -> None:
-    """``lengths``: of the sequences, None where they are not in memory."""
+    """Draws what there is: learning curves, the report, and a histogram of ``lengths`` if sequences are in memory."""
     from ..toolkit.evaluation import plots
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,3 +135,49 @@ def save_pictures(folder: Path, report: Any, estimator: Any, lengths: Any = None
             figures[draw.__name__] = draw(report)
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
+
+
+def read_examples(path: str, kind: str, **columns: Any) -> tuple[list[Any], list[Any], list[float] | None]:
+    from ..toolkit.data import readers
+
+    table = readers.read(path, kind=kind, **columns)
+    assert table.labels is not None
+    return table.texts_or_series, table.labels, table.weights
+
+
+def labelled(arguments: argparse.Namespace, path: str, kind: str) -> tuple[list[Any], list[Any]]:
+    """The examples and labels of a file, by the options of :func:`add_labelled`."""
+    columns = {"text": arguments.text, "label": arguments.label, "delimiter": arguments.delimiter}
+    return read_examples(path, kind=kind, format=arguments.input_format, **columns)[:2]
+
+
+def labels_of(estimator: Any, labels: Sequence[Any]) -> list[Any]:
+    """The labels as the model knows them: a CSV holds strings, where the model may know numbers from JSON."""
+    classes = estimator.classes_.tolist()
+    by_name = {str(label): label for label in classes}
+    return [label if label in classes else by_name.get(str(label), label) for label in labels]
+
+
+def load(path: str) -> tuple[Any, str]:
+    """The estimator of a saved model, and its kind."""
+    need("numpy", "a saved model")
+    from ..toolkit import estimators, store
+
+    with store.opened(path) as saved:
+        kind = saved.config["kind"]
+    name = ESTIMATORS.get(kind, ESTIMATORS["text"])  # its load() says that it does not know such a kind
+    return getattr(estimators, name).load(path), kind
+
+
+def random_batch(model: Any, rows: int, longest: int) -> tuple[Any, Any]:
+    """Random ids or features, and lengths like those of short texts: 30 in the median, at most `longest`."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = (30 * torch.randn(rows, generator=generator).mul(0.75).exp()).long().clamp(1, longest)
+    lengths[0] = longest
+    shape = (rows, longest)
+    if model.vocab_size is None:
+        return torch.randn(*shape, model.input_size, generator=generator), lengths
+    ids = torch.randint(1, max(2, model.vocab_size), shape, generator=generator)
+    return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths

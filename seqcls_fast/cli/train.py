@@ -1,6 +1,7 @@
-"""`train`: from a file of examples to a saved model, and what it takes to train the same model again.
+"""`train`: from a file of examples to a saved model with command.json, from which the same model can be trained again.
 
-read, learn, save and report follow each other. search.py learns several times in between; reproduce.py goes this way.
+Four functions run in turn: read, learn, save and _report. search.py calls learn several times; reproduce.py calls the
+first three again.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple
 
 from ..toolkit._extras import need
 from ..toolkit._terminal import escaped
+from ..toolkit.parameter_table import ESTIMATORS
 from . import options, search
+from .options import TrainOptions
 from .shared import (
-    ESTIMATORS,
     UsageError,
     add_command,
     check_folder,
@@ -37,7 +39,7 @@ from .shared import (
     write_text,
 )
 
-__all__ = ["Data", "add", "learn", "read", "save", "sha256"]
+__all__ = ["TrainingData", "add", "learn", "read", "save", "sha256"]
 
 EXAMPLES = """\
 examples:
@@ -50,15 +52,13 @@ examples:
   seqcls-fast train reviews/ --out model --resume    the same, where it was interrupted
   torchrun --nproc-per-node=2 -m seqcls_fast train reviews/ --out model    in two processes
 """
-
-
 _OVERWRITE = "--overwrite replaces a saved model"
 
 
-class Data(NamedTuple):
-    """What is learnt from, what is measured on, and the digests of the files they came from."""
+class TrainingData(NamedTuple):
+    """The examples to learn from and to validate on, and the digests of their files."""
 
-    x: Any  # a list, or a Stream, which has labels and weights of its own
+    x: Any  # a list; or a Stream, which has labels and weights of its own
     y: list[Any] | None
     weight: list[float] | None
     validation: tuple[Any, list[Any] | None] | None
@@ -73,28 +73,27 @@ def add(commands: Any) -> None:
     purpose = "learn a classifier from a file and save it as a directory"
     parser = add_command(commands, "train", purpose, EXAMPLES, _train)
     parser.usage = "%(prog)s DATA --out DIR [options]"
-    options.add_settings(parser)
+    options.add_data_options(parser)
     result = parser.add_argument_group("result")
     result.add_argument("--out", required=True, metavar="DIR", help="where to save the model")
     result.add_argument("--overwrite", action="store_true", help="replace what --out holds, once training is done")
     result.add_argument("--report", metavar="FILE.html", help="the validation's report as a page")
     result.add_argument("--pictures", metavar="DIR", help="learning curves and, with a validation, its pictures")
-    words = "go on with the training that was to end in --out and was interrupted, with the same data and options"
+    words = "go on with an interrupted training for the same --out, with the same data and options"
     result.add_argument("--resume", action="store_true", help=words)
-    words = "train N times, first as asked, then with random values of what is not given; save the best by --metric"
+    words = "train N times: as asked, then with random values of options not given; save the best by --metric"
     result.add_argument("--search", type=count, metavar="N", help=words)
     options.add_parameters(parser)
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    settings, chosen = options.settings_of(arguments)
-    validated = settings["validation"] is not None or settings["validation_share"] is not None
+    asked = options.from_command_line(arguments)
     for name in ("report", "search"):
-        if getattr(arguments, name) and not validated:
+        if getattr(arguments, name) and not asked.validated:
             raise UsageError(f"--{name}: expected with --validation or --validation-share, which it is about")
-    if arguments.search and (chosen["checkpoint_dir"] is not None or arguments.resume):
+    if arguments.search and (asked.parameters["checkpoint_dir"] is not None or arguments.resume):
         raise UsageError("--search: expected without --checkpoint-dir and --resume, as trials keep no checkpoints")
-    free = search.free(settings["kind"], options.given(arguments)) if arguments.search else []
+    searched = search.searched_parameters(asked) if arguments.search else []
     out = Path(arguments.out)
     if not arguments.overwrite:
         check_new(out, _OVERWRITE)
@@ -102,51 +101,59 @@ def _train(arguments: argparse.Namespace) -> None:
     need("numpy", "seqcls-fast train")
     from ..toolkit import store
     from ..toolkit.ranks import join
-    from ..toolkit.training.checkpoint import Checkpoints
 
     store.check_target(out)
-    with join(chosen["device"]) as ranks, ExitStack() as stack:
+    with join(asked.parameters["device"]) as ranks, ExitStack() as stack:
         if ranks.writer:
             stack.enter_context(claimed(out, arguments.overwrite, _OVERWRITE))
-        checkpoints = None if arguments.search else _checkpoints(arguments, chosen["checkpoint_dir"], ranks.writer)
-        if chosen["seed"] is None:  # so that command.json can name it
+        checkpoints = None if arguments.search else _checkpoints(arguments, asked, ranks.writer)
+        if asked.parameters["seed"] is None:  # drawn here, so that command.json can name it
             drawn = secrets.randbelow(1 << 31)
-            chosen["seed"] = ranks.from_writer(_seed_of(checkpoints, drawn) if arguments.resume else drawn)
-        data, table = read(settings, chosen), None
+            seed = ranks.from_writer(_seed_of(checkpoints, drawn) if arguments.resume else drawn)
+            asked = asked.with_parameters(seed=seed)
+        data, table = read(asked), None
         start = time.perf_counter()
         if arguments.search:
             rows = data.x.survey().rows if data.streamed else len(data.x)
-            estimator, chosen, table = search.run(partial(learn, settings, data), chosen, free, rows, arguments.search)
+            estimator, asked, table = search.run(partial(learn, data), asked, searched, rows, arguments.search)
         else:
-            try:
-                estimator = learn(settings, data, chosen | {"checkpoint_dir": checkpoints}, resume=arguments.resume)
-            except BaseException as error:
-                if ranks.writer and checkpoints is not None:
-                    if Checkpoints(checkpoints, 0) and isinstance(error, KeyboardInterrupt):
-                        where = escaped(checkpoints)
-                        print(f"{where} holds the newest checkpoint; --resume goes on from it", file=sys.stderr)
-                    elif chosen["checkpoint_dir"] is None:
-                        with suppress(OSError):  # unless it is empty, it is kept
-                            Path(checkpoints).rmdir()
-                raise
+            estimator = _learn_with_checkpoints(data, asked, checkpoints, arguments.resume, ranks.writer)
         seconds = time.perf_counter() - start
         if not ranks.writer:
             return
         extra = {} if table is None else {store.SEARCH: table}
         if not arguments.overwrite:
-            check_new(out, _OVERWRITE)  # something else may have been put there meanwhile
-        record = save(estimator, settings, data, chosen, arguments.out, extra, resumed=arguments.resume)
-        if checkpoints is not None and chosen["checkpoint_dir"] is None:
+            check_new(out, _OVERWRITE)  # another program may have written there during training
+        record = save(estimator, data, asked, arguments.out, extra, resumed=arguments.resume)
+        if checkpoints is not None and asked.parameters["checkpoint_dir"] is None:
             shutil.rmtree(checkpoints)
         _report(arguments, estimator, data, record, seconds, table)
 
 
-def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool) -> str:
-    """Where they are kept: in a folder beside --out, until that is written, if none was asked for."""
+def _learn_with_checkpoints(
+    data: TrainingData, asked: TrainOptions, checkpoints: str | None, resume: bool, writer: bool
+) -> Any:
     from ..toolkit.training.checkpoint import Checkpoints
 
-    if asked is not None:
-        return asked
+    try:
+        return learn(data, asked.with_parameters(checkpoint_dir=checkpoints), resume=resume)
+    except BaseException as error:
+        if writer and checkpoints is not None:
+            if Checkpoints(checkpoints, 0) and isinstance(error, KeyboardInterrupt):
+                where = escaped(checkpoints)
+                print(f"{where} holds the newest checkpoint; --resume goes on from it", file=sys.stderr)
+            elif asked.parameters["checkpoint_dir"] is None:
+                with suppress(OSError):  # rmdir() refuses, and so keeps, a folder that holds checkpoints
+                    Path(checkpoints).rmdir()
+        raise
+
+
+def _checkpoints(arguments: argparse.Namespace, asked: TrainOptions, writer: bool) -> str:
+    """The folder for checkpoints. Without --checkpoint-dir it lies beside --out, and goes once the model is saved."""
+    from ..toolkit.training.checkpoint import Checkpoints
+
+    if asked.parameters["checkpoint_dir"] is not None:
+        return str(asked.parameters["checkpoint_dir"])
     out = Path(arguments.out)
     folder = out.with_name(f".{out.name}.checkpoints")
     if writer and folder.exists() and not arguments.resume:
@@ -160,7 +167,7 @@ def _checkpoints(arguments: argparse.Namespace, asked: str | None, writer: bool)
 
 
 def _seed_of(checkpoints: str | None, drawn: int) -> int:
-    """That of the training to go on with, if there is one."""
+    """The seed of the training to go on with; ``drawn`` if there is none."""
     from ..toolkit.training.checkpoint import Checkpoints
     from ..toolkit.training.resume import check_content
 
@@ -168,53 +175,53 @@ def _seed_of(checkpoints: str | None, drawn: int) -> int:
     return int(found["about"]["seed"]) if found else drawn
 
 
-def read(settings: dict[str, Any], chosen: dict[str, Any]) -> Data:
-    columns = {name: settings[name] for name in ("kind", "text", "label", "weight", "delimiter")}
-    columns["format"] = settings["input_format"]
-    names = [settings["data"], *([settings["validation"]] if settings["validation"] else [])]
+def read(asked: TrainOptions) -> TrainingData:
+    columns = {name: getattr(asked, name) for name in ("kind", "text", "label", "weight", "delimiter")}
+    columns["format"] = asked.input_format
+    names = [asked.data, *([asked.validation] if asked.validation else [])]
     digests = {str(name): sha256(name) for name in names}
-    if settings["stream"]:
-        return _stream(settings, columns, chosen["seed"], digests)
-    x, y, weight = read_examples(settings["data"], **columns)
+    seed = asked.parameters["seed"]
+    if asked.stream:
+        return _stream(asked, columns, seed, digests)
+    x, y, weight = read_examples(asked.data, **columns)
     validation = None
-    if settings["validation"] is not None:
-        validation = read_examples(settings["validation"], **columns | {"weight": None})[:2]
-    elif settings["validation_share"] is not None:
-        x, y, weight, validation = _split(x, y, weight, settings["validation_share"], chosen["seed"])
-    return Data(x, y, weight, validation, digests)
+    if asked.validation is not None:
+        validation = read_examples(asked.validation, **columns | {"weight": None})[:2]
+    elif asked.validation_share is not None:
+        x, y, weight, validation = _split(x, y, weight, asked.validation_share, seed)
+    return TrainingData(x, y, weight, validation, digests)
 
 
-def _stream(settings: dict[str, Any], columns: dict[str, Any], seed: int, digests: dict[str, str]) -> Data:
+def _stream(asked: TrainOptions, columns: dict[str, Any], seed: int, digests: dict[str, str]) -> TrainingData:
     from ..toolkit.data.stream import Stream
 
-    x, held = Stream(settings["data"], **columns), None
-    if settings["validation"] is not None:
-        held = Stream(settings["validation"], **columns | {"weight": None})
-    elif settings["validation_share"] is not None:
-        x, held = x.split(settings["validation_share"], seed)
-    return Data(x, None, None, None if held is None else (held, None), digests)
+    x, held = Stream(asked.data, **columns), None
+    if asked.validation is not None:
+        held = Stream(asked.validation, **columns | {"weight": None})
+    elif asked.validation_share is not None:
+        x, held = x.split(asked.validation_share, seed)
+    return TrainingData(x, None, None, None if held is None else (held, None), digests)
 
 
 def learn(
-    settings: dict[str, Any],
-    data: Data,
-    chosen: dict[str, Any],
+    data: TrainingData,
+    asked: TrainOptions,
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     resume: bool = False,
 ) -> Any:
+    """The estimator, fitted."""
     from ..toolkit import estimators
 
-    estimator = getattr(estimators, ESTIMATORS[settings["kind"]])(**chosen | _class_weight(chosen, data))
+    estimator = getattr(estimators, ESTIMATORS[asked.kind])(**asked.parameters | _class_weight(asked, data))
     validation = data.validation[0] if data.validation is not None and data.streamed else data.validation
     more = {"stop": stop, "resume": resume}
     return estimator.fit(data.x, data.y, validation=validation, sample_weight=data.weight, **more)
 
 
 def save(
-    estimator: Any, settings: dict[str, Any], data: Data, chosen: dict[str, Any], out: str, extra: dict[str, Any],
-    resumed: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Writes the model with command.json, whose contents are returned; `--config` and `reproduce` read them back."""
+    estimator: Any, data: TrainingData, asked: TrainOptions, out: str, extra: dict[str, Any], resumed: bool = False
+) -> dict[str, Any]:
+    """Writes the model with command.json, which `train --config` and `reproduce` read; its contents are returned."""
     import torch
 
     from ..toolkit import store
@@ -223,29 +230,35 @@ def save(
     device = next(estimator.model_.parameters()).device
     learnt_from, split = estimator.data_, None
     if learnt_from["validation"] is not None:
-        by_share = {"share": settings["validation_share"], "seed": chosen["seed"]}
-        split = by_share if settings["validation"] is None else {"file": str(settings["validation"])}
+        by_share = {"share": asked.validation_share, "seed": asked.parameters["seed"]}
+        split = by_share if asked.validation is None else {"file": str(asked.validation)}
         split["rows"] = learnt_from["validation"]["rows"]
     ranks = learnt_from["ranks"]
     here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     nodes = [f"--nnodes={ranks // here}"] if here < ranks else []
     program = ["seqcls-fast"] if ranks == 1 else ["torchrun", *nodes, f"--nproc-per-node={here}", "-m", "seqcls_fast"]
     record = {
-        "command": shlex.join([*program, *options.command_line(settings, chosen, out)]),
-        "settings": settings | chosen,
+        "command": shlex.join([*program, *asked.command_line(out)]),
+        "settings": asked.to_json(),
         "sha256": data.sha256, "rows": learnt_from["rows"], "split": split,
         "ranks": ranks, "threads": learnt_from["threads"], "resumed": resumed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "versions": versions(),
     }  # fmt: skip
-    estimator.fitted_parameters_ |= {"checkpoint_dir": chosen["checkpoint_dir"]}  # one of ours is gone
+    estimator.fitted_parameters_ |= {"checkpoint_dir": asked.parameters["checkpoint_dir"]}  # not our own
     estimator.extra_ = plain({store.COMMAND: record, **extra})
     estimator.save(out)
     return estimator.extra_[store.COMMAND]
 
 
 def _report(
-    arguments: argparse.Namespace, estimator: Any, data: Data, record: dict[str, Any], seconds: float, table: Any
+    arguments: argparse.Namespace,
+    estimator: Any,
+    data: TrainingData,
+    record: dict[str, Any],
+    seconds: float,
+    table: dict[str, Any] | None,
 ) -> None:
+    """Prints and draws the result; ``table`` is the one of a search."""
     report = None if data.validation is None else estimator.evaluate(*data.validation)
     rows, held = estimator.data_["rows"], estimator.data_["validation"]
     lengths = None
@@ -273,7 +286,7 @@ def _report(
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file; of a folder, that of the names and digests of what is read of it."""
+    """The digest of a file; of a folder, the digest of the names and digests of the files that are read of it."""
     digest = hashlib.sha256()
     if Path(path).is_dir():
         from ..toolkit.data.readers import files_below
@@ -288,7 +301,7 @@ def sha256(path: str | Path) -> str:
 
 
 def _split(x: list[Any], y: list[Any], weight: list[float] | None, share: float, seed: int | None) -> tuple[Any, ...]:
-    """What to learn from and what to hold back, as fit(validation=share) would, but in hand for the report."""
+    """Splits as fit(validation=share) would, but keeps both sides: the report needs the held-out examples."""
     from ..toolkit.data import labels
 
     kept, held = labels.stratified(labels.to_targets(y, labels.classes_of(y)), share, seed)
@@ -297,9 +310,9 @@ def _split(x: list[Any], y: list[Any], weight: list[float] | None, share: float,
     return [x[i] for i in train], [y[i] for i in train], left, ([x[i] for i in test], [y[i] for i in test])
 
 
-def _class_weight(chosen: dict[str, Any], data: Data) -> dict[str, Any]:
-    """JSON has no keys but strings; the labels of a file may be numbers."""
-    weights = chosen.get("class_weight")
+def _class_weight(asked: TrainOptions, data: TrainingData) -> dict[str, Any]:
+    """Class weights by the labels of the data: the command line can name them by strings alone, as JSON's keys are."""
+    weights = asked.parameters["class_weight"]
     if not isinstance(weights, dict):
         return {}
     by_name = {str(label): label for label in (data.x.survey().labels if data.y is None else data.y)}

@@ -1,7 +1,7 @@
-"""The commands around a model: what they read, write and print, and how each failure ends.
+"""The commands around a model: their inputs, files and output, and the message of each failure.
 
-Most call main(); a process is started where only that shows the behaviour: what --help imports, standard input, pipes,
-Ctrl-C.
+Most tests call main(); a process is started where only that shows the behaviour: the imports of --help, standard input,
+pipes, Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import io
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -28,9 +29,11 @@ import torch
 import seqcls_fast
 from seqcls_fast import __main__, _ext
 from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
-from seqcls_fast.cli import bench, options, shared
+from seqcls_fast.cli import bench, info, options, shared
 from seqcls_fast.cli import train as train_command
-from seqcls_fast.toolkit import estimators
+from seqcls_fast.cli.main import make_parser
+from seqcls_fast.toolkit import estimators, parameter_table
+from seqcls_fast.toolkit.training.loop import METRICS, SCHEDULES
 
 COMMANDS = ("train", "evaluate", "predict", "trace", "calibrate", "reproduce", "export", "bench", "info", "plan")
 BLOCKED = ("torch", "numpy", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich", "pyarrow")
@@ -108,8 +111,8 @@ def misused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
-def settings_of(*arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return options.settings_of(__main__._parser().parse_args(["train", *arguments, "--out", "out"]))
+def options_of(*arguments: str) -> options.TrainOptions:
+    return options.from_command_line(make_parser().parse_args(["train", *arguments, "--out", "out"]))
 
 
 def weights(folder: str | Path) -> bytes:
@@ -145,19 +148,47 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {command}" in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("kind", shared.ESTIMATORS)
+@pytest.mark.parametrize("kind", parameter_table.ESTIMATORS)
 def test_options_are_the_estimators_parameters(kind: str) -> None:
-    signature = inspect.signature(getattr(estimators, shared.ESTIMATORS[kind]))
-    known = options.parameters(kind)
+    estimator = getattr(estimators, parameter_table.ESTIMATORS[kind])
+    signature, hints = inspect.signature(estimator), get_type_hints(estimator.__init__)
+    known = parameter_table.parameters_of(kind)
+    assert list(known) == list(signature.parameters)
     assert {name: parameter.default for name, parameter in known.items()} == {
         name: parameter.default for name, parameter in signature.parameters.items()
     }
-    assert settings_of("data.csv", "--kind", kind)[1] == {name: each.default for name, each in known.items()}
-    for name in known:
-        described = options._parameter_help(
-            {each: options.parameters(each)[name] for each in shared.ESTIMATORS if name in options.parameters(each)}
-        )
-        assert not described.startswith("("), f"{name} is not in the docstring's Args"
+    for name, parameter in known.items():
+        if name != "class_weight":  # Any: the labels in it may have any type
+            types = set(get_args(hints[name]) or (hints[name],)) - {os.PathLike[str]}
+            assert set(parameter.types) == types, name
+    assert options_of("data.csv", "--kind", kind).parameters == {name: each.default for name, each in known.items()}
+
+
+@pytest.mark.parametrize("kind", parameter_table.ESTIMATORS)
+def test_docstrings_describe_the_same_parameters(kind: str) -> None:
+    """The docstring of a class names each parameter, and each value that the help of the option puts in quotes."""
+    described = [estimators.TextClassifier, getattr(estimators, parameter_table.ESTIMATORS[kind]), SequenceClassifier]
+    sections = [inspect.getdoc(each).partition("Args:\n")[2].partition("\n\n")[0] for each in described]
+    entries = re.findall(r"^    (\w[\w, ]*):", "\n".join(sections[:2]), re.MULTILINE)
+    names = {name for entry in entries for name in entry.split(", ")}
+    values = {value for section in sections for value in re.findall(r'"(\w+)"', section)}
+    for name, parameter in parameter_table.parameters_of(kind).items():
+        assert parameter.help, name
+        assert name in names, f"{name} is not in the docstring's Args"
+        assert set(re.findall(r'"(\w+)"', parameter.help)) <= values, name
+
+
+def test_help_names_the_values() -> None:
+    known = parameter_table.parameters_of("text")
+    for name, values in {"cell": CELLS, "pooling": POOLINGS, "schedule": SCHEDULES, "metric": METRICS}.items():
+        assert set(re.findall(r'"(\w+)"', known[name].help)) == set(values)
+
+
+def test_types_of_parameters() -> None:
+    known = parameter_table.parameters_of("text")
+    assert known["seed"].types == (int, NoneType)
+    assert known["epochs"].types == (int,)
+    assert [name for name in known if known[name].is_flag] == ["bidirectional", "lowercase", "amp", "verbose"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +210,7 @@ def test_options_are_the_estimators_parameters(kind: str) -> None:
     ],
 )
 def test_values(options: list[str], name: str, value: Any) -> None:
-    chosen = settings_of("data.csv", *options)[1][name]
+    chosen = options_of("data.csv", *options).parameters[name]
     assert chosen == value
     assert type(chosen) is type(value)
 
@@ -290,16 +321,13 @@ def test_the_command_line_reads_back() -> None:
         "none",
         "--verbose",
     ]
-    settings, chosen = settings_of("my data.csv", "--text", "the text", "--input-format", "csv", *given)
-    line = shlex.join(options.command_line(settings, chosen, "out"))
-    arguments = __main__._parser().parse_args(shlex.split(line))
-    assert options.settings_of(arguments) == (settings, chosen)
-    settings, chosen = settings_of("d.ts", "--missing", "mask", "--validation-share", "0.5")
-    assert settings["kind"] == "series"
-    assert options.settings_of(__main__._parser().parse_args(options.command_line(settings, chosen, "out"))) == (
-        settings,
-        chosen,
-    )
+    for asked in (
+        options_of("my data.csv", "--text", "the text", "--input-format", "csv", *given),
+        options_of("d.ts", "--missing", "mask", "--validation-share", "0.5"),
+    ):
+        line = shlex.join(asked.command_line("out"))
+        assert options.from_command_line(make_parser().parse_args(shlex.split(line))) == asked
+    assert asked.kind == "series"
 
 
 def test_config_gives_way_to_the_command_line(tmp_path: Path) -> None:
@@ -307,11 +335,13 @@ def test_config_gives_way_to_the_command_line(tmp_path: Path) -> None:
     config.write_text(
         json.dumps({"data": "c.csv", "hidden_size": 5, "cell": "lstm", "validation": "v.csv", "max_length": 9})
     )
-    settings, chosen = settings_of("--config", str(config), "--cell", "gru", "--max-length", "none")
-    assert (settings["data"], settings["validation"]) == ("c.csv", "v.csv")
+    asked = options_of("--config", str(config), "--cell", "gru", "--max-length", "none")
+    assert (asked.data, asked.validation) == ("c.csv", "v.csv")
+    chosen = asked.parameters
     assert (chosen["hidden_size"], chosen["cell"], chosen["max_length"]) == (5, "gru", None)
-    settings, _ = settings_of("d.csv", "--config", str(config), "--validation-share", "0.2")
-    assert (settings["data"], settings["validation"], settings["validation_share"]) == ("d.csv", None, 0.2)
+    assert asked.given == {"data", "hidden_size", "cell", "validation", "max_length"}
+    asked = options_of("d.csv", "--config", str(config), "--validation-share", "0.2")
+    assert (asked.data, asked.validation, asked.validation_share) == ("d.csv", None, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +650,7 @@ def test_export(
         runtime = pytest.importorskip("onnxruntime")
     path, folder = tmp_path / f"m{suffix}", made.model if kind == "text" else made.series_model
     answer = json.loads(told(capsys, "export", folder, "--to", str(path), "--json"))
-    model = getattr(estimators, shared.ESTIMATORS[kind]).load(folder)
+    model = getattr(estimators, parameter_table.ESTIMATORS[kind]).load(folder)
     assert answer["classes"] == model.classes_.tolist()
     data = ["a good film", "bad", "the plot of the film"] if kind == "text" else [np.ones((n, 2)) for n in (4, 1, 11)]
     x, lengths = model.encoder_.encode(data).pad([0, 1, 2])
@@ -756,13 +786,13 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_warnings_are_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    original = __main__.collect
+    original = info.collect
 
     def warning() -> dict[str, Any]:
         warnings.warn("it is late", stacklevel=2)
         return original()
 
-    monkeypatch.setattr(__main__, "collect", warning)
+    monkeypatch.setattr(info, "collect", warning)
     assert __main__.main(["info"]) == 0
     assert capsys.readouterr().err == "warning: it is late\n"
 
@@ -771,7 +801,7 @@ def test_our_own_mistakes_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def broken() -> None:
         raise KeyError("threads")
 
-    monkeypatch.setattr(__main__, "collect", broken)
+    monkeypatch.setattr(info, "collect", broken)
     assert refused(capsys, "info") == "unexpected KeyError: 'threads' (--debug shows where)"
 
 

@@ -29,6 +29,7 @@ from sklearn.preprocessing import FunctionTransformer
 import seqcls_fast as sf
 from seqcls_fast import __main__
 from seqcls_fast.cli import search
+from seqcls_fast.cli.options import TrainOptions
 from seqcls_fast.toolkit import estimators
 from seqcls_fast.toolkit.training.loop import TrainingError
 from support.corpora import sentences, waves
@@ -118,11 +119,17 @@ CHOSEN: dict[str, Any] = {
     "embedding_dim": 64, "learning_rate": None, "batch_size": None, "epochs": 6, "metric": "loss", "seed": 0,
     "verbose": False, "log_dir": None,
 }  # fmt: skip
-FREE = ["learning_rate", *search.SPACE]
+SEARCHED = ["learning_rate", *search.SPACE]
+
+
+def asked(kind: str = "text", given: frozenset[str] = frozenset(), **changes: Any) -> TrainOptions:
+    names = [name for name in CHOSEN if kind == "text" or name != "embedding_dim"]
+    chosen = {name: CHOSEN[name] for name in names} | changes
+    return TrainOptions(data="data.csv", kind=kind, stream=False, parameters=chosen, given=given)
 
 
 def test_trials_differ_and_stay_in_the_space() -> None:
-    trials = search.settings_of_trials(CHOSEN, FREE, 1000, 40)
+    trials = search.changes_of_trials(asked(), SEARCHED, 1000, 40)
     assert trials[0] == {}
     assert len({repr(changes) for changes in trials}) == len(trials) == 40
     for name, values in search.SPACE.items():
@@ -138,20 +145,22 @@ def test_trials_differ_and_stay_in_the_space() -> None:
 
 
 def test_a_longer_search_begins_like_a_shorter_one() -> None:
-    trials = search.settings_of_trials(CHOSEN, FREE, 100, 12)
-    assert search.settings_of_trials(CHOSEN, FREE, 100, 5) == trials[:5]
-    assert search.settings_of_trials(CHOSEN | {"seed": 1}, FREE, 100, 5)[1:] != trials[1:5]
-    fixed = search.settings_of_trials(CHOSEN, [name for name in FREE if name != "cell"], 100, 12)
+    trials = search.changes_of_trials(asked(), SEARCHED, 100, 12)
+    assert search.changes_of_trials(asked(), SEARCHED, 100, 5) == trials[:5]
+    assert search.changes_of_trials(asked(seed=1), SEARCHED, 100, 5)[1:] != trials[1:5]
+    fixed = search.changes_of_trials(asked(), [name for name in SEARCHED if name != "cell"], 100, 12)
     assert fixed == [{name: value for name, value in each.items() if name != "cell"} for each in trials]
 
 
 def test_few_settings_are_not_tried_twice() -> None:
-    assert search.settings_of_trials(CHOSEN, ["num_layers"], 100, 5) == [{}, {"num_layers": 2}]
+    assert search.changes_of_trials(asked(), ["num_layers"], 100, 5) == [{}, {"num_layers": 2}]
 
 
 def test_what_is_given_is_not_searched() -> None:
-    assert search.free("text", {"cell", "seed"}) == [name for name in FREE if name != "cell"]
-    assert search.free("series", set()) == [name for name in FREE if name != "embedding_dim"]
+    assert search.searched_parameters(asked("text", frozenset({"cell", "seed"}))) == [
+        name for name in SEARCHED if name != "cell"
+    ]
+    assert search.searched_parameters(asked("series")) == [name for name in SEARCHED if name != "embedding_dim"]
 
 
 # -- when a trial is given up -----------------------------------------------------------------------------------------
@@ -162,36 +171,37 @@ def history(values: list[float], name: str = "val_loss") -> list[dict[str, Any]]
 
 
 def test_the_median_rule() -> None:
-    losers = search.Losers("loss", 6)
-    losers.curves = [losers.curve(history(values)) for values in ([5.0, 4.0, 9.0], [6.0, 3.0, 2.0], [1.0, 5.0])]
-    assert losers.curves == [[5, 4, 4], [6, 3, 2], [1, 1]]
-    assert not losers.lost(history([9.0]))  # a sixth of the epochs tells nothing
-    assert losers.lost(history([9.0, 3.1]))  # of 4, 3 and 1
-    assert not losers.lost(history([9.0, 3.0]))
-    assert not losers.lost(history([2.9, 8.0]))  # the best so far counts
-    assert not losers.lost(history([9.0, 9.0, 9.0]))  # two got that far: too few
-    losers.curves.append([3.0] * 6)
-    assert losers.lost(history([9.0, 9.0, 3.1]))
-    assert not losers.lost(history([9.0, 9.0, 3.0]))
-    losers.curves = [[1.0] * 6] * 3
-    assert losers.lost(history([9.0] * 5))
-    assert not losers.lost(history([9.0] * 6))  # it is done anyway
+    rule = search.MedianRule("loss", 6)
+    rule.curves = [rule.curve(history(values)) for values in ([5.0, 4.0, 9.0], [6.0, 3.0, 2.0], [1.0, 5.0])]
+    assert rule.curves == [[5, 4, 4], [6, 3, 2], [1, 1]]
+    assert not rule.stops(history([9.0]))  # a sixth of the epochs tells nothing
+    assert rule.stops(history([9.0, 3.1]))  # of 4, 3 and 1
+    assert not rule.stops(history([9.0, 3.0]))
+    assert not rule.stops(history([2.9, 8.0]))  # the best so far counts
+    assert not rule.stops(history([9.0, 9.0, 9.0]))  # two got that far: too few
+    rule.curves.append([3.0] * 6)
+    assert rule.stops(history([9.0, 9.0, 3.1]))
+    assert not rule.stops(history([9.0, 9.0, 3.0]))
+    rule.curves = [[1.0] * 6] * 3
+    assert rule.stops(history([9.0] * 5))
+    assert not rule.stops(history([9.0] * 6))  # it is done anyway
 
 
 def test_the_median_rule_of_shares() -> None:
-    losers = search.Losers("macro_f1", 3)
-    losers.curves = [losers.curve(history([share], "val_macro_f1")) for share in (0.5, 0.7, 0.9)]
-    assert losers.lost(history([0.6], "val_macro_f1"))
-    assert not losers.lost(history([0.8], "val_macro_f1"))
+    rule = search.MedianRule("macro_f1", 3)
+    rule.curves = [rule.curve(history([share], "val_macro_f1")) for share in (0.5, 0.7, 0.9)]
+    assert rule.stops(history([0.6], "val_macro_f1"))
+    assert not rule.stops(history([0.8], "val_macro_f1"))
 
 
 class Script:
-    """In the place of training: what each trial's validation says, epoch by epoch, or an error."""
+    """Stands in for training: for each trial the values of its validation, epoch by epoch, or an error."""
 
     def __init__(self, *curves: list[float] | Exception) -> None:
         self.curves, self.asked = list(curves), []
 
-    def __call__(self, chosen: dict[str, Any], stop: Callable[[list[dict[str, Any]]], bool]) -> Any:
+    def __call__(self, options: TrainOptions, stop: Callable[[list[dict[str, Any]]], bool]) -> Any:
+        chosen = options.parameters
         self.asked.append(chosen)
         curve = self.curves[len(self.asked) - 1]
         if isinstance(curve, Exception):
@@ -206,7 +216,7 @@ class Script:
         )
 
 
-def test_the_best_trial_is_kept_and_losers_are_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_trial_is_kept_and_rule_are_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     script = Script(
         [5.0] * 6,
         [4.0] * 6,
@@ -216,7 +226,7 @@ def test_the_best_trial_is_kept_and_losers_are_stopped(capsys: pytest.CaptureFix
         [4.0, 2.0, 3.0],
         [1.0] * 6,
     )
-    best, chosen, table = search.run(script, CHOSEN | {"verbose": None, "log_dir": "logs"}, FREE, 100, 7)
+    best, chosen, table = search.run(script, asked(verbose=None, log_dir="logs"), SEARCHED, 100, 7)
     rows = [(row["trial"], row["val_loss"], row["epochs"], row["ended"]) for row in table["trials"]]
     assert rows == [
         (3, 1.0, 6, "complete"), (7, 1.0, 6, "complete"), (6, 2.0, 3, "patience"), (2, 4.0, 6, "complete"),
@@ -225,7 +235,7 @@ def test_the_best_trial_is_kept_and_losers_are_stopped(capsys: pytest.CaptureFix
     assert (best.number, table["saved"], table["metric"], table["seed"]) == (3, 3, "val_loss", 0)
     changes = next(row["settings"] for row in table["trials"] if row["trial"] == 3)
     assert changes
-    assert chosen == CHOSEN | {"verbose": None, "log_dir": "logs"} | changes
+    assert chosen.parameters == CHOSEN | {"verbose": None, "log_dir": "logs"} | changes
     assert [each["log_dir"] for each in script.asked] == [str(Path("logs", f"trial-{k}")) for k in range(1, 8)]
     assert {each["verbose"] for each in script.asked} == {False}  # no bars between the lines
     err = capsys.readouterr().err.splitlines()
@@ -242,14 +252,14 @@ def test_the_best_trial_is_kept_and_losers_are_stopped(capsys: pytest.CaptureFix
 
 def test_larger_shares_are_better() -> None:
     script = Script([0.5] * 6, [0.9] * 6, [0.7] * 6)
-    best, _, table = search.run(script, CHOSEN | {"metric": "accuracy"}, FREE, 100, 3)
+    best, _, table = search.run(script, asked(metric="accuracy"), SEARCHED, 100, 3)
     assert best.number == 2
     assert [row["trial"] for row in table["trials"]] == [2, 3, 1]
 
 
 def test_a_search_in_which_all_diverge() -> None:
     with pytest.raises(TrainingError, match="first"):
-        search.run(Script(TrainingError("first"), TrainingError("second")), CHOSEN, FREE, 100, 2)
+        search.run(Script(TrainingError("first"), TrainingError("second")), asked(), SEARCHED, 100, 2)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -325,10 +335,10 @@ def test_a_search_is_repeated_by_its_seed(
 
 
 def test_a_search_that_cannot_be(data: str, searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [data, "--search", "3", "--out", "model"]
-    assert "--search: expected with --validation or --validation-share" in misused(capsys, *asked)
-    everything = [*asked, "--config", str(searched / "command.json")]
+    words = [data, "--search", "3", "--out", "model"]
+    assert "--search: expected with --validation or --validation-share" in misused(capsys, *words)
+    everything = [*words, "--config", str(searched / "command.json")]
     assert "--search: expected a parameter left to choose" in misused(capsys, *everything)
-    checkpoints = [*asked, "--validation-share", "0.5", "--checkpoint-dir", "c"]
+    checkpoints = [*words, "--validation-share", "0.5", "--checkpoint-dir", "c"]
     assert "--search: expected without --checkpoint-dir" in misused(capsys, *checkpoints)
     assert "expected a number of at least 1 but got '0'" in misused(capsys, data, "--search", "0", "--out", "model")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from seqcls_fast import __main__, _ext
-from seqcls_fast.cli import plan as _plan
+from seqcls_fast.cli import plan as plan_command
 
 if _ext.C is None:
     pytest.skip(f"needs the compiled extension: {_ext.why_missing}", allow_module_level=True)
@@ -403,6 +403,6 @@ def test_mistakes_exit_2(capsys: pytest.CaptureFixture[str], arguments: str, mes
 
 def test_choices_are_those_of_the_extension() -> None:
     """The command's parser must not load torch, so it has lists of its own."""
-    assert list(__main__.CELLS) == _ext.C.cells()
-    assert list(__main__.REGIMES) == ["auto", *REGIMES]
-    assert set(_plan.PRODUCTS) == {*PRECISIONS, "fp64"}
+    assert list(plan_command.CELLS) == _ext.C.cells()
+    assert list(plan_command.REGIMES) == ["auto", *REGIMES]
+    assert set(plan_command.PRODUCTS) == {*PRECISIONS, "fp64"}

@@ -664,13 +664,13 @@ SCALE_MUTANTS = [
         '"threshold": None,',
     ),
     Mutant("trials alike", "seqcls_fast/cli/search.py", "{chosen['seed']} {number} {name}", "{chosen['seed']} {name}"),
-    Mutant("what is given is searched", "seqcls_fast/cli/search.py", " and name not in given]", "]"),
+    Mutant("what is given is searched", "seqcls_fast/cli/search.py", " and name not in asked.given]", "]"),
     Mutant("stopped in the first epoch", "seqcls_fast/cli/search.py", "3 * epoch < self.epochs or ", ""),
     Mutant(
         "the last for the best",
         "seqcls_fast/cli/search.py",
-        "    return best[1], chosen",
-        "    return estimator, chosen",
+        "    return best[1], asked.with",
+        "    return estimator, asked.with",
     ),
     Mutant(
         "other data reproduced",

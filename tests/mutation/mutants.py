@@ -107,7 +107,7 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
     "seqcls_fast/toolkit/data/ragged.py": ("test_batches.py",),
     "seqcls_fast/toolkit/data/batches.py": ("test_batches.py",),
-    "seqcls_fast/toolkit/c": ("test_cli.py", "test_calibration.py", "test_search.py"),  # cli.py and commands/
+    "seqcls_fast/cli": ("test_cli.py", "test_calibration.py", "test_search.py"),
     "seqcls_fast/toolkit/estimators.py": (
         "test_columns.py",
         "test_estimators.py",

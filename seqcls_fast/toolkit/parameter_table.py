@@ -1,0 +1,104 @@
+"""The parameters of the estimators as data: name, type, default, and a line of help.
+
+The command line's options are made from this table. It imports no library, so that ``--help`` answers at once. The
+signatures and docstrings of the estimators are written out beside it, for editors; a test holds them equal to it.
+"""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Any, NamedTuple, get_args
+
+__all__ = ["ESTIMATORS", "PARAMETERS", "Parameter", "parameters_of"]
+
+ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
+BOTH, TEXT, SERIES = ("text", "series"), ("text",), ("series",)
+
+
+class Parameter(NamedTuple):
+    name: str
+    type: Any  # of Python, such as int or int | None
+    default: Any
+    help: str
+    kinds: tuple[str, ...] = BOTH  # keys of ESTIMATORS: the estimators that have it
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """The members of the union."""
+        return get_args(self.type) or (self.type,)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether its values are True, False and at most None."""
+        return set(self.types) <= {bool, NoneType}
+
+
+PARAMETERS = (
+    Parameter("cell", str, "gru", 'the recurrent cell: "gru", "lstm", "rnn_tanh" or "rnn_relu"'),
+    Parameter("hidden_size", int, 64, "units of each layer and direction"),
+    Parameter("embedding_dim", int, 64, "width of a token's embedding", TEXT),
+    Parameter("num_layers", int, 1, "layers of the encoder"),
+    Parameter("bidirectional", bool, True, "whether the encoder reads from both ends"),
+    Parameter(
+        "pooling", str, "max",
+        'what the head sees: "last" (the state at the end of a sequence, at both ends for two directions), "mean" or '
+        '"max" over the steps, or "attention" (their mean, weighted by a learnt score)',
+    ),
+    Parameter("dropout", float, 0.2, "probability of dropping a value between layers and before the head, in training"),
+    Parameter("tokenizer", str, "word", '"word", "char" or "bpe" (byte pairs, learnt from the texts)', TEXT),
+    Parameter("lowercase", bool, True, "whether case is ignored", TEXT),
+    Parameter("normalization", str | None, "NFKC", "the Unicode form that texts are converted to, or None", TEXT),
+    Parameter(
+        "standardize", bool, True,
+        "whether each feature is scaled to mean 0 and deviation 1, as measured on the training data", SERIES,
+    ),
+    Parameter(
+        "missing", str, "error",
+        'what NaN means: "error", "zero", "mean", "forward" (the value before) or "mask" (the mean, and one more '
+        "feature that marks it)", SERIES,
+    ),
+    Parameter("max_length", int | None, 256, "tokens or steps beyond this many are cut off", TEXT),
+    Parameter("max_length", int | None, None, "tokens or steps beyond this many are cut off", SERIES),
+    Parameter("max_vocab", int, 20_000, "how many different tokens are known at most", TEXT),
+    Parameter("min_frequency", int, 1, "how often a token must occur to be known", TEXT),
+    Parameter("epochs", int, 20, "how often training goes through the data"),
+    Parameter("batch_size", int | None, None, "sequences of a batch; None chooses by the number of sequences"),
+    Parameter("learning_rate", float | None, None, "the highest learning rate; None chooses by the number of steps"),
+    Parameter("weight_decay", float, 0.01, "weight decay of AdamW"),
+    Parameter("schedule", str, "cosine", 'how the learning rate changes: "cosine", "one_cycle" or "constant"'),
+    Parameter("warmup", float, 0.1, "the share of the steps in which the learning rate rises"),
+    Parameter("max_grad_norm", float | None, 1.0, "longer gradients are scaled down to this norm; None leaves them"),
+    Parameter("class_weight", dict | str | None, None, 'None, "balanced" or an object from label to weight'),
+    Parameter(
+        "patience", int | None, None,
+        "with a validation: how many epochs to go on without a better metric; None trains all epochs",
+    ),
+    Parameter(
+        "metric", str, "loss",
+        'which value of the validation is compared: "loss", "accuracy", "balanced_accuracy" or "macro_f1"',
+    ),
+    Parameter("amp", bool, False, "whether products are computed in bfloat16"),
+    Parameter(
+        "on_nan", str, "raise",
+        'when the loss becomes NaN or explodes: "raise" ends with an error, "restore" goes back an epoch and goes on '
+        "at half the learning rate",
+    ),
+    Parameter("device", str, "auto", '"auto" or a torch device'),
+    Parameter("seed", int | None, 0, "the seed of everything random; None draws one"),
+    Parameter(
+        "verbose", bool | None, None,
+        "None shows a bar in a terminal, True prints a line per epoch anywhere, False prints nothing",
+    ),
+    Parameter("log_dir", str | None, None, "folder for TensorBoard's logs, or None"),
+    Parameter("checkpoint_dir", str | None, None, "folder for checkpoints, from which training can resume, or None"),
+    Parameter(
+        "checkpoint_every", float, 60.0,
+        "seconds between two checkpoints, or more where writing them takes long; 0 writes one after each step",
+    ),
+    Parameter("workers", int, 1, "processes that read and encode a stream ahead; 0 uses the training process"),
+)  # fmt: skip
+
+
+def parameters_of(kind: str) -> dict[str, Parameter]:
+    """The parameters of the estimator for "text" or "series" by name, in the order of its constructor."""
+    return {parameter.name: parameter for parameter in PARAMETERS if kind in parameter.kinds}
