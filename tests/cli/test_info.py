@@ -1,4 +1,4 @@
-"""The command line: what `info` says, that `--version` and `--help` need no torch, and how mistakes are answered."""
+"""`info`, and the command line without torch: `--version`, `--help`, and the exit code of wrong arguments."""
 
 from __future__ import annotations
 

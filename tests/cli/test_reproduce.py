@@ -1,4 +1,4 @@
-"""What a saved model says of its origin, and `reproduce`, which trains it again and compares."""
+"""The record of a training in a saved model, and `reproduce`, which trains it again and compares."""
 
 from __future__ import annotations
 

@@ -103,11 +103,11 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
     "seqcls_fast/toolkit/card.py": ("test_reproduce.py", "test_escapes.py"),
     "seqcls_fast/toolkit/_terminal.py": ("test_shown.py",),
     "seqcls_fast/toolkit/data/columns.py": ("test_columns.py",),
-    "seqcls_fast/cli/predict.py": ("test_escapes.py", "test_cli.py", "test_calibration.py"),
+    "seqcls_fast/cli/predict.py": ("test_escapes.py", "test_cli_predict.py", "test_calibration.py"),
     "seqcls_fast/toolkit/trace.py": ("test_trace.py",),
     "seqcls_fast/toolkit/data/ragged.py": ("test_batches.py",),
     "seqcls_fast/toolkit/data/batches.py": ("test_batches.py",),
-    "seqcls_fast/cli": ("test_cli.py", "test_calibration.py", "test_search.py"),
+    "seqcls_fast/cli": ("test_cli_options.py", "test_cli_train.py", "test_calibration.py", "test_search.py"),
     "seqcls_fast/toolkit/estimators.py": (
         "test_columns.py",
         "test_estimators.py",

@@ -23,7 +23,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_checks",),
     ("nn",),
     ("classifier", "conversion", "export"),
-    ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks"),
+    ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks", "toolkit.parameter_table"),
     ("toolkit.data",),
     ("toolkit.evaluation",),
     ("toolkit.store", "toolkit.card"),

@@ -1,0 +1,77 @@
+"""`export` and `bench`: a saved model in other programs, and beside torch.nn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqcls_fast import _ext
+from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
+from seqcls_fast.cli import bench, shared
+from seqcls_fast.toolkit import estimators, parameter_table
+from support.commands import refused, told
+
+
+@pytest.mark.skipif(_ext.C is None, reason="exporting needs the compiled extension")
+@pytest.mark.parametrize("kind", ["text", "series"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_export(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, kind: str
+) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+    path, folder = tmp_path / f"m{suffix}", made.model if kind == "text" else made.series_model
+    answer = json.loads(told(capsys, "export", folder, "--to", str(path), "--json"))
+    model = getattr(estimators, parameter_table.ESTIMATORS[kind]).load(folder)
+    assert answer["classes"] == model.classes_.tolist()
+    data = ["a good film", "bad", "the plot of the film"] if kind == "text" else [np.ones((n, 2)) for n in (4, 1, 11)]
+    x, lengths = model.encoder_.encode(data).pad([0, 1, 2])
+    if suffix == ".onnx":
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        logits = torch.from_numpy(session.run(["logits"], {"x": x.numpy(), "lengths": lengths.numpy()})[0])
+    else:
+        extra = {"classes.json": ""}
+        logits = torch.export.load(path, extra_files=extra).module()(x, lengths)
+        assert json.loads(extra["classes.json"]) == answer["classes"]
+    np.testing.assert_allclose(logits.detach().double().softmax(1).numpy(), model.predict_proba(data), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bench_compares_the_same_model(cell: str, pooling: str) -> None:
+    options: dict[str, Any] = {"cell": cell, "pooling": pooling, "bidirectional": pooling != "mean", "num_layers": 2}
+    model = SequenceClassifier(5, 6, 3, vocab_size=30, **options).eval()
+    x, lengths = shared.random_batch(model, 9, longest=40)
+    with torch.no_grad():
+        expected = model(x, lengths)
+        torch.testing.assert_close(bench._with_torch(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bench(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ([], [made.series_model]):
+        answer = json.loads(told(capsys, "bench", *model, "--rounds", "1", "--rows", "4", "--threads", "1", "--json"))
+        assert list(answer["seconds"]) == ["training step", "inference", "one row"]
+        assert all(set(times) == {"seqcls_fast", "torch.nn"} for times in answer["seconds"].values())
+    assert "torch.nn packed" in told(capsys, "bench", made.model, "--rounds", "1", "--rows", "4")
+
+
+def test_bench_refuses_to_compare_different_models(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = bench._with_torch
+
+    def changed(model: Any) -> Any:
+        model = original(model)
+        with torch.no_grad():
+            model.head.bias += torch.arange(model.num_classes)
+        return model
+
+    monkeypatch.setattr(bench, "_with_torch", changed)
+    assert "expected equal first losses" in refused(capsys, "bench", made.model, "--rounds", "1", "--rows", "4")
