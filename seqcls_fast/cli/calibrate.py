@@ -72,7 +72,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     sequences = "series" if kind == "series" else "texts"
     print(f"{len(x)} {sequences}: temperature {estimator.temperature_:.4g}, saved to {escaped(out)}")
     print(f"\n{report}\n")
-    print("These are the data that it was fitted to; `seqcls-fast evaluate` says what it is worth on others.")
+    print("These are the data that it was fitted to; `seqcls-fast evaluate` measures it on others.")
 
 
 def _share(text: str) -> float:
