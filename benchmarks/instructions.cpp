@@ -1,5 +1,6 @@
-// One kernel, called once inside measured(), so that callgrind can count its instructions: CELL PASS, for instance
-// "gru backward". It is linked with the AVX2 objects of the extension's own build, since valgrind knows no AVX-512.
+// Calls one kernel once inside measured(), so that callgrind can count its instructions. The arguments are CELL PASS,
+// for instance "gru backward". It is linked with the AVX2 objects of the extension's own build: valgrind knows no
+// AVX-512.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,11 +18,7 @@ namespace {
 
 using namespace sf;
 
-constexpr int64_t T = 12, B = 20, I = 24, H = 48;  // tiles of every height, and a part of one
-const char* const kNames[] = {"rnn_tanh", "rnn_relu", "gru", "lstm"};
-const int64_t kGates[] = {RnnTanh::kGates, RnnRelu::kGates, Gru::kGates, Lstm::kGates};
-const int64_t kSlots[] = {RnnTanh::kSlots, RnnRelu::kSlots, Gru::kSlots, Lstm::kSlots};
-const int64_t kSaved[] = {RnnTanh::kSaved, RnnRelu::kSaved, Gru::kSaved, Lstm::kSaved};
+constexpr int64_t T = 12, B = 20, I = 24, H = 48;  // tiles of every number of rows, and some that are not full
 
 // Memory that lives as long as the process, aligned as the kernels ask for it.
 char* memory(int64_t bytes) {
@@ -45,20 +42,20 @@ extern "C" __attribute__((noinline)) void measured(const std::function<void()>& 
 
 int main(int, char** arguments) {
   int cell = 0;
-  while (std::strcmp(kNames[cell], arguments[1]) != 0) ++cell;
+  while (std::strcmp(kCellNames[cell], arguments[1]) != 0) ++cell;
   const Kernels& kernels = kernels_avx2;
 
   Layer layer{};
   layer.cell = cell;
   layer.directions = 1;
   layer.T = T, layer.B = B, layer.I = I, layer.H = H;
-  layer.gates = kGates[cell];
+  layer.gates = kCells[cell].gates;
   const int64_t gate_rows = layer.gates * H;
   layer.w_ih[0] = matrix(gate_rows, I), layer.w_hh[0] = matrix(gate_rows, H);
   layer.b_ih[0] = matrix(gate_rows, 1), layer.b_hh[0] = matrix(gate_rows, 1);
   layer.x = rows(I);
 
-  const Rows output = rows(H), saved = rows(kSaved[cell] * padded(H)), d_gates = rows(kSlots[cell] * H);
+  const Rows output = rows(H), saved = rows(kCells[cell].saved * padded(H)), d_gates = rows(kCells[cell].slots * H);
   std::vector<int64_t> order(B);
   for (int64_t b = 0; b < B; ++b) order[static_cast<size_t>(b)] = b;
   const auto task = [&](int64_t scratch, int64_t shared) {

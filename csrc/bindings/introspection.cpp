@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cell_table.h"
 #include "checks.h"
+#include "../core/cells.h"
 #include "../cpu/host/backend.h"
 #include "../cuda/plan.h"
 #include "runner.h"
@@ -59,7 +59,7 @@ py::dict to_dict(const cuda::Limits& limits) {
 py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
                       int directions, bool backward, const std::string& regime, const py::dict& limits) {
   constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};
-  constexpr int kMufu[][2] = {{2, 0}, {0, 0}, {6, 0}, {10, 2}};  // of a cell, going forward and back
+  constexpr int kMufu = 2;  // instructions of the special function unit that one sigmoid or tanh takes
   if (hidden < 1 || batch < 1 || hidden > kMostPlanned || batch > kMostPlanned)
     fail("plan: expected hidden and batch from 1 to ", kMostPlanned, " but got ", hidden, ", ", batch);
   if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
@@ -93,7 +93,7 @@ py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, co
   d["weight_registers"] = cuda::weight_registers(plan.tiling, request.gates, request.precision);
   d["shared_bytes"] = plan.shared_bytes;
   d["mma_cycles"] = cuda::mma_cycles(request, plan);
-  d["mufu_cycles"] = cuda::mufu_cycles(request, plan, kMufu[which][backward]);
+  d["mufu_cycles"] = cuda::mufu_cycles(request, plan, kMufu * kCells[which].activations[backward]);
   return d;
 }
 
@@ -118,8 +118,13 @@ PYBIND11_MODULE(_C, m) {
       },
       "How this extension was built.");
   m.def(
-      "cells", [] { return std::vector<std::string>(std::begin(sf::kCellNames), std::end(sf::kCellNames)); },
-      "The cells, in the order of the kernels' index.");
+      "cells",
+      [] {
+        py::dict all;
+        for (const sf::CellInfo& cell : sf::kCells) all[cell.name] = py::make_tuple(cell.gates, cell.saved, cell.has_c);
+        return all;
+      },
+      "The table of cells by name, in the order of their index: gates, values saved per unit and step, whether c is.");
   m.def(
       "impls",
       [] {

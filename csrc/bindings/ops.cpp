@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "cell_table.h"
 #include "checks.h"
+#include "../core/cells.h"
 #include "../cpu/host/backend.h"
 #include "runner.h"
 #include "stable_abi.h"

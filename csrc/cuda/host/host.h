@@ -19,17 +19,6 @@ void launch_over(Queue& queue, void (*kernel)(Args), int64_t count, const Args& 
   queue.launch(kernel, LaunchShape{blocks, kBlockThreads}, args);
 }
 
-struct CellInfo {
-  int gates, slots;
-  int hidden_slot[4];
-  bool has_c;
-};
-template <class Cell>
-CellInfo info_of() {
-  CellInfo info{Cell::kGates, Cell::kSlots, {}, Cell::kHasC};
-  for (int g = 0; g < Cell::kGates; ++g) info.hidden_slot[g] = Cell::hidden_slot(g);
-  return info;
-}
 template <class F>
 auto with_cell(int cell, F&& f) {
   switch (cell) {
@@ -59,13 +48,10 @@ template <class F>
 auto with_both(const Layer& l, F&& f) {
   return with_cell(l.cell, [&](auto cell) { return with_math(l.dtype, [&](auto math) { return f(cell, math); }); });
 }
-inline CellInfo info_of(int cell) {
-  return with_cell(cell, [](auto c) { return info_of<decltype(c)>(); });
-}
 
 inline Dtype compute_dtype(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::kFloat32; }
 inline int64_t row_count(const Layer& l) { return l.packed_rows ? l.packed_rows : l.T * l.B; }
-inline int64_t gates_width(const Layer& l) { return info_of(l.cell).slots * l.H + (l.P ? l.P + l.H : 0); }
+inline int64_t gates_width(const Layer& l) { return kCells[l.cell].slots * l.H + (l.P ? l.P + l.H : 0); }
 
 // A layer's rows as the kernels take them: lengths within 0 .. T, and an order in which tiles are of about one
 // length.

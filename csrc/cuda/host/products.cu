@@ -159,7 +159,7 @@ const void* make_bias(const Layer& l, Queue& q) {
   });
 }
 const void* bias_of(const void* all, const Layer& l, int d) {
-  return static_cast<const char*>(all) + d * info_of(l.cell).slots * l.H * size_of(compute_dtype(l.dtype));
+  return static_cast<const char*>(all) + d * kCells[l.cell].slots * l.H * size_of(compute_dtype(l.dtype));
 }
 
 void input_grad(const Backward& b, const Choice& choice, Queue& q) {
@@ -229,7 +229,7 @@ void id_grad(const WeightGrad& g, Queue& q) {
 
 void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
   const Layer& l = g.layer;
-  const CellInfo info = info_of(l.cell);
+  const CellInfo& info = kCells[l.cell];
   const int64_t width = gates_width(l), rows = row_count(l), each = rows / g.samples;
   const int64_t size = size_of(l.dtype);
   const bool apart = g.samples > 1;

@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "../../core/cell_list.h"
+#include "../../core/cells.h"
 #include "../kernels/kernels.h"
 #include "runner.h"
 

@@ -20,7 +20,7 @@ Stepwise stepwise_of(const Layer& l, const Lengths& lengths) {
   a.H = l.H;
   a.P = l.P;
   a.T = l.T;
-  a.slots = info_of(l.cell).slots;
+  a.slots = kCells[l.cell].slots;
   a.lengths = lengths.lengths;
   a.directions = l.directions;
   for (int d = 0; d < l.directions; ++d) {
