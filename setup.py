@@ -1,7 +1,8 @@
-"""Builds ``seqcls_fast._C``: kernels.cpp once per instruction set, csrc/cuda where there is nvcc, the rest once.
+"""Builds ``seqcls_fast._C``: csrc/cpu/kernels once per instruction set, csrc/cuda where there is nvcc, the rest once.
 
-``python setup.py build_ext --inplace --isas=avx2`` builds fewer sets (the portable one is always there), which is what
-the mutation tests do. A GPU is never looked for: SEQCLS_CUDA=0 or 1 decides, else whether torch and nvcc are for CUDA.
+``python setup.py build_ext --inplace --isas=avx2`` builds fewer instruction sets, as the mutation tests do; "base",
+which runs on every CPU, is always built. SEQCLS_CUDA=0 or 1 decides whether the CUDA part is built. Without it, the
+part is built if torch is built for CUDA and nvcc is there. Whether this machine has a GPU does not matter.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 ROOT = Path(__file__).parent
 X86 = platform.machine() in ("x86_64", "AMD64")
 
-# What each build of kernels.cpp may use. Contraction stays off: every fused multiply-add is written as one, so that a
-# sum has the same bits in every tile.
+# Contraction is off, so that the compiler forms no fused multiply-add by itself: a sum must have the same bits in every
+# tile, and the sources write each fused multiply-add as one.
 FLAGS = [
     "-O2",
     "-g0",
@@ -39,8 +40,8 @@ FLAGS = [
 ]
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
-# The hot loops are written with vectors; -O3 would only unroll the rest. The conversion loops need the vectorizer,
-# which GCC's -O2 uses sparingly.
+# For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
+# convert between types need the vectorizer, which GCC uses little at -O2.
 GNU = HAVE_COMPILER and "Free Software Foundation" in subprocess.run(
     [*COMPILER, "--version"], capture_output=True, text=True, check=False
 ).stdout  # fmt: skip
@@ -49,6 +50,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
+COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host")
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 CUDA_HEADERS = [path for glob in ("bindings/*.h", "core/*.h", "cuda/**/*.*h") for path in (ROOT / "csrc").glob(glob)]
 NVCC_FLAGS = [
@@ -72,12 +74,12 @@ class Toolkit:
 
 
 def find_toolkit() -> Toolkit | None:
-    """The toolkit of CUDA_HOME, else of the nvcc on the PATH."""
+    """The toolkit in CUDA_HOME, or else that of the nvcc on the PATH."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
     if not nvcc:
         return None
-    # asked, for the nvcc on the PATH may be a script or a link far from its toolkit
+    # nvcc itself tells where its libraries are: on the PATH it may be a script or a link far from its toolkit.
     dryrun = [nvcc, "--dryrun", "-x", "cu", os.devnull]
     answers = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     answers += subprocess.run(dryrun, capture_output=True, text=True, check=True).stderr
@@ -90,7 +92,7 @@ def find_toolkit() -> Toolkit | None:
 
 
 def cuda_toolkit() -> Toolkit | None:
-    """What to build the CUDA part with, or None, having said why where that may surprise."""
+    """The toolkit to build the CUDA part with, or None. A message says why not, if torch is built for CUDA."""
     choice = os.environ.get("SEQCLS_CUDA", "")
     if choice not in ("", "0", "1"):
         raise SystemExit(f"SEQCLS_CUDA: expected 0 or 1 but got {choice}")
@@ -116,9 +118,9 @@ def cuda_toolkit() -> Toolkit | None:
 
 
 def architectures(wanted: str | None = None) -> list[str]:
-    """The GPUs to build for, as nvcc names them: those of TORCH_CUDA_ARCH_LIST, else sm_80 and sm_90a.
+    """The GPUs to build for, in nvcc's names: those of TORCH_CUDA_ARCH_LIST, or else sm_80 and sm_90a.
 
-    No PTX for later ones: the kernels use what sm_90a alone has.
+    There is no PTX for later GPUs, because the kernels use instructions that only sm_90a has.
     """
     if wanted is None:
         wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
@@ -144,13 +146,13 @@ def nvcc_flags(archs: list[str]) -> list[str]:
 
 
 def compile_cuda(toolkit: Toolkit, archs: list[str], source: Path, folder: Path) -> str:
-    """The object of one .cu, kept while neither it, a header it may include nor this file is newer."""
+    """Compiles one .cu file, unless its object is newer than it, than all headers and than this file."""
     built = folder / f"{source.stem}.o"
     inputs = [source, *CUDA_HEADERS, Path(__file__)]
     if built.exists() and built.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return str(built)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = built.with_suffix(".partial.o")  # nothing half-written is ever taken for an object
+    partial = built.with_suffix(".partial.o")  # so that a file half written is never taken for an object
     command = [toolkit.nvcc, *nvcc_flags(archs), "-c", str(source.relative_to(ROOT)), "-o", str(partial.resolve())]
     print(shlex.join(command), flush=True)
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
@@ -160,7 +162,7 @@ def compile_cuda(toolkit: Toolkit, archs: list[str], source: Path, folder: Path)
 
 
 class BuildPerIsa(BuildExtension):
-    """Compiles kernels.cpp into one folder per instruction set and links all of them."""
+    """Compiles kernels.cpp once per instruction set, each time into a folder of its own, and links all objects."""
 
     user_options = [
         *BuildExtension.user_options,
@@ -170,7 +172,7 @@ class BuildPerIsa(BuildExtension):
     def initialize_options(self) -> None:
         super().initialize_options()
         self.isas: str | None = None
-        self.build_temp = "build/temp"  # kept between builds; pip would start from nothing in a folder of its own
+        self.build_temp = "build/temp"  # kept for the next build; pip's own folder would be empty each time
 
     def build_extension(self, ext: CppExtension) -> None:
         wanted = (self.isas.split(",") if self.isas else list(ISAS)) if X86 else []
@@ -194,20 +196,20 @@ class BuildPerIsa(BuildExtension):
         archs = architectures() if toolkit else []
         folder = Path(self.build_temp) / "-".join(["cuda", *archs])
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            # CUDA first: these take longest
+            # CUDA first, because it takes longest
             cuda = [pool.submit(compile_cuda, toolkit, archs, cu, folder) for cu in CUDA_SOURCES if toolkit]
             ext.extra_objects = [obj for objects in pool.map(compile_isa, names) for obj in objects]
             ext.extra_objects += [task.result() for task in cuda]
         ext.define_macros += [(f"SF_WITH_{name.upper()}", None) for name in names]
         if toolkit:
-            # USE_CUDA shows the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which comes
-            # with libtorch; no other symbol of ours needs that, so the linker would drop it. CUDA's own runtime is
-            # linked in, hidden as its archive has it: torch brings another copy, which may be of another release.
+            # USE_CUDA declares the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which
+            # libtorch loads. No other symbol of ours needs libtorch, so the linker must be told to keep it. CUDA's own
+            # runtime is linked statically, because the one that torch loads may be of another release.
             ext.define_macros += [("SF_WITH_CUDA", None), ("USE_CUDA", None), ("SF_CUDA_ARCHS", f'"{",".join(archs)}"')]
             ext.library_dirs += toolkit.library_dirs
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
             ext.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
-        self.force = True  # without ninja only the files' times would be looked at, and not the macros
+        self.force = True  # without ninja, a change of the macros alone would compile nothing anew
         super().build_extension(ext)
 
 
@@ -222,12 +224,7 @@ def extensions() -> list[Extension]:
     return [
         CppExtension(
             "seqcls_fast._C",
-            [
-                "csrc/bindings/ops.cpp",
-                "csrc/bindings/introspection.cpp",
-                "csrc/cpu/host/run.cpp",
-                "csrc/cpu/host/pool.cpp",
-            ],
+            [str(path.relative_to(ROOT)) for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))],
             extra_compile_args=FLAGS,
             depends=sorted(map(str, headers)),
         )

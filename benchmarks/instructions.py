@@ -1,9 +1,9 @@
-"""Instructions of a few kernels by callgrind: a second opinion on speed that no noise reaches.
+"""Counts the instructions of a few kernels with callgrind: unlike a time, the count has no noise.
 
-    python benchmarks/instructions.py [--record]      beside the recorded ones; --record writes benchmarks/results
+    python -m benchmarks.instructions [--record]      the counts beside the recorded ones, or record them
 
-Counted is the AVX2 build, whose objects the extension's own build has left under build/temp: another compiler counts
-otherwise, so the bound is generous.
+It counts the AVX2 kernels that the extension's own build has left under build/temp. Another compiler makes another
+number of instructions, so the bound is generous.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLAGS = ("-std=c++17", "-O1", "-Wno-missing-field-initializers")
 
 
 def missing(root: Path = ROOT) -> str:
-    """Why nothing can be counted here, or nothing."""
+    """The reason why nothing can be counted here; empty if there is none."""
     if shutil.which("valgrind") is None:
         return "no valgrind on the PATH"
     if shutil.which(_compiler()) is None:
@@ -35,7 +35,7 @@ def missing(root: Path = ROOT) -> str:
     built = _objects(root)
     if built is None:
         return "no AVX2 objects under build/temp: the extension was not built here"
-    sources = [*(root / "csrc/cpu").iterdir(), *(root / "csrc/core").iterdir()]
+    sources = [*(root / "csrc/cpu/kernels").iterdir(), *(root / "csrc/core").iterdir()]
     newer = [path.name for path in sources if path.stat().st_mtime > built.stat().st_mtime]
     return f"{', '.join(newer)} changed after the extension was built" if newer else ""
 
@@ -50,7 +50,7 @@ def _objects(root: Path) -> Path | None:
 
 
 def count(kernels: Sequence[str] | None = None, root: Path = ROOT) -> dict[str, int]:
-    """Instructions by "cell pass", of all or of some."""
+    """The instructions of each "cell pass", or of some of them."""
     if why := missing(root):
         raise SystemExit(f"instructions: {why}")
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def _counted(driver: Path, kernel: str) -> int:
 
 
 def compiler() -> str:
-    """The one that would build the kernels here."""
+    """The first line of the compiler's version."""
     return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
 
 

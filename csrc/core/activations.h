@@ -1,6 +1,7 @@
-// sigmoid and tanh for every value type. Both come from one split, 2^t = s (1 + q), so tanh is expm1 based and exact to
-// ~2 ulp near 0 too. Vectors: csrc/cpu/kernels/vec.h must come first, as unqualified calls on builtin vectors find only
-// what was declared before.
+// sigmoid and tanh for every value type. Both are computed from 2^t = s (1 + q). Since q is known and not only 1 + q,
+// tanh is exact to about 2 units in the last place near 0 too.
+// For vectors include csrc/cpu/kernels/vec.h before this file: the functions called below are found for compiler
+// vectors only if they were declared before.
 #pragma once
 
 #include "math.h"
@@ -12,7 +13,7 @@ template <class T>
 struct Exp2Poly;
 template <>
 struct Exp2Poly<float> {
-  static constexpr double kLargest = 126;  // exponents beyond leave the normal numbers
+  static constexpr double kLargest = 126;  // 2^x is a normal number for exponents up to this one, of either sign
   static constexpr int kTerms = 6;
   static constexpr float kC[kTerms] = {0x1.62e430p-1f, 0x1.ebfbe0p-3f,  0x1.c6af6cp-5f,
                                        0x1.3b2a54p-7f, 0x1.5f0890p-10f, 0x1.44138ap-13f};
@@ -27,7 +28,7 @@ struct Exp2Poly<double> {
                                         0x1.e4cf10dec0f59p-28, 0x1.e9ec1fcb69a7fp-32, 0x1.c4a29324a1038p-36};
 };
 
-// 2^(scale x) = s (1 + q), |scale x| clamped to limit.
+// 2^(scale x) = s (1 + q), with scale x clamped to [-limit, limit].
 template <class V>
 struct Exp2Split {
   V s, q;

@@ -1,12 +1,10 @@
-// The boundary between bindings and backends: plain data, nothing but pointers, sizes and strides.
-// A row of x, output or gradient at step t of batch row b starts at row t's offset + b * b_stride, so padded tensors of
-// any strides and packed sequences are addressed alike and nothing is ever unpacked.
+// The arguments that bindings hand to a backend: plain structs of pointers, sizes and strides.
+// The row of step t and batch row b of x, of the output or of a gradient is found by Rows::offset(), for padded tensors
+// of any strides and for packed sequences alike, so nothing is ever unpacked.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "math.h"
+#include "types.h"
 
 namespace sf {
 
@@ -15,14 +13,15 @@ enum class Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 constexpr int64_t size_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
 
 constexpr int kMaxDirections = 2;
-constexpr int64_t kSavedAlign = 16;  // saved values come in blocks of this many units, whatever the ISA
+constexpr int64_t kSavedAlign = 16;  // saved values come in blocks of this many units, on every instruction set
 constexpr int64_t padded(int64_t units) { return (units + kSavedAlign - 1) / kSavedAlign * kSavedAlign; }
 
 struct Rows {
-  char* data = nullptr;  // null: absent
+  char* data = nullptr;  // null where the tensor is absent
   Dtype dtype = Dtype::kFloat32;
-  int64_t t_stride = 0, b_stride = 0, stride = 1;  // in elements; stride: between neighbours in a row
-  const int64_t* t_row = nullptr;                  // packed: row index of (t, 0); then t_stride is that of one row
+  int64_t t_stride = 0, b_stride = 0, stride = 1;  // in elements; `stride` is between neighbours in a row
+  // Packed input: t_row[t] is the index of the first row of step t, and t_stride the distance between rows.
+  const int64_t* t_row = nullptr;
 
   SF_FN int64_t offset(int64_t t, int64_t b) const { return (t_row ? t_row[t] : t) * t_stride + b * b_stride; }
 };
@@ -33,30 +32,43 @@ struct Matrix {  // a weight, or a bias with one column
 };
 
 struct Layer {
-  int cell;  // index in SF_CELLS
+  int cell;  // its index in kCells (cells.h)
   Dtype dtype;
   int directions;
-  int64_t T, B, I, H, P;  // I: columns of w_ih; P: projected size, 0 without projection
+  int64_t T, B, I, H, P;  // I: columns of w_ih; P: width of the projected state, 0 without a projection
   Matrix w_ih[kMaxDirections], w_hh[kMaxDirections], b_ih[kMaxDirections], b_hh[kMaxDirections], w_hr[kMaxDirections];
-  const int64_t* lengths;     // (B,), null: all T
-  int64_t packed_rows;        // 0: padded
-  const int64_t* host_t_row;  // x.t_row where the host can read it
+  const int64_t* lengths;     // (B,), null where every row has T steps
+  int64_t packed_rows;        // the number of rows of packed input, 0 for padded input
+  const int64_t* host_t_row;  // x.t_row in memory that the host can read
   Rows x;
-  const int64_t* ids;  // where x holds them: each names the column of w_ih that is its projection; x.data is null then
-  Rows h0[kMaxDirections], c0[kMaxDirections];  // t ignored
+  // Null unless x holds ids; then x.data is null. An id is the index of the column of w_ih that is its projection.
+  const int64_t* ids;
+  Rows h0[kMaxDirections], c0[kMaxDirections];  // the same at every t
 
-  int64_t gates;  // of the cell
+  int64_t gates;  // the number of gates of the cell
 
   int64_t out() const { return P ? P : H; }
-  int64_t features() const { return ids ? 0 : I; }  // that a product runs over
+  int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
   int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
 };
 
+// The steps of all rows, and the multiply-adds of one step in one direction. Both are doubles, because products of
+// several sizes may not fit into 64 bits.
+SF_FN double steps_of(const Layer& layer) {
+  if (!layer.lengths) return static_cast<double>(layer.T) * static_cast<double>(layer.B);
+  double sum = 0;
+  for (int64_t b = 0; b < layer.B; ++b) sum += static_cast<double>(layer.lengths[b]);
+  return sum;
+}
+SF_FN double weights_of(const Layer& layer) {
+  return static_cast<double>(layer.gates * layer.H * (layer.features() + layer.out()) + layer.P * layer.H);
+}
+
 struct Forward {
   Layer layer;
   Rows output[kMaxDirections];                    // absent without want_output
-  Rows h_n[kMaxDirections], c_n[kMaxDirections];  // t ignored
+  Rows h_n[kMaxDirections], c_n[kMaxDirections];  // the same at every t
   Rows saved[kMaxDirections];                     // in the compute type; absent in inference
 };
 
@@ -64,18 +76,19 @@ struct Backward {
   Layer layer;
   Rows output[kMaxDirections], saved[kMaxDirections];
   Rows d_output[kMaxDirections], d_h_n[kMaxDirections], d_c_n[kMaxDirections];  // each may be absent
-  Rows d_x;                                                                     // absent when not wanted
-  Rows d_gates[kMaxDirections];                                                 // compute type
-  Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                              // absent when not wanted
+  Rows d_x;                                                                     // absent unless wanted
+  Rows d_gates[kMaxDirections];                                                 // in the compute type
+  Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                              // absent unless wanted
 };
 
 struct WeightGrad {
   Layer layer;
   Rows output[kMaxDirections], d_gates[kMaxDirections];
+  // Contiguous, in the layer's dtype. Those of biases and of w_hr may be null. With ids, d_w_ih is transposed:
+  // (I, gates * H).
   char *d_w_ih[kMaxDirections], *d_w_hh[kMaxDirections], *d_b_ih[kMaxDirections], *d_b_hh[kMaxDirections],
-      *d_w_hr[kMaxDirections];  // contiguous, in the layer's dtype; biases and w_hr may be null; with ids d_w_ih is
-                                // (I, gates * H), column by column
-  int64_t samples;  // stretches of the batch, as long as one another, whose gradients lie one after the other
+      *d_w_hr[kMaxDirections];
+  int64_t samples;  // number of equal slices of the batch; each gets its own gradients, stored one after another
 };
 
 }  // namespace sf

@@ -1,7 +1,8 @@
-// The primitives every value type brings to the cells, here for float and double; csrc/cpu/kernels/vec.h has the
-// vectors'.
+// The operations that the cells are written with, here for float and double. csrc/cpu/kernels/vec.h has the same
+// operations for vectors.
 #pragma once
 
+// A function that is always inlined, on a GPU too.
 #ifdef __CUDACC__
 #define SF_FN __host__ __device__ __forceinline__
 #else
@@ -21,7 +22,7 @@ struct ScalarOf<double> {
   using Type = double;
 };
 
-// clamp passes NaN through; pow2 takes an integral value in its type's normal range.
+// clamp() returns NaN for NaN. The argument of pow2() is a whole number whose power is a normal number of its type.
 SF_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 SF_FN double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 SF_FN float nearest(float x) { return __builtin_rintf(x); }
@@ -34,7 +35,7 @@ SF_FN float max0(float x) { return x < 0 ? 0 : x; }  // NaN stays NaN
 SF_FN double max0(double x) { return x < 0 ? 0 : x; }
 SF_FN float select(bool yes, float a, float b) { return yes ? a : b; }
 SF_FN double select(bool yes, double a, double b) { return yes ? a : b; }
-SF_FN float above0(float x) { return x <= 0 ? 0 : 1; }  // 1 for NaN, as torch's relu gradient
+SF_FN float above0(float x) { return x <= 0 ? 0 : 1; }  // 1 for NaN, like the gradient of torch's relu
 SF_FN double above0(double x) { return x <= 0 ? 0 : 1; }
 
 }  // namespace sf

@@ -251,11 +251,11 @@ def test_instructions_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if instructions.shutil.which("valgrind"):
         assert "not built here" in instructions.missing(tmp_path)
         objects = tmp_path / "build/temp/avx2/kernels.o"
-        for file in (tmp_path / "csrc/cpu/a.h", tmp_path / "csrc/core/b.h", objects):
+        for file in (tmp_path / "csrc/cpu/kernels/a.h", tmp_path / "csrc/core/b.h", objects):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         assert not instructions.missing(tmp_path)
-        os.utime(tmp_path / "csrc/cpu/a.h", (2e9, 2e9))
+        os.utime(tmp_path / "csrc/cpu/kernels/a.h", (2e9, 2e9))
         assert instructions.missing(tmp_path) == "a.h changed after the extension was built"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert instructions.missing(tmp_path) == "no valgrind on the PATH"

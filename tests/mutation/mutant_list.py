@@ -188,7 +188,10 @@ BACKWARD = "csrc/cpu/kernels/backward.h"
 WEIGHTS = "csrc/cpu/kernels/weight_grad.h"
 PACK = "csrc/cpu/kernels/pack.h"
 VECTORS = "csrc/cpu/kernels/vec.h"
-DISPATCH = "csrc/cpu/host/run.cpp"
+INPUTS = "csrc/cpu/kernels/input_grad.h"
+RUN = "csrc/cpu/host/run.cpp"
+SCHEDULE = "csrc/cpu/host/schedule.h"
+PACKED = "csrc/cpu/host/packed_weights.h"
 BINDINGS = "csrc/bindings/ops.cpp"
 
 COMPILED = [
@@ -198,17 +201,17 @@ COMPILED = [
     Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
     Mutant(
         "a weight left out of the hash",
-        DISPATCH,
+        PACKED,
         "for (auto* m : {&layer.w_ih[d], &layer.w_hh[d],",
         "for (auto* m : {&layer.w_ih[d],",
     ),
     Mutant(
         "packed weights kept under another hash",
-        DISPATCH,
+        PACKED,
         "packed_cache().add(fingerprint(kernels, own.layer), packed, bytes)",
         "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
     ),
-    Mutant("ids read where they are", DISPATCH, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
+    Mutant("ids read where they are", RUN, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
     Mutant("a storage of one element less taken", BINDINGS, "last >= storage / element", "last > storage / element"),
     Mutant("sizes without a bound", BINDINGS, "if (size > kMostElements / count)", "if (size < 0)"),
     Mutant(
@@ -217,9 +220,9 @@ COMPILED = [
         "call.layer.T = std::max<int64_t>(1, *",
         "call.layer.T = std::max<int64_t>(1, -1 + *",
     ),
-    Mutant("the hash knows no shape", DISPATCH, "parts[0] = {shape, sizeof shape};", "parts[0] = {shape, 0};"),
-    Mutant("every sample the first", DISPATCH, "rows.data() + sample * count, count", "rows.data(), count"),
-    Mutant("only the first sample sorted", DISPATCH, "layer.lengths && s < samples", "layer.lengths && s < 1"),
+    Mutant("the hash knows no shape", PACKED, "parts[0] = {shape, sizeof shape};", "parts[0] = {shape, 0};"),
+    Mutant("every sample the first", RUN, "rows.data() + sample * count, count", "rows.data(), count"),
+    Mutant("only the first sample sorted", SCHEDULE, "layer.lengths && s < samples", "layer.lengths && s < 1"),
     Mutant(
         "gru gates r and z swapped (C++)",
         CELLS,
@@ -282,7 +285,7 @@ COMPILED = [
     Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry_[i * padded_ + u];", "row[u] += 0;"),
     Mutant(
         "d_x with one direction",
-        BACKWARD,
+        INPUTS,
         "for (int d = 0; d < layer_.directions; ++d) {\n      const A* rows[kRows];",
         "for (int d = 0; d < 1; ++d) {\n      const A* rows[kRows];",
     ),
@@ -293,10 +296,10 @@ COMPILED = [
         "if (count) add_chunk(count);",
         "if (count > 1) add_chunk(count);",
     ),
-    Mutant("rows in the order of the batch", DISPATCH, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
+    Mutant("rows in the order of the batch", SCHEDULE, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
     Mutant(
         "stale packed weights",
-        DISPATCH,
+        PACKED,
         "return m.rows * m.columns * size_of(dtype);",
         "return m.rows * size_of(dtype);",
     ),
@@ -307,8 +310,8 @@ COMPILED = [
         "data_of(state) + d * strides[0]",
         "data_of(state) + 0 * strides[0]",
     ),
-    Mutant("ids unchecked", DISPATCH, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
-    Mutant("columns of samples in one place", DISPATCH, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
+    Mutant("ids unchecked", RUN, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
+    Mutant("columns of samples in one place", RUN, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
     Mutant("column without the bias", FORWARD, "typename F::V sum = load(bias + at);", "typename F::V sum{};"),
     Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),
     Mutant(

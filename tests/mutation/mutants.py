@@ -34,7 +34,7 @@ KERNELS = (
 )
 SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
     "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
-    "csrc/cpu/host/run": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
+    "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
     # (of what the plugin runs alone: the extension may be that of the mutant before)
     "csrc/cuda/kernels/ids": (

@@ -1,4 +1,4 @@
-// What bindings.cpp may call of the CPU backend.
+// The functions of the CPU backend that csrc/bindings calls.
 #pragma once
 
 #include <string>
@@ -8,22 +8,23 @@
 
 namespace sf {
 
-// impl is "auto" or one of impl_names(); others are refused with the choices.
+// -- isa.cpp
+// impl is "auto" or one of impl_names(); for others the error lists the choices.
 const Kernels& kernels_for(const std::string& impl);
 std::vector<std::string> impl_names();  // slowest first
 std::vector<std::string> cpu_features();
 
+// -- run.cpp
 void run_forward(const Kernels&, Forward);
 void run_backward(const Kernels&, const Backward&);
 void run_weight_grad(const Kernels&, WeightGrad);
+int64_t packed_cache_size();  // how many packed weights are kept
+void packed_cache_clear();
 
-// Memory that outlives the call that asked for it is kept for the next one: fresh pages cost more than the kernels.
+// -- pool.cpp
 void* pool_take(int64_t bytes);
 void pool_give(void* p);
-void pool_trim();  // returns what is kept and unused to the system
-int64_t pool_held();
-
-int64_t packed_cache_size();
-void packed_cache_clear();
+void pool_trim();     // returns kept memory to the system
+int64_t pool_held();  // bytes of kept memory
 
 }  // namespace sf

@@ -1,5 +1,6 @@
-// What a fork does to us: locks may be held by threads that no longer exist, and the OpenMP pool's threads are gone.
-// A child therefore starts with fresh copies of everything behind a lock, and runs on one thread.
+// What makes the library safe across fork(). In a child the parent's other threads are gone: a lock that one of them
+// held stays locked, and OpenMP waits for them in vain. A child therefore starts with a new copy of everything behind a
+// lock, and runs on one thread.
 #pragma once
 
 #include <pthread.h>
@@ -8,7 +9,7 @@
 
 namespace sf {
 
-// How many forks lie between the process that loaded this library and this one.
+// The number of forks between the process that loaded this library and this one.
 inline std::atomic<int>& fork_depth() {
   static std::atomic<int> depth{0};
   static const int registered = pthread_atfork(nullptr, nullptr, [] { fork_depth().fetch_add(1); });
@@ -16,7 +17,7 @@ inline std::atomic<int>& fork_depth() {
   return depth;
 }
 
-// One T per process, never destroyed: tensors may outlive every static object.
+// One T for each process. It is never destroyed, because tensors may outlive every static object.
 template <class T>
 class ForkSafe {
  public:

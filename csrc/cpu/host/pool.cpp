@@ -1,5 +1,6 @@
-// A pool of large buffers. The system hands out fresh pages zeroed one fault at a time, which dominates a large
-// training step; blocks given back are kept, on huge pages where the system allows it, up to kMostHeld bytes.
+// A pool of large buffers, up to kMostHeld bytes of which are kept when they are given back. The system zeroes each new
+// page at its first use, which takes longer than the kernels of a large training step. The buffers are on huge pages
+// where the system allows it.
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -13,46 +14,46 @@
 namespace sf {
 namespace {
 
-constexpr int64_t kHeader = 64;  // holds the block's size, keeps the data aligned
+constexpr int64_t kHeader = 64;  // bytes in front of the data, which hold the size and keep the data aligned
 constexpr int64_t kSmallest = 1 << 16;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kMostHeld = int64_t{1} << 30;
-constexpr int64_t kMostAsked = int64_t{1} << 60;  // beyond it the arithmetic of sizes would overflow
+constexpr int64_t kMostAsked = int64_t{1} << 60;  // for larger sizes the arithmetic below would overflow
 
-struct Block {
-  int64_t size;  // with the header
+struct Header {
+  int64_t size;  // of the buffer, with its header
 };
 
 struct Pool {
   std::mutex mutex;
-  std::vector<Block*> free;  // the most recently used last
+  std::vector<Header*> free;  // the buffer used last comes last
   int64_t held = 0;
 };
 
-// Never destroyed: tensors may give blocks back while the process ends. A forked child starts an empty one, as the
-// parent's mutex may have been held.
+// Never destroyed, because tensors may give buffers back while the process ends. A forked child starts with an empty
+// pool, because the parent's mutex may have been locked.
 Pool& pool() {
   static ForkSafe<Pool> instance;
   return instance.get();
 }
 
-// Sizes come in eighths of a power of two, so that slightly different shapes share blocks.
+// Sizes are rounded up to eighths of a power of two, so that buffers fit slightly different shapes.
 int64_t size_class(int64_t bytes) {
   int64_t step = kSmallest / 8;
   while (step * 16 < bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
 
-Block* allocate(int64_t size) {
+Header* allocate(int64_t size) {
   const bool huge = size >= kHugePage;
   void* p = nullptr;
   if (posix_memalign(&p, huge ? kHugePage : 64, static_cast<size_t>(size)) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
   if (huge) madvise(p, static_cast<size_t>(size), MADV_HUGEPAGE);
 #endif
-  auto* block = static_cast<Block*>(p);
-  block->size = size;
-  return block;
+  auto* buffer = static_cast<Header*>(p);
+  buffer->size = size;
+  return buffer;
 }
 
 }  // namespace
@@ -60,50 +61,50 @@ Block* allocate(int64_t size) {
 void* pool_take(int64_t bytes) {
   if (bytes < 0 || bytes > kMostAsked) throw std::bad_alloc();
   const int64_t size = size_class((bytes > kSmallest ? bytes : kSmallest) + kHeader);
-  Block* block = nullptr;
+  Header* buffer = nullptr;
   {
     Pool& p = pool();
     std::lock_guard<std::mutex> lock(p.mutex);
     for (size_t i = p.free.size(); i-- > 0;) {
       if (p.free[i]->size == size) {
-        block = p.free[i];
+        buffer = p.free[i];
         p.free.erase(p.free.begin() + static_cast<std::ptrdiff_t>(i));
         p.held -= size;
         break;
       }
     }
   }
-  if (!block) block = allocate(size);
-  return reinterpret_cast<char*>(block) + kHeader;
+  if (!buffer) buffer = allocate(size);
+  return reinterpret_cast<char*>(buffer) + kHeader;
 }
 
 void pool_give(void* data) {
   if (!data) return;
-  auto* block = reinterpret_cast<Block*>(static_cast<char*>(data) - kHeader);
-  std::vector<Block*> dropped;
+  auto* buffer = reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader);
+  std::vector<Header*> dropped;
   {
     Pool& p = pool();
     std::lock_guard<std::mutex> lock(p.mutex);
-    p.free.push_back(block);
-    p.held += block->size;
+    p.free.push_back(buffer);
+    p.held += buffer->size;
     while (p.held > kMostHeld) {  // the least recently used goes first
       dropped.push_back(p.free.front());
       p.held -= p.free.front()->size;
       p.free.erase(p.free.begin());
     }
   }
-  for (Block* b : dropped) std::free(b);
+  for (Header* buffer : dropped) std::free(buffer);
 }
 
 void pool_trim() {
-  std::vector<Block*> dropped;
+  std::vector<Header*> dropped;
   {
     Pool& p = pool();
     std::lock_guard<std::mutex> lock(p.mutex);
     dropped.swap(p.free);
     p.held = 0;
   }
-  for (Block* b : dropped) std::free(b);
+  for (Header* buffer : dropped) std::free(buffer);
 }
 
 int64_t pool_held() {

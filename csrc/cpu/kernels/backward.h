@@ -1,33 +1,37 @@
-// The backward pass of one task, from the last step to the first: d(h) = d_gates of the next step times W_hh, plus what
-// comes from outside; then the cell turns it into this step's d_gates, which are kept for the weight gradients.
-// Everything is in the compute type. With a projection the row of d_gates also holds d(projected h) and o * tanh(c).
+// The backward pass of one task, from the last step to the first. d(h) is d_gates of the next step times W_hh plus the
+// gradients of the output and, at a row's end, of h_n. From it the cell computes this step's d_gates, which are kept
+// for the other gradients (input_grad.h, weight_grad.h). All of it is in the compute type. With a projection, a row of
+// d_gates also holds d(projected h) and o * tanh(c).
 #pragma once
 
-#include "forward.h"
+#include "kernel_table.h"
+#include "pack.h"
+#include "scratch.h"
+
+#include "../../core/cells.h"  // after vec.h, whose vectors the formulas are compiled for
 
 namespace sf {
 namespace {
 
-constexpr int kMaxSegments = 4;
-
-// One step of one task. The recurrent product sums segments of the rows a, each K wide.
+// What the tiles of one step need. The product sums over `segments` parts of each row a, each K wide: one per gate.
 template <class A>
 struct BackwardStep {
   const A** a;
-  const bool* fresh;  // rows whose last step this is: no product
+  const bool* fresh;  // rows that start their backward pass here: no later step to multiply
   int segments;
-  int64_t segment[kMaxSegments], K, rows;
+  int64_t segment[kMostGates], K, rows;  // segment: where each begins in a row
   const A* w;
   const A **from_output, **from_state;  // added to d(h); each array and each pointer may be null
   int64_t H;
   const A **saved, **h, **h_prev, **c_prev;
-  int64_t c_scale;  // c_prev lies in a row of saved values, or in one of its own
+  int64_t c_scale;  // kSaved if c_prev is in a row of saved values, 1 if it has a row of its own
   A** d_gates;
   A* carry;
   int64_t carry_stride;
 };
 
-// The product, left in memory: what follows is long, and as a rolled loop it stays small in the instruction cache.
+// The product, written to memory: the code that uses it is long, and as a loop over memory it fits the instruction
+// cache.
 template <class F, int kRows, int kBlocks>
 SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t next,
                           typename F::A (&d_h)[kRows][kBlocks * F::kLanes]) {
@@ -50,7 +54,7 @@ SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int
   }
 }
 
-// d(h) of one row and block: the product unless the row is fresh, and what comes from outside.
+// d(h) of one row and block: the product unless the row is fresh, and the gradients of the output and of h_n.
 template <class F>
 SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t column, int n,
                                     const typename F::A* product) {
@@ -97,7 +101,7 @@ __attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& 
   }
 }
 
-// d(projected h), or d_h0: the product without a cell behind it.
+// d(projected h), or d_h0: no cell follows.
 template <class F, int kRows>
 __attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
                                              int64_t columns, typename F::A* const* out) {
@@ -114,7 +118,6 @@ template <class F, class Cell>
 class BackwardPass {
   using A = typename F::A;
   static constexpr int kL = F::kLanes, kG = Cell::kGates;
-  static_assert(kG <= kMaxSegments, "a segment per gate");
 
  public:
   static int64_t measure(const Backward& call, int64_t rows) { return BackwardPass(call, rows, nullptr, 0).size_; }
@@ -195,7 +198,7 @@ class BackwardPass {
     }
   }
 
-  // What the last step of a row receives besides the product.
+  // The carry that a row's last step receives: the gradient of c_n.
   void start_carry(int64_t i) {
     A* carry = carry_ + i * padded_;
     for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
@@ -226,7 +229,7 @@ class BackwardPass {
     }
   }
 
-  // The product of d_gates with W_hh: one segment per gate, over the slots the state feeds.
+  // Sets the product of d_gates with W_hh: one segment per gate, which is the slot of the state's part.
   void set_recurrent(BackwardStep<A>& s, int64_t rows) const {
     s.a = a_;
     s.rows = rows;
@@ -244,7 +247,7 @@ class BackwardPass {
     set_recurrent(s, active);
     if (!product) s.K = 0, s.segments = 0;
     s.H = layer_.H;
-    if (layer_.P) {  // d(projected h) first, into its place in the row of d_gates; then through W_hr
+    if (layer_.P) {  // first d(projected h), which is kept in the row of d_gates; its product with W_hr is d(h)
       const int64_t place = Cell::kSlots * layer_.H;
       for (int64_t i = 0; i < active; ++i) projected_rows_[i] = gate_rows_[i] + place;
       gradient_tiles(s, layer_.P, projected_rows_);
@@ -305,7 +308,7 @@ class BackwardPass {
     }
   }
 
-  // d_h0: one more product, plus what the cell carries; rows of length 0 hand on what they received.
+  // d_h0: one more product, plus the carry if the cell has one for h. For rows of length 0, it is the gradient of h_n.
   void initial_gradient(int64_t active) {
     BackwardStep<A> s{};
     set_recurrent(s, active);
@@ -351,108 +354,6 @@ class BackwardPass {
   const A **a_, **from_output_, **from_state_, **saved_rows_, **h_rows_, **h_prev_rows_, **c_prev_rows_;
   A **gate_rows_, **projected_rows_, **target_rows_, *carry_, *c0_, *target_;
   bool* fresh_;
-};
-
-// d_x of rows [begin, end) of all (t, b), both directions summed in the same registers; 0 beyond a row's length.
-template <class F, class Cell>
-class InputGrad {
-  using A = typename F::A;
-  static constexpr int kL = F::kLanes;
-  static constexpr int64_t kChunk = 96;
-
- public:
-  static int64_t measure(const Backward& call) {
-    const InputGradTask empty{&call, {}, 0, 0, nullptr};
-    return InputGrad(empty).size_;
-  }
-  static void run(const InputGradTask& task) { InputGrad(task).go(); }
-
- private:
-  explicit InputGrad(const InputGradTask& task) : task_(task), call_(*task.call), layer_(call_.layer) {
-    wide_ = (layer_.I + kL * 4 - 1) / (kL * 4) * kL * 4;
-    Arena own(task.scratch);
-    for (const A**& p : gates_) p = own.template take<const A*>(kChunk);
-    targets_ = own.template take<char*>(kChunk);
-    rows_ = own.template take<A*>(kChunk);
-    staged_ = own.template take<A>(kChunk * wide_);
-    size_ = own.used();
-  }
-
-  void go() {
-    int64_t count = 0;
-    int64_t t = task_.begin / (layer_.B ? layer_.B : 1), b = task_.begin % (layer_.B ? layer_.B : 1);
-    for (int64_t row = task_.begin; row < task_.end; ++row) {
-      char* target = call_.d_x.data + call_.d_x.offset(t, b) * size_of(call_.d_x.dtype);
-      if (t < layer_.length(b)) {
-        for (int d = 0; d < layer_.directions; ++d) {
-          const Rows& g = call_.d_gates[d];
-          gates_[d][count] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
-        }
-        targets_[count] = target;
-        rows_[count] = direct() ? reinterpret_cast<A*>(target) : staged_ + count * wide_;
-        if (++count == kChunk) flush(count), count = 0;
-      } else if (!call_.d_x.t_row) {
-        __builtin_memset(target, 0, static_cast<std::size_t>(layer_.I * size_of(call_.d_x.dtype)));
-      }
-      if (++b == layer_.B) b = 0, ++t;
-    }
-    flush(count);
-  }
-
-  bool direct() const { return call_.d_x.dtype == dtype_of<A>(); }
-
-  void flush(int64_t count) {
-    using Shape = TileShape<1>;
-    const int64_t end = blocks_of<F>(layer_.I);
-    int64_t block = 0;
-    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) tiles<Shape::kBlocks>(count, block);
-    for (; block < end; ++block) tiles<1>(count, block);
-    if (!direct()) {
-      for (int64_t i = 0; i < count; ++i) write_row<A>(call_.d_x.dtype, rows_[i], targets_[i], layer_.I);
-    }
-  }
-
-  template <int kBlocks>
-  void tiles(int64_t count, int64_t block) {
-    for_row_groups<TileShape<1>::kRows>(count, [&](int64_t first, auto m) {
-      constexpr int kRows = decltype(m)::value;
-      if (block == 0) {
-        for (int64_t row = first + kRows; row < first + 2 * kRows && row < count; ++row) {
-          for (int d = 0; d < layer_.directions; ++d) prefetch<false>(gates_[d][row], Cell::kGates * layer_.H);
-        }
-      }
-      tile<kRows, kBlocks>(first, block);
-    });
-  }
-
-  template <int kRows, int kBlocks>
-  __attribute__((noinline)) void tile(int64_t row, int64_t block) {
-    typename F::V acc[kRows][kBlocks] = {};
-    const int64_t K = Cell::kGates * layer_.H, panel = K * kL;
-    for (int d = 0; d < layer_.directions; ++d) {
-      const A* rows[kRows];
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) rows[m] = gates_[d][row + m];
-      const A* w = reinterpret_cast<const A*>(task_.packed[d].w_ih) + block * panel;
-      accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, K, w, panel);
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 16
-      for (int j = 0; j < kBlocks; ++j) {
-        const int64_t column = (block + j) * kL;
-        F::write(rows_[row + m] + column, acc[m][j], static_cast<int>(layer_.I - column));
-      }
-    }
-  }
-
-  const InputGradTask& task_;
-  const Backward& call_;
-  const Layer& layer_;
-  int64_t wide_, size_;
-  const A** gates_[kMaxDirections];
-  char** targets_;
-  A **rows_, *staged_;
 };
 
 }  // namespace

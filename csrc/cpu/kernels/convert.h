@@ -1,9 +1,10 @@
-// Between storage types (float, double, bfloat16, float16) and the compute type A (float, or double for double).
-// Rows that already are contiguous A are used in place; everything else passes through these loops once per step.
+// Converts rows between storage types (float, double, bfloat16, float16) and the compute type A, which is double for
+// double and float for the others. Rows that are contiguous A already are used in place.
 #pragma once
 
-#include "../../core/args.h"
 #include "vec.h"
+
+#include "../../core/args.h"
 
 namespace sf {
 namespace {
@@ -34,7 +35,7 @@ SF_FN float float16_to_float(Bits16 h) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
 #else
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7fff;
-  // scaling by 2^112 moves the exponent over and makes subnormals normal
+  // Multiplying by 2^112 corrects the exponent, and makes subnormal numbers normal.
   const float scaled = from_bits(rest << 13) * 0x1p112f;
   return from_bits(sign | (rest >= 0x7c00 ? 0x7f800000 | (rest & 0x3ff) << 13 : to_bits(scaled)));
 #endif
@@ -47,7 +48,7 @@ SF_FN Bits16 float_to_float16(float value) {  // to nearest, ties to even
   const uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
   if (rest > 0x7f800000) return static_cast<Bits16>(sign | 0x7e00);
   if (rest >= 0x477ff000) return static_cast<Bits16>(sign | 0x7c00);
-  if (rest < 0x38800000) {  // subnormal result: let the FPU round by adding a number whose last place is 2^-24
+  if (rest < 0x38800000) {  // a subnormal result: adding a number whose last bit is 2^-24 rounds to that bit
     return static_cast<Bits16>(sign | (to_bits(from_bits(rest) + 0.5f) - to_bits(0.5f)));
   }
   return static_cast<Bits16>(sign | ((rest + 0xfff + ((rest >> 13) & 1)) - 0x38000000) >> 13);
@@ -106,7 +107,7 @@ void read_as(const char* source, int64_t stride, A* to, int64_t n) {
   }
 }
 
-// n elements of type d, stride apart, into contiguous A. Bits16 as A means bfloat16 in, bfloat16 out.
+// Reads n elements of type d, `stride` apart, into contiguous A. If A is Bits16, both are bfloat16.
 template <class A>
 void read_row(Dtype d, const char* source, int64_t stride, A* to, int64_t n) {
   switch (d) {
@@ -132,7 +133,7 @@ void write_as(const A* from, char* target, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = Storage<D>::cast(from[i]);
 }
 
-// n contiguous A into contiguous elements of type d.
+// Writes n contiguous A into contiguous elements of type d.
 template <class A>
 void write_row(Dtype d, const A* from, char* target, int64_t n) {
   if constexpr (sizeof(A) == 8) {
@@ -146,16 +147,16 @@ void write_row(Dtype d, const A* from, char* target, int64_t n) {
       case Dtype::kFloat16:
         return write_as<A, Dtype::kFloat16>(from, target, n);
       case Dtype::kFloat64:
-        return;  // never with float as the compute type
+        return;  // cannot be: the compute type of double is double
     }
   }
 }
 template <>
 inline void write_row<Bits16>(Dtype, const Bits16* from, char* target, int64_t n) {
-  __builtin_memcpy(target, from, static_cast<std::size_t>(n) * 2);
+  __builtin_memcpy(target, from, static_cast<size_t>(n) * 2);
 }
 
-// Rounds n values of A to the storage type and back: what the next step, and a later call, will see.
+// Rounds n values to the storage type: the next step must read the values that a later call would read from the output.
 template <class A>
 void round_row(Dtype d, A* row, int64_t n) {
   if (d == Dtype::kBFloat16) {
@@ -165,12 +166,13 @@ void round_row(Dtype d, A* row, int64_t n) {
   }
 }
 
-// Gives rows as contiguous A: in place where they already are, else converted into scratch, one slot per index.
+// Returns rows as contiguous A: in place if they already are, else converted into one of several slots of scratch
+// memory.
 template <class A>
 struct RowReader {
   Rows rows;
   int64_t width;
-  A* scratch;  // [slots][slot_stride], unused when direct
+  A* scratch;  // [slots][slot_stride], unused if direct()
   int64_t slot_stride;
 
   bool direct() const { return rows.dtype == dtype_of<A>() && (rows.stride == 1 || width == 1); }

@@ -1,34 +1,36 @@
-// The forward pass of one task: step by step, tile by tile. h lives in two buffers that take turns, and is written to
-// the output besides: the output's rows often lie a power of two apart and would evict each other. The projection is
-// fused into the step, or done first, in time chunks, for one or two rows, where streaming the weights would dominate.
-// Both give the same bits: the sums run in the same order. Where x holds ids it is a column of the weights.
+// The forward pass of one task, step by step and in each step tile by tile.
+// h is kept in two buffers that take turns, and copied to the output: rows of the output are often a power of two
+// apart, and the cache could not hold many of them. The input is projected at each step or, for one or two rows, which
+// would spend most of their time reading w_ih, for some steps at once. The bits are the same, because each sum adds the
+// same numbers in the same order. Where x holds ids, the projection is a column of w_ih.
 #pragma once
 
 #include "kernel_table.h"
 #include "pack.h"
 #include "scratch.h"
 
-#include "../../core/cells.h"  // after the vectors it is instantiated for
+#include "../../core/cells.h"  // after vec.h, whose vectors the formulas are compiled for
 
 namespace sf {
 namespace {
 
-// One step of one task, as the tiles see it.
+// What the tiles of one step need.
 template <class F>
 struct ForwardStep {
   using A = typename F::A;
   using E = typename F::E;
-  const A** start;  // per row: [blocks][kSlots][kLanes] to start the sums from
+  const A** start;  // per row: [blocks][kSlots][kLanes], the values that the sums start from
   const E **x, **h_prev;
   E** h_next;
-  E** output;  // per row, or null: where h goes besides
-  A** saved;   // per row, or null
+  E** output;  // per row, a second place for h; or null
+  A** saved;   // per row; or null
   A* c;
   int64_t rows, c_stride, K_x, K_h, H;
   const E *w_x, *w_h;
 };
 
-// kRows rows from `row` on, kBlocks blocks from `block` on; each fetches its share of the weights of those from `next`.
+// Computes one step of kRows rows from `row` on and kBlocks blocks of units from `block` on. It may prefetch a part of
+// the weights of the blocks from `next` on.
 template <class F, class Cell, int kRows, int kBlocks>
 __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row, int64_t block, int64_t next) {
   using V = typename F::V;
@@ -80,16 +82,7 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   }
 }
 
-// Runs one(first, first of the next) for the groups of kBlocks blocks in [begin, end). Every other step runs them
-// backwards: what was read last is still in the cache when the next step begins, and is its own next.
-template <int kBlocks, class Function>
-SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
-  const int64_t last = (end - begin) / kBlocks - 1;
-  const auto block = [&](int64_t i) { return begin + (backwards ? last - i : i) * kBlocks; };
-  for (int64_t i = 0; i <= last; ++i) one(block(i), block(i < last ? i + 1 : i));
-}
-
-// Blocks [begin, end) of all rows.
+// Computes one step of all rows, for the blocks [begin, end).
 template <class F, class Cell>
 void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
   const int64_t rows = s.rows;
@@ -105,7 +98,7 @@ void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool bac
   for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
     for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
       constexpr int kRows = decltype(m)::value;
-      if (first_block) {  // nobody has read these rows yet: fetch the next group's while this one is summed
+      if (first_block) {  // the first to read x: prefetch the rows of the next group while this one is summed
         for (int64_t row = first + kRows; row < first + 2 * kRows && row < rows; ++row)
           prefetch<false>(s.x[row], s.K_x);
       }
@@ -118,26 +111,6 @@ void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool bac
       for_row_groups<Shape::kRows>(
           rows, [&](int64_t first, auto m) { forward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block); });
     }
-  }
-}
-
-// out[row][column] = start + rows[row][0..K) * panels, for one block of kGroups x kLanes columns.
-template <class F, int kGroups, int kSlots, int kRows>
-__attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
-                                            const typename F::A* start, typename F::A* const* out, int64_t column) {
-  typename F::V acc[kRows][kSlots];
-  const typename F::E* rows[kRows];
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-    rows[m] = in[m];
-#pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) acc[m][v] = start ? load(start + v * F::kLanes) : typename F::V{};
-  }
-  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0);
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) store(out[m] + column + v * F::kLanes, acc[m][v]);
   }
 }
 
@@ -224,7 +197,7 @@ class ForwardPass {
       prepare(step, active, steps);
       ForwardStep<F> s;
       s.start = start_;
-      s.x = project_first_ ? h_prev_ : x_rows_;  // with K_x = 0 never read
+      s.x = project_first_ ? h_prev_ : x_rows_;  // never read if K_x is 0
       s.h_prev = h_prev_;
       s.h_next = layer_.P ? m_rows_ : h_next_;
       s.output = output_direct_ ? output_rows_ : nullptr;
@@ -247,7 +220,7 @@ class ForwardPass {
 
   int64_t time(int64_t i, int64_t step) const { return direction_ ? layer_.length(rows_[i]) - 1 - step : step; }
 
-  // Initial states into the ring and c, and straight to h_n, c_n for rows without a step.
+  // Reads the initial states. For rows without steps they are also h_n and c_n.
   void begin_rows() {
     for (int64_t i = 0; i < n_; ++i) {
       E* h = ring_[0] + i * h_stride_;
@@ -277,7 +250,7 @@ class ForwardPass {
     read_row<To>(from.dtype, source, from.stride, to + begin, end - begin);
   }
 
-  // Row pointers of this step; in projection-first mode the projection of the next chunk of steps.
+  // Finds the rows of this step, and projects the input of the next steps if that is done first.
   void prepare(int64_t step, int64_t active, int64_t steps) {
     const int64_t in_chunk = step % chunk_;
     if (project_first_) {
@@ -320,7 +293,8 @@ class ForwardPass {
     }
   }
 
-  // The projection where ids name columns of w_ih, which lie far apart: those of the next step are asked for.
+  // The projection of ids: the columns of w_ih that they name, plus the bias. Columns are far apart in memory, so those
+  // of the next step are prefetched.
   void take_columns(int64_t step, int64_t active) {
     const Matrix& w = layer_.w_ih[direction_];
     const A* bias = reinterpret_cast<const A*>(packed_.bias);
@@ -355,7 +329,7 @@ class ForwardPass {
     }
   }
 
-  // h = W_hr m, by way of a row of A because the tile writes whole vectors.
+  // h = W_hr m. The tile writes whole vectors of A, so it needs rows of its own before h is written.
   void project_output(int64_t active) {
     const int64_t panel = panel_size<F>(layer_.H, 1);
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);
@@ -395,14 +369,14 @@ class ForwardPass {
     }
   }
 
-  // Output beyond a row's length is zero.
+  // The output beyond a row's length is zero.
   void clear_tail(int64_t i) {
     const Rows& output = call_.output[direction_];
     if (!output.data || output.t_row) return;
     const int64_t size = size_of(output.dtype), b = rows_[i];
     for (int64_t t = layer_.length(b); t < layer_.T; ++t) {
       __builtin_memset(output.data + (output.offset(t, b) + out_begin_) * size, 0,
-                       static_cast<std::size_t>((out_end_ - out_begin_) * size));
+                       static_cast<size_t>((out_end_ - out_begin_) * size));
     }
   }
 

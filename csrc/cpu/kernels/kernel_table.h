@@ -1,21 +1,21 @@
-// The table of kernels that each ISA's build of kernels.cpp fills, and what dispatch.cpp hands them: one task at a
-// time, some rows (or some units of all rows) of one direction, over all steps. No std header here: see kernels.cpp.
+// The table of kernels that kernels.cpp fills for each instruction set, and the tasks that cpu/host/run.cpp gives them.
+// A task is some rows, or some units of all rows, of one direction, over all steps.
 #pragma once
 
 #include "../../core/args.h"
 
 namespace sf {
 
-// One thread's share of a direction. Rows are in descending order of length, so finished ones drop off the end.
+// Rows are in descending order of length, so that those which have ended are at the end of the list.
 struct Task {
   int direction;
-  const int64_t* rows;  // batch rows
+  const int64_t* rows;  // indices in the batch
   int64_t count;
-  int64_t unit_begin, unit_end;  // of the hidden units; multiples of kSavedAlign, or H at the end
-  void (*barrier)(void* state);  // null unless several tasks share the rows; called once per step
+  int64_t unit_begin, unit_end;  // a range of the hidden units, in multiples of kSavedAlign except for H at the end
+  void (*barrier)(void* state);  // to be called once per step; null unless several tasks share the rows
   void* barrier_state;
-  char* scratch;
-  char* shared;  // scratch of all tasks that share the rows
+  char* scratch;  // memory for this task
+  char* shared;   // memory for all tasks that share the rows
 };
 
 struct PackedForward {
@@ -35,7 +35,7 @@ struct BackwardTask {
   PackedBackward packed;
   Task task;
 };
-struct InputGradTask {  // d_x of rows [begin, end) of all (t, b), both directions summed
+struct InputGradTask {  // d_x of rows [begin, end) of all (t, b), over both directions
   const Backward* call;
   PackedBackward packed[kMaxDirections];
   int64_t begin, end;
@@ -44,9 +44,9 @@ struct InputGradTask {  // d_x of rows [begin, end) of all (t, b), both directio
 struct WeightGradTask {
   const WeightGrad* call;
   int direction;
-  int64_t part, parts;  // which share of the gate rows
+  int64_t part, parts;  // the gate rows of this task: part number `part` of `parts`
   int64_t sample;
-  const int64_t* rows;  // the sample's batch rows, longest first
+  const int64_t* rows;  // indices of the sample's rows in the batch, longest first
   int64_t count;
   char* scratch;
 };
@@ -56,7 +56,7 @@ struct Bytes {
   int64_t size;
 };
 
-// Sizes in bytes, of packed weights and scratch.
+// All sizes are in bytes.
 struct Kernels {
   const char* name;
   void (*pack_forward)(const Layer&, int direction, char* to);
@@ -75,8 +75,9 @@ struct Kernels {
   void (*input_grad)(const InputGradTask&);
   int64_t (*weight_grad_scratch)(const WeightGrad&, int64_t parts);
   void (*weight_grad)(const WeightGradTask&);
-  // to = the sum of rows of gates * H values in the compute type, in the layer's dtype
+  // Writes the sum of rows of gates * H values. They are in the compute type, the sum in the layer's dtype.
   void (*sum_rows)(const Layer&, const char* const* rows, int64_t count, char* to);
+  // A hash of the bytes of several parts.
   void (*fingerprint)(const Bytes* parts, int64_t count, uint64_t (&hash)[2]);
 };
 

@@ -1,12 +1,16 @@
-// The CPU kernels, compiled once per ISA (SF_ISA names it): picks cell and format, and fills the ISA's table.
-// No torch and no std header: an inline std function compiled for AVX-512 here could be linked into the portable path.
+// The CPU kernels. This file is compiled once per instruction set, which SF_ISA names, and fills that set's table. Each
+// function chooses the types of the cell and the format, and calls the templates of the headers.
+// No file of this folder includes a header of torch or of the standard library: an inline function of theirs, compiled
+// here for AVX-512, could become the one copy that the linker keeps for all files, and would crash an older CPU.
 #include "backward.h"
+#include "forward.h"
+#include "input_grad.h"
 #include "weight_grad.h"
 
 namespace sf {
 namespace {
 
-// function(F, Cell) for the layer's compute type and cell; forward may use pairs of bfloat16.
+// Calls function(F, Cell) for the layer's format and cell. Only the forward pass uses pairs of bfloat16.
 template <class F, class Function>
 auto with_cell(const Layer& layer, Function&& function) {
   switch (layer.cell) {
@@ -47,7 +51,7 @@ PackSource projection(const Layer& l, int d) {
   const Matrix& w = l.w_hr[d];
   return {w.data, l.dtype, w.column_stride, w.row_stride, 0, l.H, l.P, 1};
 }
-// The same matrices from the other side, for gradients: k runs over the rows.
+// The same matrices transposed, for gradients: k runs over the rows.
 template <class Cell>
 PackSource input_weights_back(const Layer& l, int d) {
   const Matrix& w = l.w_ih[d];
@@ -63,11 +67,11 @@ PackSource projection_back(const Layer& l, int d) {
   return {w.data, l.dtype, w.row_stride, w.column_stride, 0, l.P, l.H, 1};
 }
 
-// Where each piece lies in one direction's packed weights; at end, their size.
+// Where the packed weights of one direction begin; `end` is their size.
 template <class F, class Cell>
-struct ForwardPieces {
+struct ForwardLayout {
   int64_t w_ih = 0, w_hh, bias, w_hr, end;
-  explicit ForwardPieces(const Layer& l) {
+  explicit ForwardLayout(const Layer& l) {
     constexpr int64_t kE = sizeof(typename F::E);
     w_hh = w_ih + round_up(packed_size<F>(input_weights<Cell>(l, 0)) * kE);
     bias = w_hh + round_up(packed_size<F>(hidden_weights<Cell>(l, 0)) * kE);
@@ -76,9 +80,9 @@ struct ForwardPieces {
   }
 };
 template <class F, class Cell>
-struct BackwardPieces {
+struct BackwardLayout {
   int64_t w_ih = 0, w_hh, w_hr, end;
-  explicit BackwardPieces(const Layer& l) {
+  explicit BackwardLayout(const Layer& l) {
     constexpr int64_t kE = sizeof(typename F::E);
     w_hh = w_ih + round_up(packed_size<F>(input_weights_back<Cell>(l, 0)) * kE);
     w_hr = w_hh + round_up(packed_size<F>(hidden_weights_back<Cell>(l, 0)) * kE);
@@ -95,7 +99,7 @@ void pack_forward(const Layer& layer, int d, char* to) {
   with_forward_format(layer, [&](auto f, auto c) {
     using F = decltype(f);
     using Cell = decltype(c);
-    const ForwardPieces<F, Cell> at(layer);
+    const ForwardLayout<F, Cell> at(layer);
     pack<F>(input_weights<Cell>(layer, d), elements<F>(to + at.w_ih));
     pack<F>(hidden_weights<Cell>(layer, d), elements<F>(to + at.w_hh));
     pack_bias<F, Cell>(layer, d, reinterpret_cast<typename F::A*>(to + at.bias));
@@ -103,11 +107,11 @@ void pack_forward(const Layer& layer, int d, char* to) {
   });
 }
 int64_t packed_forward_size(const Layer& layer) {
-  return with_forward_format(layer, [&](auto f, auto c) { return ForwardPieces<decltype(f), decltype(c)>(layer).end; });
+  return with_forward_format(layer, [&](auto f, auto c) { return ForwardLayout<decltype(f), decltype(c)>(layer).end; });
 }
 PackedForward packed_forward(const Layer& layer, const char* p) {
   return with_forward_format(layer, [&](auto f, auto c) {
-    const ForwardPieces<decltype(f), decltype(c)> at(layer);
+    const ForwardLayout<decltype(f), decltype(c)> at(layer);
     return PackedForward{p + at.w_ih, p + at.w_hh, p + at.bias, p + at.w_hr};
   });
 }
@@ -116,18 +120,18 @@ void pack_backward(const Layer& layer, int d, char* to) {
   with_format(layer, [&](auto f, auto c) {
     using F = decltype(f);
     using Cell = decltype(c);
-    const BackwardPieces<F, Cell> at(layer);
+    const BackwardLayout<F, Cell> at(layer);
     pack<F>(input_weights_back<Cell>(layer, d), elements<F>(to + at.w_ih));
     pack<F>(hidden_weights_back<Cell>(layer, d), elements<F>(to + at.w_hh));
     if (layer.P) pack<F>(projection_back(layer, d), elements<F>(to + at.w_hr));
   });
 }
 int64_t packed_backward_size(const Layer& layer) {
-  return with_format(layer, [&](auto f, auto c) { return BackwardPieces<decltype(f), decltype(c)>(layer).end; });
+  return with_format(layer, [&](auto f, auto c) { return BackwardLayout<decltype(f), decltype(c)>(layer).end; });
 }
 PackedBackward packed_backward(const Layer& layer, const char* p) {
   return with_format(layer, [&](auto f, auto c) {
-    const BackwardPieces<decltype(f), decltype(c)> at(layer);
+    const BackwardLayout<decltype(f), decltype(c)> at(layer);
     return PackedBackward{p + at.w_ih, p + at.w_hh, p + at.w_hr};
   });
 }
@@ -168,8 +172,8 @@ void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* 
   with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
 }
 
-// 128 bits of what is in parts whose sizes are known or are among the parts. Each lane is a bijection of every word it
-// takes, and the shift lets high bits reach low ones, so flipped signs cannot cancel.
+// A hash of 128 bits of the bytes of all parts. The sizes of the parts must be known or be hashed too. No step of mix()
+// maps two words to one, and its shift lets high bits change low ones, so that two flipped signs do not cancel.
 void fingerprint(const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
   constexpr uint64_t kPrime = 0x9e3779b97f4a7c15, kOther = 0xd6e8feb86659fd93;
   constexpr int kStreams = 4, kBytes = sizeof(HashVec);
@@ -194,7 +198,7 @@ void fingerprint(const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
     }
     for (int i = 0; left > 0; ++i, left -= kBytes, p += kBytes) {
       HashVec word{};
-      __builtin_memcpy(&word, p, static_cast<std::size_t>(left < kBytes ? left : kBytes));
+      __builtin_memcpy(&word, p, static_cast<size_t>(left < kBytes ? left : kBytes));
       sums[i] = mix(sums[i], word);
     }
   }

@@ -1,5 +1,5 @@
-// Weights as the tiles want them: per block of kLanes columns one panel [ceil(K / kPack)][groups][kLanes * kPack], read
-// front to back once per tile. Lanes and ks beyond the matrix are zero.
+// Packs weights for the tiles: each block of kLanes columns becomes one panel [ceil(K / kPack)][groups][kLanes *
+// kPack], which a tile reads from front to back. Lanes and ks beyond the matrix are zero.
 #pragma once
 
 #include "tile.h"
@@ -7,7 +7,7 @@
 namespace sf {
 namespace {
 
-// The source: element (k, group, column).
+// A weight matrix as a source of elements (k, group, column).
 struct PackSource {
   const char* data;
   Dtype dtype;
@@ -29,7 +29,7 @@ int64_t packed_size(const PackSource& s) {  // in elements of F::E
   return blocks_of<F>(s.columns) * panel_size<F>(s.K, s.groups);
 }
 
-// n numbers of type d, `stride` apart from `index` on, and zeros after them.
+// n numbers of type d from `index` on, `stride` apart, with zeros after them.
 template <class F>
 SF_FN typename F::V read_line(Dtype d, const char* data, int64_t index, int64_t stride, int n) {
   using A = typename F::A;
@@ -39,7 +39,8 @@ SF_FN typename F::V read_line(Dtype d, const char* data, int64_t index, int64_t 
   return F::read(line, n);
 }
 
-// Rows become columns: each round moves one bit of (row, column) from the row's end to the column's.
+// Transposes a square of kLanes vectors. Each round interleaves the vectors of its two halves; log2(kLanes) rounds are
+// a transposition.
 template <class F>
 SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
   constexpr int kL = F::kLanes;
@@ -56,7 +57,7 @@ SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
   }
 }
 
-// The lines of one group and block, `step` apart.
+// Packs one group of one block, one line per k, `step` elements apart.
 template <class F>
 void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::A* out) {
   constexpr int kL = F::kLanes;
@@ -77,7 +78,7 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
   }
 }
 
-// The same where a lane holds kPack elements along k, which are of the weights' own type.
+// The same for formats whose lanes hold kPack elements along k, of the type that the weights are stored in.
 template <class F>
 void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::E* out) {
   using E = typename F::E;
@@ -109,7 +110,8 @@ void pack(const PackSource& s, typename F::E* to) {
   }
 }
 
-// What each slot starts from, [blocks][kSlots][kLanes]: both biases where a gate's two sums share the slot.
+// Packs the biases as [blocks][kSlots][kLanes], the values that the slots' sums start from: both biases of a gate where
+// its two sums share a slot.
 template <class F, class Cell>
 void pack_bias(const Layer& layer, int d, typename F::A* to) {
   constexpr int kL = F::kLanes;

@@ -1,7 +1,8 @@
-// Hands out aligned pieces of one block. With a null base it only measures: the same code says how much it needs.
+// Divides one block of memory into aligned arrays. With a null base it only adds up their sizes, so that the code that
+// takes the arrays also measures how much memory they need.
 #pragma once
 
-#include <cstdint>
+#include "../../core/types.h"
 
 namespace sf {
 namespace {

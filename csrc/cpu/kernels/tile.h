@@ -1,5 +1,7 @@
-// The one inner loop: acc[rows][vectors] += a[row][k] * w[k][vectors], k ascending, one accumulator per element, in
-// registers. Projection, recurrence and every backward product are this loop with a different start and end.
+// The inner loop of every product but that of weight gradients: acc[row][vector] += a[row][k] * w[k][vector], for
+// ascending k, with all sums in registers. A tile is some rows and blocks of columns whose sums are formed together; a
+// block is one vector of columns. Each sum is formed in the same order in every tile, so its bits do not depend on the
+// tile.
 #pragma once
 
 #include "convert.h"
@@ -7,7 +9,7 @@
 namespace sf {
 namespace {
 
-// A format says what rows and packed weights are made of (E), what sums are kept in (A), and how one k is added.
+// A format: the type of rows and packed weights (E) and of sums (A), and how one k is added, or kPack of them at once.
 template <class T>
 struct Plain {
   using A = T;
@@ -23,7 +25,7 @@ struct Plain {
 };
 
 #if defined(__AVX512BF16__)
-// Pairs of bfloat16 along k, multiplied and added by one instruction into float sums.
+// Two bfloat16 at neighbouring k, which one instruction multiplies and adds to a float sum.
 struct Bfloat16Pairs {
   using A = float;
   using E = Bits16;
@@ -49,17 +51,17 @@ struct Bfloat16Pairs {
 };
 #endif
 
-// How many rows and blocks of units one tile takes so that its sums fill the registers and are never spilled.
+// How many rows and blocks of units a tile has, so that its sums fill the registers and none is spilled to memory.
 template <int kSlots, int kGates = kSlots>
 struct TileShape {
   static constexpr bool kManyRegisters = SF_VECTOR_REGISTERS == 32;
-  static constexpr int kBlocks = kSlots == 4 ? 1 : kManyRegisters ? 4 : 2;
+  static constexpr int kBlocks = kSlots > 2 ? 1 : kManyRegisters ? 4 : 2;
   static constexpr int kRows = kSlots == 1 || kManyRegisters ? 6 : kGates == 3 ? 4 : 3;
-  // at or below, a tile takes two blocks instead, for more independent sums
+  // With so many rows or fewer a tile has two blocks instead, so that more sums are formed at the same time.
   static constexpr int kFewRows = kSlots == 1 ? 0 : kManyRegisters ? 2 : 1;
 };
 
-// Asks for n values from p on, for reading or writing soon, while the sums before that are still being formed.
+// Loads the cache lines of n values at p, which are soon to be read or written, while other work goes on.
 template <bool kWrite, class T>
 SF_FN void prefetch(const T* p, int64_t n) {
   const char* line = reinterpret_cast<const char*>(p);
@@ -81,7 +83,7 @@ SF_FN void with_constant(int64_t n, Function&& function) {
   function(Int<kMax>{});
 }
 
-// function(first, Int<rows>) over n rows in groups as even as possible of at most kRows.
+// Calls function(first, Int<rows>) for n rows in groups of at most kRows, as even as possible.
 template <int kRows, class Function>
 SF_FN void for_row_groups(int64_t n, Function&& function) {
   int64_t groups = (n + kRows - 1) / kRows;
@@ -92,6 +94,16 @@ SF_FN void for_row_groups(int64_t n, Function&& function) {
   }
 }
 
+// Calls one(block, next) for the first block of each group of kBlocks blocks in [begin, end), where `next` is that of
+// the group to come, or `block` itself at the end. Odd time steps visit the groups in reverse, so that the weights read
+// last are still in the cache.
+template <int kBlocks, class Function>
+SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
+  const int64_t last = (end - begin) / kBlocks - 1;
+  const auto block = [&](int64_t i) { return begin + (backwards ? last - i : i) * kBlocks; };
+  for (int64_t i = 0; i <= last; ++i) one(block(i), block(i < last ? i + 1 : i));
+}
+
 struct SlotOfGate {
   static constexpr int slot(int gate) { return gate; }
 };
@@ -100,7 +112,8 @@ struct HiddenSlotOfGate {
   static constexpr int slot(int gate) { return Cell::hidden_slot(gate); }
 };
 
-// Adds one k (or one pair). Of its operands the fewer are held in registers, the others come one at a time.
+// Adds one k, or one pair of them. The rows' values or the weights, whichever are fewer, are all held in registers; the
+// others are loaded one at a time.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, class Broadcast>
 SF_FN void add_k(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* w, int64_t block_stride,
                  Broadcast broadcast) {
@@ -144,7 +157,8 @@ SF_FN void copy_sums(V (&to)[kRows][kColumns], const V (&from)[kRows][kColumns])
   }
 }
 
-// What to fetch while sums are formed: the part of `bytes` that rows [begin, end) are of all rows.
+// Memory to prefetch while sums are formed. Each tile fetches the part of `bytes` that its rows [begin, end) are of
+// all.
 struct Ahead {
   const void* from = nullptr;
   int64_t bytes = 0, begin = 0, end = 0, rows = 1;
@@ -153,8 +167,8 @@ struct Ahead {
   int64_t size() const { return bytes * (end - begin) / rows; }
 };
 
-// rows[m][begin..end) times the packed panels w, w + block_stride, ... from begin on, added to acc one k after the
-// other. With kFetch, two lines from `next` on are fetched for each k, and then it is `step` bytes further.
+// Adds rows[m][begin..end) times the packed panels w, w + block_stride, ... to acc; w points to their line `begin`.
+// With kFetch, each k also prefetches the two cache lines at `next`, and then moves `next` by `step` bytes.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, bool kFetch = false>
 SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows,
                             int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride,
@@ -180,18 +194,18 @@ SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const
   }
 }
 
-// How many ks one chain of additions spans: longer ones would lose digits that torch's blocked products keep.
+// The longest chain of additions, in ks. A longer one would lose digits that torch's products, made in blocks, keep.
 constexpr int64_t kChain = 256;
 
-// More than one chain: the first goes on from the sums, the others are summed on their own and then added. Not inlined:
-// where there is one, as there most often is, it must keep all registers. Panels so large come from far away; few rows
-// would wait for them, so the next ones are fetched meanwhile.
+// More than one chain: the first starts from the sums, each other from zero and is added to them at its end. The
+// function is not inlined, so that the more common case of one chain keeps all registers. Such large panels are not in
+// the first cache and a tile of few rows would wait for them, so it prefetches the next panels.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 __attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
                                           const typename F::E* const* rows, int64_t K, const typename F::E* w,
                                           int64_t block_stride, const Ahead& ahead) {
-  constexpr int64_t kWorthwhile = 56;
-  const int64_t fetched = ahead.size() / K * F::kPack;  // bytes for each k
+  constexpr int64_t kWorthwhile = 56;                   // bytes
+  const int64_t fetched = ahead.size() / K * F::kPack;  // bytes per k
   for (int64_t k = 0; k < K; k += kChain) {
     typename F::V acc[kRows][kBlocks * kSlots] = {};
     if (k == 0) copy_sums(acc, sums);
@@ -211,7 +225,8 @@ __attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks *
   }
 }
 
-// rows[m][0..K) times the packed panels w, w + block_stride, ... each [ceil(K / kPack)][kGates][kLanes * kPack].
+// Adds rows[m][0..K) times the packed panels w, w + block_stride, ... to acc. Each panel is
+// [ceil(K / kPack)][kGates][kLanes * kPack].
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows, int64_t K,
                       const typename F::E* w, int64_t block_stride, const Ahead& ahead = {}) {
@@ -222,6 +237,26 @@ SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typen
     copy_sums(sums, acc);
     add_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride, ahead);
     copy_sums(acc, sums);
+  }
+}
+
+// A product without a cell: out[row][column..] = start + in[row][0..K) times one panel, for kRows rows.
+template <class F, int kGroups, int kSlots, int kRows>
+__attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
+                                            const typename F::A* start, typename F::A* const* out, int64_t column) {
+  typename F::V acc[kRows][kSlots];
+  const typename F::E* rows[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    rows[m] = in[m];
+#pragma GCC unroll 16
+    for (int v = 0; v < kSlots; ++v) acc[m][v] = start ? load(start + v * F::kLanes) : typename F::V{};
+  }
+  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kSlots; ++v) store(out[m] + column + v * F::kLanes, acc[m][v]);
   }
 }
 

@@ -1,12 +1,11 @@
-// Vectors of the ISA this file is compiled for, as raw compiler vectors: FloatVec, DoubleVec and the primitives
-// core/math.h asks for. FMAs are explicit (contraction is off): the same sum must give the same bits in every tile.
+// Vectors of the instruction set that this file is compiled for, as vectors of the compiler: FloatVec, DoubleVec and
+// the operations of core/math.h. A fused multiply-add is written as fma(); the compiler may form none itself, because a
+// sum must have the same bits in every tile.
 #pragma once
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
-#define SF_X86 1
 #endif
-#include <cstdint>
 
 #if defined(__AVX512F__)
 #define SF_VECTOR_BYTES 64
@@ -23,6 +22,7 @@
 #endif
 
 #include "../../core/math.h"
+#include "../../core/types.h"
 
 namespace sf {
 namespace {
@@ -44,7 +44,7 @@ struct VecOf<double> {
   using Type = DoubleVec;
 };
 
-// taking away +0 keeps every bit, adding it would turn -0 into +0 and cost an instruction
+// Subtracting +0 keeps every value as it is. Adding it would turn -0 into +0, and take an instruction.
 SF_FN FloatVec splat(float x) { return x - FloatVec{}; }
 SF_FN DoubleVec splat(double x) { return x - DoubleVec{}; }
 
@@ -58,7 +58,7 @@ SF_FN FloatVec nearest(FloatVec x) { return _mm512_roundscale_ps(x, 8); }
 SF_FN DoubleVec nearest(DoubleVec x) { return _mm512_roundscale_pd(x, 8); }
 SF_FN FloatVec pow2(FloatVec n) { return _mm512_scalef_ps(FloatVec{} + 1.0f, n); }
 SF_FN DoubleVec pow2(DoubleVec n) { return _mm512_scalef_pd(DoubleVec{} + 1.0, n); }
-// x86 min and max return their second operand when one is NaN: x must come second
+// If an operand is NaN, min and max of x86 return the second one, so x must be the second.
 SF_FN FloatVec clamp(FloatVec x, float low, float high) {
   return _mm512_max_ps(FloatVec{} + low, _mm512_min_ps(FloatVec{} + high, x));
 }
@@ -75,7 +75,7 @@ SF_FN FloatVec load(const float* p, int n) { return _mm512_maskz_loadu_ps((1u <<
 SF_FN DoubleVec load(const double* p, int n) { return _mm512_maskz_loadu_pd((1u << n) - 1, p); }
 SF_FN void store(float* p, FloatVec v, int n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, v); }
 SF_FN void store(double* p, DoubleVec v, int n) { _mm512_mask_storeu_pd(p, (1u << n) - 1, v); }
-// a0 b0 a1 b1 ..., of the first half of each and of the second
+// a0 b0 a1 b1 ... of the first halves of both vectors, and of the second halves
 SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
   return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
 }
@@ -111,7 +111,7 @@ SF_FN FloatVec load(const float* p, int n) { return _mm256_maskload_ps(p, (__m25
 SF_FN DoubleVec load(const double* p, int n) { return _mm256_maskload_pd(p, (__m256i)first_lanes(0., n)); }
 SF_FN void store(float* p, FloatVec v, int n) { _mm256_maskstore_ps(p, (__m256i)first_lanes(0.f, n), v); }
 SF_FN void store(double* p, DoubleVec v, int n) { _mm256_maskstore_pd(p, (__m256i)first_lanes(0., n), v); }
-// a0 b0 a1 b1 ..., of the first half of each and of the second; AVX2 interleaves quarters
+// a0 b0 a1 b1 ... of the first halves of both vectors, and of the second halves. AVX2 itself interleaves quarters.
 SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
 }
@@ -131,16 +131,11 @@ SF_FN V portable_load(const T* p, int n) {
   for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
 }
-template <class V>
-SF_FN V portable_nearest(V x) {
-  for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = nearest(x[i]);
-  return x;
-}
 template <class V, class T>
 SF_FN void portable_store(T* p, V v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
-// a0 b0 a1 b1 ..., from lane `first` of each on
+// a0 b0 a1 b1 ... from lane `first` of both vectors on
 template <class V>
 SF_FN V portable_interleave(V a, V b, int first) {
   V v{};
@@ -156,11 +151,11 @@ SF_FN V portable_fma(V a, V b, V c) {
 }
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return portable_fma(a, b, c); }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return portable_fma(a, b, c); }
-#else  // x86-64 before FMA: two roundings, the same in every tile
+#else  // x86-64 without FMA rounds twice, but in every tile
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return a * b + c; }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return a * b + c; }
 #endif
-// adding and taking away 1.5 * 2^mantissa rounds |x| < 2^22 to an integer; larger values never get here (clamped)
+// Adding and subtracting 1.5 * 2^(bits of the mantissa) rounds to a whole number if |x| < 2^22. The callers clamp x.
 SF_FN FloatVec nearest(FloatVec x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 SF_FN DoubleVec nearest(DoubleVec x) { return (x + 0x1.8p52) - 0x1.8p52; }
 SF_FN FloatVec clamp(FloatVec x, float low, float high) {
@@ -188,7 +183,7 @@ SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return portable_inte
 #endif
 
 #if SF_VECTOR_BYTES < 64
-// builds 2^n in the exponent bits; NaN becomes some finite number, and q of the split stays NaN
+// Writes n into the exponent's bits. NaN becomes a finite number, but q of exp2_split() stays NaN.
 SF_FN FloatVec pow2(FloatVec n) { return (FloatVec)((__builtin_convertvector(n, IntVec) + 127) << 23); }
 SF_FN DoubleVec pow2(DoubleVec n) { return (DoubleVec)((__builtin_convertvector(n, LongVec) + 1023) << 52); }
 #endif

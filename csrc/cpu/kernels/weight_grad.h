@@ -1,10 +1,12 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
-// Rows (t, b) are taken in chunks that fit the caches. d_gates is read where it lies; the other side is packed, a panel
-// of columns at a time. Each chunk is summed on its own and then added to the total, in a fixed order that does not
-// depend on the number of threads.
+// The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other side, some columns at
+// a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an order that
+// does not depend on the number of threads.
 #pragma once
 
-#include "forward.h"
+#include "kernel_table.h"
+#include "pack.h"
+#include "scratch.h"
 
 namespace sf {
 namespace {
@@ -13,7 +15,7 @@ struct GradTile {
   static constexpr int kRows = SF_VECTOR_REGISTERS == 32 ? 8 : 4, kBlocks = 3;
 };
 
-// total[m][kBlocks * kLanes] += sum over k of a[k][column + m] * b[k][kBlocks * kLanes]
+// Adds to total[m][kBlocks * kLanes] the sum over k of a[k][column + m] * b[k][kBlocks * kLanes].
 template <class F, int kRows, int kBlocks>
 __attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b,
                                          int64_t K, typename F::A* total) {
@@ -42,8 +44,9 @@ __attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t 
   }
 }
 
-// to = the sum of `count` rows, in runs and chunks as add_bias() below, so that an id as common as a space loses no
-// digits. Rows are few as a rule, so columns come first and stay in registers.
+// Writes the sum of `count` rows. They are added in runs and chunks, as in add_bias() below, so that the gradient of a
+// very common id loses no digits. Most ids have few rows, so the outer loop is over columns, whose sums stay in
+// registers.
 template <class F>
 void sum_of_rows(const Layer& l, const char* const* rows, int64_t count, char* to) {
   using V = typename F::V;
@@ -78,7 +81,7 @@ class WeightGradPass {
   static constexpr int64_t kChunk = 128;
   enum Source { kInput, kHidden, kUnprojected, kSources };
 
-  // Columns of d_gates that one thread turns into rows of weight gradients.
+  // Columns of d_gates whose weight gradients one thread computes; each column gives one row of each gradient.
   struct Strip {
     int64_t column, count;       // in a row of d_gates
     int64_t grad_row[kSources];  // first row in the gradient of each source's weight, or -1
@@ -120,7 +123,7 @@ class WeightGradPass {
     const int64_t tiles = (count + kRows - 1) / kRows;
     const int64_t begin = tiles * task_.part / task_.parts * kRows,
                   end = tiles * (task_.part + 1) / task_.parts * kRows;
-    const int64_t most = (tiles + task_.parts - 1) / task_.parts * kRows;  // so that measuring covers every part
+    const int64_t most = (tiles + task_.parts - 1) / task_.parts * kRows;  // measure() knows no part: take the largest
     Strip& s = strips_[strip_count_++];
     s.column = column + begin;
     s.count = (end < count ? end : count) - begin;
@@ -183,13 +186,13 @@ class WeightGradPass {
     }
   }
 
-  // function(first block, Int<blocks>) over a source's columns, in panels as even as possible.
+  // Calls function(first block, Int<blocks>) for a source's columns, in panels as even as possible.
   template <class Function>
   void for_panels(int source, Function&& function) const {
     for_row_groups<kBlocks>(blocks_of<F>(width_[source]), function);
   }
 
-  // Column sums, in short runs first: one long chain of additions would lose digits that torch's own sum keeps.
+  // Sums of columns, first in short runs: one long chain of additions would lose digits that torch's own sum keeps.
   void add_bias(Strip& s, int64_t K) {
     constexpr int64_t kRun = 8;
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
@@ -228,7 +231,7 @@ class WeightGradPass {
     }
   }
 
-  // n numbers from column first of row k of a source, as contiguous A; null for a zero state.
+  // n numbers of row k of a source, from column `first` on, as contiguous A; null where they are a state of zeros.
   const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
     const char* row = source_rows_[source][k];
     if (!row) return nullptr;

@@ -1,0 +1,88 @@
+// Which instruction sets this CPU has, and the table of kernels of each one that was built.
+#include <algorithm>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "../../bindings/checks.h"
+#include "backend.h"
+
+namespace sf {
+
+extern const Kernels kernels_base;
+#if defined(SF_WITH_AVX2)
+extern const Kernels kernels_avx2;
+#endif
+#if defined(SF_WITH_AVX512)
+extern const Kernels kernels_avx512;
+#endif
+#if defined(SF_WITH_AVX512_BF16)
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+// The AVX2 build also uses F16C, which is not asked for: every CPU with AVX2 has it, and Clang cannot test for it.
+#define SF_FEATURES(X) X(avx2) X(fma) X(avx512f) X(avx512dq) X(avx512bw) X(avx512vl) X(avx512bf16)
+#else
+#define SF_FEATURES(X)
+#endif
+
+std::vector<std::string> detect_features() {
+  std::vector<std::string> found;
+#define SF_TEST(name) \
+  if (__builtin_cpu_supports(#name)) found.emplace_back(#name);
+  SF_FEATURES(SF_TEST)
+#undef SF_TEST
+  return found;
+}
+
+std::vector<const Kernels*> usable_kernels() {
+  const std::vector<std::string> present = detect_features();
+  [[maybe_unused]] const auto have = [&](std::initializer_list<const char*> wanted) {
+    return std::all_of(wanted.begin(), wanted.end(), [&](const char* name) {
+      return std::find(present.begin(), present.end(), name) != present.end();
+    });
+  };
+  std::vector<const Kernels*> found{&kernels_base};
+#if defined(SF_WITH_AVX2)
+  if (have({"avx2", "fma"})) found.push_back(&kernels_avx2);
+#endif
+#if defined(SF_WITH_AVX512)
+  if (have({"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"})) found.push_back(&kernels_avx512);
+#endif
+#if defined(SF_WITH_AVX512_BF16)
+  if (have({"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "avx512bf16"})) {
+    found.push_back(&kernels_avx512_bf16);
+  }
+#endif
+  return found;
+}
+
+const std::vector<const Kernels*>& impls() {
+  static const std::vector<const Kernels*> found = usable_kernels();
+  return found;
+}
+
+}  // namespace
+
+const Kernels& kernels_for(const std::string& impl) {
+  if (impl == "auto") return *impls().back();
+  std::string choices = "auto";
+  for (const Kernels* k : impls()) {
+    if (impl == k->name) return *k;
+    choices += std::string(", ") + k->name;
+  }
+  fail("impl: expected one of ", choices, " but got ", quoted(impl));
+}
+
+std::vector<std::string> impl_names() {
+  std::vector<std::string> names;
+  for (const Kernels* k : impls()) names.emplace_back(k->name);
+  return names;
+}
+
+std::vector<std::string> cpu_features() { return detect_features(); }
+
+}  // namespace sf

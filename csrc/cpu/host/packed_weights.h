@@ -1,0 +1,149 @@
+// A call's packed weights: packed anew, or taken from a small cache where packing would be a large part of the call.
+// Included by run.cpp alone.
+#pragma once
+
+#include <cstring>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "fork.h"
+#include "schedule.h"
+
+namespace sf {
+
+using Packed = std::shared_ptr<Buffer>;
+
+// The weights packed last, found by a hash of their values. No version counter is trusted instead: optimizers, p.data
+// and numpy change values without counting.
+class PackedCache {
+ public:
+  struct Key {
+    uint64_t words[2];
+    bool operator==(const Key& other) const { return words[0] == other.words[0] && words[1] == other.words[1]; }
+  };
+  Packed find(const Key& key) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+      if (it->key == key) {
+        entries_.splice(entries_.begin(), entries_, it);
+        return it->packed;
+      }
+    }
+    return nullptr;
+  }
+  void add(const Key& key, Packed packed, int64_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    entries_.push_front({key, std::move(packed), bytes});
+    bytes_ += bytes;
+    while (bytes_ > kMostBytes && entries_.size() > 1) {
+      bytes_ -= entries_.back().bytes;
+      entries_.pop_back();
+    }
+  }
+  int64_t size() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<int64_t>(entries_.size());
+  }
+  void clear() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    entries_.clear();
+    bytes_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kMostBytes = int64_t{64} << 20;
+  struct Entry {
+    Key key;
+    Packed packed;
+    int64_t bytes;
+  };
+  std::mutex mutex_;
+  std::list<Entry> entries_;  // the entry used last comes first
+  int64_t bytes_ = 0;
+};
+
+inline PackedCache& packed_cache() {
+  static ForkSafe<PackedCache> instance;
+  return instance.get();
+}
+
+inline bool contiguous(const Matrix& m) { return m.column_stride == 1 && m.row_stride == m.columns; }
+
+inline int64_t bytes_of(const Matrix& m, Dtype dtype) { return m.rows * m.columns * size_of(dtype); }
+
+// Calls function(matrix) for each weight of a layer that is packed. With ids, w_ih is not: its columns are read in
+// place.
+template <class L, class F>
+void for_packed_weights(L& layer, F&& function) {
+  for (int d = 0; d < layer.directions; ++d) {
+    for (auto* m : {&layer.w_ih[d], &layer.w_hh[d], &layer.b_ih[d], &layer.b_hh[d], &layer.w_hr[d]}) {
+      if (m->data && !(layer.ids && m == &layer.w_ih[d])) function(*m);
+    }
+  }
+}
+
+// A hash of everything that the packed weights depend on. All weights must be contiguous.
+inline PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) {
+  Bytes parts[1 + 5 * kMaxDirections];
+  int64_t count = 1;
+  for_packed_weights(layer, [&](const Matrix& m) { parts[count++] = {m.data, bytes_of(m, layer.dtype)}; });
+  const uint64_t shape[] = {static_cast<uint64_t>(layer.cell),
+                            static_cast<uint64_t>(layer.dtype),
+                            static_cast<uint64_t>(layer.directions),
+                            static_cast<uint64_t>(layer.features()),
+                            static_cast<uint64_t>(layer.H),
+                            static_cast<uint64_t>(layer.P),
+                            static_cast<uint64_t>(count),
+                            reinterpret_cast<uint64_t>(kernels.name)};
+  parts[0] = {shape, sizeof shape};
+  PackedCache::Key key;
+  kernels.fingerprint(parts, count, key.words);
+  return key;
+}
+
+// Packing takes about as long per weight as 12 multiply-adds, and one step of one row multiplies each weight once. From
+// this many steps of rows on, packing takes less than 2 % of a call, which then does without the cache.
+constexpr double kRowStepsToRepack = 600;
+
+// A copy of a layer's weights, in memory that no other thread writes to.
+struct OwnWeights {
+  Layer layer;
+  Buffer copies;
+
+  explicit OwnWeights(const Layer& given) : layer(given), copies(bytes_of_weights(given)) {
+    char* to = copies.data();
+    for_packed_weights(layer, [&](Matrix& m) {
+      std::memcpy(to, m.data, static_cast<size_t>(bytes_of(m, layer.dtype)));
+      m.data = to;
+      to += bytes_of(m, layer.dtype);
+    });
+  }
+  static int64_t bytes_of_weights(const Layer& layer) {
+    int64_t bytes = 0;
+    for_packed_weights(layer, [&](const Matrix& m) { bytes += bytes_of(m, layer.dtype); });
+    return bytes;
+  }
+};
+
+inline Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
+  const int64_t each = kernels.packed_forward_size(layer), bytes = each * layer.directions;
+  const auto pack = [&](const Layer& from) {
+    auto packed = std::make_shared<Buffer>(bytes);
+    for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(from, d, packed->data() + d * each);
+    return packed;
+  };
+  bool cached = !training && steps_of(layer) < kRowStepsToRepack;
+  if (cached) for_packed_weights(layer, [&](const Matrix& m) { cached = cached && contiguous(m); });
+  if (!cached) return pack(layer);
+  if (Packed found = packed_cache().find(fingerprint(kernels, layer))) return found;
+  // Another thread may write to the weights meanwhile. The key and the packed weights that later calls use are
+  // therefore both made from one copy; otherwise, a key could find packed weights of other values.
+  const OwnWeights own(layer);
+  Packed packed = pack(own.layer);
+  packed_cache().add(fingerprint(kernels, own.layer), packed, bytes);
+  return packed;
+}
+
+}  // namespace sf

@@ -1,0 +1,115 @@
+// The gradient of the input: d_gates times w_ih. Both directions are added in the same registers. Beyond a row's length
+// it is zero.
+#pragma once
+
+#include "kernel_table.h"
+#include "pack.h"
+#include "scratch.h"
+
+namespace sf {
+namespace {
+
+// Computes d_x of the rows [begin, end) of all (t, b).
+template <class F, class Cell>
+class InputGrad {
+  using A = typename F::A;
+  static constexpr int kL = F::kLanes;
+  static constexpr int64_t kChunk = 96;
+
+ public:
+  static int64_t measure(const Backward& call) {
+    const InputGradTask empty{&call, {}, 0, 0, nullptr};
+    return InputGrad(empty).size_;
+  }
+  static void run(const InputGradTask& task) { InputGrad(task).go(); }
+
+ private:
+  explicit InputGrad(const InputGradTask& task) : task_(task), call_(*task.call), layer_(call_.layer) {
+    wide_ = (layer_.I + kL * 4 - 1) / (kL * 4) * kL * 4;
+    Arena own(task.scratch);
+    for (const A**& p : gates_) p = own.template take<const A*>(kChunk);
+    targets_ = own.template take<char*>(kChunk);
+    rows_ = own.template take<A*>(kChunk);
+    staged_ = own.template take<A>(kChunk * wide_);
+    size_ = own.used();
+  }
+
+  void go() {
+    int64_t count = 0;
+    int64_t t = task_.begin / (layer_.B ? layer_.B : 1), b = task_.begin % (layer_.B ? layer_.B : 1);
+    for (int64_t row = task_.begin; row < task_.end; ++row) {
+      char* target = call_.d_x.data + call_.d_x.offset(t, b) * size_of(call_.d_x.dtype);
+      if (t < layer_.length(b)) {
+        for (int d = 0; d < layer_.directions; ++d) {
+          const Rows& g = call_.d_gates[d];
+          gates_[d][count] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
+        }
+        targets_[count] = target;
+        rows_[count] = direct() ? reinterpret_cast<A*>(target) : staged_ + count * wide_;
+        if (++count == kChunk) flush(count), count = 0;
+      } else if (!call_.d_x.t_row) {
+        __builtin_memset(target, 0, static_cast<size_t>(layer_.I * size_of(call_.d_x.dtype)));
+      }
+      if (++b == layer_.B) b = 0, ++t;
+    }
+    flush(count);
+  }
+
+  bool direct() const { return call_.d_x.dtype == dtype_of<A>(); }
+
+  void flush(int64_t count) {
+    using Shape = TileShape<1>;
+    const int64_t end = blocks_of<F>(layer_.I);
+    int64_t block = 0;
+    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) tiles<Shape::kBlocks>(count, block);
+    for (; block < end; ++block) tiles<1>(count, block);
+    if (!direct()) {
+      for (int64_t i = 0; i < count; ++i) write_row<A>(call_.d_x.dtype, rows_[i], targets_[i], layer_.I);
+    }
+  }
+
+  template <int kBlocks>
+  void tiles(int64_t count, int64_t block) {
+    for_row_groups<TileShape<1>::kRows>(count, [&](int64_t first, auto m) {
+      constexpr int kRows = decltype(m)::value;
+      if (block == 0) {
+        for (int64_t row = first + kRows; row < first + 2 * kRows && row < count; ++row) {
+          for (int d = 0; d < layer_.directions; ++d) prefetch<false>(gates_[d][row], Cell::kGates * layer_.H);
+        }
+      }
+      tile<kRows, kBlocks>(first, block);
+    });
+  }
+
+  template <int kRows, int kBlocks>
+  __attribute__((noinline)) void tile(int64_t row, int64_t block) {
+    typename F::V acc[kRows][kBlocks] = {};
+    const int64_t K = Cell::kGates * layer_.H, panel = K * kL;
+    for (int d = 0; d < layer_.directions; ++d) {
+      const A* rows[kRows];
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) rows[m] = gates_[d][row + m];
+      const A* w = reinterpret_cast<const A*>(task_.packed[d].w_ih) + block * panel;
+      accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, K, w, panel);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kBlocks; ++j) {
+        const int64_t column = (block + j) * kL;
+        F::write(rows_[row + m] + column, acc[m][j], static_cast<int>(layer_.I - column));
+      }
+    }
+  }
+
+  const InputGradTask& task_;
+  const Backward& call_;
+  const Layer& layer_;
+  int64_t wide_, size_;
+  const A** gates_[kMaxDirections];
+  char** targets_;
+  A **rows_, *staged_;
+};
+
+}  // namespace
+}  // namespace sf
