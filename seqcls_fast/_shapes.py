@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._cells import BUILT_IN, Cell
 from ._ext import C
 from ._inputs import check_rank, holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 
-CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}  # gates
-_SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step
-_SAVED_ALIGN = 16  # units are saved in blocks of this many, whatever the ISA
+CELLS = BUILT_IN if C is None else {name: Cell(*row) for name, row in C.cells().items()}
+_SAVED_ALIGN = 16  # values are saved in blocks of this many units, on every instruction set
 
 _Kind = Sequence[Tensor]
 
@@ -36,7 +36,7 @@ def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int,
     """``H`` and ``Hout``."""
     if cell not in CELLS:
         raise RuntimeError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
-    return weights[0].size(0) // CELLS[cell], weights[directions].size(1)
+    return weights[0].size(0) // CELLS[cell].gates, weights[directions].size(1)
 
 
 def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tuple[Any, ...]:
@@ -84,13 +84,13 @@ def _fake_forward(
     else:  # the first entry of batch_sizes, which has no value here
         batch = torch.library.get_ctx().new_dynamic_size()
     results = [w_ih.new_empty(directions, batch, out)]
-    if cell == "lstm":
+    if CELLS[cell].has_c:
         results.append(w_ih.new_empty(directions, batch, hidden))
     if want_output or want_saved:
         results.append(w_ih.new_empty(*(x.shape if ids else x.shape[:-1]), directions * out))
     if want_saved:
         padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
-        results.append(w_ih.new_empty((directions, *rows, _SAVED[cell] * padded), dtype=_buffer_dtype(w_ih)))
+        results.append(w_ih.new_empty((directions, *rows, CELLS[cell].saved * padded), dtype=_buffer_dtype(w_ih)))
     return results
 
 

@@ -34,7 +34,8 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
     - where a graph of operations is being made, and under transforms;
     - for ids, for tensors that are empty, hold no values or have a dispatch of their own;
     - for ragged rows in a CUDA graph, as a capture cannot wait for their lengths to be read;
-    - for projections on MPS, which torch refuses.
+    - for projections on MPS, which torch refuses;
+    - for a cell that torch does not have.
     """
     x, _, _, lengths, _, *flat = tensors
     if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
@@ -46,6 +47,8 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
     if any(t is not None and type(t).__torch_dispatch__ is not _NO_DISPATCH for t in tensors):
         return False
     if x.is_cuda and lengths is not None and torch.cuda.is_current_stream_capturing():
+        return False
+    if not hasattr(_VF, f"{spec.cell}_cell"):
         return False
     return not (x.is_mps and by_kind(flat, spec.directions)[4])
 
@@ -201,7 +204,7 @@ class _Flattened(torch.autograd.Function):
         from torch.backends.cudnn.rnn import get_cudnn_mode
 
         copies = [w.detach().clone(memory_format=torch.contiguous_format) for w in weights]
-        each, hidden = len(copies) // spec.directions, copies[0].size(0) // CELLS[spec.cell]
+        each, hidden = len(copies) // spec.directions, copies[0].size(0) // CELLS[spec.cell].gates
         projected = copies[each - 1].size(0) if each in (3, 5) else 0
         torch._cudnn_rnn_flatten_weight(
             copies, each, copies[0].size(1), get_cudnn_mode(spec.cell.upper()), hidden, projected, 1, spec.batch_first,
@@ -236,7 +239,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
         _check_batch_sizes(batch_sizes, x.size(0))
     batch = x.size(0 if spec.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
     w_ih, w_hh, b_ih, b_hh, w_hr = by_kind(flat, spec.directions)
-    gates = CELLS[spec.cell]
+    gates = CELLS[spec.cell].gates
     rows = w_ih[0].size(0) if w_ih[0].dim() == 2 else 0
     if not rows or rows % gates:
         raise RuntimeError(f"w_ih: expected {gates} * hidden_size rows but got {shape_of(w_ih[0])}")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, linear
 
+from . import nn as layers
 from . import ops
 from ._checks import as_lengths
-from .nn import GRU, LSTM, RNN
+from ._shapes import CELLS
 
 __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
 
-CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 POOLINGS = ("last", "mean", "max", "attention")
 _STEPS_PER_ID = 2  # from so many steps for each id on, computing the table is cheaper than projecting each step
 
@@ -103,11 +103,11 @@ class SequenceClassifier(nn.Module):
 
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(vocab_size, input_size, padding_idx, **where) if vocab_size else None
-        kinds: dict[str, type[RNN] | type[GRU] | type[LSTM]] = {"gru": GRU, "lstm": LSTM}
-        options: dict[str, Any] = {"nonlinearity": cell.removeprefix("rnn_")} if cell not in kinds else {}
-        self.encoder = kinds.get(cell, RNN)(
+        # A module has the name of its cell, but RNN has two cells.
+        name, nonlinearity = ("RNN", {"nonlinearity": cell[4:]}) if cell.startswith("rnn_") else (cell.upper(), {})
+        self.encoder = getattr(layers, name)(
             input_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional,
-            dropout=dropout if num_layers > 1 else 0.0, **options, **where,
+            dropout=dropout if num_layers > 1 else 0.0, **nonlinearity, **where,
         )  # fmt: skip
         self.attention = nn.Linear(self._width, 1, **where) if pooling == "attention" else None
         self.head = nn.Linear(self._width, num_classes, **where)

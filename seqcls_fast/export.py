@@ -171,6 +171,8 @@ def _translate(
         raise _Refusal("x: ONNX's layers take no ids; expected features, as an embedding gives, but got int64")
     if x.dtype == ir.DataType.BFLOAT16:
         raise _Refusal(f"x: {_NO_BFLOAT16}")
+    if cell not in _GATES:
+        raise _Refusal(f"cell: expected one that ONNX has, {', '.join(_GATES)}, but got {cell}")
     gates, hidden = len(_GATES[cell]), kinds[1][0].shape[1]
 
     def stacked(kind: Any) -> Any:

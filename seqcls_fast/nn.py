@@ -27,10 +27,13 @@ from ._checks import (
     refuse_script,
     warn_float,
 )
+from ._shapes import CELLS
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
 _Device = torch.device | str | int | None
+_OF_TORCH = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")  # the modes of torch.nn.RNNBase
+_HAS_C = {cell.upper(): constants.has_c for cell, constants in CELLS.items()}  # by mode
 
 
 def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -52,6 +55,15 @@ class _RecurrentLayers(nn.RNNBase):
     recompute_gates: bool = False
     """Set it to True on a module or a class to train in less memory: the forward keeps no gates, and the backward
     computes them again. Results and gradients have the same bits."""
+
+    def __init__(self, mode: str, *options: Any) -> None:
+        super().__init__(mode if mode in _OF_TORCH else "RNN_TANH", *options)
+        if mode not in _OF_TORCH:  # RNNBase cannot make its weights, which differ from RNN's in the number of gates
+            self.mode = mode
+            rows = CELLS[mode.lower()].gates * self.hidden_size
+            for name, weight in list(self.named_parameters()):
+                setattr(self, name, nn.Parameter(weight.new_empty(rows, *weight.shape[1:])))
+            self.reset_parameters()
 
     def flatten_parameters(self) -> None:
         """Does nothing: no call needs the weights in one piece. It exists so that code written for torch.nn runs."""
@@ -87,7 +99,7 @@ class _RecurrentLayers(nn.RNNBase):
         batch_first = self.batch_first and batched
         states: Sequence[Tensor] = ()
         if hx is not None:
-            states = as_states(hx, self.mode == "LSTM")
+            states = as_states(hx, _HAS_C[self.mode])
             if any(state.dim() != dim for state in states):
                 refuse_rank(dim, states)
             if not batched:
@@ -101,14 +113,14 @@ class _RecurrentLayers(nn.RNNBase):
         if not batched:
             output = output.squeeze(1) if want_output else None
             states = [state.squeeze(1) for state in states]
-        return output, tuple(states) if self.mode == "LSTM" else states[0]
+        return output, tuple(states) if _HAS_C[self.mode] else states[0]
 
     def _forward_packed(self, input: PackedSequence, hx: Any, want_output: bool) -> tuple[Any, Any]:
         """The operator takes the rows of a PackedSequence as they are; only the states change their order."""
         x, batch_sizes, order, restore = input
         if x.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
-        states = () if hx is None else as_states(hx, self.mode == "LSTM")
+        states = () if hx is None else as_states(hx, _HAS_C[self.mode])
         weights = self._weights()
         # While Dynamo traces, batch_sizes has no values; the operator then compares the states with it.
         batch = 0 if not states else states[0].size(1) if torch.compiler.is_compiling() else int(batch_sizes[0])
@@ -120,7 +132,7 @@ class _RecurrentLayers(nn.RNNBase):
             states = [state.index_select(1, restore) for state in states]
         if want_output:
             output = PackedSequence(output, batch_sizes, order, restore)
-        return output, tuple(states) if self.mode == "LSTM" else states[0]
+        return output, tuple(states) if _HAS_C[self.mode] else states[0]
 
     def _run(
         self,
@@ -170,7 +182,7 @@ class _RecurrentLayers(nn.RNNBase):
         count = self.num_layers * (2 if self.bidirectional else 1)
         for k, state in enumerate(states):
             width = (not k and self.proj_size) or self.hidden_size
-            name = f"hidden[{k}]" if self.mode == "LSTM" else "hidden"
+            name = f"hidden[{k}]" if _HAS_C[self.mode] else "hidden"
             if state.shape != (count, batch, width):
                 raise RuntimeError(f"Expected {name} size {(count, batch, width)}, got {list(state.shape)}")
             check_state(state, x)
@@ -353,7 +365,7 @@ class _RecurrentCell(nn.RNNCellBase):
         dim = input.dim()
         if dim != 1 and dim != 2:
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dim}D instead")
-        states = () if hx is None else as_states(hx, cell == "lstm")
+        states = () if hx is None else as_states(hx, CELLS[cell].has_c)
         w_ih, w_hh, b_ih, b_hh = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         self._check(input, w_ih, states)
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.

@@ -245,7 +245,7 @@ def run_layer(
         results = torch.ops.seqcls_fast.rnn_forward.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
         )
-    return results[-1] if want_output else None, results[0], results[1] if cell == "lstm" else None
+    return results[-1] if want_output else None, results[0], results[1] if CELLS[cell].has_c else None
 
 
 def _fallback(spec: _autograd.Spec, *tensors: Any) -> Outputs:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
+from ._cells import BUILT_IN
 from ._inputs import autocast_off, check_rank, holds_ids, values_can_be_read
 
 __all__ = ["rnn_layer"]
@@ -90,7 +91,7 @@ def rnn_layer(
             output = output[valid.squeeze(2)]
         elif batch_first:
             output = output.transpose(0, 1).contiguous()
-    return output, torch.stack(h_n).to(storage), torch.stack(c_n).to(storage) if cell == "lstm" else None
+    return output, torch.stack(h_n).to(storage), torch.stack(c_n).to(storage) if BUILT_IN[cell].has_c else None
 
 
 def _one_direction(
@@ -147,4 +148,4 @@ def _step(cell: str, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tu
         i, f, g, o = (from_x + from_h).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
-    raise ValueError(f"cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got {reprlib.repr(cell)}")
+    raise ValueError(f"cell: expected one of {', '.join(BUILT_IN)} but got {reprlib.repr(cell)}")

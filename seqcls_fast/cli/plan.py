@@ -11,6 +11,7 @@ import json
 import warnings
 from typing import Any
 
+from .._cells import BUILT_IN
 from .shared import UsageError, add_command
 
 __all__ = ["CELLS", "REGIMES", "add", "explain", "table"]
@@ -21,7 +22,7 @@ examples:
   seqcls-fast plan --cell gru --hidden 512 --dtype fp32 --exact --json
 """
 # The extension has these lists too. They are repeated for --help, which must not load it; a test holds them equal.
-CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+CELLS = tuple(BUILT_IN)
 REGIMES = ("auto", "onchip", "cluster", "grid", "stepwise")
 DTYPES = ("bf16", "fp16", "fp32", "fp64")
 PASSES = ("forward", "backward")

@@ -249,7 +249,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "hidden_size: expected an int but got float", {"hidden_size": 7.0}),
     (TypeError, "num_classes: expected an int but got bool", {"num_classes": True}),
     (ValueError, "vocab_size: expected at least 1 but got 0", {"vocab_size": 0}),
-    (ValueError, "cell: expected one of gru, lstm, rnn_tanh, rnn_relu but got 'mamba'", {"cell": "mamba"}),
+    (ValueError, "cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'mamba'", {"cell": "mamba"}),
     (ValueError, "pooling: expected one of last, mean, max, attention but got 'sum'", {"pooling": "sum"}),
     (ValueError, "dropout: expected a probability from 0 to below 1 but got 1.0", {"dropout": 1.0}),
     (ValueError, "padding_idx: expected None or an id from 0 to 11 but got 12", {"vocab_size": 12, "padding_idx": 12}),

@@ -259,6 +259,6 @@ def test_other_python_threads_go_on(compiled: str) -> None:
 
 
 def test_gates_table_is_the_library_s() -> None:
-    """cases.GATES is written out so that cases.py needs no library; it lists the same cells."""
+    """cases.GATES is made from the table for installs without the extension; it lists the same cells."""
     with pytest.raises(ValueError, match=", ".join(GATES)):
         sf.rnn_layer(torch.zeros(1, 1, 1), [torch.zeros(1, 1)], [torch.zeros(1, 1)], cell="none")

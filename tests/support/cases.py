@@ -18,8 +18,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+from seqcls_fast._cells import BUILT_IN
+
+CELLS = tuple(BUILT_IN)
+GATES = {cell: constants.gates for cell, constants in BUILT_IN.items()}
 FLOATS = ("float32", "float64")
 HALVES = ("bfloat16", "float16")
 ROUNDED = (*HALVES, "tf32")  # "tf32": float32 whose products CUDA may round to TF32
@@ -76,7 +78,7 @@ class Case:
 
     @property
     def valid(self) -> bool:
-        if self.proj and (self.cell != "lstm" or self.H < 2):
+        if self.proj and (not BUILT_IN[self.cell].has_c or self.H < 2):
             return False
         return not (self.layout == "packed" and self.lengths in ("zeros", "all_zero"))  # a packed row has a first step
 
@@ -215,11 +217,11 @@ def build(case: Case) -> Problem:
     widths |= {"w_hr": (case.P, H)} if case.proj else {}
     inputs |= {f"{name}[{d}]": uniform(*shape) for name, shape in widths.items() for d in range(D)}
     if case.state:
-        inputs |= {"h0": normal(D, B, case.out)} | ({"c0": normal(D, B, H)} if case.cell == "lstm" else {})
+        inputs |= {"h0": normal(D, B, case.out)} | ({"c0": normal(D, B, H)} if BUILT_IN[case.cell].has_c else {})
     if case.cell == "rnn_relu":
         _keep_off_the_kink(inputs, case)
     cotangents = {"output": normal(case.T, B, D * case.out)} if case.want_output else {}
-    cotangents |= {"h_n": normal(D, B, case.out)} | ({"c_n": normal(D, B, H)} if case.cell == "lstm" else {})
+    cotangents |= {"h_n": normal(D, B, case.out)} | ({"c_n": normal(D, B, H)} if BUILT_IN[case.cell].has_c else {})
     return Problem(inputs, lengths_of(case, g), cotangents)
 
 
