@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from seqcls_fast._cells import BUILT_IN
+
 CELLS = ("RNN", "GRU", "LSTM")
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+GATES = {"RNN": BUILT_IN["rnn_tanh"].gates, "GRU": BUILT_IN["gru"].gates, "LSTM": BUILT_IN["lstm"].gates}
 ERROR_BOUND = {"forward": 2e-5, "gradient": 2e-4, "bfloat16": 5e-2}  # beyond: wrong, not inexact
 
 Values = dict[str, Tensor]

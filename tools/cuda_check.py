@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import sass
@@ -31,12 +31,6 @@ LATER_ARCHS = ("sm_100a", "sm_120a")  # of which only the vocabulary is compiled
 MOST_SHOWN = 4  # kernels listed under each problem
 MOST_SECONDS = 360  # of compiling everything, on 2 idle cores
 
-CELLS = {  # template argument: name and gates
-    "Elman<sf::TanhActivation>": ("rnn_tanh", 1),
-    "Elman<sf::ReluActivation>": ("rnn_relu", 1),
-    "Gru": ("gru", 3),
-    "Lstm": ("lstm", 4),
-}
 RECURRENT = re.compile(
     r"\bsf::cuda::recur<sf::cuda::Shape<sf::(?P<cell>\w+(?:<[^>]*>)?), sf::cuda::(?P<precision>\w+), (?P<splits>\d+), "
     r"(?P<k_tiles>\d+), \(sf::cuda::Pass\)(?P<backward>[01])>, sf::cuda::(?P<regime>\w+)>"
@@ -126,13 +120,26 @@ def register_cap(warps: int) -> int:
     return min(255, 16384 // (32 * -(-warps // 4)) // 8 * 8)
 
 
+@lru_cache
+def cells() -> dict[str, tuple[str, int]]:
+    """The name and the number of gates of each cell in csrc/core/cells.h, by its type as nvcc prints it."""
+    text = (ROOT / "csrc/core/cells.h").read_text()
+    gates = dict(re.findall(r"^struct (\w+) \{[^{}]*?\bkGates = (\d+)", text, re.MULTILINE))
+    types = {name: (kind, argument) for name, kind, argument in re.findall(r"using (\w+) = (\w+)<(\w+)>;", text)}
+    found = {}
+    for name, alias in re.findall(r"^ +X\((\w+), (\w+)\)", text, re.MULTILINE):
+        kind, argument = types.get(alias, (alias, ""))
+        found[f"{kind}<sf::{argument}>" if argument else kind] = name, int(gates[kind])
+    return found
+
+
 def recurrent_kernel(demangled: str) -> step_model.Kernel | None:
     found = RECURRENT.search(demangled)
     if found is None:
         if re.search(r"\brecur<", demangled):
             raise ValueError(f"expected the template arguments that RECURRENT describes but got {demangled}")
         return None
-    cell, gates = CELLS[found["cell"]]
+    cell, gates = cells()[found["cell"]]
     return step_model.Kernel(
         cell=cell,
         gates=gates,

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-CELLS = {"rnn_tanh": 1, "gru": 3, "lstm": 4}  # gates
+from seqcls_fast._cells import BUILT_IN
+
+CELLS = {cell: BUILT_IN[cell].gates for cell in ("rnn_tanh", "gru", "lstm")}
 PRECISIONS = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}  # bytes of an element
 HIDDEN = (32, 64, 128, 192, 256, 512, 768, 1024)
 BATCHES = (1, 16, 64, 256, 1024)
