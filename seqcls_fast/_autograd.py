@@ -44,9 +44,11 @@ class Spec:
     samples = 0  # stretches of the batch with weight gradients of their own; 0: one gradient for all
     needs: Sequence[bool] = ()  # which tensors' gradients a backward is to return
 
-    def __init__(self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str) -> None:
+    def __init__(
+        self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False
+    ) -> None:
         self.directions, self.cell, self.batch_first = directions, cell, batch_first
-        self.want_output, self.impl = want_output, impl
+        self.want_output, self.impl, self.allow_tf32 = want_output, impl, allow_tf32
 
     def but(self, **changes: Any) -> Spec:
         other = Spec.__new__(Spec)
@@ -67,7 +69,7 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
     x, h0, c0, lengths, batch_sizes, *flat = tensors
     results = torch.ops.seqcls_fast.rnn_forward.default(
         x, flat, h0, c0, lengths, batch_sizes,
-        spec.cell, spec.directions, spec.batch_first, spec.want_output, spec.want_saved, spec.impl,
+        spec.cell, spec.directions, spec.batch_first, spec.want_output, spec.want_saved, spec.impl, spec.allow_tf32,
     )  # fmt: skip
     steps = results[2 if spec.cell == "lstm" else 1 :]
     return (
@@ -85,6 +87,7 @@ def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Ten
     found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
         spec.cell, spec.directions, spec.batch_first, needs[0], want_d_weights, spec.samples, spec.impl,
+        spec.allow_tf32,
     )  # fmt: skip
     rest = iter(found)  # what is there, in the order of the tensors
     d_x = next(rest) if needs[0] else None

@@ -67,7 +67,7 @@ def _buffer_dtype(like: Tensor) -> torch.dtype:
 def _fake_forward(
     x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
-    impl: str,
+    impl: str, allow_tf32: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     _check_given(x=x)
     _check_devices(x, h0, c0, lengths, *weights)
@@ -97,6 +97,7 @@ def _fake_forward(
 def _fake_layer(
     x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, impl: str,
+    allow_tf32: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     return _fake_forward(
         x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
@@ -107,7 +108,7 @@ def _fake_backward(
     d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: list[Tensor],
     h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
     output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool,
-    want_d_weights: bool, samples: int, impl: str,
+    want_d_weights: bool, samples: int, impl: str, allow_tf32: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     _check_given(x=x, output=output, saved=saved)
     results = [output.new_empty(t.shape) for t in (x if want_d_x else None, h0, c0) if t is not None]

@@ -156,7 +156,7 @@ def _refuse_packed(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[
 
 def _translate(
     x: Any, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, cell: str, directions: int,
-    batch_first: bool, want_output: bool, impl: str,
+    batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False,
 ) -> list[Any]:  # fmt: skip
     """One layer as ONNX nodes. The arguments are those of ``seqcls_fast::rnn_layer``, with graph values for tensors."""
     from onnxscript import ir, opset18

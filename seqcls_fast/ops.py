@@ -216,14 +216,7 @@ def run_layer(
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
         if has_kernel:
             lengths = lengths.to(x.device, torch.int64, non_blocking=device == "cuda")
-    if (
-        has_kernel
-        and device == "cuda"
-        and weights[0].dtype == torch.float32
-        and not impl.endswith("-tf32")
-        and _allows_tf32()
-    ):
-        impl += "-tf32"
+    allow_tf32 = has_kernel and device == "cuda" and weights[0].dtype == torch.float32 and _allows_tf32()
     exported = torch.compiler.is_exporting() if compiling else torch._C._is_tracing()
     function: Any = None
     if not has_kernel:
@@ -233,18 +226,19 @@ def run_layer(
     elif not exported and _autograd.needs_graph((x, h0, c0, *weights)):
         function = _autograd.Layer.apply
     if function is not None:
-        spec = _autograd.Spec(directions, cell, batch_first, want_output, impl)
+        spec = _autograd.Spec(directions, cell, batch_first, want_output, impl, allow_tf32)
         if recompute:
             spec.recompute = True
         return function(spec, x, h0, c0, lengths, batch_sizes, *weights)
     if exported:
         results = torch.ops.seqcls_fast.rnn_layer.default(
-            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl, allow_tf32
         )
     else:
         results = torch.ops.seqcls_fast.rnn_forward.default(
-            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
-        )
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl,
+            allow_tf32,
+        )  # fmt: skip
     return results[-1] if want_output else None, results[0], results[1] if CELLS[cell].has_c else None
 
 

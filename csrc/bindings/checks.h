@@ -1,4 +1,4 @@
-// How an argument is refused: with a sentence that names it and says what was expected and what came.
+// Errors about arguments: each is a sentence of the form "name: expected one thing but got another".
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// Sizes as Python shows a tuple, the first ten of them.
+// The first ten of some sizes, written as Python writes a tuple.
 template <class Sizes>
 std::string text(const Sizes& sizes) {
   constexpr size_t kMost = 10;
@@ -26,7 +26,7 @@ std::string text(const Sizes& sizes) {
   return result + (sizes.size() > kMost ? ", ...)" : sizes.size() == 1 ? ",)" : ")");
 }
 
-// A name from outside, in quotes: cut where it is long, with a question mark for each byte that is not printable ASCII.
+// A name that a caller gave, in quotes: cut to 60 bytes, with a question mark for each that is not printable ASCII.
 inline std::string quoted(const std::string& name) {
   constexpr size_t kMost = 60;
   std::string result = "'";
@@ -34,7 +34,7 @@ inline std::string quoted(const std::string& name) {
   return result + (name.size() > kMost ? "...'" : "'");
 }
 
-// The index of a name in a list of `names`, or a sentence that begins with `what` and lists them.
+// The index of a name in a list of names. The error for a name that is not there begins with `what` and lists them all.
 template <class Names>
 int index_in(const char* what, const Names& names, const std::string& name) {
   std::string choices;

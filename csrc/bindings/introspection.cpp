@@ -1,5 +1,5 @@
-// The small pybind11 module that tells what was built and how a layer would run; the ops are in bindings.cpp. A file of
-// its own, as pybind11 and torch's stable ABI (stable_abi.h) do not go together in torch 2.11.
+// The pybind11 module seqcls_fast._C: how the extension was built, which implementations and memory it has, and how a
+// layer would run on a GPU. The ops are in ops.cpp: torch 2.11 refuses its stable ABI and pybind11 in one file.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace sf {
 namespace {
 
-// What sizes a plan can be asked for; its arithmetic is done in 32 bits where that is enough for these.
+// The largest number that plan() takes. plan.h computes in 32 bits where that is enough for numbers up to this one.
 constexpr int64_t kMostPlanned = std::numeric_limits<int32_t>::max();
 
 int limit(const py::dict& given, const char* name) {
@@ -55,7 +55,7 @@ py::dict to_dict(const cuda::Limits& limits) {
   return d;
 }
 
-// What plan.h says of one pass. regime: a name, or "auto". No GPU is needed.
+// The plan of plan.h for one pass of a layer. regime: a name, or "auto" for the one that a call would get.
 py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
                       int directions, bool backward, const std::string& regime, const py::dict& limits) {
   constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};

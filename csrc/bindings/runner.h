@@ -1,5 +1,6 @@
-// One implementation of the ops, which bindings.cpp calls once the arguments are checked: an instruction set of the
-// CPU, CUDA, or one that a plugin brings (tests/cuda/simt runs the CUDA backend on the CPU that way).
+// The interface of an implementation of the ops, which they call once their arguments are checked: an instruction set
+// of the CPU, CUDA, or one that a plugin brings (tests/cuda/simt runs the CUDA backend on the CPU that way).
+// runners.h has the implementations, and chooses the one that a call gets.
 #pragma once
 
 #include <memory>
@@ -13,7 +14,7 @@ namespace sf {
 class Runner {
  public:
   virtual ~Runner() = default;
-  // of `saved` and `d_gates`
+  // The dtype of `saved` and `d_gates` for a layer whose tensors are of dtype `storage`.
   virtual Dtype buffer_dtype(Dtype storage) const = 0;
   virtual void forward(const Forward&) = 0;
   virtual void backward(const Backward&) = 0;
@@ -22,11 +23,12 @@ class Runner {
 
 struct Plugin {  // more implementations for CPU tensors
   std::vector<std::string> names;
-  std::unique_ptr<Runner> (*make)(const std::string& name);
+  // allow_tf32: float32 products may be rounded to TF32
+  std::unique_ptr<Runner> (*make)(const std::string& name, bool allow_tf32);
 };
 
-// The name of the capsules that hold a Plugin. It changes with the layout of any struct that a plugin shares with us.
-constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.1";
+// The name of the capsules that hold a Plugin. It changes with every struct and function that a plugin shares with us.
+constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.2";
 
 inline std::vector<const Plugin*>& plugins() {
   static std::vector<const Plugin*> all;

@@ -1,5 +1,5 @@
-// torch as csrc/ sees it: the stable ABI alone, as of 2.11, so that one build runs under every later release. Nothing
-// else of ours includes a header of torch, and no file includes both this one and pybind11, which torch 2.11 refuses.
+// All headers of torch that csrc/ uses: those of the stable ABI as of 2.11, so that one build runs under that release
+// and every later one. No file may include both this header and pybind11, which torch 2.11 refuses.
 #pragma once
 
 #define TORCH_TARGET_VERSION 0x020b000000000000

@@ -221,6 +221,27 @@ def test_unknown_names_are_refused() -> None:
         torch.ops.seqcls_fast.rnn_forward(x, weights, *options, "simt-grid-half")
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_allow_tf32_is_an_argument_of_the_ops(regime: str) -> None:
+    """It is what -tf32 in a name says, in the forward, the backward and the gradients of weights."""
+    case = Case("gru", T=3, B=4, I=3, H=33)
+    inputs = {name: t.float() for name, t in build(case).inputs.items()}
+    x, h0 = inputs.pop("x"), inputs.pop("h0")
+    library, weights = torch.ops.seqcls_fast, list(inputs.values())
+    fixed = (x, weights, h0, None, None, None)
+
+    def run(impl: str, allow_tf32: bool) -> Named:
+        forward = library.rnn_forward(*fixed, "gru", 1, False, True, True, impl, allow_tf32)
+        h_n, output, saved = forward
+        tail = (output, saved, "gru", 1, False, True, True, 0, impl, allow_tf32)
+        backward = library.rnn_backward(output.cos(), h_n.sin(), None, *fixed, *tail)
+        return dict(zip(("h_n", "output", "d x", "d h0", *inputs), (h_n, output, *backward), strict=True))
+
+    rounded, exact = run(f"simt-{regime}-tf32", False), run(f"simt-{regime}", False)
+    same_bits(run(f"simt-{regime}", True), rounded)
+    assert all(not torch.equal(t, exact[name]) for name, t in rounded.items())
+
+
 def test_waiting_in_vain_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="gave up waiting for the other blocks of its grid"):
         measured(Case("gru", T=9, B=3, H=33), "simt-grid-hurried")

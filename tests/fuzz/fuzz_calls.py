@@ -31,12 +31,12 @@ from support.checks import (
 
 FORWARD = (
     "x", "weights", "h0", "c0", "lengths", "batch_sizes", "cell", "directions", "batch_first", "want_output",
-    "want_saved", "impl",
+    "want_saved", "impl", "allow_tf32",
 )  # fmt: skip
 LAYER = tuple(name for name in FORWARD if name != "want_saved")
 BACKWARD = (
     "d_output", "d_h_n", "d_c_n", *FORWARD[:6], "output", "saved", "cell", "directions", "batch_first", "want_d_x",
-    "want_d_weights", "samples", "impl",
+    "want_d_weights", "samples", "impl", "allow_tf32",
 )  # fmt: skip
 SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD}
 Slot = tuple[str, int]
@@ -192,7 +192,7 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
     listed = [t for kind in KINDS for name, t in inputs.items() if name.startswith(f"{kind}[")]
     states = (inputs.get(name) for name in ("h0", "c0"))
     given = lengths is not None and not packed
-    impls = (*IMPLS, "auto", "auto-tf32")
+    impls = (*IMPLS, "auto")
     return {
         "x": place(lay_out(inputs["x"], case, lengths), rng),
         "weights": [place(t.to(dtype), rng) for t in listed],
@@ -205,6 +205,7 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
         "want_output": case.want_output,
         "want_saved": rng.random() < 0.4,
         "impl": impls[rng.randrange(60) % len(impls)],  # the same draw on every machine
+        "allow_tf32": rng.random() < 0.2,  # which changes nothing on the CPU
     }
 
 

@@ -32,7 +32,7 @@ DTYPES = (
     torch.float8_e4m3fn, torch.float8_e5m2,
 )  # fmt: skip
 NAMES = (
-    "", " ", "GRU", "gru ", "gru\0", "\0", "l\u00e5tm", "\U0001f600", "\udc80", "%s%n", "auto-tf32-tf32", "-tf32",
+    "", " ", "GRU", "gru ", "gru\0", "\0", "l\u00e5tm", "\U0001f600", "\udc80", "%s%n", "auto-tf32", "-tf32",
     "reference", "x" * 1950, "x" * 5000, "\u00e9" * 3000, "x" * 10**6,
 )  # fmt: skip
 NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e-310, 1e-40, 3e38, -3e38, 1e300, -0.0, 6e-8, 65504.0)
@@ -75,7 +75,7 @@ def well_typed(call: Call) -> bool:
             return isinstance(value, str) and value.isprintable()
         if name in ("directions", "samples"):
             return type(value) is int and -(2**63) <= value < 2**63
-        if name.startswith("want") or name == "batch_first":
+        if name.startswith("want") or name in ("batch_first", "allow_tf32"):
             return isinstance(value, bool)
         required = name in ("x", "output", "saved")
         return isinstance(value, Tensor) or (value is None and not required)
@@ -306,7 +306,7 @@ def one_name(call: Call, rng: random.Random) -> str:
 
 
 def one_flag(call: Call, rng: random.Random) -> str:
-    flags = [name for name in call.arguments if name.startswith("want") or name == "batch_first"]
+    flags = [name for name in call.arguments if name.startswith("want") or name in ("batch_first", "allow_tf32")]
     name = rng.choice(flags)
     call.arguments[name] = rng.choice((not call.arguments[name], not call.arguments[name], *ODD))
     return f"{name} = {call.arguments[name]!r}"

@@ -4,6 +4,7 @@ exception with a sentence that names it, never a crash and never a broadcast."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqcls_fast import _ext, ops
+from seqcls_fast import _autograd, _ext, ops
 from support.cases import CELLS, Case, build
 from support.checks import arguments, keywords
 
@@ -114,6 +117,91 @@ def test_opcheck_training(case: Case, compiled: str) -> None:
                     library.rnn_backward, *grads, *fixed, output, saved, cell, case.directions, batch_first,
                     not case.ids, want_d_weights, samples, impl,
                 )  # fmt: skip
+
+
+class WatchTf32(TorchDispatchMode):
+    """Lists the names of the ops that are called, each with its allow_tf32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "seqcls_fast":
+            names = [argument.name for argument in func._schema.arguments]
+            given = dict(zip(names, args, strict=False)) | (kwargs or {})
+            # torch leaves out arguments that have their default value
+            self.seen.append((func._schema.name.split("::")[1], given.get("allow_tf32", False)))
+        return func(*args, **kwargs or {})
+
+
+@needs_extension
+@pytest.mark.parametrize("setting", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("way", ["inference", "exported", "vmap"])
+def test_torchs_setting_decides_on_tf32_on_cuda(
+    way: str, device: str, dtype: torch.dtype, setting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "_DEVICES", ("cpu", "cuda"))  # whatever the extension was built for
+    if way == "exported":
+        monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
+
+    def layer(x: Tensor, w_ih: Tensor, w_hh: Tensor) -> Tensor:
+        return ops.rnn_layer(x, [w_ih], [w_hh], cell="gru")[1]
+
+    before = torch.backends.cudnn.allow_tf32
+    torch._C._set_cudnn_allow_tf32(setting)
+    try:
+        with FakeTensorMode(), WatchTf32() as watch:
+            x, *weights = (torch.zeros(s, dtype=dtype, device=device) for s in ((4, 2, 3), (12, 3), (12, 4)))
+            if way == "vmap":
+                torch.func.vmap(layer, (0, None, None))(torch.stack([x, x, x]), *weights)
+            else:
+                layer(x, *weights)
+    finally:
+        torch._C._set_cudnn_allow_tf32(before)
+    name = "rnn_layer" if way == "exported" else "rnn_forward"
+    assert watch.seen == [(name, setting and device == "cuda" and dtype == torch.float32)]
+
+
+@needs_extension
+@pytest.mark.parametrize("allow_tf32", [True, False])
+def test_tf32_reaches_the_backward(allow_tf32: bool, compiled: str) -> None:
+    x, *weights = (torch.ones(s, requires_grad=True) for s in ((4, 2, 3), (12, 3), (12, 4)))
+    tensors = (x, None, None, None, None, *weights)
+    spec = _autograd.Spec(1, "gru", False, True, compiled, allow_tf32)
+    for recompute, function in itertools.product((False, True), (_autograd.Layer.apply, _autograd.transformed_layer)):
+        with WatchTf32() as watch:
+            output, h_n, _ = function(spec.but(recompute=recompute), *tensors)
+            (d_x,) = torch.autograd.grad(output.sum() + h_n.sum(), x, create_graph=True)
+        assert set(watch.seen) == {(name, allow_tf32) for name in ("rnn_forward", "rnn_backward")}
+        assert d_x.grad_fn is not None
+    with WatchTf32() as watch:
+        tail = ("gru", 1, False, True, compiled, allow_tf32)
+        h_n, _ = torch.ops.seqcls_fast.rnn_layer.default(x, weights, None, None, None, None, *tail)
+        h_n.sum().backward()
+    assert watch.seen == [(name, allow_tf32) for name in ("rnn_layer", "rnn_forward", "rnn_backward")]
+    with WatchTf32() as watch:
+        torch.func.vmap(lambda x: torch.ops.seqcls_fast.rnn_layer.default(x, weights, None, None, None, None, *tail))(
+            torch.ones(3, 4, 2, 3)
+        )
+    assert watch.seen == [("rnn_layer", allow_tf32)]
+
+
+@needs_extension
+def test_tf32_on_the_cpu_changes_nothing(compiled: str) -> None:
+    tensors, _ = flat_arguments(Case("lstm", H=16), compiled)
+    fixed = forward_arguments(tensors)
+    forward, backward = torch.ops.seqcls_fast.rnn_forward.default, torch.ops.seqcls_fast.rnn_backward.default
+    h_n, c_n, output, saved = forward(*fixed, "lstm", 1, False, True, True, compiled)
+    results = []
+    for allow_tf32 in (False, True):
+        found = opcheck(torch.ops.seqcls_fast.rnn_forward, *fixed, "lstm", 1, False, True, True, compiled, allow_tf32)
+        tail = ("lstm", 1, False, True, True, 0, compiled, allow_tf32)
+        results.append([*found, *backward(output, h_n, c_n, *fixed, output, saved, *tail)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 @needs_extension

@@ -193,6 +193,8 @@ RUN = "csrc/cpu/host/run.cpp"
 SCHEDULE = "csrc/cpu/host/schedule.h"
 PACKED = "csrc/cpu/host/packed_weights.h"
 BINDINGS = "csrc/bindings/ops.cpp"
+ARGUMENTS = "csrc/bindings/arguments.h"
+TENSORS = "csrc/bindings/tensors.h"
 
 COMPILED = [
     Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
@@ -212,8 +214,8 @@ COMPILED = [
         "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
     ),
     Mutant("ids read where they are", RUN, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
-    Mutant("a storage of one element less taken", BINDINGS, "last >= storage / element", "last > storage / element"),
-    Mutant("sizes without a bound", BINDINGS, "if (size > kMostElements / count)", "if (size < 0)"),
+    Mutant("a storage of one element less taken", TENSORS, "last >= storage / element", "last > storage / element"),
+    Mutant("sizes without a bound", TENSORS, "if (size > kMostElements / count)", "if (size < 0)"),
     Mutant(
         "the last step cut off",
         BINDINGS,
@@ -303,10 +305,10 @@ COMPILED = [
         "return m.rows * m.columns * size_of(dtype);",
         "return m.rows * size_of(dtype);",
     ),
-    Mutant("lengths beyond T accepted (C++)", BINDINGS, "low < 0 || high > T", "low < 0"),
+    Mutant("lengths beyond T accepted (C++)", ARGUMENTS, "low < 0 || high > T", "low < 0"),
     Mutant(
         "h0 of the first direction for both",
-        BINDINGS,
+        ARGUMENTS,
         "data_of(state) + d * strides[0]",
         "data_of(state) + 0 * strides[0]",
     ),

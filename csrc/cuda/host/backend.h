@@ -14,8 +14,8 @@ struct Choice {  // what an impl's name says
   bool tf32 = false;                  // float32 products may be rounded to TF32
 };
 
-// "auto" or a regime, with "-tf32" behind it or not; another name is refused with the choices.
-Choice choice_of(const std::string& impl);
+// impl: "auto" or a regime; another name is refused with the choices.
+Choice choice_of(const std::string& impl, bool allow_tf32);
 std::vector<std::string> regime_names();
 
 // Refuses a layer that a forced regime cannot run.

@@ -184,19 +184,14 @@ void sweep_backward(const Backward& b, const Plan& plan, const Choice& choice, c
 
 std::vector<std::string> regime_names() { return {std::begin(kRegimes), std::end(kRegimes)}; }
 
-Choice choice_of(const std::string& impl) {
+Choice choice_of(const std::string& impl, bool allow_tf32) {
   Choice choice;
-  std::string name = impl;
-  const std::string suffix = "-tf32";
-  if (name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0) {
-    choice.tf32 = true;
-    name.resize(name.size() - suffix.size());
-  }
-  if (name == "auto") return choice;
+  choice.tf32 = allow_tf32;
+  if (impl == "auto") return choice;
   choice.forced = true;
   for (int i = 0; i < 4; ++i) {
     choice.regime = static_cast<Regime>(i);
-    if (name == kRegimes[i]) return choice;
+    if (impl == kRegimes[i]) return choice;
   }
   throw std::runtime_error(
       "impl: expected auto, onchip, cluster, grid or "

@@ -152,7 +152,7 @@ class CudaQueue : public Queue {
 
 class CudaRunner : public Runner {
  public:
-  CudaRunner(const TorchDevice& device, const std::string& impl) : choice_(choice_of(impl)), queue_(device) {}
+  CudaRunner(const TorchDevice& device, const Choice& choice) : choice_(choice), queue_(device) {}
   Dtype buffer_dtype(Dtype storage) const override { return storage; }
   void forward(const Forward& f) override { run_forward(f, choice_, queue_); }
   void backward(const Backward& b) override { run_backward(b, choice_, queue_); }
@@ -212,8 +212,8 @@ const Limits& limits_of(int device) {
   return all[device];
 }
 
-std::unique_ptr<Runner> make_runner(const TorchDevice& device, const std::string& impl) {
-  return std::make_unique<CudaRunner>(device, impl);
+std::unique_ptr<Runner> make_runner(const TorchDevice& device, const std::string& impl, bool allow_tf32) {
+  return std::make_unique<CudaRunner>(device, choice_of(impl, allow_tf32));
 }
 
 }  // namespace sf::cuda

@@ -20,6 +20,6 @@ struct TorchDevice {
 
 // Refuses a device that no architecture was built for. The plans' limits of a device are read once.
 const Limits& limits_of(int device);
-std::unique_ptr<Runner> make_runner(const TorchDevice&, const std::string& impl);
+std::unique_ptr<Runner> make_runner(const TorchDevice&, const std::string& impl, bool allow_tf32);
 
 }  // namespace sf::cuda

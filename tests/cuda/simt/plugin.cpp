@@ -1,7 +1,7 @@
 // The CUDA backend, host code and kernels, as implementations for CPU tensors: simt-REGIME, on a device so small that
-// modest layers span its blocks, and simt-REGIME-full, whose blocks are as large as a real device's; -tf32 behind
-// either. simt-grid-hurried gives up at its first look in vain. A finding of the shim's detectors is an exception at
-// the op.
+// modest layers span its blocks, and simt-REGIME-full, whose blocks are as large as a real device's. -tf32 behind
+// either is the op's allow_tf32, for tests that can name an implementation but pass no argument. simt-grid-hurried
+// gives up at its first look in vain. A finding of the shim's detectors is an exception at the op.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -20,15 +20,18 @@ constexpr Limits kTiny{90, 4, 65536, 4, 2, kChunk}, kSmall{90, 40, 232448, 16, 2
 
 class SimtRunner : public Runner {
  public:
-  explicit SimtRunner(std::string name) {
-    name.erase(0, sizeof("simt-") - 1);
-    const auto full = name.find("-full");
-    full_ = full != std::string::npos;
-    if (full_) name.erase(full, sizeof("-full") - 1);
-    const auto hurried = name.find("-hurried");
-    hurried_ = hurried != std::string::npos;
-    if (hurried_) name.erase(hurried);
-    choice_ = choice_of(name);
+  SimtRunner(std::string name, bool allow_tf32) {
+    const auto remove = [&](const std::string& word) {
+      const auto at = name.find(word);
+      if (at == std::string::npos) return false;
+      name.erase(at, word.size());
+      return true;
+    };
+    remove("simt-");
+    full_ = remove("-full");
+    hurried_ = remove("-hurried");
+    allow_tf32 |= remove("-tf32");
+    choice_ = choice_of(name, allow_tf32);
   }
   Dtype buffer_dtype(Dtype storage) const override { return storage; }
   void forward(const Forward& f) override {
@@ -68,16 +71,20 @@ class SimtRunner : public Runner {
   bool full_ = false, hurried_ = false;
 };
 
-const Plugin kPlugin{
-    [] {
-      std::vector<std::string> names;
-      for (const std::string& regime : regime_names())
-        for (const char* size : {"", "-full"})
-          for (const char* precision : {"", "-tf32"}) names.push_back("simt-" + regime + size + precision);
-      names.push_back("simt-grid-hurried");
-      return names;
-    }(),
-    [](const std::string& name) -> std::unique_ptr<Runner> { return std::make_unique<SimtRunner>(name); }};
+std::vector<std::string> simt_names() {
+  std::vector<std::string> names;
+  for (const std::string& regime : regime_names())
+    for (const char* size : {"", "-full"})
+      for (const char* precision : {"", "-tf32"}) names.push_back("simt-" + regime + size + precision);
+  names.push_back("simt-grid-hurried");
+  return names;
+}
+
+std::unique_ptr<Runner> make_simt_runner(const std::string& name, bool allow_tf32) {
+  return std::make_unique<SimtRunner>(name, allow_tf32);
+}
+
+const Plugin kPlugin{simt_names(), make_simt_runner};
 
 }  // namespace
 }  // namespace sf::cuda

@@ -1,0 +1,186 @@
+// Torch's tensors over the stable ABI, as the ops use them: short names for their types, checks, and new tensors.
+// Kernels get bare pointers, so check_tensor() also proves that sizes and strides stay within a tensor's memory.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <new>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../core/args.h"
+#include "../cpu/host/backend.h"
+#include "checks.h"
+#include "stable_abi.h"
+
+namespace sf {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+using torch::stable::Device;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Maybe = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+using Dims = std::initializer_list<int64_t>;
+
+// A str argument of an op. Torch's own conversion to std::string leaks the string it makes (2.13).
+struct Name {
+  std::string value;
+};
+
+}  // namespace sf
+
+namespace torch::stable::detail {
+template <>
+struct ToImpl<sf::Name> {
+  static sf::Name call(StableIValue value, uint64_t, bool) {
+    StringHandle handle = to<StringHandle>(value);
+    const char* data = nullptr;
+    size_t length = 0;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    sf::Name name{std::string(data, length)};
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};
+}  // namespace torch::stable::detail
+
+namespace sf {
+
+// ---- Dtypes and devices
+
+inline const char* text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string text(const Device& device) {
+  if (device.type() == DeviceType::CPU) return "the CPU";
+  if (device.type() == DeviceType::CUDA) return "cuda:" + std::to_string(device.index());
+  return "another device";
+}
+
+inline Dtype dtype_of(const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      fail(name, ": expected dtype float32, float64, bfloat16 or float16 but got ", text(t.scalar_type()));
+  }
+}
+
+inline ScalarType scalar_of(Dtype d) {
+  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
+  return kTypes[static_cast<int>(d)];
+}
+
+// A dtype as the C functions of the ABI take it.
+inline int32_t number_of(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
+// ---- Checks: `name` is the argument that the error sentence is about
+
+// The dispatcher passes None for a Tensor as an undefined tensor.
+inline void check_given(const char* name, const Tensor& t) {
+  if (!t.defined()) fail(name, ": expected a tensor but got None");
+}
+
+// More elements than any machine has memory for. Sizes that a call computes are sums of products of a few dimensions
+// that passed this check, so none of them overflows 64 bits.
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+// A dimension of size 0 counts as 1, because the other dimensions still enter such products.
+template <class Sizes>
+void check_elements(const char* name, const Sizes& sizes) {
+  int64_t count = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const int64_t size = std::max<int64_t>(sizes.begin()[i], 1);
+    if (size > kMostElements / count)
+      fail(name, ": expected at most ", kMostElements, " elements but got shape ", text(sizes));
+    count *= size;
+  }
+}
+
+// Refuses a tensor whose elements do not all lie in its storage. The storage may have been freed or made smaller since
+// the tensor was made (untyped_storage().resize_), and an expanded tensor may claim any size.
+inline void check_memory(const char* name, const Tensor& t) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  check_elements(name, sizes);
+  if (t.numel() == 0) return;
+  int64_t storage = 0;                // in bytes
+  int64_t last = t.storage_offset();  // index of the element at the end of every dimension
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &storage));
+  bool inside = true;
+  for (size_t i = 0; inside && i < sizes.size(); ++i) {
+    int64_t reach = 0;
+    inside = !__builtin_mul_overflow(sizes[i] - 1, strides[i], &reach) && !__builtin_add_overflow(last, reach, &last);
+  }
+  const auto element = static_cast<int64_t>(t.element_size());
+  if (!inside || last >= storage / element)
+    fail(name, ": expected memory for shape ", text(sizes), " with strides ", text(strides), " from element ",
+         t.storage_offset(), " on, but its storage holds ", storage / element, " elements");
+}
+
+template <class Expected>
+void check_tensor(const char* name, const Tensor& t, const Device& device, ScalarType type, const Expected& shape) {
+  if (t.device() != device)
+    fail(name, ": expected a tensor on ", text(device), ", like the input, but got one on ", text(t.device()));
+  if (t.scalar_type() != type) fail(name, ": expected dtype ", text(type), " but got ", text(t.scalar_type()));
+  const auto sizes = t.sizes();
+  bool same = sizes.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
+  if (!same) fail(name, ": expected shape ", text(shape), " but got ", text(sizes));
+  check_memory(name, t);
+}
+
+// ---- Memory
+
+inline char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr()); }
+
+constexpr int64_t kPooledBytes = 1 << 20;  // a new buffer of this size or more costs less from the pool
+
+// A contiguous tensor, not initialised. Throws std::bad_alloc where there is too little memory on the CPU.
+inline Tensor empty(const Shape& shape, Dtype dtype, const Device& device) {
+  check_elements("results", shape);
+  if (device.type() != DeviceType::CPU) return torch::stable::empty(shape, scalar_of(dtype), std::nullopt, device);
+  int64_t elements = 1, stride = 1;
+  Shape strides(shape.size());
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+    elements *= shape[i];
+  }
+  const int64_t bytes = elements * size_of(dtype);
+  if (bytes >= kPooledBytes)
+    return torch::stable::from_blob(pool_take(bytes), shape, strides, device, scalar_of(dtype), pool_give);
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               number_of(scalar_of(dtype)), aoti_torch_device_type_cpu(), -1, &handle) != TORCH_SUCCESS)
+    throw std::bad_alloc();
+  return Tensor(handle);
+}
+
+}  // namespace sf
