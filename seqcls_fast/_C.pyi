@@ -1,4 +1,4 @@
-"""The compiled extension: introspection only. The operators it registers are torch.ops.seqcls_fast.*."""
+"""Introspection of the compiled extension. The operators that it registers are torch.ops.seqcls_fast.*."""
 
 from typing import Any
 

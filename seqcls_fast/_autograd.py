@@ -1,7 +1,7 @@
 """Gradients of a layer: autograd Functions around the ops, for eager and compiled code, torch.func and double backward.
 
-First derivatives always come from the kernels; derivatives of derivatives, and forward mode, from differentiating the
-reference layer. vmap folds its dimension into the batch and lets the weight gradients keep it, sample by sample.
+First derivatives come from the kernels. Derivatives of derivatives, and forward mode, come from torch differentiating
+the reference layer. vmap folds its dimension into the batch; only the weight gradients stay apart, one per index.
 """
 
 from __future__ import annotations
@@ -33,16 +33,21 @@ __all__ = [
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
-_NOTHING = torch.empty(0, device="cpu")  # whatever the default device was at the first use
+_NOTHING = torch.empty(0, device="cpu")  # on the CPU even if torch's default device is another
+
+# The places of a layer's tensors, the same in every list of them, of their gradients and of facts about them. All
+# weights, kind after kind, come from _WEIGHTS on.
+_X, _H0, _C0, _LENGTHS, _BATCH_SIZES, _WEIGHTS = range(6)
 
 
 class Spec:
-    """What a Function knows besides tensors. Tensors always come as ``x, h0, c0, lengths, batch_sizes, *weights``."""
+    """The arguments of a Function that are no tensors. The tensors always come as ``x, h0, c0, lengths, batch_sizes,
+    *weights``."""
 
     want_saved = True
-    recompute = False  # a backward runs the forward again instead of keeping what it saved
-    samples = 0  # stretches of the batch with weight gradients of their own; 0: one gradient for all
-    needs: Sequence[bool] = ()  # which tensors' gradients a backward is to return
+    recompute = False  # the backward runs the forward again, which therefore saves nothing
+    samples = 0  # number of equal slices of the batch, each with weight gradients of its own; 0: gradients of the whole
+    needs: Sequence[bool] = ()  # for each tensor, whether a backward returns its gradient
 
     def __init__(
         self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False
@@ -50,67 +55,65 @@ class Spec:
         self.directions, self.cell, self.batch_first = directions, cell, batch_first
         self.want_output, self.impl, self.allow_tf32 = want_output, impl, allow_tf32
 
-    def but(self, **changes: Any) -> Spec:
+    def replace(self, **changes: Any) -> Spec:
+        """A copy with other values."""
         other = Spec.__new__(Spec)
         other.__dict__ |= self.__dict__ | changes
         return other
 
 
 def needs_graph(tensors: _Tensors) -> bool:
+    """Whether a result computed from the tensors must be differentiable."""
     if torch.is_grad_enabled():
-        for t in tensors:  # any() takes longer
+        for t in tensors:  # faster than any()
             if t is not None and t.requires_grad:
                 return True
     return False
 
 
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """``output, h_n, c_n, saved``; the output comes with saved, wanted or not."""
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
-    results = torch.ops.seqcls_fast.rnn_forward.default(
-        x, flat, h0, c0, lengths, batch_sizes,
-        spec.cell, spec.directions, spec.batch_first, spec.want_output, spec.want_saved, spec.impl, spec.allow_tf32,
+    """``output, h_n, c_n, saved``. If ``saved`` is wanted, the output comes with it, as the backward reads both."""
+    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    h_n, *rest = torch.ops.seqcls_fast.rnn_forward.default(
+        x, weights, h0, c0, lengths, batch_sizes, spec.cell, spec.directions, spec.batch_first, spec.want_output,
+        spec.want_saved, spec.impl, spec.allow_tf32,
     )  # fmt: skip
-    steps = results[2 if spec.cell == "lstm" else 1 :]
-    return (
-        steps[0] if steps else None,
-        results[0],
-        results[1] if spec.cell == "lstm" else None,
-        steps[1] if spec.want_saved else None,
-    )
+    saved = rest.pop() if spec.want_saved else None
+    c_n = rest.pop(0) if spec.cell == "lstm" else None
+    return rest[0] if rest else None, h_n, c_n, saved
 
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
-    """The gradients of ``tensors`` by the kernels: those of all weights where one is needed."""
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
-    want_d_weights = True in needs[5:]
+    """The gradients of ``tensors`` by the kernels; if one weight's is needed, those of all weights."""
+    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    want_d_weights = True in needs[_WEIGHTS:]
     found = torch.ops.seqcls_fast.rnn_backward.default(
-        *grads, x, flat, h0, c0, lengths, batch_sizes, output, saved,
-        spec.cell, spec.directions, spec.batch_first, needs[0], want_d_weights, spec.samples, spec.impl,
-        spec.allow_tf32,
+        *grads, x, weights, h0, c0, lengths, batch_sizes, output, saved, spec.cell, spec.directions, spec.batch_first,
+        needs[_X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32,
     )  # fmt: skip
-    rest = iter(found)  # what is there, in the order of the tensors
-    d_x = next(rest) if needs[0] else None
+    rest = iter(found)  # in the order of the tensors, without gaps
+    d_x = next(rest) if needs[_X] else None
     d_h0 = None if h0 is None else next(rest)
     d_c0 = None if c0 is None else next(rest)
-    d_weights = rest if want_d_weights else (None,) * len(flat)
-    return d_x, d_h0 if needs[1] else None, d_c0 if needs[2] else None, None, None, *d_weights
+    d_weights = rest if want_d_weights else (None,) * len(weights)
+    return d_x, d_h0 if needs[_H0] else None, d_c0 if needs[_C0] else None, None, None, *d_weights
 
 
 # -- eager and compiled calls -----------------------------------------------------------------------------------------
 
 
 class Layer(torch.autograd.Function):
-    """What training runs. It has no ``setup_context``, which would cost a call 9 us, and so no rule for torch.func."""
+    """A layer in training. torch.func asks for ``setup_context``, which would cost every call 9 us, so transforms have
+    a Function of their own: ``TransformedLayer``."""
 
     @staticmethod
     def forward(ctx: Any, spec: Spec, *tensors: Any) -> Outputs:
-        output, h_n, c_n, saved = run_forward(spec.but(want_saved=False) if spec.recompute else spec, tensors)
+        output, h_n, c_n, saved = run_forward(spec.replace(want_saved=False) if spec.recompute else spec, tensors)
         ctx.spec, ctx.watch = spec, None
         ctx.set_materialize_grads(False)
         kept = None if spec.recompute else output
         if output is not None and kept is not None and spec.want_output:
-            if torch.compiler.is_compiling():  # Dynamo would save what an in-place change leaves, and say nothing
+            if torch.compiler.is_compiling():  # Dynamo would not notice an in-place change of a saved output
                 kept = output.clone()
             else:
                 kept, ctx.watch = output.data, version_of(output)
@@ -122,31 +125,33 @@ class Layer(torch.autograd.Function):
         *tensors, output, saved = ctx.saved_tensors
         if saved is None:
             output, _, _, saved = run_forward(ctx.spec, tensors)
-        # changed in place since: the forward's bits once more; compiled autograd has no version to look at
+        # If the output was changed in place, the forward gives the same bits again. Compiled autograd has no version to
+        # ask, so there it always runs again.
         elif ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
             output = run_forward(ctx.spec, tensors)[0]
-        return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads, tensors, output, saved)
+        _, *needs = ctx.needs_input_grad
+        return None, *run_backward(ctx.spec, needs, grads, tensors, output, saved)
 
 
 def version_of(t: Tensor) -> Tensor:
-    """A tensor whose ``_version`` is that of ``t``, 0 until someone writes to it, and that keeps no memory alive."""
-    watch = t.detach()
-    watch.data = _NOTHING if t.is_cpu else t.new_empty(0)  # keeps the version counter it shares with t
+    """A tensor whose ``_version`` is that of ``t``: 0 until ``t`` is written to. It keeps no memory alive."""
+    watch = t.detach()  # shares the version counter of t, and still does when its data is replaced
+    watch.data = _NOTHING if t.is_cpu else t.new_empty(0)
     return watch
 
 
 def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
-    """:func:`_gradients`, with a graph if one is asked for."""
-    if forward_ad._current_level >= 0 or grads_batched(grads):  # tangents and this vmap know no kernels
-        return reference_gradients(spec.but(needs=needs), grads, tensors)
+    """:func:`_gradients`, and a graph of them where one is asked for."""
+    if forward_ad._current_level >= 0 or grads_batched(grads):  # the kernels have no rule for either
+        return reference_gradients(spec.replace(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        # (LayerGrad has no gradient for the output: left in the graph, it would call this backward again, for nothing)
-        return LayerGrad.apply(spec.but(needs=needs), *grads, output.detach(), saved, *tensors)
+        # The output is detached because LayerGrad has no gradient for it, and torch would call this backward in vain.
+        return LayerGrad.apply(spec.replace(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
 
 
 def grads_batched(grads: _Tensors) -> bool:
-    """Whether they are those of ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    """Whether they come from ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
     return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
 
@@ -155,13 +160,13 @@ def grads_batched(grads: _Tensors) -> bool:
 
 
 def transformed_layer(spec: Spec, *tensors: Any) -> Outputs:
-    """The layer under vmap, grad and their kin."""
-    output, h_n, c_n, _ = TransformedLayer.apply(spec.but(want_saved=needs_graph(tensors)), *tensors)
+    """The layer under vmap, grad and the other transforms of torch.func."""
+    output, h_n, c_n, _ = TransformedLayer.apply(spec.replace(want_saved=needs_graph(tensors)), *tensors)
     return output if spec.want_output else None, h_n, c_n
 
 
 class TransformedLayer(torch.autograd.Function):
-    """:class:`Layer` with the rules torch.func asks for. ``saved`` is an output, as it may pass through them too."""
+    """:class:`Layer` with the rules torch.func asks for. ``saved`` is an output, so that transforms apply to it too."""
 
     @staticmethod
     def forward(spec: Spec, *tensors: Any) -> Any:
@@ -179,17 +184,26 @@ class TransformedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, output, saved = ctx.saved_tensors
-        return None, *run_backward(ctx.spec, ctx.needs_input_grad[1:], grads[:3], tensors, output, saved)
+        _, *needs = ctx.needs_input_grad
+        d_output, d_h_n, d_c_n, _ = grads
+        return None, *run_backward(ctx.spec, needs, (d_output, d_h_n, d_c_n), tensors, output, saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
-        # a vmap over x alone does not see that the weights have a graph outside it, where gradients will be asked for
+        # Outside a vmap over x alone, the weights may need gradients that nothing inside it shows.
         def function(*tensors: Any) -> Any:
             *results, saved = TransformedLayer.apply(below, *tensors)
             return *results, saved if spec.want_saved else None
 
-        below = spec.but(want_saved=spec.want_saved or needs_graph(tensors))
-        return mapped(function, spec, info.batch_size, in_dims[1:], tensors)
+        below = spec.replace(want_saved=spec.want_saved or needs_graph(tensors))
+        _, *dims = in_dims
+        return mapped(function, spec, info.batch_size, dims, tensors)
+
+
+def _grad_parts(values: Any) -> tuple[Any, Any, Any]:
+    """The tensors of ``LayerGrad``, or facts about each, in three parts: the incoming gradients of ``output``, ``h_n``
+    and ``c_n``; ``output`` and ``saved``; the layer's tensors."""
+    return values[:3], values[3:5], values[5:]
 
 
 class LayerGrad(torch.autograd.Function):
@@ -197,71 +211,84 @@ class LayerGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(spec: Spec, *tensors: Any) -> Any:
-        return _gradients(spec, spec.needs, tensors[:3], tensors[5:], *tensors[3:5])
+        grads, (output, saved), inputs = _grad_parts(tensors)
+        return _gradients(spec, spec.needs, grads, inputs, output, saved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.spec, *tensors = inputs
+        grads, _, own = _grad_parts(tensors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:3], *tensors[5:])
+        ctx.save_for_backward(*grads, None, None, *own)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        spec, needs = ctx.spec, ctx.needs_input_grad[1:4] + ctx.needs_input_grad[6:]
-        result = _vjp(lambda t: reference_gradients(spec, t[:3], t[3:]), ctx.saved_tensors, needs, grads)
-        return None, *result[:3], None, None, *result[3:]
+        def by_reference(tensors: Any) -> list[Any]:
+            incoming, _, own = _grad_parts(tensors)
+            return reference_gradients(ctx.spec, incoming, own)
+
+        _, *needs = ctx.needs_input_grad
+        of_grads, _, of_own = _grad_parts(needs)
+        needs = (*of_grads, False, False, *of_own)  # output and saved are results of the layer's tensors
+        return None, *_vjp(by_reference, ctx.saved_tensors, needs, grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
-        n, dims, (inputs, outputs) = info.batch_size, in_dims[1:], _batch_dims(spec)
-        if not _can_fold(tensors[5:], dims[5:]):
+        _, *dims = in_dims
+        n, (_, _, own), (_, _, own_dims) = info.batch_size, _grad_parts(tensors), _grad_parts(dims)
+        if not _can_fold(own, own_dims):
             return _one_by_one(lambda *t: LayerGrad.apply(spec, *t), n, dims, tensors)
-        folded = _fold_all(tensors, dims, (*outputs[:3], outputs[0], outputs[3], *inputs), n)
-        found = LayerGrad.apply(spec.but(samples=max(n, 1) * max(spec.samples, 1)), *folded)
-        apart, apart_dims = _unfold_all(found[:5], inputs, n, _batch_of(tensors[5], dims[5], inputs[0]))
-        d_weights = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[5:]]
+        inputs, (of_output, of_h_n, of_c_n, of_saved) = _batch_dims(spec)
+        folded = _fold_all(tensors, dims, (of_output, of_h_n, of_c_n, of_output, of_saved, *inputs), n)
+        found = LayerGrad.apply(spec.replace(samples=max(n, 1) * max(spec.samples, 1)), *folded)
+        batch = _batch_of(own[_X], own_dims[_X], inputs[_X])
+        apart, apart_dims = _unfold_all(found[:_WEIGHTS], inputs, n, batch)
+        d_weights = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[_WEIGHTS:]]
         if spec.samples:
             d_weights = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in d_weights]
         return (*apart, *d_weights), (*apart_dims, *(None if grad is None else 0 for grad in d_weights))
 
 
+# In the functions below, `dims` has for each tensor the dimension that vmap maps over, None if it has none, and
+# `places` the dimension of the batch in each index of that dimension, None if the tensor has no batch.
 _Dims = Sequence[int | None]
 
 
 def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
-    """What ``function``, that of ``output, h_n, c_n, saved``, gives over a mapped dimension, and where that then is."""
+    """``output, h_n, c_n, saved`` of a layer over ``n`` indices of a mapped dimension, and where that is in each.
+    ``function`` computes them from the layer's tensors without it."""
     if not _can_fold(tensors, dims):
         return _one_by_one(function, n, dims, tensors)
     inputs, outputs = _batch_dims(spec)
     folded = _fold_all(tensors, dims, inputs, n)
-    return _unfold_all(function(*folded), outputs, n, _batch_of(tensors[0], dims[0], inputs[0]))
+    return _unfold_all(function(*folded), outputs, n, _batch_of(tensors[_X], dims[_X], inputs[_X]))
 
 
 def _batch_dims(spec: Spec) -> tuple[_Dims, _Dims]:
-    """Where the batch is in ``x, h0, c0, lengths, batch_sizes`` and in ``output, h_n, c_n, saved``; None: nowhere."""
+    """The places of ``x, h0, c0, lengths, batch_sizes`` and those of ``output, h_n, c_n, saved``."""
     steps = 0 if spec.batch_first else 1
     return (steps, 1, 1, 0, None), (steps, 1, 1, 2)
 
 
 def _can_fold(tensors: _Tensors, dims: _Dims) -> bool:
-    """Not where weights differ from index to index, nor in the order of packed rows."""
-    return tensors[4] is None and all(dim is None for dim in dims[5:])
+    """Whether the mapped dimension can be part of the batch: all indices share the weights, and no rows are packed."""
+    return tensors[_BATCH_SIZES] is None and all(dim is None for dim in dims[_WEIGHTS:])
 
 
 def _batch_of(x: Tensor, dim: int | None, at: int | None) -> int:
-    """The size of the batch, which is at ``at`` in each index of ``x``."""
+    """The size of the batch in each index of ``x``."""
     assert at is not None
     return x.size(at if dim is None or dim > at else at + 1)
 
 
 def _fold_all(tensors: _Tensors, dims: _Dims, places: _Dims, n: int) -> list[Any]:
-    """The mapped dimension in front of the batch and one with it; the tensors beyond ``places`` have no batch."""
+    """The tensors with the mapped dimension and the batch as one; those beyond ``places`` have no batch."""
     padded = [*places, *[None] * (len(tensors) - len(places))]
     return [_fold(*item, n) for item in zip(tensors, dims, padded, strict=True)]
 
 
 def _unfold_all(results: _Tensors, places: _Dims, n: int, batch: int) -> Any:
-    """The inverse, and where the mapped dimension then is."""
+    """The inverse: the tensors with both dimensions, and where the mapped one is in each."""
     pairs = list(zip(results, places, strict=True))
     apart = tuple(t if t is None or at is None else t.unflatten(at, (n, batch)) for t, at in pairs)
     return apart, tuple(None if t is None else at for t, at in pairs)
@@ -275,7 +302,7 @@ def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor |
 
 
 def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -> Any:
-    """``function`` for each index of the mapped dimension; the results stacked."""
+    """The results of ``function`` for each index of the mapped dimension, stacked, and where that is: in front."""
     if not n:
         raise RuntimeError("vmap: expected at least one index to map weights or packed rows over but got none")
     each = [
@@ -290,7 +317,8 @@ def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -
 
 
 def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool], grads: _Tensors) -> list[Any]:
-    """Gradients of ``function``, of a list of tensors, where needed, for those results that have an incoming one."""
+    """The gradients of the tensors that need one, from ``function``, which takes a list of them, and from the gradients
+    of its results that have one."""
     wanted = [i for i, needed in enumerate(needs) if needed]
     used = [i for i, grad in enumerate(grads) if grad is not None]
     found: list[Any] = [None] * len(tensors)
@@ -310,7 +338,7 @@ def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool],
 
 
 def reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
-    """:func:`_gradients` through the reference layer, which can be differentiated again and again."""
+    """:func:`_gradients` by the reference layer, whose gradients can be differentiated again."""
     if spec.samples:
         return _reference_gradients_by_sample(spec, grads, tensors)
     return _vjp(lambda given: reference_layer(spec, *given), tensors, spec.needs, grads)
@@ -318,26 +346,26 @@ def reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[
 
 def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
     """The layer in plain PyTorch."""
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    x, h0, c0, lengths, batch_sizes, *weights = tensors
     return reference.rnn_layer(
-        x, *by_kind(flat, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        x, *by_kind(weights, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
         batch_first=spec.batch_first, want_output=spec.want_output,
     )  # fmt: skip
 
 
 def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
-    n, (inputs, outputs) = spec.samples, _batch_dims(spec)
-    batch = _batch_of(tensors[0], None, inputs[0]) // n
+    n, (inputs, (of_output, of_h_n, of_c_n, _)) = spec.samples, _batch_dims(spec)
+    batch = _batch_of(tensors[_X], None, inputs[_X]) // n
     wanted = [i for i, needed in enumerate(spec.needs) if needed]
-    flat = tensors[5:]
+    weights = tensors[_WEIGHTS:]
 
     def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
-        found = reference_gradients(spec.but(samples=0), grads, [*tensors, *flat])
+        found = reference_gradients(spec.replace(samples=0), grads, [*tensors, *weights])
         return tuple(found[i] for i in wanted)
 
-    apart, dims = _unfold_all(tensors[:5], inputs, n, batch)
-    grads_apart, grad_dims = _unfold_all(grads, outputs[:3], n, batch)
+    apart, dims = _unfold_all(tensors[:_WEIGHTS], inputs, n, batch)
+    grads_apart, grad_dims = _unfold_all(grads, (of_output, of_h_n, of_c_n), n, batch)
     result: list[Any] = [None] * len(tensors)
     for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
-        result[i] = grad if i >= 5 else _fold(grad, 0, inputs[i], n)
+        result[i] = grad if i >= _WEIGHTS else _fold(grad, 0, inputs[i], n)
     return result

@@ -1,7 +1,7 @@
-"""``seqcls_fast::rnn_layer``, the op that exported and traced programs hold, in every transform.
+"""Autograd, vmap and autocast of ``seqcls_fast::rnn_layer``, the op in exported and traced programs.
 
-Such a program has no Python of ours around it, so autograd, autocast and vmap are registered with the dispatcher here;
-``ops.run_layer`` makes the same choices for calls from Python, where the dispatcher's way would cost each 6 us.
+Such a program runs none of our Python around the op, so these are registered with torch's dispatcher. Calls from Python
+take ``ops.run_layer`` instead, which makes the same choices and saves the 6 us that the dispatcher would take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ExportedLayer"]
 
 
 class ExportedLayer(torch.autograd.Function):
-    """The op saves nothing, as it is the forward alone: the backward begins with a forward that does."""
+    """The op saves nothing for the backward, which therefore runs a forward that does."""
 
     @staticmethod
     def forward(ctx: Any, options: Sequence[Any], *tensors: Any) -> tuple[Tensor, ...]:
@@ -36,19 +36,22 @@ class ExportedLayer(torch.autograd.Function):
         output, *_, saved = run_forward(spec, tensors)
         d_output = grads[-1] if spec.want_output else None
         d_c_n = grads[1] if spec.cell == "lstm" else None
-        return None, *run_backward(spec, ctx.needs_input_grad[1:], (d_output, grads[0], d_c_n), tensors, output, saved)
+        _, *needs = ctx.needs_input_grad
+        return None, *run_backward(spec, needs, (d_output, grads[0], d_c_n), tensors, output, saved)
 
 
 def _exported_op(options: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]:
     directions, cell, *rest = options
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    x, h0, c0, lengths, batch_sizes, *weights = tensors
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, cell, directions, *rest)
+        return torch.ops.seqcls_fast.rnn_layer.default(
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, *rest
+        )
 
 
 def _exported_autograd(
     x: Tensor,
-    flat: list[Tensor],
+    weights: list[Tensor],
     h0: Any,
     c0: Any,
     lengths: Any,
@@ -57,7 +60,7 @@ def _exported_autograd(
     directions: int,
     *rest: Any,
 ) -> list[Tensor]:
-    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *flat)
+    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *weights)
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         output, h_n, c_n = reference_layer(Spec(*options), *tensors)
         return [t for t in (h_n, c_n, output) if t is not None]
@@ -67,27 +70,27 @@ def _exported_autograd(
 
 
 def _exported_vmap(
-    info: Any, dims: Any, x: Tensor, flat: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
+    info: Any, dims: Any, x: Tensor, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
 ) -> Any:
     cell, directions, *options = rest
 
-    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *flat: Tensor) -> Any:
-        results = torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, lengths, batch_sizes, *rest)
+    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *weights: Tensor) -> Any:
+        results = torch.ops.seqcls_fast.rnn_layer.default(x, weights, h0, c0, lengths, batch_sizes, *rest)
         lstm = cell == "lstm"
         return results[-1] if len(results) > 1 + lstm else None, results[0], results[1] if lstm else None, None
 
     spec = Spec(directions, cell, *options)
-    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *flat), (dims[0], *dims[2:6], *dims[1])
+    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *weights), (dims[0], *dims[2:6], *dims[1])
     (output, *finals, _), (output_dim, *final_dims, _) = mapped(function, spec, info.batch_size, tensor_dims, tensors)
     pairs = [(t, dim) for t, dim in zip((*finals, output), (*final_dims, output_dim), strict=True) if t is not None]
     return [t for t, _ in pairs], [dim for _, dim in pairs]
 
 
-def _exported_autocast(x: Tensor, flat: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
+def _exported_autocast(x: Tensor, weights: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
     device = x.device.type
-    x, h0, c0, *flat = autocast(x, h0, c0, *flat)
+    x, h0, c0, *weights = autocast(x, h0, c0, *weights)
     with torch.autocast(device, enabled=False):
-        return torch.ops.seqcls_fast.rnn_layer.default(x, flat, h0, c0, *rest)
+        return torch.ops.seqcls_fast.rnn_layer.default(x, weights, h0, c0, *rest)
 
 
 if C is not None:

@@ -1,6 +1,7 @@
-"""What the ops take and return, without the numbers: the flat list of weights, and the ops' fake kernels.
+"""Fake kernels: shapes and dtypes of the ops' results. And ``by_kind``, which splits the list of a layer's weights.
 
-Tracing (torch.compile, torch.export), meta tensors and ``autograd`` rely on it; csrc/bindings checks the rest.
+torch.compile, torch.export and meta tensors run the fake kernels, which check only what their shapes depend on;
+csrc/bindings checks the rest.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ _SAVED_ALIGN = 16  # values are saved in blocks of this many units, on every ins
 _Kind = Sequence[Tensor]
 
 
-def by_kind(flat: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind]:
-    """``w_ih, w_hh, b_ih, b_hh, w_hr`` out of the flat list of all of them."""
-    kinds = [flat[k : k + directions] for k in range(0, len(flat), directions)]
+def by_kind(weights: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind]:
+    """``w_ih, w_hh, b_ih, b_hh, w_hr`` from the list of all weights; an absent kind is empty."""
+    kinds = [weights[k : k + directions] for k in range(0, len(weights), directions)]
     w_hr = kinds.pop() if len(kinds) in (3, 5) else ()
     b_ih, b_hh = kinds[2:] or ((), ())
     return kinds[0], kinds[1], b_ih, b_hh, w_hr
 
 
 def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int, int]:
-    """``H`` and ``Hout``."""
+    """``H``, and ``Hout``, which is smaller if states are projected."""
     if cell not in CELLS:
         raise RuntimeError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
     return weights[0].size(0) // CELLS[cell].gates, weights[directions].size(1)
 
 
 def _rows_shape(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> tuple[Any, ...]:
-    """Shape of the time-major buffers kept per row and step: ``(T, B)`` or ``(N,)``."""
+    """The outer dimensions of what is saved per row and step: ``(T, B)``, or ``(N,)`` if packed."""
     if batch_sizes is not None:
         return (x.size(0),)
     return (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
 
 
 def _check_given(**tensors: Any) -> None:
-    """The dispatcher lets None pass for a tensor."""
+    """Refuses None, which the dispatcher accepts for a tensor."""
     for name, t in tensors.items():
         if t is None:
             raise RuntimeError(f"{name}: expected a tensor but got None")
@@ -60,7 +61,7 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
 
 
 def _buffer_dtype(like: Tensor) -> torch.dtype:
-    """Of what is kept per row and step: the CPU's sums, or on CUDA, whose products read it, the layer's dtype."""
+    """The dtype of ``saved``: that of the sums on the CPU, that of the layer on CUDA, where it enters products."""
     return like.dtype if like.device.type == "cuda" or like.dtype == torch.float64 else torch.float32
 
 
@@ -81,7 +82,7 @@ def _fake_forward(
         batch = rows[1]
     elif h0 is not None:
         batch = h0.size(1)
-    else:  # the first entry of batch_sizes, which has no value here
+    else:  # the first entry of batch_sizes, whose value is unknown here
         batch = torch.library.get_ctx().new_dynamic_size()
     results = [w_ih.new_empty(directions, batch, out)]
     if CELLS[cell].has_c:
@@ -114,7 +115,7 @@ def _fake_backward(
     results = [output.new_empty(t.shape) for t in (x if want_d_x else None, h0, c0) if t is not None]
     each = (samples,) if samples else ()
     for k, w in enumerate(weights if want_d_weights else ()):
-        if k < directions and holds_ids(x):  # column by column
+        if k < directions and holds_ids(x):  # the kernels write the gradient of w_ih transposed
             results.append(output.new_empty((*each, *w.shape[::-1])).transpose(-1, -2))
         else:
             results.append(output.new_empty((*each, *w.shape)))

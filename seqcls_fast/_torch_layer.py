@@ -1,9 +1,9 @@
-"""torch's own recurrent layers (``torch._VF``), which run where our kernels do not.
+"""torch's own recurrent layers (``torch._VF``), for calls that our kernels cannot run.
 
-``torch_layer`` takes and returns what ``_autograd.reference_layer`` does. Gradients come from the graph that torch
-makes of its layer. What that cannot bear (cuDNN no derivative of its backward, oneDNN no change of the output, neither
-most of the transforms) is done beside it: ``TorchLayer`` stands between the graph and the results, hands gradients on
-or takes them from elsewhere.
+``torch_layer`` has the arguments and results of ``_autograd.reference_layer``. Gradients come from torch's graph of its
+layer where it can give them. But cuDNN's backward cannot be differentiated, oneDNN's fails if the output was changed,
+and neither supports most transforms. ``TorchLayer`` therefore stands between that graph and the results: it passes
+gradients on to the graph, or computes them another way.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from ._shapes import CELLS, by_kind
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # that of tensors and parameters which are no other subclass
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # of plain tensors and parameters, which have no dispatch
 _PRODUCTS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
 def can_run(spec: Spec, *tensors: Any) -> bool:
-    """Whether torch's layer does the work of a call. The reference does it:
+    """Whether torch's layer can run a call. It is left to the reference:
 
-    - where a graph of operations is being made, and under transforms;
-    - for ids, for tensors that are empty, hold no values or have a dispatch of their own;
-    - for ragged rows in a CUDA graph, as a capture cannot wait for their lengths to be read;
-    - for projections on MPS, which torch refuses;
+    - while torch compiles or traces, and under transforms;
+    - for ids, for empty tensors, for meta tensors and for subclasses with a dispatch of their own;
+    - for ragged rows in a CUDA graph, because a capture cannot wait until their lengths are read;
+    - for projections on MPS, where torch refuses them;
     - for a cell that torch does not have.
     """
-    x, _, _, lengths, _, *flat = tensors
+    x, _, _, lengths, _, *weights = tensors
     if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -50,25 +50,25 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
         return False
     if not hasattr(_VF, f"{spec.cell}_cell"):
         return False
-    return not (x.is_mps and by_kind(flat, spec.directions)[4])
+    return not (x.is_mps and by_kind(weights, spec.directions)[4])
 
 
 def torch_layer(spec: Spec, *tensors: Any) -> Outputs:
-    """torch's layer on tensors of which :func:`can_run` is true. ``lengths`` are read where they are, which waits for
-    another device; values beyond 0 to T act as if clamped."""
+    """torch's layer, for calls that :func:`can_run`. ``lengths`` on a GPU are read, which waits for it; values outside
+    0 to T are clamped."""
     _check_sizes(spec, *tensors)
     if not needs_graph(tensors):
         return _run(spec, False, *tensors)
-    x, _, _, lengths, batch_sizes, *flat = tensors
-    if lengths is None and not spec.recompute and _is_step(spec, x, batch_sizes, flat):
-        return _run(spec, True, *tensors)  # torch differentiates it twice anywhere, and the results are copies
+    x, _, _, lengths, batch_sizes, *weights = tensors
+    if lengths is None and not spec.recompute and _is_step(spec, x, batch_sizes, weights):
+        return _run(spec, True, *tensors)  # its graph can be differentiated twice, and its results are copies
     with torch.set_grad_enabled(not spec.recompute):
         results = _run(spec, True, *tensors)
     return TorchLayer.apply(spec, *results, *tensors)
 
 
 class TorchLayer(torch.autograd.Function):
-    """Hands the results on, with torch's graph of them behind it and the layer's own inputs beside that graph."""
+    """The identity on the results of torch's layer, with gradients either for them or for the layer's tensors."""
 
     @staticmethod
     def forward(ctx: Any, spec: Spec, output: Tensor | None, h_n: Tensor, c_n: Tensor | None, *tensors: Any) -> Outputs:
@@ -76,38 +76,38 @@ class TorchLayer(torch.autograd.Function):
         ctx.shapes = [None if t is None else t.shape for t in (output, h_n, c_n)]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        if output is not None:  # torch's graph may hold the output, and would refuse to run once it has been changed
+        if output is not None:  # torch's graph may hold the output, and its backward fails if that was changed
             output = output.data
             ctx.watch = version_of(output)
         return output, h_n.detach(), None if c_n is None else c_n.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        spec, needs = ctx.spec, ctx.needs_input_grad[4:]
-        compiling = torch.compiler.is_compiling()  # by compiled autograd, which has no version to look at
-        anew = compiling or spec.recompute or (ctx.watch is not None and ctx.watch._version)
+        spec, (_, _, _, _, *needs) = ctx.spec, ctx.needs_input_grad
+        compiling = torch.compiler.is_compiling()  # compiled autograd, which has no versions of tensors
+        must_rerun = compiling or spec.recompute or (ctx.watch is not None and ctx.watch._version)
         transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-        graph = torch.is_grad_enabled() and (anew or not ctx.twice)
+        graph = torch.is_grad_enabled() and (must_rerun or not ctx.twice)
         by_reference = compiling or transformed or graph or grads_batched(grads)
-        if not anew and not by_reference:
+        if not must_rerun and not by_reference:
             return None, *grads, *(None for _ in needs)
         x, h0, c0, lengths, *rest = ctx.saved_tensors
         if by_reference:
             lengths = None if lengths is None else lengths.to(x.device)
-            found = reference_gradients(spec.but(needs=needs), grads, (x, h0, c0, lengths, *rest))
+            found = reference_gradients(spec.replace(needs=needs), grads, (x, h0, c0, lengths, *rest))
         else:
             found = _run_again(spec, (x, h0, c0, lengths, *rest), needs, grads)
-        # torch's graph is passed by: it is given nothing, or zeros, as compiled autograd cannot add nothing
+        # torch's graph gets no gradients, or zeros where compiled autograd needs a tensor to add.
         return None, *(x.new_zeros(shape) if compiling and shape else None for shape in ctx.shapes), *found
 
 
 def _differentiates_twice(t: Tensor) -> bool:
-    """Whether torch can differentiate its own backward where ``t`` is; cuDNN, MIOpen and MPS cannot."""
+    """Whether torch can differentiate its layer twice on the device of ``t``; cuDNN, MIOpen and MPS cannot."""
     return t.is_cpu
 
 
 def _run_again(spec: Spec, tensors: Sequence[Any], needs: Sequence[bool], grads: Sequence[Any]) -> list[Tensor | None]:
-    """The gradients of ``tensors`` from a forward of now."""
+    """The gradients of ``tensors`` from a new forward and backward."""
     leaves: list[Any] = [
         t if t is None else t.detach().requires_grad_(needed) for t, needed in zip(tensors, needs, strict=True)
     ]
@@ -124,70 +124,72 @@ def _run_again(spec: Spec, tensors: Sequence[Any], needs: Sequence[bool], grads:
 
 
 def _run(spec: Spec, train: bool, *tensors: Any) -> Outputs:
-    x, h0, c0, lengths, batch_sizes, *flat = tensors
+    x, h0, c0, lengths, batch_sizes, *weights = tensors
     storage, directions = x.dtype, spec.directions
     if x.is_cpu and runs_wide(storage):
-        x, h0, c0, *flat = (None if t is None else t.float() for t in (x, h0, c0, *flat))
+        x, h0, c0, *weights = (None if t is None else t.float() for t in (x, h0, c0, *weights))
     batch = x.size(0 if spec.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-    shapes = [(directions, batch, flat[directions].size(1))]  # of h and, for an LSTM, c
+    shapes = [(directions, batch, weights[directions].size(1))]  # of h and, for an LSTM, c
     if spec.cell == "lstm":
-        shapes.append((directions, batch, flat[0].size(0) // 4))
+        shapes.append((directions, batch, weights[0].size(0) // 4))
     states = [x.new_zeros(s) if t is None else t for s, t in zip(shapes, (h0, c0), strict=False)]
     with autocast_off(x.device.type):
         if lengths is None:
-            output, *finals = _call(spec, train, x, batch_sizes, states, flat)
+            output, *finals = _call(spec, train, x, batch_sizes, states, weights)
         else:
-            output, *finals = _ragged(spec, train, x, lengths, states, flat)
+            output, *finals = _ragged(spec, train, x, lengths, states, weights)
     h_n, *c_n = (state.to(storage) for state in finals)
     return output.contiguous().to(storage) if spec.want_output else None, h_n, c_n[0] if c_n else None
 
 
-def _is_step(spec: Spec, x: Tensor, batch_sizes: Tensor | None, flat: Sequence[Tensor]) -> bool:
-    """Whether the layer is one step of one direction, which torch has functions for, those of its cells."""
+def _is_step(spec: Spec, x: Tensor, batch_sizes: Tensor | None, weights: Sequence[Tensor]) -> bool:
+    """Whether the layer is a single step in one direction, which torch's functions for cells compute."""
     one = spec.directions == 1 and batch_sizes is None and x.size(1 if spec.batch_first else 0) == 1
-    return one and len(flat) in (2, 4)  # without a projection
+    return one and len(weights) in (2, 4)  # without a projection
 
 
 def _call(
-    spec: Spec, train: bool, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor], flat: Sequence[Tensor]
+    spec: Spec, train: bool, x: Tensor, batch_sizes: Tensor | None, states: list[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """torch's layer on padded rows or, with ``batch_sizes``, packed ones."""
     directions, lstm, time = spec.directions, spec.cell == "lstm", 1 if spec.batch_first else 0
-    kinds = by_kind(flat, directions)
+    kinds = by_kind(weights, directions)
     hx = states if lstm else states[0]
-    if _is_step(spec, x, batch_sizes, flat):
-        stepped = getattr(_VF, f"{spec.cell}_cell")(x.squeeze(time), [t[0] for t in states] if lstm else hx[0], *flat)
+    if _is_step(spec, x, batch_sizes, weights):
+        stepped = getattr(_VF, f"{spec.cell}_cell")(
+            x.squeeze(time), [t[0] for t in states] if lstm else hx[0], *weights
+        )
         h, *c = stepped if lstm else (stepped,)
-        # copies, so that a change of one in place changes neither another nor what the backward of the step reads
+        # Copies, so that changing one result in place changes neither the others nor a tensor that the backward reads.
         finals = (t.unsqueeze(0).clone() for t in (h, *c))
         return h.unsqueeze(time).clone() if spec.want_output else h, *finals
-    weights: Sequence[Tensor] = [kind[d] for d in range(directions) for kind in kinds if kind]
+    by_direction: Sequence[Tensor] = [kind[d] for d in range(directions) for kind in kinds if kind]
     if x.is_cuda and torch.backends.cudnn.is_acceptable(x) and torch._use_cudnn_rnn_flatten_weight():
-        weights = _Flattened.apply(spec, *weights)
+        by_direction = _Flattened.apply(spec, *by_direction)
     function = getattr(_VF, spec.cell)
     options = (bool(kinds[2]), 1, 0.0, train, directions == 2)  # with biases, in one layer, without dropout
     if batch_sizes is None:
-        return function(x, hx, weights, *options, spec.batch_first)
-    return function(x, batch_sizes, hx, weights, *options)
+        return function(x, hx, by_direction, *options, spec.batch_first)
+    return function(x, batch_sizes, hx, by_direction, *options)
 
 
 def _ragged(
-    spec: Spec, train: bool, x: Tensor, lengths: Tensor, states: list[Tensor], flat: Sequence[Tensor]
+    spec: Spec, train: bool, x: Tensor, lengths: Tensor, states: list[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Any, ...]:
-    """The rows that have steps, longest first and packed; the others keep their states, and their output is 0."""
+    """Packs the rows that have steps, longest first. Rows without steps keep their states, and their output is 0."""
     time, rows = (1, 0) if spec.batch_first else (0, 1)  # dimensions of x
     steps, order = lengths.to("cpu", torch.int64).clamp(0, x.size(time)).sort(descending=True, stable=True)
     if steps[-1] == x.size(time):  # no row ends early
-        return _call(spec, train, x, None, states, flat)
+        return _call(spec, train, x, None, states, weights)
     count = int(steps.count_nonzero())
     if not count:  # torch packs no rows without steps
         h0, c0 = (*states, None)[:2]
-        results = reference_layer(spec, x, h0, c0, lengths.to(x.device), None, *flat)
+        results = reference_layer(spec, x, h0, c0, lengths.to(x.device), None, *weights)
         return results[: 1 + len(states)]
     order = order[:count].to(x.device)
     packed = pack_padded_sequence(x.index_select(rows, order), steps[:count], spec.batch_first)
     chosen = [state.index_select(1, order) for state in states]
-    output, *finals = _call(spec, train, packed.data, packed.batch_sizes, chosen, flat)
+    output, *finals = _call(spec, train, packed.data, packed.batch_sizes, chosen, weights)
     finals = [state.index_copy(1, order, final) for state, final in zip(states, finals, strict=True)]
     if not spec.want_output:
         return output, *finals
@@ -197,7 +199,7 @@ def _ragged(
 
 
 class _Flattened(torch.autograd.Function):
-    """Copies of the weights in one piece of memory, as cuDNN wants them: it would copy them itself, and warn."""
+    """Copies of the weights in one block of memory. cuDNN would make them itself, but warn."""
 
     @staticmethod
     def forward(ctx: Any, spec: Spec, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -219,8 +221,8 @@ class _Flattened(torch.autograd.Function):
 
 @lru_cache
 def runs_wide(dtype: torch.dtype) -> bool:
-    """Whether a layer of this dtype runs in float32 on this CPU: where oneDNN has no products of 16 bits, torch's take
-    up to twenty times as long."""
+    """Whether a layer of this dtype runs in float32 on this CPU. If oneDNN has no products of that dtype here, torch's
+    own take up to twenty times as long."""
     name = _PRODUCTS.get(dtype)
     return name is not None and not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, name)())
 
@@ -229,16 +231,16 @@ def runs_wide(dtype: torch.dtype) -> bool:
 
 
 def _check_sizes(spec: Spec, *tensors: Any) -> None:
-    """Refuses, in the sentences of csrc/bindings, what torch's layer would take: it checks few sizes and no memory,
-    and reads and writes out of bounds where they do not fit."""
-    x, h0, c0, _, batch_sizes, *flat = tensors
+    """The checks of csrc/bindings, with its messages. torch's layer checks few sizes and no memory: with arguments that
+    do not fit, it reads and writes out of bounds."""
+    x, h0, c0, _, batch_sizes, *weights = tensors
     check_rank(x, batch_sizes)
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"x: expected dtype float32, float64, bfloat16 or float16 but got {x.dtype}")
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, x.size(0))
     batch = x.size(0 if spec.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-    w_ih, w_hh, b_ih, b_hh, w_hr = by_kind(flat, spec.directions)
+    w_ih, w_hh, b_ih, b_hh, w_hr = by_kind(weights, spec.directions)
     gates = CELLS[spec.cell].gates
     rows = w_ih[0].size(0) if w_ih[0].dim() == 2 else 0
     if not rows or rows % gates:

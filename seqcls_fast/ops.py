@@ -1,7 +1,7 @@
-"""``rnn_layer``: the one functional entry to a recurrent layer, and which implementation a call runs on.
+"""``rnn_layer``: the functional form of a recurrent layer, and the choice of the implementation that runs a call.
 
-A call without a graph is one op; ``_autograd`` wraps it where gradients or transforms are at work. Where no kernel
-runs, torch's own layer does (``_torch_layer``), and the plain PyTorch of ``reference`` where that cannot.
+A call that needs no gradients is one op; ``_autograd`` wraps it for gradients and transforms. Calls that our kernels
+cannot run go to torch's own layer (``_torch_layer``), and those that it cannot run either to ``reference``.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _default = threading.local()
 
 
 def available_impls() -> tuple[str, ...]:
-    """The names ``impl=`` accepts on this machine, besides ``"auto"``; the last is what ``"auto"`` means on the CPU.
+    """The names that ``impl=`` accepts on this machine, besides ``"auto"``. On the CPU ``"auto"`` means the last one.
 
-    ``"reference"`` is the layer in plain PyTorch, ``"torch"`` torch's own layer, where that can do the work of a call
-    and else the reference; the others are compiled kernels.
+    ``"reference"`` is the layer in plain PyTorch. ``"torch"`` is torch's own layer, or the reference for calls that
+    torch's layer cannot run. The others are compiled kernels.
     """
     return _IMPLS
 
 
 @contextmanager
 def use_impl(name: str) -> Iterator[None]:
-    """What ``impl="auto"`` means in this thread inside the block.
+    """Inside the block, ``impl="auto"`` means ``name`` in this thread.
 
     Example::
 
@@ -72,7 +72,7 @@ def _check_impl(name: str) -> None:
 
 
 def _constant(function: Any) -> Any:
-    """``torch.compiler.assume_constant_result``, without the import of Dynamo that it begins with, half of torch's."""
+    """``torch.compiler.assume_constant_result``, without its import of Dynamo, which takes as long as half of torch."""
     function._dynamo_marked_constant = True
     return function
 
@@ -80,8 +80,8 @@ def _constant(function: Any) -> Any:
 @_constant
 @lru_cache
 def _runs_on(index: int | None) -> bool:
-    """Whether the kernels were built for a GPU; a warning says where they were not."""
-    if C is None or not torch.cuda.is_available():  # fake tensors
+    """Whether the kernels were built for this GPU. Warns if they were not."""
+    if C is None or not torch.cuda.is_available():  # a fake tensor, on a machine without a GPU
         return True
     try:
         with torch.cuda.device(index):
@@ -97,26 +97,25 @@ def _runs_on(index: int | None) -> bool:
 
 
 def _has_kernels(impl: str, device: str, x: Tensor) -> bool:
-    """Whether our kernels run a layer on the device of ``x``. (A plan that prefers torch's own layer for some shapes on
-    a GPU would say so here.)"""
+    """Whether our kernels run a layer on the device of ``x``."""
     if C is None or impl in _WITHOUT_KERNELS or device not in _DEVICES:
         return False
     return device != "cuda" or impl != "auto" or _runs_on(x.device.index)
 
 
 def takes_ids(ids: Tensor) -> bool:
-    """Whether a layer reads ids without unrolling time: our kernels do, torch's own layer wants features."""
+    """Whether a layer on the device of ``ids`` takes them as input; torch's own layer needs features instead."""
     return _has_kernels(getattr(_default, "impl", "auto"), ids.device.type, ids)
 
 
 def _waits_for_checks() -> bool:
-    """Whether values on a GPU are to be checked too, which waits for it."""
+    """Whether lengths on a GPU are checked too, although the call then waits for the GPU."""
     return os.environ.get("SEQCLS_SYNC_CHECK") == "1"
 
 
 @_constant
 def _allows_tf32() -> bool:
-    """Whether torch's switches let float32 products on CUDA be rounded to TF32, as torch.nn's layers ask it."""
+    """Whether torch's settings allow TF32 in float32 products of recurrent layers on CUDA."""
     return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
@@ -142,17 +141,17 @@ def rnn_layer(
 
     Args:
         x: ``(T, B, I)`` of any strides, ``(B, T, I)`` if ``batch_first``; packed rows ``(N, I)`` with ``batch_sizes``.
-            Or integers without the last dimension: ids, each for a row of ``I`` zeros with a 1 at that index, whose
-            projection is a column of ``w_ih`` and costs no product. Tokens with an embedding ``E`` are such a layer,
-            with ``w_ih = (E @ weight_ih.T).T``.
+            Or integers without the last dimension: ids. An id ``i`` stands for a row of ``I`` zeros with a 1 at ``i``,
+            so its projection is column ``i`` of ``w_ih`` and needs no product. Tokens with an embedding ``E`` become
+            ids with ``w_ih = (E @ weight_ih.T).T``.
         w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
         h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
         cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
-        lengths: ``(B,)`` integers, in any order, zeros allowed. What lies beyond a row's length is never read.
+        lengths: ``(B,)`` integers, in any order, zeros allowed. A row is never read beyond its length.
         batch_sizes: ``(T,)`` as in a ``PackedSequence``.
-        want_output: without it the per-step output is None.
-        recompute: keep nothing of the forward for the backward, which then runs it once more; the gradients are the
-            same. (Under ``torch.func`` transforms it is kept all the same.)
+        want_output: if False, ``output`` is None.
+        recompute: save memory: the forward keeps nothing for the backward, which runs the forward once more. The
+            gradients are the same. It has no effect under the transforms of ``torch.func``.
         impl: ``"auto"`` or one of :func:`available_impls`.
 
     Returns:
@@ -194,7 +193,7 @@ def run_layer(
     recompute: bool = False,
     impl: str = "auto",
 ) -> Outputs:
-    """:func:`rnn_layer` with its weights in one list, kind after kind, as the ops take them."""
+    """:func:`rnn_layer` with its weights in one list, one kind after another, as the ops take them."""
     if impl == "auto":
         impl = getattr(_default, "impl", "auto")
     if impl != "auto":
@@ -207,11 +206,10 @@ def run_layer(
     if autocasts(device):
         x, h0, c0, *weights = autocast(x, h0, c0, *weights)
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
-    # Forward-mode AD has no kernels, and Dynamo no eye for our vmap rule: a custom op's tangent, and there its gradient
-    # too, would be a silent zero.
+    # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
     has_kernel = differentiable and _has_kernels(impl, device, x)
-    if lengths is not None:  # the CPU's kernels check the values themselves
+    if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
         if has_kernel:
@@ -243,7 +241,7 @@ def run_layer(
 
 
 def _fallback(spec: _autograd.Spec, *tensors: Any) -> Outputs:
-    """The layer without our kernels: torch's own where it can do the work, else the reference."""
+    """The layer without our kernels: torch's own layer if it can run the call, else the reference."""
     x, h0, c0, lengths, *rest = tensors
     if spec.impl != "reference" and _torch_layer.can_run(spec, *tensors):
         return _torch_layer.torch_layer(spec, *tensors)

@@ -173,7 +173,7 @@ def test_tf32_reaches_the_backward(allow_tf32: bool, compiled: str) -> None:
     spec = _autograd.Spec(1, "gru", False, True, compiled, allow_tf32)
     for recompute, function in itertools.product((False, True), (_autograd.Layer.apply, _autograd.transformed_layer)):
         with WatchTf32() as watch:
-            output, h_n, _ = function(spec.but(recompute=recompute), *tensors)
+            output, h_n, _ = function(spec.replace(recompute=recompute), *tensors)
             (d_x,) = torch.autograd.grad(output.sum() + h_n.sum(), x, create_graph=True)
         assert set(watch.seen) == {(name, allow_tf32) for name in ("rnn_forward", "rnn_backward")}
         assert d_x.grad_fn is not None

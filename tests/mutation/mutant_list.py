@@ -97,7 +97,12 @@ PYTHON = [
         "autocast_off(x.device.type)",
         "torch.no_grad() if False else autocast_off('meta')",
     ),
-    Mutant("ensemble folded", AUTOGRAD, "tensors[4] is None and all(dim is None for dim in dims[5:])", "True"),
+    Mutant(
+        "ensemble folded",
+        AUTOGRAD,
+        "tensors[_BATCH_SIZES] is None and all(dim is None for dim in dims[_WEIGHTS:])",
+        "True",
+    ),
     Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
     Mutant(
         "nothing saved below vmap",
@@ -112,7 +117,7 @@ PYTHON = [
     Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
     Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or grads_batched(grads)", "_current_level >= 0"),
     Mutant(
-        "second derivative of grads lost", AUTOGRAD, "*result[:3], None, None, *result[3:]", "*[None] * 5, *result[3:]"
+        "second derivative of grads lost", AUTOGRAD, "(*of_grads, False, False, *of_own)", "(*[False] * 5, *of_own)"
     ),
     Mutant(
         "one dtype for every autocast",
