@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
-from ._shapes import by_kind
+from ._shapes import CELLS, by_kind
 
 __all__ = [
     "Layer",
@@ -79,7 +79,7 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
         spec.want_saved, spec.impl, spec.allow_tf32,
     )  # fmt: skip
     saved = rest.pop() if spec.want_saved else None
-    c_n = rest.pop(0) if spec.cell == "lstm" else None
+    c_n = rest.pop(0) if CELLS[spec.cell].has_c else None
     return rest[0] if rest else None, h_n, c_n, saved
 
 

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from ._autograd import Spec, mapped, needs_graph, reference_layer, run_backward, run_forward
 from ._ext import C
 from ._inputs import autocast
+from ._shapes import CELLS
 
 __all__ = ["ExportedLayer"]
 
@@ -35,7 +36,7 @@ class ExportedLayer(torch.autograd.Function):
         spec, tensors = Spec(*ctx.options), ctx.saved_tensors
         output, *_, saved = run_forward(spec, tensors)
         d_output = grads[-1] if spec.want_output else None
-        d_c_n = grads[1] if spec.cell == "lstm" else None
+        d_c_n = grads[1] if CELLS[spec.cell].has_c else None
         _, *needs = ctx.needs_input_grad
         return None, *run_backward(spec, needs, (d_output, grads[0], d_c_n), tensors, output, saved)
 
@@ -76,8 +77,8 @@ def _exported_vmap(
 
     def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *weights: Tensor) -> Any:
         results = torch.ops.seqcls_fast.rnn_layer.default(x, weights, h0, c0, lengths, batch_sizes, *rest)
-        lstm = cell == "lstm"
-        return results[-1] if len(results) > 1 + lstm else None, results[0], results[1] if lstm else None, None
+        has_c = CELLS[cell].has_c
+        return results[-1] if len(results) > 1 + has_c else None, results[0], results[1] if has_c else None, None
 
     spec = Spec(directions, cell, *options)
     tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *weights), (dims[0], *dims[2:6], *dims[1])
