@@ -1,7 +1,8 @@
-"""Compiles programs and libraries over simt.h, source by source, and loads the plugin.
+"""Compiles programs and libraries that include simt.h, and loads the plugin.
 
-What comes out is kept under build/simt by a hash of what went in: an object by its preprocessed text, so that a change
-compiles what it touches, and a second test session nothing. Paths are relative: a copy of the project finds the same.
+Results are kept under build/simt, an object in a folder named by a hash of its preprocessed text, so that a change
+compiles only the sources that it affects. Paths in the commands are relative, so a copy of the project has the same
+hashes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 KEPT = ROOT / "build" / "simt"
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", f"-I{HERE.relative_to(ROOT)}")
-# What the plugin is told besides: device code knows other pragmas; the small devices need kernels no real one does.
+# Device code has pragmas that other compilers do not know, and small devices need kernels that real ones never do.
 PLUGIN_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-DSF_EVERY_REGIME")
 
 
@@ -38,14 +39,14 @@ def compiler() -> list[str] | None:
 
 
 def why_not() -> str | None:
-    """Why nothing can be built here, as the reason of a skip."""
+    """Why nothing can be built here, or None if it can."""
     if sys.platform != "linux":
         return "simt.h asks for Linux"
     return None if compiler() else "no C++ compiler: CXX is not set to one, and c++ is not installed"
 
 
 def why_no_plugin() -> str | None:
-    """Why the plugin cannot be built or loaded here, as the reason of a skip."""
+    """Why the plugin cannot be built or loaded here, or None if it can."""
     if _ext.C is None:
         return f"the extension is missing: {_ext.why_missing}"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -54,12 +55,12 @@ def why_no_plugin() -> str | None:
 
 
 def build(sources: Sequence[Path], output: str, *flags: str) -> Path:
-    """Compile ``sources``, side by side, into a file called ``output`` and return where it is.
+    """Compile ``sources`` in parallel into a file called ``output`` and return its path.
 
     Args:
         sources: C++ files.
         output: name of the program, or of the library if ``flags`` ask for one.
-        flags: what the compiler is told besides FLAGS and before $CXXFLAGS.
+        flags: options of the compiler, between FLAGS and $CXXFLAGS.
     """
     command = compiler()
     if command is None:
@@ -79,11 +80,11 @@ def _object(command: list[str], source: Path) -> Path:
 
 
 def _kept(digest: str, name: str, command: list[str]) -> Path:
-    """The file that ``command`` makes, made unless it is there."""
+    """The file that ``command`` makes. The command runs only if the file is not there yet."""
     target = (KEPT / digest[:16] / name).relative_to(ROOT)
     if not (ROOT / target).exists():
         (ROOT / target).parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{name}.{os.getpid()}")  # renamed when whole: another session may look for it
+        partial = target.with_name(f"{name}.{os.getpid()}")  # renamed when complete: another session may look for it
         _run([*command, "-o", str(partial)])
         (ROOT / partial).replace(ROOT / target)
     return ROOT / target
@@ -92,14 +93,14 @@ def _kept(digest: str, name: str, command: list[str]) -> Path:
 def _run(command: list[str]) -> bytes:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
-        first = done.stderr.decode(errors="replace")[:4000]  # a template's faults come once per kernel
+        first = done.stderr.decode(errors="replace")[:4000]  # an error in a template is repeated for every kernel
         raise RuntimeError(f"build: {shlex.join(command)} failed\n{first}")
     return done.stdout
 
 
 def build_plugin() -> Path:
-    """The CUDA backend as a plugin for CPU tensors; a minute of two cores where nothing of it is kept."""
-    of_cuda = sorted(file for file in (ROOT / "csrc" / "cuda").glob("*.cu") if file.name != "runner.cu")
+    """Build the CUDA backend as a plugin for CPU tensors, which takes a minute of two cores if nothing is kept yet."""
+    of_cuda = sorted(file for file in (ROOT / "csrc" / "cuda").rglob("*.cu") if file.name != "runner.cu")
     headers = (Path(torch.__file__).parent / "include", sysconfig.get_path("include"))  # torch brings pybind11
     includes = [flag for folder in headers for flag in ("-isystem", str(folder))]
     return build([*of_cuda, HERE / "plugin.cpp"], "_simt.so", "-shared", *PLUGIN_FLAGS, *includes)
