@@ -1,12 +1,11 @@
-// What a kernel finds wrong and cannot say itself: it raises a word in memory that the host sees, and the next look at
-// it becomes an exception.
+// Error codes that a kernel writes to host memory; the next call raises them.
 #pragma once
 
 #include <cstdint>
 
 namespace sf::cuda {
 
-enum Fault : uint32_t { kNoSuchId = 1, kWaitRanOut = 2 };  // the worse the larger
+enum Fault : uint32_t { kNoSuchId = 1, kWaitRanOut = 2 };  // a larger code is more serious and replaces a smaller one
 
 inline const char* sentence_of(uint32_t fault) {
   return fault == kNoSuchId

@@ -1,4 +1,4 @@
-// What one launch of a recurrent kernel is told: plain data, the same for every cell, pass and regime.
+// The arguments of one launch of a recurrent kernel: plain data, the same struct for every cell, pass and regime.
 #pragma once
 
 #include "../core/args.h"
@@ -6,9 +6,10 @@
 
 namespace sf::cuda {
 
-// Rows whose values lie side by side: that of (t, b) starts t_bytes * (t, or t_row[t] if packed) + b_bytes * b after
-// data. 32 bits, so that an address is two multiply-adds; rows further apart go stepwise.
-struct Track {
+// Where the row of step t and batch row b starts: data + t_bytes * t_row + b_bytes * b, where t_row is t for padded
+// input and LaunchArgs::t_row[t] for packed input. The values of a row lie side by side. Strides have 32 bits, so that
+// an address is two multiply-adds; layers whose strides are larger run stepwise.
+struct RowAddress {
   char* data = nullptr;  // null: absent
   uint32_t t_bytes = 0, b_bytes = 0;
 
@@ -17,41 +18,42 @@ struct Track {
   }
 };
 
-struct SweepDirection {
-  const void* weights;  // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes)
-                        // fragments of 16 bytes
-  const float* bias;    // (slots, H)
-  int begin, end;       // steps of this launch
-  Track h0, c0;         // absent: zeros
-  Track output, saved;  // saved: see saved_at
-  // forward
-  Track projected;  // (T, B, gates * padded) float32
+struct DirectionArgs {
+  const void* weights;       // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes) fragments of 16 bytes
+  const float* bias;         // (slots, H)
+  int begin, end;            // this launch runs the steps begin .. end - 1
+  RowAddress h0, c0;         // zeros where absent
+  RowAddress output, saved;  // the order of the saved values: saved_at
+  // The forward alone has these.
+  RowAddress projected;  // (T, B, gates * padded) float32: x times W_ih^T
   Rows h_n, c_n;
-  // backward
-  Track d_output, d_gates;
+  // The backward alone has these.
+  RowAddress d_output, d_gates;
   Rows d_h_n, d_c_n, d_h0, d_c0;
 };
 
-struct Sweep {
-  SweepDirection direction[kMaxDirections];
+struct LaunchArgs {
+  DirectionArgs direction[kMaxDirections];
   int T, B, H;
-  bool first, last;  // of the launches a pass is cut into: states come from and
-                     // go to the layer's tensors
+  // A forward is cut into launches. The first reads its states from the layer's tensors, the last writes them there.
+  bool first, last;
   bool write_output;
-  const int64_t* t_row;    // of packed sequences
-  const int64_t* lengths;  // (B,), clamped to 0 .. T; null: all T
-  const int64_t* order;    // (B,): batch rows by descending length; null: as they are
-  // (directions, 2, B, H): states between launches. Not one buffer: a block may be done before another has begun.
+  const int64_t* t_row;    // packed sequences: the first row of each step; else null
+  const int64_t* lengths;  // (B,), within 0 .. T; null if every row has T steps
+  const int64_t* order;    // (B,): batch rows by descending length; null to take them as they are
+  // (directions, 2, B, H): the states between launches. Reading and writing one buffer would be a race, since a block
+  // may have ended before another has begun.
   const float* carried_in;
   float* carried_out;
-  uint64_t* words;  // grid.cuh: operands on their way, tagged; zeroed before
-                    // each launch
-  uint32_t* error;
-  int most_peeks;                                       // as in Limits
-  int directions, blocks, block_groups, groups, tiles;  // as in Plan
+  uint64_t* words;  // the grid regime sends operands through these; zeroed before each launch
+  uint32_t* error;  // the host's error word, which holds a Fault
+  int max_polls;    // see Limits
+  int directions;
+  int blocks, block_groups, groups, tiles;  // see Plan
 };
 
-// Where a step's saved values of one unit are: the first four side by side, a fifth after all of those.
+// The position of a saved value within a row of `saved`: the first four values of a unit lie side by side, and the
+// fifth values of all units follow them.
 constexpr int64_t saved_at(int slot, int64_t unit, int64_t padded_units) {
   return slot < 4 ? 4 * unit + slot : 4 * padded_units + unit;
 }

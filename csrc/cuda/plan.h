@@ -1,9 +1,11 @@
-// Which regime runs a pass and how it is cut up: arithmetic over sizes and device limits, no CUDA. Everything else
-// asks this file, the kernels for their constants too, so a plan is right or wrong in one place.
+// Which regime runs a pass, and how the pass is divided among blocks and warps: arithmetic over sizes and device
+// limits, without CUDA. The host code and the kernels both take their constants from here.
 //
-// A warp keeps 16 units' rows of R, all gates of them, in registers: an m-tile of 16 rows per gate going forward, one
-// m-tile of R^T going back. `splits` warps share the 16 units and take a part of K each; together they are a group.
-// Blocks that hold all groups are a team; a team runs `tiles` batch tiles of 8 rows in turn with R where it is.
+// R is W_hh, and K the dimension that the product with R sums over. A warp keeps the rows of R of 16 units, all gates
+// of them, in registers: one m-tile of 16 rows per gate in the forward, one m-tile of R^T in the backward. Where that
+// is too much for one warp, `splits` warps share the 16 units and each takes a part of K; these warps are a group. The
+// blocks that together hold all groups are a team. A team works through `tiles` batch tiles of 8 rows, one after
+// another in every step, and R stays in its registers.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +15,19 @@ namespace sf::cuda {
 
 enum class Pass : int { kForward, kBackward };
 enum class Regime : int { kOnchip, kCluster, kGrid, kStepwise };
-enum class Precision : int { kBf16, kFp16, kTf32, kTf32x3 };  // of the products; x3: as exact as float32
+// How products are formed. kTf32x3 takes three TF32 products for one, which is as exact as float32.
+enum class Precision : int { kBf16, kFp16, kTf32, kTf32x3 };
 
 constexpr const char* kRegimes[] = {"onchip", "cluster", "grid", "stepwise"};
 constexpr int kTileRows = 8, kGroupUnits = 16;
 
 constexpr int element_size(Precision p) { return p == Precision::kBf16 || p == Precision::kFp16 ? 2 : 4; }
-constexpr int planes(Precision p) { return p == Precision::kTf32x3 ? 2 : 1; }  // an operand is the sum of so many
+constexpr int planes(Precision p) { return p == Precision::kTf32x3 ? 2 : 1; }  // numbers whose sum is one operand value
 constexpr int products(Precision p) { return p == Precision::kTf32x3 ? 3 : 1; }
 constexpr int k_tile_units(Precision p) { return 32 / element_size(p); }  // a k-tile is 32 bytes of a row
 
-// How K is cut: `splits` warps, `k_tiles` tiles of H each (of every gate's H going back). The kernels that exist.
+// How K is divided: among `splits` warps, each of which has `k_tiles` k-tiles of H (in the backward, of H for every
+// gate). Only the tilings listed here have kernels.
 struct Tiling {
   int splits, k_tiles;
 };
@@ -43,23 +47,23 @@ constexpr Tilings tilings(int gates, Precision p) {
 
 constexpr int padded_hidden(Tiling t, Precision p) { return t.splits * t.k_tiles * k_tile_units(p); }
 constexpr int weight_registers(Tiling t, int gates, Precision p) { return 4 * gates * t.k_tiles * planes(p); }
-// Blocks of 8 warps leave a thread 255 registers, of 16 warps 128.
+// A thread may have 255 registers in a block of 8 warps, 128 in a block of 16.
 constexpr int max_warps(Tiling t, int gates, Precision p) { return weight_registers(t, gates, p) <= 32 ? 16 : 8; }
-constexpr int owners(int splits) { return splits < 4 ? splits : 4; }  // of a group's warps, those that hold cells
+constexpr int owners(int splits) { return splits < 4 ? splits : 4; }  // warps of a group that hold cells
 constexpr int cells_per_lane(int splits) { return splits ? 4 / owners(splits) : 0; }
-constexpr int operands(Pass pass, int gates) { return pass == Pass::kForward ? 1 : gates; }  // values a cell gives on
+// Values that a cell passes to the next step's product: h in the forward, the gradients of all gates in the backward.
+constexpr int operands(Pass pass, int gates) { return pass == Pass::kForward ? 1 : gates; }
 constexpr int m_tiles(Pass pass, int gates) { return pass == Pass::kForward ? gates : 1; }
 
 struct Limits {
   int architecture = 90;  // 10 * major + minor
   int multiprocessors = 132;
-  int shared_bytes = 232448;                     // of one block
-  int cluster = 16;                              // most blocks in a cluster; 1: none
-  int warps = 16;                                // most warps in a block
-  int64_t projected_bytes = int64_t{256} << 20;  // how much of the projected input is kept at a time
-  int64_t most_ordered = 65536;                  // batch rows; ordering takes their square
-  int most_peeks = 1 << 24;                      // a thread's looks in vain at other blocks' words,
-                                                 // seconds, before the launch is given up
+  int shared_bytes = 232448;                     // shared memory that one block may have
+  int cluster = 16;                              // most blocks of a cluster; 1 where there are no clusters
+  int warps = 16;                                // most warps of a block
+  int64_t projected_bytes = int64_t{256} << 20;  // most memory that the projected input may take at a time
+  int64_t max_ordered = 65536;                   // largest batch that is ordered by length, in time B * B
+  int max_polls = 1 << 24;                       // failed polls before a kernel stops waiting (a few seconds)
 };
 
 struct Device {
@@ -69,8 +73,7 @@ struct Device {
 constexpr Device kDevices[] = {{"h200", {90, 132, 232448, 16, 16}},
                                {"h100", {90, 132, 232448, 16, 16}},
                                {"a100", {80, 108, 166912, 1, 16}},
-                               {"l40s", {89, 142, 101376, 1, 16}},
-                               {"toy", {90, 4, 65536, 4, 2, 4096}}};
+                               {"l40s", {89, 142, 101376, 1, 16}}};
 
 struct Request {
   int gates;
@@ -82,31 +85,32 @@ struct Request {
 
 struct Plan {
   Regime regime = Regime::kStepwise;
-  const char* why = "";
+  const char* why = "";  // why this regime, or the one tried before it, does not fit
   Tiling tiling{};
-  int padded = 0;  // H as the kernel has it
-  int groups = 0;  // of 16 units, in all; at most padded / 16
-  int block_groups = 0;
-  int blocks = 0;  // of a team
-  int tiles = 0;   // batch tiles a team runs in turn
-  int teams = 0;   // per direction
-  int threads = 0;
-  int registers = 0;  // a thread may use
-  int shared_bytes = 0;
+  int padded = 0;        // H rounded up to what the tiling covers
+  int groups = 0;        // groups of a team, at most padded / 16
+  int block_groups = 0;  // groups of a block
+  int blocks = 0;        // blocks of a team
+  int tiles = 0;         // batch tiles of a team; 0 if the regime does not fit
+  int teams = 0;         // teams of a direction
+  int threads = 0;       // threads of a block
+  int registers = 0;     // most registers of a thread
+  int shared_bytes = 0;  // shared memory of a block
 };
 
-// How many registers a thread of a block may have: the register file is cut in steps of four warps.
+// The most registers that a thread of a block may have. The number of warps counts rounded up to a multiple of four.
 constexpr int register_cap(int warps) {
   const int cap = 16384 / (32 * ((warps + 3) / 4)) / 8 * 8;
   return cap < 255 ? cap : 255;
 }
 
-// Bytes from one row of a batch tile's operand to the next: an odd multiple of 16, so that 8 rows meet no bank twice.
+// Bytes from one row of a batch tile's operand to the next: an odd multiple of 16, so that 8 rows that are read at once
+// lie in different banks.
 constexpr int operand_pitch(const Request& r, int padded) {
   return operands(r.pass, r.gates) * padded * element_size(r.precision) + 16;
 }
 
-// What recurrence.cuh carves, region after region, each of whose sizes is a multiple of 16 bytes.
+// The sum of the regions that recurrence.cuh takes from shared memory, all multiples of 16 bytes.
 constexpr int shared_bytes(const Request& r, const Plan& p) {
   const int warps = p.block_groups * p.tiling.splits, values = planes(r.precision) * operands(r.pass, r.gates);
   const int rows = p.tiles * kTileRows * 8;
@@ -121,7 +125,7 @@ constexpr int shared_bytes(const Request& r, const Plan& p) {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The plan of one regime, or one with no tiles and the reason why not.
+// The plan for one regime. If the regime cannot run the layer, the plan has no tiles and `why` says the reason.
 constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   Plan p{};
   p.regime = regime;
@@ -136,17 +140,17 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   p.tiling = all.first[chosen];
   p.padded = padded_hidden(p.tiling, r.precision);
   p.groups = static_cast<int>(ceil_div(r.hidden, kGroupUnits));
-  const int most_warps = max_warps(p.tiling, r.gates, r.precision);
-  const int most_groups = (most_warps < limits.warps ? most_warps : limits.warps) / p.tiling.splits;
-  if (most_groups == 0) {
+  const int max_block_warps = max_warps(p.tiling, r.gates, r.precision);
+  const int max_groups = (max_block_warps < limits.warps ? max_block_warps : limits.warps) / p.tiling.splits;
+  if (max_groups == 0) {
     p.why = "a block has too few warps for the parts K is cut into";
     return p;
   }
-  p.blocks = static_cast<int>(ceil_div(p.groups, most_groups));
+  p.blocks = static_cast<int>(ceil_div(p.groups, max_groups));
   p.block_groups = static_cast<int>(ceil_div(p.groups, p.blocks));
-  p.groups = p.blocks * p.block_groups;  // every warp works, if on zeros: cluster.cuh counts on it
+  p.groups = p.blocks * p.block_groups;  // every warp has a group, which may be all padding: cluster.cuh needs that
   p.threads = 32 * p.block_groups * p.tiling.splits;
-  p.registers = register_cap(most_warps);
+  p.registers = register_cap(max_block_warps);
   if (regime == Regime::kOnchip && p.blocks > 1) {
     p.why = "the recurrent weights do not fit one multiprocessor";
     return p;
@@ -162,7 +166,7 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   }
   const int64_t batch_tiles = ceil_div(r.batch > 0 ? r.batch : 1, kTileRows);
   const int64_t wanted = ceil_div(batch_tiles, resident > 0 ? resident : 1);
-  // onchip: more blocks than multiprocessors simply queue, and two tiles in flight hide each other's latency
+  // onchip: blocks beyond the number of multiprocessors wait their turn; two tiles of a block hide each other's latency
   const int64_t most = regime == Regime::kOnchip ? (wanted < 2 ? wanted : 2) : wanted;
   for (p.tiles = static_cast<int>(most < 16 ? most : 16); p.tiles > 0; --p.tiles) {
     p.shared_bytes = shared_bytes(r, p);
@@ -172,7 +176,7 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
     p.why = "one batch tile does not fit shared memory";
     return p;
   }
-  // as few rounds of teams as that makes, all of about one size
+  // That number of tiles decides how many rounds of teams are needed. Divide the tiles evenly among these rounds.
   const int64_t at_once = resident > 0 ? resident : 1, rounds = ceil_div(batch_tiles, at_once * p.tiles);
   p.tiles = static_cast<int>(ceil_div(batch_tiles, at_once * rounds));
   p.shared_bytes = shared_bytes(r, p);
@@ -184,16 +188,16 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   return p;
 }
 
-// Whether any plan of a device as large as today's runs a tiling under a regime: the kernels that are compiled.
+// Whether a plan for a real device can choose this tiling under this regime. Only such kernels are compiled.
 constexpr bool reachable(int gates, Precision precision, Tiling t, Regime regime) {
   const Tilings all = tilings(gates, precision);
-  int smallest = 1;  // H
+  int smallest = 1;  // the smallest H that takes this tiling
   for (int i = 0; i < all.count; ++i) {
     const int padded = padded_hidden(all.first[i], precision);
     if (padded < padded_hidden(t, precision) && padded >= smallest) smallest = padded + 1;
   }
-  const int most_groups = max_warps(t, gates, precision) / t.splits;
-  const auto blocks = [&](int hidden) { return ceil_div(ceil_div(hidden, kGroupUnits), most_groups); };
+  const int max_groups = max_warps(t, gates, precision) / t.splits;
+  const auto blocks = [&](int hidden) { return ceil_div(ceil_div(hidden, kGroupUnits), max_groups); };
   const int64_t low = blocks(smallest), high = blocks(padded_hidden(t, precision));
   if (regime == Regime::kOnchip) return low == 1;
   return high > 1 && (regime == Regime::kGrid || low <= 16);
@@ -206,7 +210,7 @@ constexpr Plan make_plan(const Request& r, const Limits& limits) {
   for (const Regime regime : {Regime::kOnchip, Regime::kCluster, Regime::kGrid}) {
     Plan p = fit(r, limits, regime);
     if (fits(p)) {
-      p.why = why;  // why not the regime before
+      p.why = why;  // why the regime before this one did not fit
       return p;
     }
     why = p.why;
@@ -216,8 +220,8 @@ constexpr Plan make_plan(const Request& r, const Limits& limits) {
   return p;
 }
 
-// Cycles a step cannot do without, per team: tensor cores at the 6.4 cycles an m16n8k16 takes, the special function
-// unit at 8 a warp. mufu: the instructions of one cell.
+// The least cycles of a team's step on the tensor cores, at 6.4 cycles for one m16n8k16 product, and on the special
+// function units, at 8 cycles for one instruction of a warp. mufu: special function instructions of one cell.
 constexpr double mma_cycles(const Request& r, const Plan& p) {
   const int warps = p.block_groups * p.tiling.splits;
   return 6.4 * static_cast<double>(ceil_div(warps, 4)) * r.gates * p.tiling.k_tiles * products(r.precision) * p.tiles;

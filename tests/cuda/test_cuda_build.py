@@ -1,7 +1,7 @@
-"""The extension built with CUDA, without a GPU: what is registered, what tracing sees, and the CPU as it was.
+"""The extension built with CUDA, tested without a GPU: registered ops, fake kernels, and unchanged results on the CPU.
 
-`make cuda-build` runs this in build/cuda/lib, where that build is. Its results on the CPU are compared with those of
-the tree's own build, bit by bit, under one and the same torch.
+`make cuda-build` runs these tests in build/cuda/lib, the folder of that build. Its results on the CPU are compared bit
+by bit with those of the source tree's own build, under the same torch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def layer(cell: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, l
 
 
 def run(cell: str, x: Tensor, weights: list[Tensor], impl: str) -> dict[str, list[Tensor]]:
-    """What each of the ops returns."""
+    """The results of each op."""
     ops = torch.ops.seqcls_fast
     none = (None, None, None, None)  # h0, c0, lengths, batch_sizes
     forward = ops.rnn_forward(x, weights, *none, cell, 2, False, True, True, impl)
@@ -60,7 +60,7 @@ def run(cell: str, x: Tensor, weights: list[Tensor], impl: str) -> dict[str, lis
 
 
 def digests() -> dict[str, str]:
-    """A hash of all results, of each cell, dtype and CPU implementation, but of `saved`, whose padding is undefined."""
+    """A hash of the results of each cell, dtype and CPU implementation, without `saved`, whose padding is undefined."""
     assert _ext.C is not None
     found = {}
     for cell in GATES:
@@ -86,7 +86,7 @@ def test_registered_for_cuda(op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", GATES)
 def test_fake_kernels_agree(cell: str, dtype: torch.dtype) -> None:
-    """Of CUDA tensors the shapes are the CPU's; what is kept for the backward is in the input's dtype."""
+    """On CUDA the results have the CPU's shapes, and the values saved for the backward have the input's dtype."""
     real = run(cell, *layer(cell, dtype), "auto")
     with FakeTensorMode():
         fake = run(cell, *layer(cell, dtype, "cuda"), "auto")
@@ -127,7 +127,7 @@ def test_info_says_what_was_built() -> None:
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
 def test_needs_no_cuda_library_and_exports_none() -> None:
-    """CUDA's runtime is inside and hidden, so that the module imports where no CUDA is, and torch keeps its own."""
+    """CUDA's runtime is linked in and hidden: the module imports without CUDA, and torch uses its own runtime."""
     assert _ext.C is not None
     module = str(_ext.C.__file__)
 

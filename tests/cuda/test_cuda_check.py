@@ -1,6 +1,6 @@
-"""The parsers and rules of tools/cuda_check.py on small texts: each rule has a kernel that breaks it.
+"""The parsers and rules of tools/cuda_check.py on small texts. For each rule there is a kernel that breaks it.
 
-The texts are in the formats of nvcc 13.0, ptxas and cuobjdump; no compiler and no GPU is needed.
+The texts have the formats of nvcc 13.0, ptxas and cuobjdump. No compiler and no GPU is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cuda_check
 import sass
 import step_model
 
-# As cuobjdump prints it: a predicate, a long name, a constant with brackets, a semicolon without its space.
+# Output of cuobjdump with a predicate, a long name, a constant with brackets, and a semicolon without a space.
 DUMP = """\
 \t\tFunction : _ZN2sf4cuda5thingEv
 \t.headerflags\t@"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
@@ -71,11 +71,11 @@ GRU = "sf::cuda::Shape<sf::Gru, sf::cuda::Bf16, {splits}, 4, (sf::cuda::Pass)0>,
 
 
 def name_of(regime: str = "Onchip", splits: int = 1) -> str:
-    return f"void sf::cuda::recur<{GRU.format(regime=regime, splits=splits)}>(sf::cuda::Sweep)"
+    return f"void sf::cuda::recur<{GRU.format(regime=regime, splits=splits)}>(sf::cuda::LaunchArgs)"
 
 
 def code_of(*lines: str) -> list[sass.Instruction]:
-    """Instructions 16 bytes apart. "@P0 BRA 3" branches to line 3 under a predicate."""
+    """One instruction per line, 16 bytes each. "@P0 BRA 3" branches to line 3 under a predicate."""
     code = []
     for i, line in enumerate(lines):
         text = line.removeprefix("@P0 ")
@@ -86,13 +86,13 @@ def code_of(*lines: str) -> list[sass.Instruction]:
     return code
 
 
-HMMA = ["HMMA.16816.F32.BF16 R4, R8, R12, RZ"] * 12  # what a GRU with 4 k-tiles needs a step
+HMMA = ["HMMA.16816.F32.BF16 R4, R8, R12, RZ"] * 12  # the products of a step of a GRU with 4 k-tiles
 BARRIER, NAMED = "BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING R5, 0x40"
 TRY = "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR8], R88"
 
 
 def recurrent(*body: str) -> list[sass.Instruction]:
-    """A kernel with barriers before and after its time loop, and the loop."""
+    """A kernel whose time loop is ``body``, with a barrier before the loop and one after it."""
     return code_of(BARRIER, "MEMBAR.ALL.GPU", *body, "@P0 BRA 2", BARRIER, "EXIT")
 
 
@@ -116,7 +116,7 @@ def test_disassembly_is_read() -> None:
     assert [i.opcode for i in code] == ["LDC", "SYNCS.ARRIVE.TRANS64", "ULEA", "ERRBAR"]
     assert [i.address for i in code] == [0, 16, 32, 48]
     assert [i.guarded for i in code] == [False, True, True, False]
-    assert [i.stall for i in code] == [8, 1, 5, 1]  # of 0, ptxas means 1
+    assert [i.stall for i in code] == [8, 1, 5, 1]  # 0 in the encoding means 1
     assert code[1].operands == "RZ, [R88+URZ], R89"
 
 
@@ -128,7 +128,7 @@ def test_half_an_instruction_is_refused() -> None:
 def test_ptxas_report_is_read() -> None:
     usages = cuda_check.parse_ptxas(LOG)
     assert usages["first"] == cuda_check.Usage(registers=243)
-    # what a called function needs counts too; its stack is not static shared memory
+    # the stack and spills of a called function are added to the kernel's
     assert usages["second"] == cuda_check.Usage(registers=128, stack=64, spills=56, static_shared=640)
 
 
@@ -155,14 +155,14 @@ def test_names_are_understood() -> None:
     assert (kernel.hidden, kernel.step_hmma) == (32, 12)
     assert cuda_check.recurrent_kernel("void sf::cuda::pack_weights<sf::cuda::Bf16>(sf::cuda::Pack)") is None
     with pytest.raises(ValueError, match="template arguments"):
-        cuda_check.recurrent_kernel("void sf::cuda::recur<int>(sf::cuda::Sweep)")
+        cuda_check.recurrent_kernel("void sf::cuda::recur<int>(sf::cuda::LaunchArgs)")
 
 
 def test_time_loop_is_the_innermost_with_most_products() -> None:
     lines = ["MOV", "NOP", "HMMA", "@P0 BRA 2", "HMMA", "HMMA", "@P0 BRA 4", "@P0 BRA 1", "EXIT"]
     found = sass.loops(code_of(*lines))
     assert sorted(len(loop.code) for loop in found) == [2, 3, 7]
-    outer = sass.time_loop(found)  # the products of both inner loops are its own
+    outer = sass.time_loop(found)  # products of inner loops count for the outer loop
     assert outer is not None
     assert [i.address // sass.SIZE for i in outer.code] == list(range(1, 8))
     assert sum(outer.contains(loop) for loop in found) == 2
@@ -173,7 +173,7 @@ def test_time_loop_is_the_innermost_with_most_products() -> None:
 
 
 def test_code_behind_the_end_belongs_to_its_loop() -> None:
-    """The loop leaves for line 6, which goes back into its middle: no loop of its own, and not outside either."""
+    """The loop jumps to line 6 and from there back into its middle: line 6 is part of this loop and starts no other."""
     lines = ["MOV", "HMMA", "@P0 BRA 6", "NOP", "@P0 BRA 1", "EXIT", "BAR.SYNC 0x0", "BRA 3"]
     (loop,) = sass.loops(code_of(*lines))
     assert [i.address // sass.SIZE for i in loop.code] == [1, 2, 3, 4, 6, 7]
@@ -186,7 +186,7 @@ def test_unreachable_code_is_no_loop() -> None:
 
 
 def test_other_ways_to_branch() -> None:
-    """Before sm_90 a loop is left by a CALL over the branch back; a mask is no address."""
+    """Before sm_90 a loop may end with a CALL over the branch back. The mask of a WARPSYNC is not an address."""
     (loop,) = sass.loops(code_of("WARPSYNC 0xffffffff", "HMMA", "@P0 CALL.REL.NOINC 4", "BRA 0", "EXIT"))
     assert len(loop.code) == 4
     assert not any(i.calls for i in loop.code)
@@ -219,7 +219,7 @@ def test_a_wait_and_its_retries_are_one() -> None:
 
 
 def shifted(code: list[sass.Instruction]) -> list[sass.Instruction]:
-    """One instruction later, the branch back of the outer loop to a line of its own."""
+    """The code one instruction later. The retry branches to line 1, and the outer loop to line 0."""
     moved = []
     for i, one in enumerate(code):
         text = one.text

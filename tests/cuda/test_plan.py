@@ -1,7 +1,7 @@
-"""The GPU planner as a table, and the command that explains it; no GPU is asked.
+"""The GPU planner as a table, and the command that explains a plan. No GPU is needed.
 
-The table was written from the arithmetic at the top of each block, not from what the planner printed. What must hold
-for every plan is checked on a large grid, beside bounds computed here anew.
+The expected plans were computed by hand, as the comments in the table show, and not copied from the planner's output.
+Rules that hold for every plan are checked on many layers, against bounds that this file computes itself.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from seqcls_fast.cli import plan as plan_command
 if _ext.C is None:
     pytest.skip(f"needs the compiled extension: {_ext.why_missing}", allow_module_level=True)
 
-DEVICES = _ext.C.known_devices()
+KNOWN = _ext.C.known_devices()
+# A small device, so that small layers reach every regime.
+TOY = {"architecture": 90, "multiprocessors": 4, "shared_bytes": 65536, "cluster": 4, "warps": 2}
+DEVICES = KNOWN | {"toy": TOY}
 REGIMES = _ext.C.regimes()
 CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}  # gates
 PRECISIONS = {"bf16": (2, 1), "fp16": (2, 1), "tf32": (4, 1), "tf32x3": (4, 2)}  # bytes of an element, planes
 
 
 class Cut(NamedTuple):
-    """What the table says of a plan."""
+    """The fields of a plan that the table lists."""
 
     regime: str
     blocks: int  # of a team
-    tiles: int  # of 8 rows that a team has
-    splits: int  # of K
+    tiles: int  # batch tiles of 8 rows that a team works through
+    splits: int  # warps that share the 16 units of a group
 
 
 STEPWISE = Cut("stepwise", 0, 0, 0)
@@ -64,13 +67,13 @@ def plan(
 
 # cell, H, B, precision, directions, device -> forward, backward (None: as forward)
 TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
-    # bf16, gated: H is padded to 64, 128 (K whole), 192, 256 (2 parts), 384, 512 (4), 768, 1024 (8). R takes more than
+    # bf16, GRU and LSTM: H is padded to 64, 128 (1 split), 192, 256 (2), 384, 512 (4), 768, 1024 (8). R takes more than
     # 32 registers, so a block has 8 warps, which hold 8, 4, 2 or 1 groups of 16 units.
     (("lstm", 1, 1, "bf16", 1, "h200"), onchip(1), None),
     (("lstm", 64, 64, "bf16", 1, "h200"), onchip(1), None),
     (("gru", 100, 9, "fp16", 2, "h200"), onchip(1), None),
     (("lstm", 128, 1056, "bf16", 1, "h200"), onchip(1), None),  # 132 tiles: one for every multiprocessor
-    (("lstm", 128, 1057, "bf16", 1, "h200"), onchip(2), None),  # 133: two hide each other's latency, the rest queues
+    (("lstm", 128, 1057, "bf16", 1, "h200"), onchip(2), None),  # 133: 2 hide each other's latency, other blocks wait
     (("lstm", 128, 10000, "bf16", 1, "h200"), onchip(2), None),
     (("lstm", 128, 528, "bf16", 2, "h200"), onchip(1), None),  # 66 tiles twice
     (("lstm", 128, 529, "bf16", 2, "h200"), onchip(2), None),
@@ -80,25 +83,27 @@ TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
     (("lstm", 256, 64, "bf16", 1, "h200"), cluster(4, 1, 2), None),
     (("gru", 300, 1, "bf16", 1, "h200"), cluster(10, 1, 4), None),  # 19 groups, 2 a block
     (("lstm", 512, 16, "bf16", 1, "h200"), cluster(16, 1, 4), None),  # 32 groups, 2 a block
-    # 8 teams at once for 128 tiles. Forward a tile takes 2 * 8 * 1040 of operand, 2048 of state, 80 besides, and 33,792
-    # are taken once: 10 would fit, so 2 rounds of 8. Backward 65,792 + 2048 + 80, and 12,288 once: 3 fit, so 6 rounds.
+    # 8 teams at once for 128 tiles. In the forward a tile takes 2 * 8 * 1040 bytes of operand, 2048 of state and 80 of
+    # other memory, and a block takes 33,792 once: 10 tiles would fit, so 2 rounds of 8. In the backward a tile takes
+    # 65,792 + 2048 + 80, and a block 12,288 once: 3 tiles fit, so 6 rounds.
     (("lstm", 512, 1024, "bf16", 1, "h200"), cluster(16, 8, 4), cluster(16, 3, 4)),
     (("lstm", 512, 832, "bf16", 1, "h200"), cluster(16, 7, 4), cluster(16, 3, 4)),  # 104 tiles: 2 rounds of 7, 5 of 3
     (("lstm", 512, 64, "bf16", 2, "h200"), cluster(16, 2, 4), None),  # 4 teams a direction for 8 tiles
     (("lstm", 513, 16, "bf16", 1, "h200"), grid(33, 1, 8), None),  # a group a block; 16 is the largest cluster
     (("lstm", 768, 16, "bf16", 1, "h200"), grid(48, 1, 8), None),  # 2 teams of 48
-    # 2 teams for 8 tiles: 4 each. Forward they take 141,568; backward 98,560 of operand each, so that only 2 fit.
+    # 2 teams for 8 tiles: 4 each. In the forward they take 141,568 bytes; in the backward each tile takes 98,560 of
+    # operand, so that only 2 fit.
     (("lstm", 768, 64, "bf16", 1, "h200"), grid(48, 4, 8), STEPWISE),
     (("gru", 1024, 16, "fp16", 1, "h200"), grid(64, 1, 8), None),
     (("lstm", 1024, 16, "bf16", 2, "h200"), grid(64, 2, 8), STEPWISE),  # backward 2 tiles' operands are 262,656
     (("lstm", 1025, 1, "bf16", 1, "h200"), STEPWISE, None),  # no kernel is that wide
-    # bf16, one gate: padded to 64, 128 (16 warps, as R takes at most 32 registers), 256, 512 (8), 1024 (2 parts)
+    # bf16, one gate: padded to 64, 128 (16 warps, as R takes at most 32 registers), 256, 512 (8 warps), 1024 (2 splits)
     (("rnn_tanh", 128, 1, "bf16", 1, "h200"), onchip(1), None),
     (("rnn_relu", 129, 1, "bf16", 1, "h200"), cluster(2, 1, 1), None),  # 9 groups, 8 a block
     (("rnn_tanh", 512, 8, "fp16", 2, "h200"), cluster(4, 1, 1), None),
     (("rnn_tanh", 1024, 8, "bf16", 1, "h200"), cluster(16, 1, 2), None),  # 64 groups, 4 a block
-    # TF32 halves what a k-tile holds: 32, 64 (K whole), 96, 128 (2), 192, 256 (4), 384, 512 (8); x3 takes two planes
-    # besides: 16 (1), 32, 64 (2), 128 (4), 256 (8)
+    # A k-tile of TF32 holds half as many units: 32, 64 (1 split), 96, 128 (2), 192, 256 (4), 384, 512 (8). tf32x3 has
+    # two planes as well: 16 (1 split), 32, 64 (2), 128 (4), 256 (8).
     (("lstm", 64, 8, "tf32", 1, "h200"), onchip(1), None),
     (("lstm", 96, 8, "tf32", 1, "h200"), cluster(2, 1, 2), None),
     (("gru", 256, 8, "tf32", 1, "h200"), cluster(8, 1, 4), None),
@@ -113,17 +118,17 @@ TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
     # No clusters before 9.0. A100: 108 multiprocessors of 166,912 bytes; L40S: 142 of 101,376
     (("lstm", 128, 64, "bf16", 1, "a100"), onchip(1), None),
     (("lstm", 256, 64, "bf16", 1, "a100"), grid(4, 1, 2), None),  # 27 teams
-    # 6 teams for 32 tiles: 6 each, 146,304 bytes forward; backward 65,792 of operand each
+    # 6 teams for 32 tiles: 6 each, 146,304 bytes in the forward; in the backward each tile takes 65,792 of operand
     (("lstm", 512, 256, "bf16", 1, "a100"), grid(16, 6, 4), STEPWISE),
     (("lstm", 512, 16, "bf16", 1, "l40s"), grid(16, 1, 4), None),
     (("lstm", 768, 8, "bf16", 1, "l40s"), grid(48, 1, 8), STEPWISE),  # backward one tile takes 98,560 + 14,400
     (("gru", 128, 2000, "bf16", 1, "l40s"), onchip(2), None),  # 250 tiles
-    # The toy device of the tests without a GPU: 4 multiprocessors, blocks of 2 warps, 4 blocks a cluster
+    # TOY: 4 multiprocessors, blocks of 2 warps, 4 blocks a cluster
     (("lstm", 32, 1, "bf16", 1, "toy"), onchip(1), None),
     (("lstm", 33, 16, "bf16", 1, "toy"), cluster(2, 1, 1), None),
     (("gru", 65, 9, "bf16", 2, "toy"), cluster(3, 2, 1), None),  # fewer multiprocessors than both directions want
     (("rnn_tanh", 130, 1, "bf16", 1, "toy"), STEPWISE, None),  # 9 groups, 2 a block: 5 blocks
-    (("lstm", 257, 1, "bf16", 1, "toy"), STEPWISE, None),  # 4 parts of K, 2 warps
+    (("lstm", 257, 1, "bf16", 1, "toy"), STEPWISE, None),  # 4 splits, but 2 warps
 ]
 
 
@@ -148,7 +153,7 @@ PADDED = {
 
 @pytest.mark.parametrize(("cell", "precision"), PADDED)
 def test_padded_sizes(cell: str, precision: str) -> None:
-    """Each size is its own, and that of everything above the one before; nothing is above the last."""
+    """H is padded to the next size in the list. Above the last size the planner takes the stepwise regime."""
     sizes = PADDED[cell, precision]
     for before, size in zip((0, *sizes), sizes, strict=False):
         for hidden in (before + 1, size):
@@ -177,7 +182,7 @@ def test_a_forced_regime_that_does_not_fit_says_why(
 
 
 def check_bounds(p: dict[str, Any], cell: str, hidden: int, batch: int, precision: str, directions: int) -> None:
-    """What holds for every plan of a layer on a device that runs anything on the chip; `p` has the device's limits."""
+    """Check the rules that hold for every plan but a stepwise one; `p` has the device's limits too."""
     size, planes = PRECISIONS[precision]
     gates, limits = CELLS[cell], p["limits"]
     warps, parts = p["threads"] // 32, p["block_groups"] * p["splits"]
@@ -191,7 +196,7 @@ def check_bounds(p: dict[str, Any], cell: str, hidden: int, batch: int, precisio
     assert p["blocks"] * p["block_groups"] == p["groups"]
     assert 16 * (p["groups"] - p["blocks"]) < hidden  # no block is a group larger than it must be
     assert p["tiles"] * p["teams"] * 8 >= batch > p["tiles"] * (p["teams"] - 1) * 8
-    # the registers of a team hold R, and shared memory both halves of the operand
+    # the registers of a team are enough for R, and shared memory for both halves of the operand
     assert p["blocks"] * p["threads"] * p["weight_registers"] * 4 >= gates * hidden * hidden * size * planes
     operand = 2 * p["tiles"] * 8 * planes * (gates if p["backward"] else 1) * p["padded"] * size
     assert operand < p["shared_bytes"] <= limits["shared_bytes"]
@@ -270,7 +275,7 @@ def told(capsys: pytest.CaptureFixture[str], arguments: str) -> str:
 
 
 def line(text: str, label: str) -> list[str]:
-    """The columns of the line that begins with `label`."""
+    """The columns of the line that begins with ``label``."""
     found = next(each for each in text.splitlines() if each.startswith(label + "  "))
     return [part.strip() for part in found.removeprefix(label).split("  ") if part.strip()]
 
@@ -280,7 +285,7 @@ def test_explanation(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.splitlines()[0] == "lstm, hidden 250, batch 64, bf16 products, one direction"
     assert text.splitlines()[1].startswith("h200: 132 multiprocessors, 227 KB of shared memory a block, clusters of up")
     # 8 warps, 2 a scheduler: 2 * 4 gates * 8 k-tiles of 6.4 cycles. All of them hold cells, 2 a lane: 2 * 2 * 10
-    # instructions of 8 cycles; going back an LSTM takes 2 instructions.
+    # instructions of 8 cycles; in the backward an LSTM takes 2 instructions.
     for label, columns in {
         "regime": ["cluster"] * 2,
         "not onchip": ["the recurrent weights do not fit one multiprocessor"] * 2,
@@ -354,7 +359,7 @@ def test_both_directions_are_one_launch(capsys: pytest.CaptureFixture[str]) -> N
 def test_unknown_device_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["plan", "--cell", "gru", "--hidden", "8", "--device", "h2000"]) == 1
     captured = capsys.readouterr()
-    assert captured.err == f"--device: expected one of {', '.join(DEVICES)}, cuda but got 'h2000'\n"
+    assert captured.err == f"--device: expected one of {', '.join(KNOWN)}, cuda but got 'h2000'\n"
     assert captured.out == ""
 
 
@@ -402,7 +407,7 @@ def test_mistakes_exit_2(capsys: pytest.CaptureFixture[str], arguments: str, mes
 
 
 def test_choices_are_those_of_the_extension() -> None:
-    """The command's parser must not load torch, so it has lists of its own."""
+    """The command's parser has lists of its own, since it must not load torch."""
     assert list(plan_command.CELLS) == list(_ext.C.cells())
     assert list(plan_command.REGIMES) == ["auto", *REGIMES]
     assert set(plan_command.PRODUCTS) == {*PRECISIONS, "fp64"}

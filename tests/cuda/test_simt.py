@@ -1,7 +1,7 @@
-"""The CUDA backend's own text on CPU tensors (simt/): every regime against the float64 reference, in poisoned memory.
+"""The CUDA backend on CPU tensors (simt/): every regime against the float64 reference, in memory filled with NaN.
 
-Which cases a regime can run is asked of the planner, with the limits of plugin.cpp's largest device: what does not fit
-its small ones runs there. `--simt-full` takes the whole product of what decides which code runs.
+The planner says which cases a regime can run, with the limits of the largest device of plugin.cpp, which runs the cases
+that fit none of the smaller ones. `--simt-full` runs every combination of the axes that decide which code runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "ids": (False, False, True),
 }
 EASY = ({"H": 7}, {"H": 7, "kernel": ("lstm", "bfloat16", "stepwise")})
-MOST_COST = 60_000_000  # multiply-adds of the forward pass as the tiles have it: a few seconds
+MAX_COST = 60_000_000  # multiply-adds of a forward pass, padded to tiles; a few seconds
 
 
 class Run(NamedTuple):
@@ -66,7 +66,7 @@ def plan_of(cell: str, dtype: str, regime: str, H: int, B: int = 1, directions: 
 
 @cache
 def can_run(kernel: tuple[str, str, str], H: int, B: int = 1, directions: int = 1) -> bool:
-    """Whether a regime has both passes of a layer, on the largest device."""
+    """Whether a regime can run both passes of a layer on the largest device."""
     _, dtype, regime = kernel
     if regime == "stepwise":
         return True
@@ -81,24 +81,24 @@ def run_of(values: Values) -> Run:
 
 def fits(values: Values) -> bool:
     kernel, case = values["kernel"], run_of(values).case
-    if kernel[2] == "stepwise" and values["size"]:  # runs alike on every device
+    if kernel[2] == "stepwise" and values["size"]:  # stepwise does the same on every device
         return False
     if not case.valid or (case.proj and kernel[2] != "stepwise"):
         return False
     tiles = -(-case.B // 8) * 8
     products = {"float32": 3, "float64": 3}.get(case.dtype, 1)
     cost = products * case.T * tiles * case.directions * case.G * case.H * (case.I + case.H)
-    return cost <= MOST_COST and can_run(kernel, case.H, case.B, case.directions)
+    return cost <= MAX_COST and can_run(kernel, case.H, case.B, case.directions)
 
 
 @cache
 def pairwise() -> list[Run]:
-    """Every cell in every dtype and regime with every other value, and any two of those."""
+    """Every kernel together with every value of the other axes, and any two of these values together."""
     return [run_of(values) for values in covering(AXES, fits, EASY)]
 
 
 def product() -> Iterator[Run]:
-    """Every cell, dtype, regime, device, width, batch and number of directions; what else there is, at random."""
+    """Every combination of the chosen axes; the values of the other axes are drawn at random."""
     rng = random.Random(0)
     chosen = ("kernel", "size", "H", "B", "directions")
     rest = [name for name in AXES if name not in chosen]
@@ -116,7 +116,7 @@ def tiling_of(kernel: tuple[str, str, str], H: int) -> tuple[int, int]:
 
 @cache
 def others() -> list[Run]:
-    """Kernels that no width of AXES comes to, at a width that is neither their first nor their last."""
+    """Kernels that no H of AXES uses, at an H that is neither the smallest nor the largest they serve."""
     runs = []
     for kernel in AXES["kernel"]:
         if kernel[2] == "stepwise" or kernel[1] == "float64":
@@ -132,14 +132,14 @@ def others() -> list[Run]:
 
 SPECIAL = [
     *(Run(f"simt-{r}", Case("lstm", T=300, B=3, I=2, H=7, dtype="bfloat16", lengths="one_long")) for r in REGIMES),
-    # many tiles in turn, whose rows end at different steps of one launch
+    # a team works through many tiles, whose rows end at different steps of one launch
     *(Run(f"simt-{r}", Case("gru", T=13, B=99, I=3, H=33, lengths="random", layout="packed")) for r in REGIMES),
     *(Run(f"simt-{r}", Case("lstm", T=9, B=140, I=3, H=17, dtype="float16", lengths="zeros")) for r in REGIMES),
     # several launches, each of several steps
     *(Run(f"simt-{r}", Case(c, T=29, B=9, I=3, H=20, directions=2, lengths="zeros")) for r in REGIMES for c in CELLS),
     *(Run(f"simt-{r}", Case("lstm", B=0, directions=2)) for r in REGIMES),
     *(Run(f"simt-{r}", Case("gru", T=2, B=0, lengths="random", ids=True)) for r in REGIMES),
-    # ids in runs longer than a stretch of them, within one and across its ends
+    # runs of equal ids within one segment (csrc/cuda/kernels/ids.cuh), across two, and over several
     *(Run("simt-onchip", Case("lstm", T=29, B=9, I=I, H=20, lengths="zeros", ids=True)) for I in (1, 2, 9, 400)),
 ]
 
@@ -169,7 +169,7 @@ def test_matches_reference(run: Run) -> None:
 
 
 def test_what_the_selection_leaves_out_is_refused() -> None:
-    """The planner, as the selection asks it, and the plugin agree."""
+    """The plugin refuses exactly the cases that the planner says a regime cannot run."""
     refused = {}
     for kernel, H in itertools.product(AXES["kernel"], AXES["H"]):
         _, dtype, regime = kernel
@@ -256,8 +256,8 @@ def same_bits(found: Named, wanted: Named) -> None:
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_regimes_and_repeats_agree_to_the_bit(cell: str, dtype: str) -> None:
-    """They differ in how operands travel, not in what is summed in which order; and the shim runs threads in another
-    order each time. Products that round, stepwise's, are summed otherwise: test_matches_reference compares those."""
+    """The regimes differ in how operands travel, but sum in the same order. The simulator runs threads in another order
+    each time. Stepwise forms its products otherwise, so it is compared only with itself."""
     case = Case(cell, T=6, B=19, I=3, H=33, directions=2, lengths="zeros", dtype=dtype)
     suffix = "-tf32" if dtype == "tf32" else ""
     wanted = measured(case, f"simt-onchip{suffix}")
@@ -282,7 +282,7 @@ def test_recomputed_gates_are_the_same(cell: str, regime: str) -> None:
         cotangents = {name: t.to(case.torch_dtype) for name, t in problem.cotangents.items()}
         results = layer(inputs, recompute=recompute, **options)
         found.append({name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents))
-    for one in found:  # NaN where padding was not read
+    for one in found:  # d x may be NaN in the padding
         one["d x"] = one["d x"].nan_to_num()
     same_bits(*found)
 
@@ -290,7 +290,7 @@ def test_recomputed_gates_are_the_same(cell: str, regime: str) -> None:
 @EACH_REGIME
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_wanted_alone(cell: str, regime: str) -> None:
-    """Each kind of input has the bits that it has when all gradients are wanted."""
+    """The gradient of each input has the same bits whether or not other gradients are wanted."""
     case = Case(cell, T=5, B=9, I=3, H=33, directions=2, lengths="zeros", layout="batch_first")
     problem = build(case)
     options = keywords(case, problem) | {"impl": f"simt-{regime}"}
@@ -349,7 +349,7 @@ def test_gradients_per_sample(case: Case, regime: str) -> None:
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_and_inf(cell: str, dtype: str, regime: str, request: pytest.FixtureRequest) -> None:
-    """They show where float64's would, and stay in their row though it shares a tile with others."""
+    """NaN and inf appear where they do in float64, and do not spread to other rows of the tile."""
     if dtype == "float32" and regime != "stepwise":
         reason = "the low part of an inf is inf - inf, so that three products for one make NaN of it"
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
@@ -370,7 +370,7 @@ def test_nan_and_inf(cell: str, dtype: str, regime: str, request: pytest.Fixture
 
 @EACH_REGIME
 def test_packed_rows_that_do_not_lie_side_by_side(regime: str) -> None:
-    """Input with its features outermost and a gradient of stride 0 are brought in order, and nothing beyond them."""
+    """Input whose features are the outermost dimension, and a gradient of stride 0, are copied within their bounds."""
     case = Case("lstm", T=40, B=9, I=3, H=33, directions=2, lengths="one_long", layout="packed", dtype="bfloat16")
     problem = build(case)
     options = keywords(case, problem)

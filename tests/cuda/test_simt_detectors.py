@@ -1,6 +1,6 @@
-"""Does the machine under the CUDA kernels' tests notice what it is there to notice, and nothing else?
+"""The simulator that runs the CUDA kernels' tests finds every fault it is made to find, and reports no others.
 
-Each case is a small kernel of simt/detectors.cpp, run in a process of its own: some faults end it.
+Each case is a small kernel of simt/detectors.cpp, run in a process of its own, since some faults end the process.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ CLEAN = [
     "rounding_bf16",
     "rounding_fp16",
     "special_functions",
-    "queue",
+    "stream",
     "multiply",
     "multiply_types",
 ]
 
-# words of the findings; one each suffices where the schedule decides how a fault shows
+# Parts of the expected findings. Where the schedule decides which finding comes first, only what they share is listed.
 FAULTY = {
     "ring_without_barrier": ["race: read after a write"],
     "rewrite_without_barrier": ["race: write after a read"],
@@ -93,19 +93,19 @@ FAULTY = {
     "send_out_of_cluster": ["bounds: a send to block 2 of a cluster of 2"],
     "mbarrier_armed_twice": ["barrier: a second arrival"],
     "mbarrier_uninitialised": ["poison: ", "barrier: the mbarrier at byte 0 was never initialised"],
-    "words_never_posted": ["stuck: ", "192 threads wait at peek", "64 have ended"],
-    "words_to_an_earlier_block": ["stuck: ", "64 threads wait at peek"],
+    "words_never_posted": ["stuck: ", "192 threads wait at poll", "64 have ended"],
+    "words_to_an_earlier_block": ["stuck: ", "64 threads wait at poll"],
     "words_as_barrier": ["race: read after a write"],
     "read_then_written_without_barrier": ["race: write after a read", "that of thread 0.32"],
-    "queue_too_many_threads": ["32 to 1024 threads", "got 1056"],
-    "queue_part_of_a_warp": ["32 to 1024 threads", "got 48"],
-    "queue_too_much_shared": ["65540 bytes of shared memory, the device has 65536"],
-    "queue_part_of_a_cluster": ["3 blocks are no clusters of 2"],
-    "queue_too_wide_a_cluster": ["clusters of 8 blocks, the device has 4"],
-    "queue_too_many_at_once": ["5 blocks at once on 4 multiprocessors"],
+    "stream_too_many_threads": ["32 to 1024 threads", "got 1056"],
+    "stream_part_of_a_warp": ["32 to 1024 threads", "got 48"],
+    "stream_too_much_shared": ["65540 bytes of shared memory, the device has 65536"],
+    "stream_part_of_a_cluster": ["3 blocks are no clusters of 2"],
+    "stream_too_wide_a_cluster": ["clusters of 8 blocks, the device has 4"],
+    "stream_too_many_at_once": ["5 blocks at once on 4 multiprocessors"],
 }
 
-ENDED_BY_A_SIGNAL = ["fence", "queue_beyond_the_end"]
+ENDED_BY_A_SIGNAL = ["fence", "stream_beyond_the_end"]
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def plan_arguments(rng: random.Random) -> dict[str, Any]:
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         name = rng.choice(list(arguments))
         if name == "limits":
-            key = rng.choice(sorted(devices["toy"]))
+            key = rng.choice(sorted(devices["h200"]))
             small = (0, -1, 1, 7, 32, 10**4, 2**31 - 1, -(2**31), 2**31, 2**40)
             value = rng.choice((*small, *small, *ODD))
             changed = limits | {key: value}

@@ -405,7 +405,7 @@ CUDA = [
         "p.a = static_cast<const char*>(x.data) + first_row(l, begin) * x.stride * size;",
         "p.a = x.data;",
     ),
-    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "part = d ? count - 1 - i : i;", "part = i;"),
+    Mutant("CUDA: reverse in the order of chunks", PRODUCTS, "cut = d ? count - 1 - i : i;", "cut = i;"),
     Mutant("CUDA: d_x of the last direction", PRODUCTS, "p.accumulate = d > 0;", "p.accumulate = false;"),
     Mutant("CUDA: d_x by time", PRODUCTS, "p.c_batch = l.T * l.I;", "p.c_batch = l.B * l.I;"),
     Mutant(
@@ -413,12 +413,15 @@ CUDA = [
     ),
     Mutant("CUDA: samples overlap", PRODUCTS, "p.c_batch = c_rows * n;", "p.c_batch = n;"),
     Mutant("CUDA: carried states not swapped", LAUNCH, "std::swap(carried[0], carried[1]);", ""),
-    Mutant("CUDA: tags of the last launch", LAUNCH, "if (sweep.words) q.zero(sweep.words, word_bytes);", ""),
+    Mutant("CUDA: tags of the last launch", LAUNCH, "if (args.words) stream.zero(args.words, word_bytes);", ""),
     Mutant(
         "CUDA: output beyond the length", LAUNCH, "if (f.output[0].data && l.lengths && !l.packed_rows)", "if (false)"
     ),
     Mutant(
-        "CUDA: d_gates beyond the length", LAUNCH, "if (l.lengths && !l.packed_rows) q.zero(b", "if (false) q.zero(b"
+        "CUDA: d_gates beyond the length",
+        LAUNCH,
+        "if (l.lengths && !l.packed_rows) stream.zero(b",
+        "if (false) stream.zero(b",
     ),
     Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
     Mutant(
@@ -432,7 +435,7 @@ CUDA = [
     Mutant("CUDA: columns of samples in one place", IDS, "p.b / (a.ids.B / a.samples) * a.ids.columns + id;", "id;"),
     Mutant("CUDA: gates of a column side by side", IDS, "to[i / H * a.gate_width", "to[i / H * H"),
     Mutant("CUDA: a run that goes on is done", IDS, "else if (a.goes_on(i))", "else if (false)"),
-    Mutant("CUDA: a long run's second head", IDS, "next < stretches && a.keys", "next < stretch + 2 && a.keys"),
+    Mutant("CUDA: a long run's second head", IDS, "next < segments && a.keys", "next < segment + 2 && a.keys"),
     Mutant("CUDA: a run in the middle of its own", IDS, "key >= a.columns || began_before ||", "key >= a.columns ||"),
 ]
 

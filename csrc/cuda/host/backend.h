@@ -1,28 +1,28 @@
-// What bindings.cpp may call of the CUDA backend.
+// The CUDA backend as a runner calls it: CudaRunner on a GPU, the one of tests/cuda/simt on the CPU.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "queue.h"
+#include "device_stream.h"
 
 namespace sf::cuda {
 
-struct Choice {  // what an impl's name says
+struct Choice {  // the meaning of an implementation's name
   bool forced = false;
   Regime regime = Regime::kStepwise;  // if forced
   bool tf32 = false;                  // float32 products may be rounded to TF32
 };
 
-// impl: "auto" or a regime; another name is refused with the choices.
+// impl: "auto" or the name of a regime. Throws at any other name.
 Choice choice_of(const std::string& impl, bool allow_tf32);
 std::vector<std::string> regime_names();
 
-// Refuses a layer that a forced regime cannot run.
+// Throws if the regime is forced and cannot run the layer.
 Plan plan_layer(const Layer&, Pass, const Choice&, const Limits&);
 
-void run_forward(const Forward&, const Choice&, Queue&);
-void run_backward(const Backward&, const Choice&, Queue&);
-void run_weight_grad(const WeightGrad&, const Choice&, Queue&);
+void run_forward(const Forward&, const Choice&, DeviceStream&);
+void run_backward(const Backward&, const Choice&, DeviceStream&);
+void run_weight_grad(const WeightGrad&, const Choice&, DeviceStream&);
 
 }  // namespace sf::cuda

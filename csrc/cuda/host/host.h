@@ -1,6 +1,6 @@
-// What the host files share: launches over many elements, cells and dtypes as types, and what lies around a
-// recurrence: rows in an order products can read, the projected input in chunks, biases as slots. Defined in
-// products.cu.
+// Shared by the host files: launches of elementwise kernels, functions that turn a cell or dtype into a type, and the
+// steps before and after a recurrence, such as the projection of x and the packing of biases. Defined in products.cu,
+// unless a comment says otherwise.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +12,11 @@
 namespace sf::cuda {
 
 template <class Args>
-void launch_over(Queue& queue, void (*kernel)(Args), int64_t count, const Args& args) {
-  constexpr int64_t kMostBlocks = 2048;
+void launch_over(DeviceStream& stream, void (*kernel)(Args), int64_t count, const Args& args) {
+  constexpr int64_t kMaxBlocks = 2048;
   if (count <= 0) return;
-  const auto blocks = static_cast<int>(std::min(ceil_div(count, kBlockThreads), kMostBlocks));
-  queue.launch(kernel, LaunchShape{blocks, kBlockThreads}, args);
+  const auto blocks = static_cast<int>(std::min(ceil_div(count, kBlockThreads), kMaxBlocks));
+  stream.launch(kernel, LaunchShape{blocks, kBlockThreads}, args);
 }
 
 template <class F>
@@ -31,8 +31,7 @@ auto with_cell(int cell, F&& f) {
   throw std::runtime_error("cell: expected an index of the list of cells");
 }
 template <class F>
-auto with_math(Dtype dtype, F&& f) {  // of storage and sums; how products are
-                                      // formed does not matter to it
+auto with_math(Dtype dtype, F&& f) {  // f may use the types of storage and sums, but form no products
   switch (dtype) {
     case Dtype::kBFloat16:
       return f(Bf16{});
@@ -45,7 +44,7 @@ auto with_math(Dtype dtype, F&& f) {  // of storage and sums; how products are
   }
 }
 template <class F>
-auto with_both(const Layer& l, F&& f) {
+auto with_cell_and_math(const Layer& l, F&& f) {
   return with_cell(l.cell, [&](auto cell) { return with_math(l.dtype, [&](auto math) { return f(cell, math); }); });
 }
 
@@ -53,39 +52,38 @@ inline Dtype compute_dtype(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::k
 inline int64_t row_count(const Layer& l) { return l.packed_rows ? l.packed_rows : l.T * l.B; }
 inline int64_t gates_width(const Layer& l) { return kCells[l.cell].slots * l.H + (l.P ? l.P + l.H : 0); }
 
-// A layer's rows as the kernels take them: lengths within 0 .. T, and an order in which tiles are of about one
-// length.
+// The lengths of the batch rows, within 0 .. T, and an order of the rows in which neighbours, and so the rows of a
+// batch tile, have about the same length. Null where LaunchArgs says so.
 struct Lengths {
   const int64_t *lengths = nullptr, *order = nullptr;
 };
-Lengths order_batch(const Layer&, Queue&);
+Lengths order_batch(const Layer&, DeviceStream&);
 
-// Rows of `width` side by side from `data`, by time or packed as in the layer.
+// Describes rows of `width` values that lie side by side from `data` on, ordered by time, or packed like the layer's.
 Rows contiguous_rows(const void* data, Dtype dtype, const Layer&, int64_t width);
 
-// `from` side by side, see gather_rows.
+// Copies the rows of `from`, so that they lie side by side in `to`. The arguments are those of gather_rows.
 void gather(const Layer&, const Rows& from, const Rows& first, int64_t shift, int64_t samples, int64_t width,
-            const int64_t* lengths, void* to, Queue&);
+            const int64_t* lengths, void* to, DeviceStream&);
 
-// Some steps of a sequence with their projected input, in the compute type, by time.
+// Some consecutive steps of a sequence with their projected input, in the compute type, ordered by time.
 struct Chunk {
   Rows projected[kMaxDirections];
   int64_t begin[kMaxDirections], end[kMaxDirections];
   bool first, last;
 };
-// Runs over the sequence in chunks; each gate's units are `gate_width` apart.
-void for_chunks(const Forward&, int64_t gate_width, const Choice&, Queue&,
+// Projects the input and calls `run`, chunk by chunk. From one gate's values to the next there are `gate_width`.
+void for_chunks(const Forward&, int64_t gate_width, const Choice&, DeviceStream&,
                 const std::function<void(const Chunk&)>& run);
 
-// (directions, slots, H), and where a direction's begins.
-const void* make_bias(const Layer&, Queue&);
+// The sum of both biases of each slot, (directions, slots, H), and where in it a direction's values begin.
+const void* make_bias(const Layer&, DeviceStream&);
 const void* bias_of(const void* all, const Layer&, int d);
 
-// -- stepwise.cu
-void step_forward(const Forward&, const Choice&, const Lengths&, Queue&);
-void step_backward(const Backward&, const Choice&, const Lengths&, Queue&);
+// Defined in stepwise.cu.
+void step_forward(const Forward&, const Choice&, const Lengths&, DeviceStream&);
+void step_backward(const Backward&, const Choice&, const Lengths&, DeviceStream&);
 
-// -- products.cu
-void input_grad(const Backward&, const Choice&, Queue&);
+void input_grad(const Backward&, const Choice&, DeviceStream&);
 
 }  // namespace sf::cuda

@@ -1,5 +1,5 @@
-// From a layer to a plan, and to the launches of the regimes that keep R on the chip. Host code over Queue alone, as
-// host.h and its files are, so that tests/cuda/simt runs all of it on the CPU.
+// From a layer to a plan, and to the launches of the regimes that keep R on the chip. Like all host code but runner.cu,
+// it reaches the device through DeviceStream alone, so that tests/cuda/simt can run it on the CPU.
 #include "host.h"
 #include "../kernels/kernels.h"
 #include "../kernels/pack.cuh"
@@ -7,7 +7,7 @@
 namespace sf::cuda {
 namespace {
 
-constexpr int64_t kFar = int64_t{1} << 32;  // bytes that a Track cannot say
+constexpr int64_t kStrideLimit = int64_t{1} << 32;  // in bytes; the strides of a RowAddress are smaller
 
 Precision precision_of(Dtype d, bool tf32) {
   if (d == Dtype::kBFloat16) return Precision::kBf16;
@@ -16,11 +16,11 @@ Precision precision_of(Dtype d, bool tf32) {
 }
 
 template <class Math>
-const void* make_weights(const Layer& l, const Request& r, const Plan& p, Queue& q) {
+const void* make_weights(const Layer& l, const Request& r, const Plan& p, DeviceStream& stream) {
   const int warps = p.block_groups * p.tiling.splits, k_tiles = p.tiling.k_tiles * operands(r.pass, r.gates);
-  const int64_t pieces = int64_t{1} * l.directions * p.blocks * warps * m_tiles(r.pass, r.gates) * k_tiles * 32;
-  auto* to = q.take_of<uint4>(pieces * planes(r.precision));
-  launch_over(q, pack_weights<Math>, pieces,
+  const int64_t fragments = int64_t{1} * l.directions * p.blocks * warps * m_tiles(r.pass, r.gates) * k_tiles * 32;
+  auto* to = stream.take_of<uint4>(fragments * planes(r.precision));
+  launch_over(stream, pack_weights<Math>, fragments,
               {{l.w_hh[0], l.w_hh[1]},
                to,
                l.directions,
@@ -38,146 +38,150 @@ Request request_of(const Layer& l, Pass pass, bool tf32) {
   return {static_cast<int>(l.gates), pass, precision_of(l.dtype, tf32), l.H, l.B, l.directions};
 }
 
-// Rows for a sweep: a copy where values do not lie side by side.
-bool near(const Rows& rows) {
-  return rows.t_stride * size_of(rows.dtype) < kFar && rows.b_stride * size_of(rows.dtype) < kFar;
+bool strides_fit(const Rows& rows) {
+  return rows.t_stride * size_of(rows.dtype) < kStrideLimit && rows.b_stride * size_of(rows.dtype) < kStrideLimit;
 }
-Track track_of(const Rows& rows) {
+RowAddress row_address(const Rows& rows) {
   if (!rows.data) return {};
   const int64_t size = size_of(rows.dtype);
   return {rows.data, static_cast<uint32_t>(rows.t_stride * size), static_cast<uint32_t>(rows.b_stride * size)};
 }
-Track track_of(const Layer& l, const Rows& rows, int64_t width, int64_t steps, Queue& q) {
-  if (!rows.data || (rows.stride == 1 && near(rows))) return track_of(rows);
-  Layer part = l;  // h0 and c0 are of one step
-  part.T = steps;
-  if (steps == 1) part.packed_rows = 0, part.x.t_row = nullptr;
-  void* copy = q.take((steps == 1 ? l.B : row_count(l)) * width * size_of(l.dtype));
-  gather(part, rows, {}, 0, 1, width, nullptr, copy, q);
-  return track_of(contiguous_rows(copy, l.dtype, part, width));
+// Copies the rows first if a RowAddress cannot describe them. steps: 1 for h0 and c0, else T.
+RowAddress row_address(const Layer& l, const Rows& rows, int64_t width, int64_t steps, DeviceStream& stream) {
+  if (!rows.data || (rows.stride == 1 && strides_fit(rows))) return row_address(rows);
+  Layer copied = l;
+  copied.T = steps;
+  if (steps == 1) copied.packed_rows = 0, copied.x.t_row = nullptr;
+  void* copy = stream.take((steps == 1 ? l.B : row_count(l)) * width * size_of(l.dtype));
+  gather(copied, rows, {}, 0, 1, width, nullptr, copy, stream);
+  return row_address(contiguous_rows(copy, l.dtype, copied, width));
 }
 
-// All of a sweep but what one pass alone has.
-struct Sweeper {
+// The kernel, the plan and the arguments of a pass, except for the arguments that only one of the two passes has.
+struct RecurrentLaunch {
   const Layer& l;
   Request request;
   Plan plan;
-  Queue& q;
+  DeviceStream& stream;
   RecurrentKernel kernel;
-  Sweep sweep{};
+  LaunchArgs args{};
   int64_t word_bytes = 0;
 
-  Sweeper(const Layer& layer, Pass pass, const Plan& p, const Choice& choice, const Lengths& lengths, Queue& queue)
-      : l(layer), request(request_of(layer, pass, choice.tf32)), plan(p), q(queue) {
+  RecurrentLaunch(const Layer& layer, Pass pass, const Plan& plan_, const Choice& choice, const Lengths& lengths,
+                  DeviceStream& stream_)
+      : l(layer), request(request_of(layer, pass, choice.tf32)), plan(plan_), stream(stream_) {
     const void* weights = nullptr;
     switch (request.precision) {
       case Precision::kBf16:
         kernel = kernel_bf16(l.cell, pass, plan.tiling, plan.regime);
-        weights = make_weights<Bf16>(l, request, plan, q);
+        weights = make_weights<Bf16>(l, request, plan, stream);
         break;
       case Precision::kFp16:
         kernel = kernel_fp16(l.cell, pass, plan.tiling, plan.regime);
-        weights = make_weights<Fp16>(l, request, plan, q);
+        weights = make_weights<Fp16>(l, request, plan, stream);
         break;
       case Precision::kTf32:
         kernel = kernel_tf32(l.cell, pass, plan.tiling, plan.regime);
-        weights = make_weights<Tf32>(l, request, plan, q);
+        weights = make_weights<Tf32>(l, request, plan, stream);
         break;
       case Precision::kTf32x3:
         kernel = kernel_tf32x3(l.cell, pass, plan.tiling, plan.regime);
-        weights = make_weights<Tf32x3>(l, request, plan, q);
+        weights = make_weights<Tf32x3>(l, request, plan, stream);
         break;
     }
     if (!kernel)
       throw std::runtime_error(std::string("no kernel was built for regime ") +
                                kRegimes[static_cast<int>(plan.regime)] + " at this size");
     const int k_tiles = plan.tiling.k_tiles * operands(pass, request.gates);
-    const int64_t pieces = int64_t{1} * plan.blocks * plan.block_groups * plan.tiling.splits *
-                           m_tiles(pass, request.gates) * k_tiles * planes(request.precision) * 32;
+    const int64_t fragments = int64_t{1} * plan.blocks * plan.block_groups * plan.tiling.splits *
+                              m_tiles(pass, request.gates) * k_tiles * planes(request.precision) * 32;
     for (int d = 0; d < l.directions; ++d) {
-      SweepDirection& io = sweep.direction[d];
-      io.weights = static_cast<const uint4*>(weights) + d * pieces;
-      io.h0 = track_of(l, l.h0[d], l.H, 1, q);
-      io.c0 = track_of(l, l.c0[d], l.H, 1, q);
+      DirectionArgs& io = args.direction[d];
+      io.weights = static_cast<const uint4*>(weights) + d * fragments;
+      io.h0 = row_address(l, l.h0[d], l.H, 1, stream);
+      io.c0 = row_address(l, l.c0[d], l.H, 1, stream);
       io.begin = 0;
       io.end = static_cast<int>(l.T);
     }
-    sweep.T = static_cast<int>(l.T);
-    sweep.B = static_cast<int>(l.B);
-    sweep.H = static_cast<int>(l.H);
-    sweep.t_row = l.x.t_row;
-    sweep.first = sweep.last = true;
-    sweep.lengths = lengths.lengths;
-    sweep.order = lengths.order;
-    sweep.error = q.error_word();
-    sweep.most_peeks = q.limits().most_peeks;
-    sweep.directions = l.directions;
-    sweep.blocks = plan.blocks;
-    sweep.block_groups = plan.block_groups;
-    sweep.groups = plan.groups;
-    sweep.tiles = plan.tiles;
+    args.T = static_cast<int>(l.T);
+    args.B = static_cast<int>(l.B);
+    args.H = static_cast<int>(l.H);
+    args.t_row = l.x.t_row;
+    args.first = args.last = true;
+    args.lengths = lengths.lengths;
+    args.order = lengths.order;
+    args.error = stream.error_word();
+    args.max_polls = stream.limits().max_polls;
+    args.directions = l.directions;
+    args.blocks = plan.blocks;
+    args.block_groups = plan.block_groups;
+    args.groups = plan.groups;
+    args.tiles = plan.tiles;
     if (plan.regime == Regime::kGrid) {
       const int row_words =
           operands(pass, request.gates) * plan.groups * kGroupUnits * element_size(request.precision) / 4;
       word_bytes =
           int64_t{8} * plan.teams * l.directions * 2 * plan.tiles * planes(request.precision) * kTileRows * row_words;
-      sweep.words = static_cast<uint64_t*>(q.take(word_bytes));
+      args.words = static_cast<uint64_t*>(stream.take(word_bytes));
     }
   }
 
   void launch() {
-    if (sweep.words) q.zero(sweep.words, word_bytes);  // no step's tag
+    if (args.words) stream.zero(args.words, word_bytes);  // a tag that no step has
     LaunchShape shape{plan.teams * l.directions * plan.blocks, plan.threads, plan.shared_bytes};
     shape.cluster = plan.regime == Regime::kCluster ? plan.blocks : 1;
     shape.cooperative = plan.regime == Regime::kGrid;
-    q.launch(kernel, shape, sweep);
+    stream.launch(kernel, shape, args);
   }
 };
 
-void sweep_forward(const Forward& f, const Plan& plan, const Choice& choice, const Lengths& lengths, Queue& q) {
+void recurrent_forward(const Forward& f, const Plan& plan, const Choice& choice, const Lengths& lengths,
+                       DeviceStream& stream) {
   const Layer& l = f.layer;
-  Sweeper s(l, Pass::kForward, plan, choice, lengths, q);
-  const void* bias = make_bias(l, q);
-  s.sweep.write_output = f.output[0].data != nullptr;
-  float* carried[2] = {q.take_of<float>(l.directions * 2 * l.B * l.H), q.take_of<float>(l.directions * 2 * l.B * l.H)};
+  RecurrentLaunch launch(l, Pass::kForward, plan, choice, lengths, stream);
+  const void* bias = make_bias(l, stream);
+  launch.args.write_output = f.output[0].data != nullptr;
+  const int64_t state_count = l.directions * 2 * l.B * l.H;
+  float* carried[2] = {stream.take_of<float>(state_count), stream.take_of<float>(state_count)};
   for (int d = 0; d < l.directions; ++d) {
-    SweepDirection& io = s.sweep.direction[d];
+    DirectionArgs& io = launch.args.direction[d];
     io.bias = static_cast<const float*>(bias_of(bias, l, d));
-    io.saved = track_of(f.saved[d]);
-    io.output = track_of(f.output[d]);
+    io.saved = row_address(f.saved[d]);
+    io.output = row_address(f.output[d]);
     io.h_n = f.h_n[d];
     io.c_n = f.c_n[d];
   }
-  for_chunks(f, plan.padded, choice, q, [&](const Chunk& chunk) {
+  for_chunks(f, plan.padded, choice, stream, [&](const Chunk& chunk) {
     for (int d = 0; d < l.directions; ++d) {
-      SweepDirection& io = s.sweep.direction[d];
-      io.projected = track_of(chunk.projected[d]);
+      DirectionArgs& io = launch.args.direction[d];
+      io.projected = row_address(chunk.projected[d]);
       io.begin = static_cast<int>(chunk.begin[d]);
       io.end = static_cast<int>(chunk.end[d]);
     }
-    s.sweep.first = chunk.first;
-    s.sweep.last = chunk.last;
-    s.sweep.carried_in = carried[0];
-    s.sweep.carried_out = carried[1];
+    launch.args.first = chunk.first;
+    launch.args.last = chunk.last;
+    launch.args.carried_in = carried[0];
+    launch.args.carried_out = carried[1];
     std::swap(carried[0], carried[1]);
-    s.launch();
+    launch.launch();
   });
 }
 
-void sweep_backward(const Backward& b, const Plan& plan, const Choice& choice, const Lengths& lengths, Queue& q) {
-  Sweeper s(b.layer, Pass::kBackward, plan, choice, lengths, q);
+void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choice, const Lengths& lengths,
+                        DeviceStream& stream) {
+  RecurrentLaunch launch(b.layer, Pass::kBackward, plan, choice, lengths, stream);
   for (int d = 0; d < b.layer.directions; ++d) {
-    SweepDirection& io = s.sweep.direction[d];
-    io.saved = track_of(b.saved[d]);
-    io.output = track_of(b.output[d]);
-    io.d_output = track_of(b.layer, b.d_output[d], b.layer.H, b.layer.T, q);
+    DirectionArgs& io = launch.args.direction[d];
+    io.saved = row_address(b.saved[d]);
+    io.output = row_address(b.output[d]);
+    io.d_output = row_address(b.layer, b.d_output[d], b.layer.H, b.layer.T, stream);
     io.d_h_n = b.d_h_n[d];
     io.d_c_n = b.d_c_n[d];
-    io.d_gates = track_of(b.d_gates[d]);
+    io.d_gates = row_address(b.d_gates[d]);
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
   }
-  s.launch();
+  launch.launch();
 }
 
 }  // namespace
@@ -204,7 +208,7 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   if (l.dtype == Dtype::kFloat64) why = "float64 has no kernel that keeps its weights on the chip";
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
   if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H,
-                5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kFar / 2)
+                5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kStrideLimit / 2)
     why = "rows lie too far apart";
   const Request r = request_of(l, pass, choice.tf32);
   Plan plan;
@@ -221,29 +225,29 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
                            std::to_string(l.B) + "): " + why);
 }
 
-void run_forward(const Forward& f, const Choice& choice, Queue& q) {
+void run_forward(const Forward& f, const Choice& choice, DeviceStream& stream) {
   const Layer& l = f.layer;
-  const Lengths lengths = order_batch(l, q);
-  if (f.output[0].data && l.lengths && !l.packed_rows)  // steps beyond a row's length
-    q.zero(f.output[0].data, l.T * l.B * l.directions * l.out() * size_of(l.dtype));
-  const Plan plan = plan_layer(l, Pass::kForward, choice, q.limits());
+  const Lengths lengths = order_batch(l, stream);
+  if (f.output[0].data && l.lengths && !l.packed_rows)  // no kernel writes the steps beyond a row's length
+    stream.zero(f.output[0].data, l.T * l.B * l.directions * l.out() * size_of(l.dtype));
+  const Plan plan = plan_layer(l, Pass::kForward, choice, stream.limits());
   if (plan.regime == Regime::kStepwise)
-    step_forward(f, choice, lengths, q);
+    step_forward(f, choice, lengths, stream);
   else
-    sweep_forward(f, plan, choice, lengths, q);
+    recurrent_forward(f, plan, choice, lengths, stream);
 }
 
-void run_backward(const Backward& b, const Choice& choice, Queue& q) {
+void run_backward(const Backward& b, const Choice& choice, DeviceStream& stream) {
   const Layer& l = b.layer;
-  const Lengths lengths = order_batch(l, q);
+  const Lengths lengths = order_batch(l, stream);
   const int64_t width = gates_width(l);
-  if (l.lengths && !l.packed_rows) q.zero(b.d_gates[0].data, l.directions * l.T * l.B * width * size_of(l.dtype));
-  const Plan plan = plan_layer(l, Pass::kBackward, choice, q.limits());
+  if (l.lengths && !l.packed_rows) stream.zero(b.d_gates[0].data, l.directions * l.T * l.B * width * size_of(l.dtype));
+  const Plan plan = plan_layer(l, Pass::kBackward, choice, stream.limits());
   if (plan.regime == Regime::kStepwise)
-    step_backward(b, choice, lengths, q);
+    step_backward(b, choice, lengths, stream);
   else
-    sweep_backward(b, plan, choice, lengths, q);
-  if (b.d_x.data) input_grad(b, choice, q);
+    recurrent_backward(b, plan, choice, lengths, stream);
+  if (b.d_x.data) input_grad(b, choice, stream);
 }
 
 }  // namespace sf::cuda

@@ -1,4 +1,4 @@
-// What lies around a recurrence: products with the input's weights, and rows brought into an order for them.
+// The work before and after a recurrence: the projection of x, and the gradients of x, weights and biases.
 #include <vector>
 
 #include "host.h"
@@ -9,45 +9,48 @@ namespace {
 
 constexpr int64_t kSumParts = 128;
 
+// Rows of x, output or a gradient as a product reads them: one stride from each row to the next, ordered by time or by
+// batch row.
 enum class Order { kTime, kBatch };
-// Rows of x, output or a gradient that a product can read: as they are if they lie side by side, by time or by batch
-// row, or a copy by time. `masked`: a copy whose padding is zero, which a sum over rows needs.
 struct ProductRows {
   const void* data;
   int64_t stride;
   Order order;
 };
-ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool masked, Queue& q) {
-  const auto far = [&](int64_t stride) { return stride >= width; };
+// The rows as they are if a product can read them, otherwise a copy ordered by time. `masked` asks for a copy whose
+// padding is zero, which a sum over rows needs.
+ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool masked, DeviceStream& stream) {
+  const auto apart = [&](int64_t stride) { return stride >= width; };  // rows with this stride do not overlap
   if (rows.stride == 1 && !masked) {
-    if (l.packed_rows && far(rows.b_stride)) return {rows.data, rows.b_stride, Order::kTime};
+    if (l.packed_rows && apart(rows.b_stride)) return {rows.data, rows.b_stride, Order::kTime};
     if (!l.packed_rows) {
-      if (far(rows.b_stride) && (rows.t_stride == l.B * rows.b_stride || l.T == 1))
+      if (apart(rows.b_stride) && (rows.t_stride == l.B * rows.b_stride || l.T == 1))
         return {rows.data, rows.b_stride, Order::kTime};
-      if (far(rows.t_stride) && (rows.b_stride == l.T * rows.t_stride || l.B == 1))
+      if (apart(rows.t_stride) && (rows.b_stride == l.T * rows.t_stride || l.B == 1))
         return {rows.data, rows.t_stride, Order::kBatch};
     }
   }
-  void* copy = q.take(row_count(l) * width * size_of(l.dtype));
-  gather(l, rows, {}, 0, 1, width, masked ? l.lengths : nullptr, copy, q);
+  void* copy = stream.take(row_count(l) * width * size_of(l.dtype));
+  gather(l, rows, {}, 0, 1, width, masked ? l.lengths : nullptr, copy, stream);
   return {copy, width, Order::kTime};
 }
 
-// Of the rows by time, or packed, the first of a step.
+// The number of the first row of a step, where rows are ordered by time, or packed.
 int64_t first_row(const Layer& l, int64_t t) { return l.packed_rows ? l.host_t_row[t] : t * l.B; }
 
-Ids ids_of(const Layer& l, Queue& q) {
-  return {l.ids, l.x, l.packed_rows ? nullptr : l.lengths, l.T, l.B, l.I, q.error_word()};
+Ids ids_of(const Layer& l, DeviceStream& stream) {
+  return {l.ids, l.x, l.packed_rows ? nullptr : l.lengths, l.T, l.B, l.I, stream.error_word()};
 }
 
-// Steps begin .. end of x times W_ih^T, in the compute type, by time; each gate's units `gate_width` apart.
+// Multiplies the steps begin .. end - 1 of x by W_ih^T. `to` has the compute type and is ordered by time; a gate's
+// values begin `gate_width` after those of the gate before.
 void project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t end, int64_t gate_width,
-             const Choice& choice, void* to, Queue& q) {
+             const Choice& choice, void* to, DeviceStream& stream) {
   if (l.ids) {
     const int64_t first = first_row(l, begin), rows = first_row(l, end) - first;
-    const TakeColumns args{ids_of(l, q), l.w_ih[d], to, first, rows, l.gates, l.H, gate_width};
-    return with_math(l.dtype,
-                     [&](auto math) { launch_over(q, take_columns<decltype(math)>, rows * kBlockThreads, args); });
+    const GatherColumns args{ids_of(l, stream), l.w_ih[d], to, first, rows, l.gates, l.H, gate_width};
+    return with_math(
+        l.dtype, [&](auto math) { launch_over(stream, gather_columns<decltype(math)>, rows * kBlockThreads, args); });
   }
   const int64_t width = l.gates * gate_width, size = size_of(l.dtype);
   const int at_once = gate_width == l.H ? static_cast<int>(l.gates) : 1;
@@ -76,11 +79,11 @@ void project(const Layer& l, const ProductRows& x, int d, int64_t begin, int64_t
   for (int gate = 0; gate < l.gates; gate += at_once) {
     p.b = l.w_ih[d].data + gate * l.H * l.I * size;
     p.c = static_cast<char*>(to) + gate * gate_width * size_of(p.out);
-    q.multiply(p);
+    stream.multiply(p);
   }
 }
 
-// Where the steps are cut, so that the projected input of a part is not larger than allowed, if it is not one step.
+// The first step of each chunk, and T. A chunk is as long as projected_bytes allows, but at least one step.
 std::vector<int64_t> cut_steps(const Layer& l, int64_t gate_width, const Limits& limits) {
   const int64_t row_bytes = l.directions * l.gates * gate_width * size_of(compute_dtype(l.dtype));
   const int64_t most_rows = limits.projected_bytes / row_bytes;
@@ -92,13 +95,13 @@ std::vector<int64_t> cut_steps(const Layer& l, int64_t gate_width, const Limits&
 
 }  // namespace
 
-Lengths order_batch(const Layer& l, Queue& q) {
+Lengths order_batch(const Layer& l, DeviceStream& stream) {
   if (!l.lengths) return {};
-  if (l.packed_rows) return {l.lengths, nullptr};  // made of batch_sizes, and in order
-  auto* lengths = q.take_of<int64_t>(l.B);
-  auto* order = q.take_of<int64_t>(l.B);
-  const bool ordered = l.B <= q.limits().most_ordered;
-  launch_over(q, order_rows, l.B, {l.lengths, lengths, ordered ? order : nullptr, l.B, l.T});
+  if (l.packed_rows) return {l.lengths, nullptr};  // packed rows are ordered by length already
+  auto* lengths = stream.take_of<int64_t>(l.B);
+  auto* order = stream.take_of<int64_t>(l.B);
+  const bool ordered = l.B <= stream.limits().max_ordered;
+  launch_over(stream, order_rows, l.B, {l.lengths, lengths, ordered ? order : nullptr, l.B, l.T});
   return {lengths, ordered ? order : nullptr};
 }
 
@@ -113,34 +116,34 @@ Rows contiguous_rows(const void* data, Dtype dtype, const Layer& l, int64_t widt
 }
 
 void gather(const Layer& l, const Rows& from, const Rows& first, int64_t shift, int64_t samples, int64_t width,
-            const int64_t* lengths, void* to, Queue& q) {
-  if (l.packed_rows) lengths = l.lengths;  // not every row has every step
+            const int64_t* lengths, void* to, DeviceStream& stream) {
+  if (l.packed_rows) lengths = l.lengths;  // a packed row has no memory for steps beyond its length
   const GatherRows args{from, first, to, lengths, l.x.t_row, l.T, l.B, samples, width, shift, l.packed_rows};
   with_math(l.dtype, [&](auto math) {
-    launch_over(q, gather_rows<typename decltype(math)::Storage>, row_count(l) * width, args);
+    launch_over(stream, gather_rows<typename decltype(math)::Storage>, row_count(l) * width, args);
   });
 }
 
-void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, Queue& q,
+void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, DeviceStream& stream,
                 const std::function<void(const Chunk&)>& run) {
   const Layer& l = f.layer;
-  const std::vector<int64_t> cuts = cut_steps(l, gate_width, q.limits());
+  const std::vector<int64_t> cuts = cut_steps(l, gate_width, stream.limits());
   const int64_t count = static_cast<int64_t>(cuts.size()) - 1;
   int64_t rows = 0;
   for (int64_t i = 0; i < count; ++i) rows = std::max(rows, first_row(l, cuts[i + 1]) - first_row(l, cuts[i]));
-  const ProductRows x = l.ids ? ProductRows{} : product_rows(l, l.x, l.I, false, q);
+  const ProductRows x = l.ids ? ProductRows{} : product_rows(l, l.x, l.I, false, stream);
   const int64_t width = l.gates * gate_width;
   void* buffers[kMaxDirections];
-  for (int d = 0; d < l.directions; ++d) buffers[d] = q.take(rows * width * size_of(compute_dtype(l.dtype)));
+  for (int d = 0; d < l.directions; ++d) buffers[d] = stream.take(rows * width * size_of(compute_dtype(l.dtype)));
   for (int64_t i = 0; i < count; ++i) {
     Chunk chunk{};
     for (int d = 0; d < l.directions; ++d) {
-      const int64_t part = d ? count - 1 - i : i;
-      chunk.begin[d] = cuts[part];
-      chunk.end[d] = cuts[part + 1];
-      project(l, x, d, chunk.begin[d], chunk.end[d], gate_width, choice, buffers[d], q);
+      const int64_t cut = d ? count - 1 - i : i;  // the reverse direction begins with the last steps
+      chunk.begin[d] = cuts[cut];
+      chunk.end[d] = cuts[cut + 1];
+      project(l, x, d, chunk.begin[d], chunk.end[d], gate_width, choice, buffers[d], stream);
       Rows& rows = chunk.projected[d] = contiguous_rows(buffers[d], compute_dtype(l.dtype), l, width);
-      rows.data -= first_row(l, chunk.begin[d]) * width * size_of(rows.dtype);  // as if they began with step 0
+      rows.data -= first_row(l, chunk.begin[d]) * width * size_of(rows.dtype);  // so that step t is found at t
     }
     chunk.first = i == 0;
     chunk.last = i == count - 1;
@@ -148,12 +151,12 @@ void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, Queu
   }
 }
 
-const void* make_bias(const Layer& l, Queue& q) {
-  return with_both(l, [&](auto cell, auto math) -> const void* {
+const void* make_bias(const Layer& l, DeviceStream& stream) {
+  return with_cell_and_math(l, [&](auto cell, auto math) -> const void* {
     using Cell = decltype(cell);
     const int64_t count = l.directions * Cell::kSlots * l.H;
-    void* to = q.take(count * size_of(compute_dtype(l.dtype)));
-    launch_over(q, pack_bias<Cell, decltype(math)>, count,
+    void* to = stream.take(count * size_of(compute_dtype(l.dtype)));
+    launch_over(stream, pack_bias<Cell, decltype(math)>, count,
                 {{l.b_ih[0], l.b_ih[1]}, {l.b_hh[0], l.b_hh[1]}, to, l.directions, l.H});
     return to;
   });
@@ -162,7 +165,7 @@ const void* bias_of(const void* all, const Layer& l, int d) {
   return static_cast<const char*>(all) + d * kCells[l.cell].slots * l.H * size_of(compute_dtype(l.dtype));
 }
 
-void input_grad(const Backward& b, const Choice& choice, Queue& q) {
+void input_grad(const Backward& b, const Choice& choice, DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t width = gates_width(l);
   for (int d = 0; d < l.directions; ++d) {
@@ -179,69 +182,68 @@ void input_grad(const Backward& b, const Choice& choice, Queue& q) {
     p.accumulate = d > 0;
     p.tf32 = choice.tf32;
     p.m = row_count(l);
-    if (!l.packed_rows && b.d_x.b_stride != l.I) {  // (B, T, I): row by row of the batch
+    if (!l.packed_rows && b.d_x.b_stride != l.I) {  // d_x is (B, T, I): one product per batch row
       p.m = l.T;
       p.a_stride = l.B * width;
       p.batch = l.B;
       p.a_batch = width;
       p.c_batch = l.T * l.I;
     }
-    q.multiply(p);
+    stream.multiply(p);
   }
 }
 
 namespace {
 
-// The rows of x, sample after sample, as a sum over them needs them.
-ProductRows summed_rows(const Layer& l, int64_t samples, Queue& q) {
+// The rows of x, those of one sample after those of another, as the gradient of W_ih sums over them.
+ProductRows summed_rows(const Layer& l, int64_t samples, DeviceStream& stream) {
   ProductRows x{};
-  if (samples == 1) x = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, q);
+  if (samples == 1) x = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, stream);
   if (samples > 1 || (x.order == Order::kBatch && l.B > 1 && l.T > 1)) {
-    void* copy = q.take(row_count(l) * l.I * size_of(l.dtype));
-    gather(l, l.x, {}, 0, samples, l.I, samples > 1 ? l.lengths : nullptr, copy, q);
+    void* copy = stream.take(row_count(l) * l.I * size_of(l.dtype));
+    gather(l, l.x, {}, 0, samples, l.I, samples > 1 ? l.lengths : nullptr, copy, stream);
     x = {copy, l.I, Order::kTime};
   }
   return x;
 }
 
-void id_grad(const WeightGrad& g, Queue& q) {
+void id_grad(const WeightGrad& g, DeviceStream& stream) {
   const Layer& l = g.layer;
   const int64_t rows = row_count(l), columns = g.samples * l.I, width = l.gates * l.H;
-  auto* keys = q.take_of<int64_t>(rows);
-  launch_over(q, name_columns, rows, {ids_of(l, q), keys, rows, g.samples});
-  const Sorted sorted = q.sort(keys, rows);
+  auto* keys = stream.take_of<int64_t>(rows);
+  launch_over(stream, key_columns, rows, {ids_of(l, stream), keys, rows, g.samples});
+  const Sorted sorted = stream.sort(keys, rows);
   for (int d = 0; d < l.directions; ++d) {
-    q.zero(g.d_w_ih[d], columns * width * size_of(l.dtype));
+    stream.zero(g.d_w_ih[d], columns * width * size_of(l.dtype));
     with_math(l.dtype, [&](auto math) {
       using Math = decltype(math);
-      const int64_t stretches = ceil_div(rows, kStretch);
+      const int64_t segments = ceil_div(rows, kSegment);
       const SumColumns args{
-          g.d_gates[d].data, sorted.keys, sorted.order, q.take_of<typename Math::Compute>(2 * stretches * width),
+          g.d_gates[d].data, sorted.keys, sorted.order, stream.take_of<typename Math::Compute>(2 * segments * width),
           g.d_w_ih[d],       rows,        columns,      width,
           gates_width(l)};
-      launch_over(q, sum_stretches<Math>, stretches * width, args);
-      launch_over(q, sum_long_runs<Math>, stretches * width, args);
+      launch_over(stream, sum_segments<Math>, segments * width, args);
+      launch_over(stream, sum_long_runs<Math>, segments * width, args);
     });
   }
 }
 
 }  // namespace
 
-void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
+void run_weight_grad(const WeightGrad& g, const Choice& choice, DeviceStream& stream) {
   const Layer& l = g.layer;
   const CellInfo& info = kCells[l.cell];
-  const int64_t width = gates_width(l), rows = row_count(l), each = rows / g.samples;
+  const int64_t width = gates_width(l), rows = row_count(l), sample_rows = rows / g.samples;
   const int64_t size = size_of(l.dtype);
-  const bool apart = g.samples > 1;
-  const ProductRows x = l.ids ? ProductRows{} : summed_rows(l, g.samples, q);
-  if (l.ids) id_grad(g, q);
+  const ProductRows x = l.ids ? ProductRows{} : summed_rows(l, g.samples, stream);
+  if (l.ids) id_grad(g, stream);
   for (int d = 0; d < l.directions; ++d) {
-    void* before = q.take(rows * l.out() * size);  // the h that each step read
-    gather(l, g.output[d], l.h0[d], d ? 1 : -1, g.samples, l.out(), l.lengths, before, q);
+    void* before = stream.take(rows * l.out() * size);  // the h that each step was given
+    gather(l, g.output[d], l.h0[d], d ? 1 : -1, g.samples, l.out(), l.lengths, before, stream);
     const char* d_gates = g.d_gates[d].data;
-    if (apart) {
-      void* copy = q.take(rows * width * size);
-      gather(l, g.d_gates[d], {}, 0, g.samples, width, nullptr, copy, q);
+    if (g.samples > 1) {
+      void* copy = stream.take(rows * width * size);
+      gather(l, g.d_gates[d], {}, 0, g.samples, width, nullptr, copy, stream);
       d_gates = static_cast<const char*>(copy);
     }
     const auto product = [&](int64_t slot_column, int64_t m, const void* b, int64_t b_stride, int64_t n, char* c,
@@ -249,7 +251,7 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
       Product p{};
       p.m = m;
       p.n = n;
-      p.k = each;
+      p.k = sample_rows;
       p.a = d_gates + slot_column * size;
       p.a_stride = width;
       p.a_transposed = true;
@@ -260,14 +262,15 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
       p.in = p.out = l.dtype;
       p.tf32 = choice.tf32;
       p.batch = g.samples;
-      p.a_batch = each * width;
-      p.b_batch = each * b_stride;
+      p.a_batch = sample_rows * width;
+      p.b_batch = sample_rows * b_stride;
       p.c_batch = c_rows * n;
-      q.multiply(p);
+      stream.multiply(p);
     };
     const int64_t gate_rows = l.gates * l.H;
     if (!l.ids) product(0, gate_rows, x.data, x.stride, l.I, g.d_w_ih[d], gate_rows);
-    for (int first = 0, next = 0; first < info.gates; first = next) {  // gates whose slots lie side by side
+    // Gates whose slots lie side by side share one product.
+    for (int first = 0, next = 0; first < info.gates; first = next) {
       while (++next < info.gates && info.hidden_slot[next] == info.hidden_slot[next - 1] + 1) continue;
       product(info.hidden_slot[first] * l.H, (next - first) * l.H, before, l.out(), l.out(),
               g.d_w_hh[d] + first * l.H * l.out() * size, gate_rows);
@@ -277,21 +280,21 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, Queue& q) {
       product(at, l.P, d_gates + (at + l.P) * size, width, l.H, g.d_w_hr[d], l.P);
     }
     if (!g.d_b_ih[d]) continue;
-    with_both(l, [&](auto cell, auto math) {
+    with_cell_and_math(l, [&](auto cell, auto math) {
       using Math = decltype(math);
       using Compute = typename Math::Compute;
-      const int64_t parts = std::min(kSumParts, each);
+      const int64_t parts = std::min(kSumParts, sample_rows);
       const int64_t compute = static_cast<int64_t>(sizeof(Compute));
       const SumRows sums{d_gates,
-                         q.take(g.samples * parts * width * compute),
-                         q.take(g.samples * width * compute),
+                         stream.take(g.samples * parts * width * compute),
+                         stream.take(g.samples * width * compute),
                          g.samples,
-                         each,
+                         sample_rows,
                          width,
                          parts};
-      launch_over(q, sum_parts<Math>, g.samples * parts * width, sums);
-      launch_over(q, sum_of_parts<Compute>, g.samples * width, sums);
-      launch_over(q, bias_grad<decltype(cell), Math>, g.samples * gate_rows,
+      launch_over(stream, sum_parts<Math>, g.samples * parts * width, sums);
+      launch_over(stream, sum_of_parts<Compute>, g.samples * width, sums);
+      launch_over(stream, bias_grad<decltype(cell), Math>, g.samples * gate_rows,
                   {sums.to, g.d_b_ih[d], g.d_b_hh[d], g.samples, width, l.H});
     });
   }

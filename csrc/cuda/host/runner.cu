@@ -1,5 +1,5 @@
-// The queue over CUDA, cuBLAS and torch's allocator, and the runner on it. cuBLAS is the one torch has loaded: it is
-// found in the process, so that the extension needs none to link with and none on a machine without a GPU.
+// DeviceStream implemented with CUDA, cuBLAS and torch's allocator, and the runner that uses it. cuBLAS is looked up in
+// the process, where torch has loaded it, so that the extension neither links with cuBLAS nor needs it without a GPU.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
@@ -18,25 +18,25 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would report it again
+  cudaGetLastError();  // clears the error, or the next call would report it again
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// What is used of cuBLAS 12 and 13: names and numbers as in their headers.
+// The functions of cuBLAS 12 and 13 that are used, with the numbers of their headers.
 struct Cublas {
   using Handle = void*;
   static constexpr int kN = 0, kT = 1;
-  static constexpr int kFloat = 0, kDouble = 1, kHalf = 2,
-                       kBFloat16 = 14;  // cudaDataType_t
+  static constexpr int kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 14;  // of cudaDataType_t
   static constexpr int kCompute32 = 68, kCompute64 = 70, kCompute32Tf32 = 77;
-  static constexpr int kWideSums = 16;  // no partial sums in 16 bits, and TF32 only where the call says so
+  static constexpr int kWideSums = 16;  // math mode: no partial sums in 16 bits, and no TF32 unless a call asks for it
   int (*gemm)(Handle, int, int, int64_t, int64_t, int64_t, const void*, const void*, int, int64_t, int64_t, const void*,
               int, int64_t, int64_t, const void*, void*, int, int64_t, int64_t, int64_t, int, int);
   int (*get_math_mode)(Handle, int*);
   int (*set_math_mode)(Handle, int);
 
   Cublas() {
-    // torch's own: a search in its library goes through what that needs, and another package may have brought another
+    // A search in torch's library includes the libraries that it needs, so this finds torch's cuBLAS even where another
+    // package has loaded one too.
     void* library = nullptr;
     for (const char* name : {"libtorch_cuda.so", "libcublas.so.13", "libcublas.so.12"})
       if (!library) library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
@@ -60,9 +60,9 @@ int data_type(Dtype d) {
   return kTypes[static_cast<int>(d)];
 }
 
-class CudaQueue : public Queue {
+class CudaDeviceStream : public DeviceStream {
  public:
-  explicit CudaQueue(const TorchDevice& device) : device_(device), limits_(limits_of(device.index)) {}
+  explicit CudaDeviceStream(const TorchDevice& device) : device_(device), limits_(limits_of(device.index)) {}
 
   const Limits& limits() const override { return limits_; }
   uint32_t* error_word() override { return device_.error_word; }
@@ -73,7 +73,7 @@ class CudaQueue : public Queue {
 
   Sorted sort(const int64_t* keys, int64_t count) override { return device_.sort(device_.keep, keys, count); }
 
-  // cuBLAS counts columns first: C^T = B^T A^T.
+  // cuBLAS stores matrices column by column, so it is asked for C^T = B^T A^T.
   void multiply(const Product& p) override {
     if (p.m == 0 || p.n == 0 || p.batch == 0) return;
     const bool wide = p.in == Dtype::kFloat64;
@@ -97,10 +97,11 @@ class CudaQueue : public Queue {
     after_launch("a product");
   }
 
-  using Queue::launch;
+  using DeviceStream::launch;
   void launch(const void* kernel, const LaunchShape& shape, void** arguments, Call) override {
-    constexpr int kWithoutAsking = 48 << 10, kPortableCluster = 8;
-    if (shape.shared > kWithoutAsking)  // all there is: another thread may be launching the kernel with more
+    constexpr int kDefaultShared = 48 << 10, kPortableCluster = 8;  // the most a launch may have without asking
+    // Ask for all there is: another thread may be launching the same kernel with more shared memory than this launch.
+    if (shape.shared > kDefaultShared)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits_.shared_bytes),
             "asking for shared memory");
     if (shape.cluster > kPortableCluster)
@@ -152,18 +153,18 @@ class CudaQueue : public Queue {
 
 class CudaRunner : public Runner {
  public:
-  CudaRunner(const TorchDevice& device, const Choice& choice) : choice_(choice), queue_(device) {}
+  CudaRunner(const TorchDevice& device, const Choice& choice) : choice_(choice), stream_(device) {}
   Dtype buffer_dtype(Dtype storage) const override { return storage; }
-  void forward(const Forward& f) override { run_forward(f, choice_, queue_); }
-  void backward(const Backward& b) override { run_backward(b, choice_, queue_); }
-  void weight_grad(const WeightGrad& g) override { run_weight_grad(g, choice_, queue_); }
+  void forward(const Forward& f) override { run_forward(f, choice_, stream_); }
+  void backward(const Backward& b) override { run_backward(b, choice_, stream_); }
+  void weight_grad(const WeightGrad& g) override { run_weight_grad(g, choice_, stream_); }
 
  private:
   Choice choice_;
-  CudaQueue queue_;
+  CudaDeviceStream stream_;
 };
 
-// How many blocks of the kernel that asks for most can form a cluster here.
+// The most blocks that can form a cluster on this device, of the kernel that needs the most of a multiprocessor.
 int largest_cluster(const Limits& limits) {
   const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
@@ -197,17 +198,17 @@ Limits read_limits(int device) {
                              std::to_string(limits.architecture % 10) + ", but seqcls_fast was built for " +
                              SF_CUDA_ARCHS + " alone");
   }
-  limits.cluster = limits.architecture == 90 ? largest_cluster(limits) : 1;  // compiled for 9.0 alone
+  limits.cluster = limits.architecture == 90 ? largest_cluster(limits) : 1;  // clusters are compiled for 9.0 alone
   return limits;
 }
 
 }  // namespace
 
 const Limits& limits_of(int device) {
-  constexpr int kMostDevices = 64;
-  static std::array<Limits, kMostDevices> all;
-  static std::array<std::once_flag, kMostDevices> once;
-  if (device < 0 || device >= kMostDevices) throw std::runtime_error("expected at most 64 CUDA devices");
+  constexpr int kMaxDevices = 64;
+  static std::array<Limits, kMaxDevices> all;
+  static std::array<std::once_flag, kMaxDevices> once;
+  if (device < 0 || device >= kMaxDevices) throw std::runtime_error("expected at most 64 CUDA devices");
   std::call_once(once[device], [&] { all[device] = read_limits(device); });
   return all[device];
 }

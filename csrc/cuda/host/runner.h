@@ -1,4 +1,5 @@
-// What bindings.cpp may call of the CUDA backend: its runner, and its plans. Torch comes in as a few plain functions.
+// The part of the CUDA backend that csrc/bindings calls: the runner, and the limits of a device. Torch comes in as
+// plain functions, so that nothing here includes its headers.
 #pragma once
 
 #include "../../bindings/runner.h"
@@ -6,7 +7,8 @@
 
 namespace sf::cuda {
 
-// A torch device as a call finds it: current stream, cuBLAS handle, allocator. Memory lives as long as `keep`.
+// A torch device with its current stream, cuBLAS handle and allocator. Memory that it allocates lives as long as
+// `keep`.
 struct TorchDevice {
   int index;
   void* stream;
@@ -15,10 +17,10 @@ struct TorchDevice {
   void* (*allocate)(void* keep, int64_t bytes);
   Sorted (*sort)(void* keep, const int64_t* keys, int64_t count);
   uint32_t* error_word;  // in pinned host memory
-  bool check_launches;   // wait for each launch and report its error there
+  bool check_launches;   // wait for each launch, so that an error is reported by the launch that caused it
 };
 
-// Refuses a device that no architecture was built for. The plans' limits of a device are read once.
+// The limits that plans for this device observe, read once per device. Throws if no kernel was built for the device.
 const Limits& limits_of(int device);
 std::unique_ptr<Runner> make_runner(const TorchDevice&, const std::string& impl, bool allow_tf32);
 

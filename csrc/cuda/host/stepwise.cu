@@ -1,4 +1,4 @@
-// From a layer to the launches of the stepwise regime.
+// From a layer to the launches of the stepwise regime, whose kernels are in kernels/stepwise.cuh.
 #include "host.h"
 #include "../kernels/stepwise.cuh"
 
@@ -32,12 +32,12 @@ Stepwise stepwise_of(const Layer& l, const Lengths& lengths) {
 
 }  // namespace
 
-void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, Queue& q) {
+void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = f.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
   Stepwise a = stepwise_of(l, lengths);
   a.write_output = f.output[0].data != nullptr;
-  const void* bias = make_bias(l, q);
+  const void* bias = make_bias(l, stream);
   Product recurrent[kMaxDirections], projection[kMaxDirections];
   for (int d = 0; d < l.directions; ++d) {
     StepwiseDirection& io = a.direction[d];
@@ -46,10 +46,10 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     io.h_n = f.h_n[d];
     io.c_n = f.c_n[d];
     io.bias = bias_of(bias, l, d);
-    void* products = q.take(l.B * l.gates * l.H * compute);
+    void* products = stream.take(l.B * l.gates * l.H * compute);
     io.products = products;
-    io.h = q.take(l.B * l.out() * storage);
-    io.state = q.take(l.B * l.H * compute);
+    io.h = stream.take(l.B * l.out() * storage);
+    io.state = stream.take(l.B * l.H * compute);
     Product& p = recurrent[d] = step_product(l, choice);
     p.n = l.gates * l.H;
     p.k = l.out();
@@ -61,8 +61,8 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     p.c = products;
     p.c_stride = p.n;
     if (!l.P) continue;
-    io.unprojected = q.take(l.B * l.H * storage);
-    io.projections = q.take(l.B * l.P * compute);
+    io.unprojected = stream.take(l.B * l.H * storage);
+    io.projections = stream.take(l.B * l.P * compute);
     Product& r = projection[d] = step_product(l, choice);
     r.n = l.P;
     r.k = l.H;
@@ -74,33 +74,33 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     r.c = io.projections;
     r.c_stride = l.P;
   }
-  with_both(l, [&](auto cell, auto math) {
+  with_cell_and_math(l, [&](auto cell, auto math) {
     using Cell = decltype(cell);
     using Math = decltype(math);
     const int64_t cells = l.directions * l.B * l.H;
-    launch_over(q, stepwise_begin<Math>, cells, a);
-    for_chunks(f, l.H, choice, q, [&](const Chunk& chunk) {
-      int64_t steps = 0;  // the directions' parts may differ by a few
+    launch_over(stream, stepwise_begin<Math>, cells, a);
+    for_chunks(f, l.H, choice, stream, [&](const Chunk& chunk) {
+      int64_t steps = 0;  // the chunks of the two directions may differ by a few steps
       for (int d = 0; d < l.directions; ++d) steps = std::max(steps, chunk.end[d] - chunk.begin[d]);
       for (int64_t s = 0; s < steps; ++s) {
         for (int d = 0; d < l.directions; ++d) {
           StepwiseDirection& io = a.direction[d];
           io.projected = chunk.projected[d];
           const bool any = s < chunk.end[d] - chunk.begin[d];
-          io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // no row has step T
-          q.multiply(recurrent[d]);
+          io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T is a step that no row has
+          stream.multiply(recurrent[d]);
         }
-        launch_over(q, stepwise_forward<Cell, Math>, cells, a);
+        launch_over(stream, stepwise_forward<Cell, Math>, cells, a);
         if (!l.P) continue;
-        for (int d = 0; d < l.directions; ++d) q.multiply(projection[d]);
-        launch_over(q, stepwise_project<Math>, l.directions * l.B * l.P, a);
+        for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
+        launch_over(stream, stepwise_project<Math>, l.directions * l.B * l.P, a);
       }
     });
-    launch_over(q, stepwise_end<Cell, Math>, cells, a);
+    launch_over(stream, stepwise_end<Cell, Math>, cells, a);
   });
 }
 
-void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, Queue& q) {
+void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
   Stepwise a = stepwise_of(l, lengths);
@@ -115,9 +115,9 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     io.d_gates = b.d_gates[d];
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
-    io.h = q.take(l.B * l.gates * l.H * storage);
-    io.state = q.take(l.B * l.out() * compute);
-    io.carry = q.take(l.B * l.H * compute);
+    io.h = stream.take(l.B * l.gates * l.H * storage);
+    io.state = stream.take(l.B * l.out() * compute);
+    io.carry = stream.take(l.B * l.H * compute);
     Product& p = recurrent[d] = step_product(l, choice);
     p.n = l.out();
     p.k = l.gates * l.H;
@@ -125,11 +125,11 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     p.a_stride = p.k;
     p.b = l.w_hh[d].data;
     p.b_stride = l.out();
-    p.c = q.take(l.B * l.out() * compute);
+    p.c = stream.take(l.B * l.out() * compute);
     p.c_stride = l.out();
     if (!l.P) continue;
-    io.unprojected = q.take(l.B * l.P * storage);
-    io.projections = q.take(l.B * l.H * compute);
+    io.unprojected = stream.take(l.B * l.P * storage);
+    io.projections = stream.take(l.B * l.H * compute);
     Product& r = projection[d] = step_product(l, choice);
     r.n = l.H;
     r.k = l.P;
@@ -140,24 +140,24 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     r.c = io.projections;
     r.c_stride = l.H;
   }
-  with_both(l, [&](auto cell, auto math) {
+  with_cell_and_math(l, [&](auto cell, auto math) {
     using Cell = decltype(cell);
     using Math = decltype(math);
     const int64_t cells = l.directions * l.B * l.H;
-    launch_over(q, stepwise_begin_back<Math>, cells, a);
+    launch_over(stream, stepwise_begin_back<Math>, cells, a);
     for (int64_t s = 0; s < l.T; ++s) {
       for (int d = 0; d < l.directions; ++d) a.direction[d].t = d ? s : l.T - 1 - s;
       if (l.P) {
-        launch_over(q, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
-        for (int d = 0; d < l.directions; ++d) q.multiply(projection[d]);
+        launch_over(stream, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
+        for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
       }
-      launch_over(q, stepwise_backward<Cell, Math>, cells, a);
+      launch_over(stream, stepwise_backward<Cell, Math>, cells, a);
       for (int d = 0; d < l.directions; ++d) {
-        q.multiply(recurrent[d]);
+        stream.multiply(recurrent[d]);
         a.direction[d].products = recurrent[d].c;
       }
     }
-    launch_over(q, stepwise_end_back<Cell, Math>, cells, a);
+    launch_over(stream, stepwise_end_back<Cell, Math>, cells, a);
   });
 }
 

@@ -1,10 +1,11 @@
-// Regime 2: the blocks of a cluster share R and push their slices into one another's shared memory. A slice's bytes
-// are counted on the receiver's mbarrier, so there is no barrier in the loop, and none of clusters, whose release
-// would wait for the output's stores.
+// Regime 2: the blocks of a cluster share R and write their slices of the next operand into each other's shared memory.
+// The mbarrier of the receiving block counts the bytes that arrive. The time loop therefore needs no barrier of the
+// block, and no barrier of the cluster either, which would wait for the stores of the output.
 //
-// Two halves and "full" barriers are enough: a block can be sent step s + 2 only by one that has all of step s + 1,
-// so after every group of every block has sent its part of s + 1, that is after it has read s, whose place s + 2
-// takes.
+// A tile has two operand halves, used in turn, and an mbarrier for each that says when it is full. No barrier has to
+// say when a half may be overwritten: the operand of step s + 2 overwrites that of step s, and a block sends its slice
+// of s + 2 only when it has all of s + 1, that is after every group of every block has sent its slice of s + 1, which a
+// group does only after it has read all of s.
 #pragma once
 
 #include "exchange.cuh"
@@ -18,17 +19,17 @@ struct Cluster {
   Barriers full;  // (tiles, 2)
   int blocks, bytes;
 
-  SF_DEVICE Cluster(Carve& carve, const Sweep& a, const Lane<S>& at)
-      : operand(carve, a),
-        slice(carve, at),
-        full(carve.take<uint64_t>(2 * a.tiles)),
+  SF_DEVICE Cluster(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>& at)
+      : operand(allocator, a),
+        slice(allocator, at),
+        full(allocator.take<uint64_t>(2 * a.tiles)),
         blocks(a.blocks),
         bytes(a.groups * S::kOperands * S::kPlanes * kTileRows * kGroupUnits *
               static_cast<int>(sizeof(typename S::Element))) {
     if (thread_id() == 0)
       for (int i = 0; i < 2 * a.tiles; ++i) barrier_init(full, i);
   }
-  SF_DEVICE void begin() const { cluster_sync(); }  // every block has its barriers and its first operand
+  SF_DEVICE void begin() const { cluster_sync(); }  // no block sends before all barriers and first operands are ready
   SF_DEVICE void wait(const Lane<S>&, int step, int steps, int tile) const {
     const int now = step & 1;
     if (thread_id() == 0 && step + 1 < steps) barrier_expect(full, 2 * tile + 1 - now, bytes);
@@ -40,18 +41,18 @@ struct Cluster {
   SF_DEVICE void send(const Lane<S>& at, int step, int tile) const {
     warp_sync();
     if (at.owns()) {
-      for (int i = at.lane; i < Slice<S>::kPieces * blocks; i += 32) {
-        const auto piece = slice.piece(at, i % Slice<S>::kPieces);
-        const int to = operand.row(step, tile, piece.plane, piece.column) + piece.in_operand;
-        send_piece(to, piece.from, 2 * tile + (step & 1), i / Slice<S>::kPieces);
+      for (int i = at.lane; i < Slice<S>::kPackets * blocks; i += 32) {
+        const auto packet = slice.packet(at, i % Slice<S>::kPackets);
+        const int to = operand.row(step, tile, packet.plane, packet.column) + packet.in_operand;
+        send_packet(to, packet.from, 2 * tile + (step & 1), i / Slice<S>::kPackets);
       }
     }
-    warp_sync();  // the slice may be written again
+    warp_sync();  // after this the slice may be overwritten
   }
-  SF_DEVICE void end() const { cluster_sync(); }  // nobody leaves while another may still write to it
+  SF_DEVICE void end() const { cluster_sync(); }  // a block must not end while another may still write to it
 
  private:
-  SF_DEVICE void send_piece(int to, int from, int barrier, int block) const {
+  SF_DEVICE void send_packet(int to, int from, int barrier, int block) const {
     cuda::send(operand.region, to, slice.region.template load_as<uint4>(from), full, barrier, block);
   }
 };

@@ -1,6 +1,6 @@
-// The whole vocabulary of the kernels. Compiled by nvcc this file is the device; compiled by any other compiler it is
-// tests/cuda/simt/simt.h, which has the same names over fibers on the CPU, with detectors. Kernels use nothing else of
-// CUDA.
+// Everything that the kernels use of CUDA, under plain names. nvcc compiles the definitions in this file. Any other
+// compiler takes tests/cuda/simt/simt.h instead, which has the same names, runs threads as fibers on the CPU and looks
+// for races and other faults.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@
 #define SF_DEVICE __device__ __forceinline__
 #define SF_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define SF_UNROLL _Pragma("unroll")
-#define SF_PARAMETER const __grid_constant__  // indexed where it is, in constant memory
+#define SF_PARAMETER const __grid_constant__  // a parameter stays in constant memory even where it is indexed
 
 namespace sf::cuda {
 
@@ -28,7 +28,8 @@ SF_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 SF_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
 SF_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 
-// -- barriers. group_sync: the `threads` threads (whole warps) that come with one id, of at most 15 in a block.
+// Barriers of a block, a warp, a group and a cluster. A group is the warps that call group_sync with the same id, from
+// 0 to 14; they have `threads` threads together.
 SF_DEVICE void cta_sync() { __syncthreads(); }
 SF_DEVICE void warp_sync() { __syncwarp(); }
 SF_DEVICE void group_sync(int id, int threads) {
@@ -41,7 +42,7 @@ SF_DEVICE void cluster_sync() {
 #endif
 }
 
-// -- bits
+// Conversions, and approximations by the special function unit.
 SF_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
 SF_DEVICE float float_of(uint32_t u) { return __uint_as_float(u); }
 SF_DEVICE float from_bf16(uint16_t v) { return __uint_as_float(static_cast<uint32_t>(v) << 16); }
@@ -70,7 +71,7 @@ SF_DEVICE uint32_t pack_fp16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
-SF_DEVICE float round_tf32(float f) {  // nearest, ties away
+SF_DEVICE float round_tf32(float f) {  // to the nearest, ties away from zero
   uint32_t r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(f));
   return __uint_as_float(r);
@@ -86,7 +87,7 @@ SF_DEVICE float reciprocal_approx(float x) {
   return y;
 }
 
-// -- shared memory: a view of `count` Ts, whose bounds the shim checks
+// A region of shared memory that holds values of type T. The simulator checks its bounds.
 template <class T>
 struct Shared {
   T* p;
@@ -104,8 +105,9 @@ struct Shared {
   SF_DEVICE uint32_t address(int i) const { return static_cast<uint32_t>(__cvta_generic_to_shared(p + i)); }
 };
 
-// Hands out a block's shared memory, region after region, each 16-byte aligned: the same in every block of a launch.
-struct Carve {
+// Divides a block's shared memory into regions, each aligned to 16 bytes. All blocks of a launch take the same regions
+// in the same order, so that an offset means the same in each of them.
+struct SharedAllocator {
   size_t used = 0;
 
   template <class T>
@@ -117,10 +119,10 @@ struct Carve {
   }
 };
 
-// -- mbarriers: element i of a region counts arrivals and bytes; wait(parity) waits for the phase of that parity
+// Barriers in shared memory (mbarriers). A phase of one ends when its arrivals and its bytes have come. Phases count
+// from 0, and barrier_wait waits until the phase of the given parity has ended.
 using Barriers = Shared<uint64_t>;
-SF_DEVICE uint32_t in_block(uint32_t address,
-                            int block) {  // the same address in another block of the cluster
+SF_DEVICE uint32_t in_block(uint32_t address, int block) {  // the same address in another block of the cluster
   uint32_t r;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(block));
   return r;
@@ -128,13 +130,14 @@ SF_DEVICE uint32_t in_block(uint32_t address,
 SF_DEVICE void barrier_init(Barriers b, int i) {  // for one arrival per phase
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(b.address(i)) : "memory");
 }
-// The one arrival, and how many bytes are to come.
+// Makes the one arrival of a phase and says how many bytes the phase waits for.
 SF_DEVICE void barrier_expect(Barriers b, int i, int bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b.address(i)), "r"(bytes) : "memory");
 #endif
 }
-// A relaxed wait and a fence of shared memory alone: .acquire.cluster would drop L1 at every try (CCTL.IVALL).
+// The wait is relaxed, and a fence for shared memory alone follows it: with .acquire.cluster every try would invalidate
+// the L1 cache (CCTL.IVALL).
 SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done = 0;
@@ -150,7 +153,7 @@ SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
 }
-// 16 bytes to element i of the region in another block of the cluster, counted on its barrier j.
+// Sends 16 bytes to element i of the region in another block of the cluster. That block's barrier j counts them.
 template <class T>
 SF_DEVICE void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block) {
 #if __CUDA_ARCH__ >= 900
@@ -162,23 +165,25 @@ SF_DEVICE void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block) 
 #endif
 }
 
-// -- words in global memory that carry their own flag: 32 bits of data, 32 of tag, written and read as one
+// Words in global memory of 32 bits of data and 32 bits of tag, which are written and read as one. The tag tells a
+// reader whether the data has come.
 SF_DEVICE void post(uint64_t* to, uint32_t data, uint32_t tag) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(tag) << 32 | data)
                : "memory");
 }
-SF_DEVICE uint64_t peek(const uint64_t* from) {
+SF_DEVICE uint64_t poll(const uint64_t* from) {
   uint64_t v;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
   return v;
 }
-// A word the host reads without waiting for the stream; it keeps the worst.
+// Writes an error code to a word that the host reads without waiting for the stream. The most serious code is kept.
 SF_DEVICE void raise(volatile uint32_t* flag, Fault fault) {
   if (*flag < fault) *flag = fault;
 }
 
-// -- tensor cores. Lane l, g = l / 4, q = l % 4: D and C rows g, g + 8, columns 2q, 2q + 1. A k-tile is 32 bytes of a
-// row in every type: register i of A is row g + 8 (i & 1), bytes 4q + 16 (i >> 1); of B column g, bytes 4q + 16 i.
+// Tensor cores: D = A B + D for a tile of 16 x 8. With g = l / 4 and q = l % 4, lane l holds of D rows g and g + 8, in
+// columns 2q and 2q + 1. A k-tile is 32 bytes of a row in every type. Register i of A holds 4 bytes of row g + 8 (i &
+// 1), from byte 4q + 16 (i >> 1) on, and register i of B 4 bytes of column g, from byte 4q + 16 i on.
 SF_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -200,8 +205,8 @@ SF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// Four 8 x 16-byte matrices: lane l brings the element where row l % 8 of matrix l / 8 starts; register m of a lane
-// is bytes 4q .. 4q + 3 of row g of matrix m.
+// Loads four matrices of 8 rows of 16 bytes. Lane l passes the element with which row l % 8 of matrix l / 8 starts.
+// Register m of a lane receives the bytes 4q .. 4q + 3 of row g of matrix m.
 template <class T>
 SF_DEVICE uint4 load_matrices(Shared<T> s, int i) {
   uint4 v;

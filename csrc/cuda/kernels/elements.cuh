@@ -1,4 +1,4 @@
-// For kernels over many elements: how wide their blocks are, and which elements a thread has.
+// For elementwise kernels: the threads of a block, and the elements that each thread has.
 #pragma once
 
 #include "precision.cuh"

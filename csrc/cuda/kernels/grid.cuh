@@ -1,8 +1,9 @@
-// Regime 3: blocks anywhere on the device share R; operands travel through L2 as 64-bit words of 32 bits of data and
-// the step as a tag. A word is its own flag: no fence, no counter, and a block waits for those of its team alone. The
-// launch is cooperative, so all blocks run; should one not, the wait is bounded, raises the error word and goes on.
+// Regime 3: blocks anywhere on the device share R. Operands travel through the L2 cache in words of 64 bits: 32 bits of
+// data, and the step as a tag. The tag says whether a word has come, so there are no fences and no counters, and a
+// block waits for the blocks of its team alone. The launch is cooperative, so that all blocks run at once. If one of
+// them still does not answer, the wait ends after max_polls failed polls, and an error is raised.
 //
-// Two halves are enough for the reason given in cluster.cuh.
+// Two halves of the operand are enough for the reason that cluster.cuh gives.
 #pragma once
 
 #include "exchange.cuh"
@@ -11,20 +12,20 @@ namespace sf::cuda {
 
 template <class S>
 struct Grid {
-  static constexpr int kPieceWords = 4, kAtOnce = 4;
-  static constexpr int kElements = 4 / sizeof(typename S::Element);  // of a word
+  static constexpr int kPacketWords = 4, kAtOnce = 4;
+  static constexpr int kElements = 4 / sizeof(typename S::Element);  // elements in a word
   Operand<S> operand;
   Slice<S> slice;
   uint64_t* words;  // (2 steps, tiles, planes, 8 rows, row_words) of this team
   uint32_t* error;
-  int most_peeks;
-  int row_words;  // what the groups of all blocks give to a row
+  int max_polls;
+  int row_words;  // words that all groups of the team together send for one row
 
-  SF_DEVICE Grid(Carve& carve, const Sweep& a, const Lane<S>& at)
-      : operand(carve, a),
-        slice(carve, at),
+  SF_DEVICE Grid(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>& at)
+      : operand(allocator, a),
+        slice(allocator, at),
         error(a.error),
-        most_peeks(a.most_peeks),
+        max_polls(a.max_polls),
         row_words(S::kOperands * a.groups * kGroupUnits / kElements) {
     words = a.words + static_cast<int64_t>(block_id() / a.blocks) * 2 * a.tiles * S::kPlanes * kTileRows * row_words;
   }
@@ -32,7 +33,7 @@ struct Grid {
     return words + ((step & 1) * operand.tiles + tile) * S::kPlanes * kTileRows * row_words;
   }
   SF_DEVICE void begin() const { cta_sync(); }
-  // A warp brings whole rows, several words of each in flight.
+  // Each warp fetches whole rows. Its lanes have kAtOnce loads in flight.
   SF_DEVICE void wait(const Lane<S>& at, int step, int, int tile) {
     if (step == 0) return;
     for (int row = at.warp; row < S::kPlanes * kTileRows; row += block_threads() / 32) {
@@ -41,16 +42,16 @@ struct Grid {
       for (int first = at.lane; first < row_words; first += kAtOnce * 32) {
         uint64_t found[kAtOnce];
         SF_UNROLL
-        for (int j = 0; j < kAtOnce; ++j) found[j] = peek(from + (first + 32 * j < row_words ? first + 32 * j : first));
+        for (int j = 0; j < kAtOnce; ++j) found[j] = poll(from + (first + 32 * j < row_words ? first + 32 * j : first));
         SF_UNROLL
         for (int j = 0; j < kAtOnce; ++j) {
           const int i = first + 32 * j;
           if (i >= row_words) break;
-          while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && peeks < most_peeks) {
-            found[j] = peek(from + i);
-            if (++peeks == most_peeks) raise(error, kWaitRanOut);
+          while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && failed_polls < max_polls) {
+            found[j] = poll(from + i);
+            if (++failed_polls == max_polls) raise(error, kWaitRanOut);
           }
-          if (peeks < most_peeks) peeks = 0;  // else the launch is given up for good
+          if (failed_polls < max_polls) failed_polls = 0;  // otherwise stop waiting until the launch ends
           operand.region.store_as(to + i * kElements, static_cast<uint32_t>(found[j]));
         }
       }
@@ -64,11 +65,11 @@ struct Grid {
     warp_sync();
     if (at.owns()) {
       uint64_t* to = tile_words(step, tile);
-      for (int i = at.lane; i < Slice<S>::kPieces * kPieceWords; i += 32) {
-        const auto piece = slice.piece(at, i / kPieceWords);
-        const int row = piece.plane * kTileRows + piece.column, word = i % kPieceWords;
-        post(to + row * row_words + piece.in_operand / kElements + word,
-             slice.region.template load_as<uint32_t>(piece.from + word * kElements), static_cast<uint32_t>(step));
+      for (int i = at.lane; i < Slice<S>::kPackets * kPacketWords; i += 32) {
+        const auto packet = slice.packet(at, i / kPacketWords);
+        const int row = packet.plane * kTileRows + packet.column, word = i % kPacketWords;
+        post(to + row * row_words + packet.in_operand / kElements + word,
+             slice.region.template load_as<uint32_t>(packet.from + word * kElements), static_cast<uint32_t>(step));
       }
     }
     warp_sync();
@@ -76,7 +77,7 @@ struct Grid {
   SF_DEVICE void end() const {}
 
  private:
-  int peeks = 0;  // in vain, at a stretch
+  int failed_polls = 0;  // since the last poll that found its word
 };
 
 }  // namespace sf::cuda

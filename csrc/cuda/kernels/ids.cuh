@@ -1,5 +1,5 @@
-// Where x holds ids: each names the column of W_ih that is its projection, and whose gradient is then the sum of what
-// reached the steps that named it.
+// For x that holds ids. The projection of an id is the column of W_ih that it names, and the gradient of a column is
+// the sum of the gradients of all steps that named it.
 #pragma once
 
 #include "prepare.cuh"
@@ -9,7 +9,7 @@ namespace sf::cuda {
 struct Ids {
   const int64_t* ids;
   Rows at;
-  const int64_t* lengths;  // of padded rows; may be null
+  const int64_t* lengths;  // of padded rows; null if every row has T steps
   int64_t T, B, columns;
   uint32_t* error;
 
@@ -23,9 +23,9 @@ struct Ids {
   SF_DEVICE Place place(int64_t row) const { return place_of(at.t_row, T, B, row); }
 };
 
-// -- The projection of rows first .. first + rows, in the compute type, each gate's units gate_width apart. A block
-// has a row at a time.
-struct TakeColumns {
+// Projects the rows first .. first + rows - 1 in the compute type. A gate's values begin gate_width after those of the
+// gate before. A block works on one row at a time.
+struct GatherColumns {
   Ids ids;
   Matrix w;
   void* to;
@@ -34,7 +34,7 @@ struct TakeColumns {
 
 template <class Math>
 SF_KERNEL(kBlockThreads)
-take_columns(SF_PARAMETER TakeColumns a) {
+gather_columns(SF_PARAMETER GatherColumns a) {
   using Compute = typename Math::Compute;
   const auto* w = reinterpret_cast<const typename Math::Storage*>(a.w.data);
   for (int64_t row = block_id(); row < a.rows; row += grid_blocks()) {
@@ -51,15 +51,16 @@ take_columns(SF_PARAMETER TakeColumns a) {
   }
 }
 
-// -- What a step's gradient belongs to: sample by sample the columns, and one more for what belongs to none.
-struct NameColumns {
+// The key of each step is the column its gradient belongs to, where the columns of all samples are numbered one sample
+// after another. A step that belongs to no column has the number after the last as its key.
+struct KeyColumns {
   Ids ids;
   int64_t* to;
   int64_t rows, samples;
 };
 
 SF_KERNEL(kBlockThreads)
-name_columns(SF_PARAMETER NameColumns a) {
+key_columns(SF_PARAMETER KeyColumns a) {
   for (int64_t row = global_thread(); row < a.rows; row += all_threads()) {
     const Place p = a.ids.place(row);
     a.to[row] = a.samples * a.ids.columns;
@@ -69,43 +70,45 @@ name_columns(SF_PARAMETER NameColumns a) {
   }
 }
 
-// -- Sums of the rows of each column, in a fixed order: stretches of the sorted rows first. A run of one column that
-// lies within a stretch is done then; of one that began before there is a head, of one that goes on a tail.
-constexpr int64_t kStretch = 32;
+// Sums the rows of each column, in a fixed order. The rows are sorted by their column, and the rows of one column are a
+// run. sum_segments adds up the runs within each segment of kSegment rows. A run that lies within one segment is
+// finished by that. A run that began in an earlier segment leaves a partial sum, its head, in every segment that it
+// reaches; a run that begins in a segment and goes on leaves its tail. sum_long_runs adds the heads to the tail.
+constexpr int64_t kSegment = 32;
 
 struct SumColumns {
-  const void* from;            // (rows, from_width), of which the first `width` count
-  const int64_t *keys, *rows;  // sorted
-  void* partial;               // (stretches, head and tail, width) in the compute type
-  void* to;                    // (columns, width), zeros before
+  const void* from;            // (rows, from_width), of which the first `width` columns are summed
+  const int64_t *keys, *rows;  // the sorted keys, and the row that each belongs to
+  void* partial;               // (segments, head and tail, width) in the compute type
+  void* to;                    // (columns, width), zero before the launch
   int64_t count, columns, width, from_width;
 
-  SF_FN int64_t end(int64_t stretch) const {
-    return (stretch + 1) * kStretch < count ? (stretch + 1) * kStretch : count;
+  SF_FN int64_t end(int64_t segment) const {
+    return (segment + 1) * kSegment < count ? (segment + 1) * kSegment : count;
   }
-  SF_FN bool goes_on(int64_t i) const { return i + 1 < count && keys[i + 1] == keys[i]; }  // beyond i
-  SF_FN int64_t part(int64_t stretch, int which, int64_t column) const {
-    return (2 * stretch + which) * width + column;
+  SF_FN bool goes_on(int64_t i) const { return i + 1 < count && keys[i + 1] == keys[i]; }  // the run of i, beyond i
+  SF_FN int64_t partial_at(int64_t segment, int which, int64_t column) const {
+    return (2 * segment + which) * width + column;
   }
 };
 
 template <class Math>
 SF_KERNEL(kBlockThreads)
-sum_stretches(SF_PARAMETER SumColumns a) {
+sum_segments(SF_PARAMETER SumColumns a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  const int64_t stretches = (a.count + kStretch - 1) / kStretch;
-  for (int64_t j = global_thread(); j < stretches * a.width; j += all_threads()) {
-    const int64_t stretch = j / a.width, column = j % a.width, first = stretch * kStretch, end = a.end(stretch);
+  const int64_t segments = (a.count + kSegment - 1) / kSegment;
+  for (int64_t j = global_thread(); j < segments * a.width; j += all_threads()) {
+    const int64_t segment = j / a.width, column = j % a.width, first = segment * kSegment, end = a.end(segment);
     bool began_before = first > 0 && a.goes_on(first - 1);
     Compute sum = 0;
     for (int64_t i = first; i < end && a.keys[i] < a.columns; ++i) {
       sum += Math::widen(static_cast<const Storage*>(a.from)[a.rows[i] * a.from_width + column]);
       if (i + 1 < end && a.goes_on(i)) continue;
       if (began_before)
-        static_cast<Compute*>(a.partial)[a.part(stretch, 0, column)] = sum;
+        static_cast<Compute*>(a.partial)[a.partial_at(segment, 0, column)] = sum;
       else if (a.goes_on(i))
-        static_cast<Compute*>(a.partial)[a.part(stretch, 1, column)] = sum;
+        static_cast<Compute*>(a.partial)[a.partial_at(segment, 1, column)] = sum;
       else
         static_cast<Storage*>(a.to)[a.keys[i] * a.width + column] = Math::narrow(sum);
       began_before = false;
@@ -114,21 +117,20 @@ sum_stretches(SF_PARAMETER SumColumns a) {
   }
 }
 
-// A tail and the heads that follow it.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 sum_long_runs(SF_PARAMETER SumColumns a) {
   using Compute = typename Math::Compute;
-  const int64_t stretches = (a.count + kStretch - 1) / kStretch;
+  const int64_t segments = (a.count + kSegment - 1) / kSegment;
   const auto* partial = static_cast<const Compute*>(a.partial);
-  for (int64_t j = global_thread(); j < stretches * a.width; j += all_threads()) {
-    const int64_t stretch = j / a.width, column = j % a.width, first = stretch * kStretch, last = a.end(stretch) - 1;
+  for (int64_t j = global_thread(); j < segments * a.width; j += all_threads()) {
+    const int64_t segment = j / a.width, column = j % a.width, first = segment * kSegment, last = a.end(segment) - 1;
     const int64_t key = a.keys[last];
     const bool began_before = a.keys[first] == key && first > 0 && a.goes_on(first - 1);
     if (key >= a.columns || began_before || !a.goes_on(last)) continue;
-    Compute sum = partial[a.part(stretch, 1, column)];
-    for (int64_t next = stretch + 1; next < stretches && a.keys[next * kStretch] == key; ++next)
-      sum += partial[a.part(next, 0, column)];
+    Compute sum = partial[a.partial_at(segment, 1, column)];
+    for (int64_t next = segment + 1; next < segments && a.keys[next * kSegment] == key; ++next)
+      sum += partial[a.partial_at(next, 0, column)];
     static_cast<typename Math::Storage*>(a.to)[key * a.width + column] = Math::narrow(sum);
   }
 }

@@ -1,4 +1,4 @@
-// Finds a kernel by what a plan says, and thereby instantiates every one that a plan can say.
+// Finds the kernel for a plan. The search names every kernel that a plan can choose, so that all of them are compiled.
 #pragma once
 
 #include <utility>
@@ -11,8 +11,7 @@
 
 namespace sf::cuda {
 
-#ifdef SF_EVERY_REGIME  // the shim has toy devices, on which any tiling may span
-                        // blocks
+#ifdef SF_EVERY_REGIME  // set for tests/cuda/simt, on whose small devices any tiling may need several blocks
 constexpr bool kEveryRegime = true;
 #else
 constexpr bool kEveryRegime = false;

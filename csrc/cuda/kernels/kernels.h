@@ -1,4 +1,4 @@
-// The table of recurrent kernels: each kernels_*.cu instantiates those of one precision that a plan can choose.
+// The recurrent kernels. Each kernels_*.cu compiles those of one precision that a plan can choose.
 #pragma once
 
 #include "../plan.h"
@@ -6,9 +6,9 @@
 
 namespace sf::cuda {
 
-using RecurrentKernel = void (*)(Sweep);
+using RecurrentKernel = void (*)(LaunchArgs);
 
-// Null where no plan asks for such a kernel. cell: index in SF_CELLS.
+// The kernel, or null if no plan can choose it. cell: index in SF_CELLS.
 RecurrentKernel kernel_bf16(int cell, Pass, Tiling, Regime);
 RecurrentKernel kernel_fp16(int cell, Pass, Tiling, Regime);
 RecurrentKernel kernel_tf32(int cell, Pass, Tiling, Regime);

@@ -1,5 +1,5 @@
-// Regime 1: one block holds all of R; the next operand is written where the product reads it, and one barrier a step
-// stands between.
+// Regime 1: one block holds all of R. Cells write the next operand to the shared memory from which the product reads
+// it, and one barrier per step separates the two.
 #pragma once
 
 #include "exchange.cuh"
@@ -10,7 +10,7 @@ template <class S>
 struct Onchip {
   Operand<S> operand;
 
-  SF_DEVICE Onchip(Carve& carve, const Sweep& a, const Lane<S>&) : operand(carve, a) {}
+  SF_DEVICE Onchip(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>&) : operand(allocator, a) {}
   SF_DEVICE void begin() const { cta_sync(); }
   SF_DEVICE void wait(const Lane<S>&, int step, int, int tile) const {
     if (tile == 0 && step > 0) cta_sync();

@@ -1,4 +1,4 @@
-// R as the fragments that a recurrent kernel keeps in its registers.
+// Orders R as the fragments that a recurrent kernel keeps in its registers.
 #pragma once
 
 #include "elements.cuh"
@@ -6,7 +6,8 @@
 
 namespace sf::cuda {
 
-// R or R^T in the order that Weights loads it: (directions, blocks, warps, m-tiles, k-tiles, planes, 32 lanes).
+// R, or R^T in the backward, in the order in which WeightFragments loads it: (directions, blocks, warps, m-tiles,
+// k-tiles, planes, 32 lanes).
 struct PackWeights {
   Matrix w_hh[kMaxDirections];
   uint4* to;
@@ -32,13 +33,13 @@ pack_weights(SF_PARAMETER PackWeights a) {
     const Matrix& w = a.w_hh[warp / a.warps / a.blocks];
     uint32_t words[kPlanes][4];
     for (int reg = 0; reg < 4; ++reg) {
-      Element parts[kPlanes][kPerRegister];
+      Element elements[kPlanes][kPerRegister];
       for (int e = 0; e < kPerRegister; ++e) {
         const int64_t unit = group * kGroupUnits + lane / 4 + 8 * (reg & 1);
         const int in_k = (split * k_tiles + k_tile) * kTileUnits + (lane % 4 + 4 * (reg >> 1)) * kPerRegister + e;
         const bool forward = a.pass == Pass::kForward;
         const int values = operands(a.pass, a.gates);
-        const int64_t other = in_k / values;  // the unit whose value or gradient is multiplied
+        const int64_t other = in_k / values;  // the unit whose value or gradient this weight is multiplied by
         const int64_t gate = forward ? m_tile : in_k % values;
         const int64_t row = gate * a.H + (forward ? unit : other), column = forward ? other : unit;
         float value = 0;
@@ -48,11 +49,11 @@ pack_weights(SF_PARAMETER PackWeights a) {
         }
         Element split_value[kPlanes];
         Math::split(value, split_value);
-        for (int plane = 0; plane < kPlanes; ++plane) parts[plane][e] = split_value[plane];
+        for (int plane = 0; plane < kPlanes; ++plane) elements[plane][e] = split_value[plane];
       }
       for (int plane = 0; plane < kPlanes; ++plane) {
         uint32_t word = 0;
-        for (int e = 0; e < kPerRegister; ++e) word |= element_bits(parts[plane][e]) << (16 * e);
+        for (int e = 0; e < kPerRegister; ++e) word |= element_bits(elements[plane][e]) << (16 * e);
         words[plane][reg] = word;
       }
     }

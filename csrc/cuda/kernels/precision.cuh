@@ -1,5 +1,5 @@
-// How numbers are stored and multiplied: one type per Precision. A value becomes `kPlanes` operand elements, of which
-// the tensor cores see 32 bytes of a row at a time; and the activations of float, for the cells.
+// How numbers are stored and multiplied: one type per Precision. split() turns a value into one operand element per
+// plane, whose sum is the value. The activations of float, which the cells call, are here too.
 #pragma once
 
 #include "device.cuh"
@@ -7,8 +7,8 @@
 
 namespace sf {
 
-// exp and reciprocal of the special function unit: 2 instructions each, within 1e-7. Declared before the cells, whose
-// calls on float find these and not the templates of core/activations.h.
+// Two instructions of the special function unit each, with errors within 1e-7. They are declared before the cells are
+// included, so that a cell's calls on float find them and not the templates of core/activations.h.
 SF_DEVICE float sigmoid(float x) { return cuda::reciprocal_approx(1.0f + cuda::exp2_approx(x * -1.4426950408889634f)); }
 SF_DEVICE float tanh(float x) {
   return 2.0f * cuda::reciprocal_approx(1.0f + cuda::exp2_approx(x * -2.8853900817779268f)) - 1.0f;
@@ -31,7 +31,7 @@ struct Bf16 {
   static SF_DEVICE float widen(Storage v) { return from_bf16(v); }
   static SF_DEVICE Storage narrow(float v) { return to_bf16(v); }
   static SF_DEVICE void split(float v, Element (&e)[1]) { e[0] = to_bf16(v); }
-  using Four = uint2;  // the first four of a cell's saved values, as they are stored
+  using Four = uint2;  // a cell's first four saved values, as they are stored
   static SF_DEVICE Four pack(const float (&v)[5]) { return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])}; }
   static SF_DEVICE void unpack(Four f, float (&v)[5]) {
     v[0] = float_of(f.x << 16), v[1] = float_of(f.x & 0xFFFF0000u);
@@ -61,7 +61,7 @@ struct Fp16 {
   }
 };
 
-struct Float32 {  // what both of float32's ways of multiplying store
+struct Float32 {  // how float32 is stored, whichever way it is multiplied
   using Storage = float;
   using Element = float;
   using Compute = float;
@@ -80,7 +80,9 @@ struct Tf32 : Float32 {
   }
 };
 
-struct Tf32x3 : Float32 {  // high and low parts; low * low is below float32's rounding
+// A value is the sum of a high and a low TF32 number. The product of two low numbers is left out, since it is smaller
+// than the rounding of float32.
+struct Tf32x3 : Float32 {
   static constexpr Precision kPrecision = Precision::kTf32x3;
   static SF_DEVICE void split(float v, Element (&e)[2]) {
     e[0] = round_tf32(v);
@@ -93,7 +95,7 @@ struct Tf32x3 : Float32 {  // high and low parts; low * low is below float32's r
   }
 };
 
-struct Float64 {  // stepwise only
+struct Float64 {  // for the stepwise regime alone
   using Storage = double;
   using Compute = double;
   static SF_DEVICE double widen(double v) { return v; }
@@ -103,7 +105,7 @@ struct Float64 {  // stepwise only
 SF_DEVICE uint32_t element_bits(uint16_t e) { return e; }
 SF_DEVICE uint32_t element_bits(float e) { return bits_of(e); }
 
-// An element of a row, in storage type T; rows may have any strides.
+// Element i of the row of step t and batch row b. Rows may have any strides.
 template <class T>
 SF_DEVICE T* element(const Rows& rows, int64_t t, int64_t b, int64_t i) {
   return reinterpret_cast<T*>(rows.data) + rows.offset(t, b) + i * rows.stride;

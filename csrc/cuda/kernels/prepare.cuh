@@ -1,14 +1,14 @@
-// The small kernels around the recurrence: biases as slots, rows by length, rows brought into an order that a product
-// can read, and sums over rows in a fixed order.
+// The small kernels that run before and after the recurrence. They add up biases, order rows by length, copy rows into
+// an order that a product can read, and sum over rows in a fixed order.
 #pragma once
 
 #include "elements.cuh"
 
 namespace sf::cuda {
 
-// What both biases give to each slot: (directions, slots, H).
+// The sum of both biases of each slot, (directions, slots, H).
 struct PackBias {
-  Matrix b_ih[kMaxDirections], b_hh[kMaxDirections];  // absent: zeros
+  Matrix b_ih[kMaxDirections], b_hh[kMaxDirections];  // zeros where absent
   void* to;
   int directions;
   int64_t H;
@@ -35,7 +35,7 @@ pack_bias(SF_PARAMETER PackBias a) {
   }
 }
 
-// -- Lengths between 0 and T, and the batch rows by descending length, equal ones as they are.
+// Clamps the lengths to 0 .. T and orders the batch rows by descending length. Rows of one length keep their order.
 struct OrderRows {
   const int64_t* given;
   int64_t *lengths, *order;
@@ -58,8 +58,9 @@ order_rows(SF_PARAMETER OrderRows a) {
   }
 }
 
-// -- Rows side by side, by (sample, t, row of the sample), or packed. shift: of which step the row is; where that is
-// outside the sequence it is `first`'s, zero where absent. Steps beyond a row's length are zero.
+// Copies rows so that they lie side by side, in the order (sample, t, row of the sample), or packed. The row copied for
+// step t is that of step t + shift. Where the sequence has no such step, it is the row of `first`, or zeros without
+// one. Steps beyond a row's length are zero.
 struct GatherRows {
   Rows from, first;
   void* to;
@@ -67,7 +68,7 @@ struct GatherRows {
   int64_t T, B, samples, width, shift, packed_rows;
 };
 
-// Row i of those by time, or packed.
+// The step and batch row of row i, where rows are ordered by time, or packed.
 struct Place {
   int64_t t, b;
 };
@@ -109,12 +110,12 @@ gather_rows(SF_PARAMETER GatherRows a) {
   }
 }
 
-// -- Sums over rows, in a fixed order: parts of the rows first, then the parts. (samples, rows, width) -> (samples,
-// width)
+// Sums over rows in a fixed order, (samples, rows, width) -> (samples, width). sum_parts adds up each part of the rows,
+// sum_of_parts adds up the parts.
 struct SumRows {
   const void* from;
-  void *partial,
-      *to;  // (samples, parts, width) and (samples, width) in the compute type
+  void* partial;  // (samples, parts, width) in the compute type
+  void* to;       // (samples, width) in the compute type
   int64_t samples, rows, width, parts;
 };
 
@@ -145,9 +146,9 @@ sum_of_parts(SF_PARAMETER SumRows a) {
   }
 }
 
-// -- Bias gradients out of the sums of all slots: (samples, gates * H) each.
+// The gradients of both biases, (samples, gates * H) each, from the sums of the gradients of all slots.
 struct BiasGrad {
-  const void* sums;  // (samples, width) compute type, slots first
+  const void* sums;  // (samples, width) in the compute type, of which the slots come first
   char *d_b_ih, *d_b_hh;
   int64_t samples, width, H;
 };

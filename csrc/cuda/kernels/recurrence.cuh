@@ -1,22 +1,23 @@
-// The recurrent kernel: one text for every cell, precision, pass and regime. R stays in registers; per step and batch
-// tile a warp multiplies the operand by its part of R, the cells it holds turn the sums into the next operand, and
-// the exchange brings that to all who read it. The two passes differ in what a cell reads and gives.
+// The recurrent kernel, written once for every cell, precision, pass and regime. R stays in registers. Per step and
+// batch tile a warp multiplies the operand by its part of R, the cells it holds turn the sums into values of the next
+// operand, and the exchange brings these to every warp that reads them. The passes differ in what a cell reads and
+// writes (steps.cuh).
 #pragma once
 
 #include "steps.cuh"
 
 namespace sf::cuda {
 
-// Per batch tile and cell a thread keeps two floats in shared memory: h and c going forward; going back d(loss)/dh
-// that has come but was not used yet, and the cell's carry. (tiles, 2, threads, cells), so that a warp meets no bank
-// twice.
+// The two floats per batch tile and cell that a thread keeps in shared memory from step to step: h and c in the
+// forward; in the backward the part of d(loss)/dh that no step has used yet, and the cell's carry. The layout, (tiles,
+// 2, threads, cells), lets a warp read without bank conflicts.
 template <class S>
 struct States {
   Shared<float> region;
   int threads = block_threads();
 
-  SF_DEVICE States(Carve& carve, const Sweep& a)
-      : region(carve.take<float>(a.tiles * 2 * S::kCells * block_threads())) {}
+  SF_DEVICE States(SharedAllocator& allocator, const LaunchArgs& a)
+      : region(allocator.take<float>(a.tiles * 2 * S::kCells * block_threads())) {}
   SF_DEVICE int index(int tile, int which) const { return ((tile * 2 + which) * threads + thread_id()) * S::kCells; }
   SF_DEVICE Vector<float, S::kCells> load(int tile, int which) const {
     return region.template load_as<Vector<float, S::kCells>>(index(tile, which));
@@ -26,12 +27,12 @@ struct States {
   }
 };
 
-// The warp's part of R times a batch tile's operand.
+// A warp's part of R in registers, and the product of it with the operand of a batch tile.
 template <class S>
-struct Weights {
+struct WeightFragments {
   uint32_t r[S::kMTiles][S::kKTiles][S::kPlanes][4];
 
-  SF_DEVICE Weights(const SweepDirection& io, const Lane<S>& at) {
+  SF_DEVICE WeightFragments(const DirectionArgs& io, const Lane<S>& at) {
     const auto* from = static_cast<const uint4*>(io.weights) + at.lane;
     const int warp = at.block * (block_threads() / 32) + at.warp;
     SF_UNROLL
@@ -46,7 +47,7 @@ struct Weights {
 
   SF_DEVICE void multiply(const Operand<S>& operand, int step, int tile, const Lane<S>& at,
                           float (&sums)[S::kMTiles][4]) const {
-    float chains[S::kChains][S::kMTiles][4] = {};  // the first goes on from what sums hold
+    float chains[S::kChains][S::kMTiles][4] = {};  // the first chain starts from the values of `sums`
     SF_UNROLL
     for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
     for (int i = 0; i < 4; ++i) chains[0][m][i] = sums[m][i];
@@ -55,9 +56,9 @@ struct Weights {
       uint4 loaded[S::kPlanes];
       SF_UNROLL
       for (int plane = 0; plane < S::kPlanes; ++plane) {
-        const int k_tile = at.split * S::kKTiles + k, piece = 2 * k_tile + (at.lane >> 3);
+        const int k_tile = at.split * S::kKTiles + k, half_tile = 2 * k_tile + (at.lane >> 3);
         loaded[plane] =
-            load_matrices(operand.region, operand.row(step, tile, plane, at.lane & 7) + piece * S::kPieceElements);
+            load_matrices(operand.region, operand.row(step, tile, plane, at.lane & 7) + half_tile * S::kPacketElements);
       }
       SF_UNROLL
       for (int j = 0; j < 2; ++j) {
@@ -81,15 +82,15 @@ struct Weights {
   }
 };
 
-// The sums of the warps that share a group's K, added in their order: (2 in turn, groups, 4 elements, m-tiles, warps,
-// 32 lanes). Two in turn, so that one barrier is enough.
+// Adds up the sums of the warps that share a group, in the order of the warps. The layout is (2 buffers, groups, 4
+// elements, m-tiles, warps, 32 lanes). The buffers are used in turn, so that one barrier per product is enough.
 template <class S>
 struct Partials {
   Shared<float> region;
   int groups;
 
-  SF_DEVICE Partials(Carve& carve, const Sweep& a)
-      : region(carve.take<float>(2 * a.block_groups * 4 * S::kMTiles * S::kSplits * 32)), groups(a.block_groups) {}
+  SF_DEVICE Partials(SharedAllocator& allocator, const LaunchArgs& a)
+      : region(allocator.take<float>(2 * a.block_groups * 4 * S::kMTiles * S::kSplits * 32)), groups(a.block_groups) {}
 
   SF_DEVICE void reduce(const Lane<S>& at, int turn, const float (&mine)[S::kMTiles][4],
                         float (&sums)[S::kCells][S::kMTiles]) const {
@@ -111,48 +112,51 @@ struct Partials {
   }
 };
 
-// Which batch row each row of a team's tiles is, and its length: (tiles, 8, 2); beyond the batch a row of length 0.
+// The batch row and the length of each row of a team's tiles, (tiles, 8, 2). Rows beyond the batch have batch row -1
+// and length 0.
 template <class S>
 struct RowTable {
   Shared<int> region;
 
-  SF_DEVICE RowTable(Carve& carve, const Sweep& a, int first_row) : region(carve.take<int>(a.tiles * kTileRows * 2)) {
+  SF_DEVICE RowTable(SharedAllocator& allocator, const LaunchArgs& a, int first_row)
+      : region(allocator.take<int>(a.tiles * kTileRows * 2)) {
     for (int i = thread_id(); i < a.tiles * kTileRows; i += block_threads()) {
-      const int slot = first_row + i;
-      const int b = slot >= a.B ? -1 : a.order ? static_cast<int>(a.order[slot]) : slot;
+      const int position = first_row + i;  // in the order of the batch rows
+      const int b = position >= a.B ? -1 : a.order ? static_cast<int>(a.order[position]) : position;
       region.store(2 * i, b);
       region.store(2 * i + 1, b < 0 ? 0 : a.lengths ? static_cast<int>(a.lengths[b]) : a.T);
     }
   }
-  SF_DEVICE int b(int slot) const { return region.load(2 * slot); }
-  SF_DEVICE int length(int slot) const { return region.load(2 * slot + 1); }
-  // Of the lane's columns, which lie side by side; as if of length 0 where there is no step to come.
-  SF_DEVICE void load(int slot, bool any, Moment<S>& to) const {
-    const auto v = region.template load_as<Vector<int, 2 * S::kLaneColumns>>(2 * slot);
+  SF_DEVICE int b(int row) const { return region.load(2 * row); }
+  SF_DEVICE int length(int row) const { return region.load(2 * row + 1); }
+  // Loads the rows of a lane's columns, of which `row` is the first. If `has_step` is false, no row has a step any
+  // more.
+  SF_DEVICE void load(int row, bool has_step, StepPosition<S>& to) const {
+    const auto v = region.template load_as<Vector<int, 2 * S::kLaneColumns>>(2 * row);
     SF_UNROLL
     for (int i = 0; i < S::kLaneColumns; ++i) {
       to.b[i] = static_cast<uint32_t>(v.v[2 * i]);
-      to.length[i] = any ? v.v[2 * i + 1] : INT32_MIN;
+      to.length[i] = has_step ? v.v[2 * i + 1] : INT32_MIN;
     }
   }
 };
 
 template <class S, template <class> class ExchangeOf>
 SF_KERNEL(S::kThreads)
-recur(SF_PARAMETER Sweep a) {
+recur(SF_PARAMETER LaunchArgs a) {
   using Step = typename StepOf<S>::Type;
   using Floats = Vector<float, S::kCells>;
   constexpr bool kForward = S::kPass == Pass::kForward;
   const Lane<S> at(a);
   const int team = block_id() / a.blocks, direction = team % a.directions;
-  const SweepDirection& io = a.direction[direction];
+  const DirectionArgs& io = a.direction[direction];
 
-  Carve carve;
-  const RowTable<S> rows(carve, a, team / a.directions * a.tiles * kTileRows);
-  const States<S> states(carve, a);
-  ExchangeOf<S> exchange(carve, a, at);
-  const Partials<S> partials(carve, a);
-  const Weights<S> weights(io, at);
+  SharedAllocator allocator;
+  const RowTable<S> rows(allocator, a, team / a.directions * a.tiles * kTileRows);
+  const States<S> states(allocator, a);
+  ExchangeOf<S> exchange(allocator, a, at);
+  const Partials<S> partials(allocator, a);
+  const WeightFragments<S> weights(io, at);
   const Step step(a, io, at);
 
   for (int i = thread_id(); i < exchange.operand.size(); i += block_threads()) exchange.operand.region.store(i, 0);
@@ -162,10 +166,10 @@ recur(SF_PARAMETER Sweep a) {
   for (int i = 0; i < a.tiles * kTileRows; ++i) end = rows.length(i) > end ? rows.length(i) : end;
   end = end < io.end ? end : io.end;
   const int steps = end - io.begin, stride = ascending ? 1 : -1;
-  const int turns = steps + (kForward ? 0 : 1);  // going back, the last only gathers what the
-                                                 // first step is owed
+  // The backward runs one extra iteration, to add the gradient of h0.
+  const int turns = steps + (kForward ? 0 : 1);
 
-  // The states before the first step, and going forward the operand it reads.
+  // Set the states before the first step, and in the forward the operand of the first step too.
   const auto state_before = [&](int which, int b, int unit) {
     if (b < 0 || unit >= a.H) return 0.0f;
     return a.first ? Step::first(io, which, b, unit)
@@ -190,12 +194,12 @@ recur(SF_PARAMETER Sweep a) {
   }
   exchange.begin();
 
-  // Row offsets of packed sequences are read a step early, and a step's inputs a turn early.
+  // Row offsets of a packed sequence are read one step before their use, the inputs of a cell one batch tile before.
   const auto row_of = [&](int t) {
     if (!a.t_row) return static_cast<uint32_t>(t);
-    return static_cast<uint32_t>(t < 0 ? 0 : a.t_row[t]);  // (there are T + 1)
+    return static_cast<uint32_t>(t < 0 ? 0 : a.t_row[t]);  // t_row has T + 1 elements
   };
-  Moment<S> ahead{};
+  StepPosition<S> ahead{};
   typename Step::Inputs inputs_ahead{};
   ahead.t = ascending ? io.begin : end - 1;
   ahead.t_row = steps > 0 ? row_of(ahead.t) : 0;
@@ -208,8 +212,8 @@ recur(SF_PARAMETER Sweep a) {
   int turn = 0, tile = 0;
   for (int i = 0; turn < turns; ++i) {
     const int now_tile = tile, now_turn = turn;
-    const Moment<S> now = ahead;
-    const typename Step::Known known = step.know(inputs_ahead);
+    const StepPosition<S> now = ahead;
+    const typename Step::Prepared prepared = step.prepare(inputs_ahead);
     if (++tile == a.tiles) {
       tile = 0;
       ++turn;
@@ -226,7 +230,8 @@ recur(SF_PARAMETER Sweep a) {
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
     SF_UNROLL
     for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
-    for (int i = 0; i < 4; ++i) products[m][i] = S::kStartsFromInput ? Step::start(known, i < S::kCells ? i : 0, m) : 0;
+    for (int i = 0; i < 4; ++i)
+      products[m][i] = S::kStartsFromInput ? Step::start(prepared, i < S::kCells ? i : 0, m) : 0;
     weights.multiply(exchange.operand, now_turn, now_tile, at, products);
     if constexpr (S::kSplits == 1) {
       SF_UNROLL
@@ -239,11 +244,11 @@ recur(SF_PARAMETER Sweep a) {
     if (at.owns()) {
       Floats s0 = states.load(now_tile, 0), s1 = states.load(now_tile, 1);
       if (kForward || now_turn < steps) {
-        float gives[S::kCells][S::kOperands];
-        step.run(a, io, now, known, sums, s0, s1, gives);
+        float next[S::kCells][S::kOperands];
+        step.run(a, io, now, prepared, sums, s0, s1, next);
         if (more) SF_UNROLL
         for (int cell = 0; cell < S::kCells; ++cell)
-          exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), gives[cell]);
+          exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), next[cell]);
       } else {
         SF_UNROLL
         for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += sums[cell][0];

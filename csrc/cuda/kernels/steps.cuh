@@ -1,15 +1,15 @@
-// What the cells of a lane do at a step, going forward and going back: what they read, what they write, and what they
-// give to the next step. The formulas are core/cells.h's.
+// One step of the cells of a lane, forward and backward: the values they read, write, and pass to the next step. The
+// formulas are those of core/cells.h.
 #pragma once
 
 #include "exchange.cuh"
 
 namespace sf::cuda {
 
-// The step a lane is at: its time, where that time's rows and those of the time before start, and the batch rows of
-// the lane's columns with their lengths.
+// The step that a lane works on: its time t, the t_row (see RowAddress) of this time and of the one that the kernel
+// visits next, and the batch rows of the lane's columns with their lengths.
 template <class S>
-struct Moment {
+struct StepPosition {
   int t;
   uint32_t t_row, t_row_before;
   uint32_t b[S::kLaneColumns];
@@ -29,9 +29,10 @@ struct ForwardStep {
 
   float bias[S::kLaneHalves][Cell::kSlots];
   bool in_layer[S::kLaneHalves];
-  int unit, fifth;  // the lane's first; where a fifth saved value is, in values
+  int unit;   // the lane's first unit
+  int fifth;  // where in a row of saved values the fifth values begin
 
-  SF_DEVICE ForwardStep(const Sweep& a, const SweepDirection& io, const Lane<S>& at)
+  SF_DEVICE ForwardStep(const LaunchArgs& a, const DirectionArgs& io, const Lane<S>& at)
       : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
     SF_UNROLL
     for (int half = 0; half < S::kLaneHalves; ++half) {
@@ -40,15 +41,15 @@ struct ForwardStep {
       for (int s = 0; s < Cell::kSlots; ++s) bias[half][s] = in_layer[half] ? io.bias[s * a.H + unit + 8 * half] : 0;
     }
   }
-  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
-    const Track& from = which == 0 ? io.h0 : io.c0;
+  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at) {
+    const RowAddress& from = which == 0 ? io.h0 : io.c0;
     return from.data ? Math::widen(reinterpret_cast<const Storage*>(from.row(0, 0, b))[at]) : 0;
   }
-  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
+  SF_DEVICE bool live(const StepPosition<S>& now, int cell) const {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
-  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool, Inputs& in) const {
-    in = Inputs{};  // not what was there: the compiler would carry it along
+  SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool, Inputs& in) const {
+    in = Inputs{};  // without this the compiler would merge the new values with the old ones, a move each
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
@@ -61,29 +62,29 @@ struct ForwardStep {
       }
     }
   }
-  // What is known before the product: the slots without the state's part.
-  struct Known {
+  // The part of the slots that does not depend on the product: biases and projected input.
+  struct Prepared {
     float slots[S::kCells][Cell::kSlots];
   };
-  SF_DEVICE Known know(const Inputs& in) const {
-    Known k;
+  SF_DEVICE Prepared prepare(const Inputs& in) const {
+    Prepared k;
     SF_UNROLL
     for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
     for (int s = 0; s < Cell::kSlots; ++s)
       k.slots[cell][s] = bias[S::half_of(cell)][s] + (s < S::kGates ? in.x[cell][s < S::kGates ? s : 0] : 0);
     return k;
   }
-  // Where the product of m-tile m starts from in a group of one warp; with more, what it starts from is added later.
-  static SF_DEVICE float start(const Known& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
+  // The value from which the sum of m-tile m starts. In a group of several warps it is added after their sums.
+  static SF_DEVICE float start(const Prepared& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
 
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& known,
+  SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& prepared,
                      const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& h,
-                     Vector<float, S::kCells>& c, float (&gives)[S::kCells][S::kOperands]) const {
+                     Vector<float, S::kCells>& c, float (&next)[S::kCells][S::kOperands]) const {
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
-      const auto row_of = [&](const Track& track, int values) {
+      const auto row_of = [&](const RowAddress& rows, int values) {
         return reinterpret_cast<Storage*>(
-            track.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
+            rows.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
       };
       Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, 4);
       SF_UNROLL
@@ -91,15 +92,15 @@ struct ForwardStep {
         const int cell = S::cell_of(half, column);
         float slots[Cell::kSlots], saved[5];
         SF_UNROLL
-        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = known.slots[cell][s];
+        for (int s = 0; s < Cell::kSlots; ++s) slots[s] = prepared.slots[cell][s];
         SF_UNROLL
         for (int g = 0; g < S::kGates; ++g)
-          slots[Cell::hidden_slot(g)] = S::kStartsFromInput ? sums[cell][g] : start(known, cell, g) + sums[cell][g];
+          slots[Cell::hidden_slot(g)] = S::kStartsFromInput ? sums[cell][g] : start(prepared, cell, g) + sums[cell][g];
         float next_h = h.v[cell], next_c = c.v[cell];
         Cell::forward(slots, next_h, next_c, saved);
         const Storage stored = Math::narrow(next_h);
         if (live(now, cell)) {
-          h.v[cell] = Math::widen(stored);  // what the next step reads is what is stored
+          h.v[cell] = Math::widen(stored);  // the next step reads h as it is stored
           c.v[cell] = next_c;
           if (a.write_output) output[8 * half] = stored;
           if (Cell::kSaved >= 4 && io.saved.data) {
@@ -107,11 +108,11 @@ struct ForwardStep {
             if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
           }
         }
-        gives[cell][0] = h.v[cell];
+        next[cell][0] = h.v[cell];
       }
     }
   }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float h, float c) {
+  static SF_DEVICE void finish(const DirectionArgs& io, int64_t b, int at, float h, float c) {
     *element<Storage>(io.h_n, 0, b, at) = Math::narrow(h);
     if (Cell::kHasC) *element<Storage>(io.c_n, 0, b, at) = Math::narrow(c);
   }
@@ -130,20 +131,20 @@ struct BackwardStep {
   bool in_layer[S::kLaneHalves];
   int unit, fifth;
 
-  SF_DEVICE BackwardStep(const Sweep& a, const SweepDirection&, const Lane<S>& at)
+  SF_DEVICE BackwardStep(const LaunchArgs& a, const DirectionArgs&, const Lane<S>& at)
       : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
     SF_UNROLL
     for (int half = 0; half < S::kLaneHalves; ++half) in_layer[half] = unit + 8 * half < a.H;
   }
-  static SF_DEVICE float first(const SweepDirection& io, int which, uint32_t b, int at) {
+  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at) {
     if (which == 1 && !Cell::kHasC) return 0;
     const Rows& from = which == 0 ? io.d_h_n : io.d_c_n;
     return from.data ? Math::widen(*element<const Storage>(from, 0, b, at)) : 0;
   }
-  SF_DEVICE bool live(const Moment<S>& now, int cell) const {
+  SF_DEVICE bool live(const StepPosition<S>& now, int cell) const {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
-  SF_DEVICE void load(const SweepDirection& io, const Moment<S>& now, bool reverse, Inputs& in) const {
+  SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool reverse, Inputs& in) const {
     in = Inputs{};
     const int before = reverse ? now.t + 1 : now.t - 1;
     SF_UNROLL
@@ -173,13 +174,13 @@ struct BackwardStep {
       }
     }
   }
-  using Known = Inputs;
-  static SF_DEVICE const Inputs& know(const Inputs& in) { return in; }
-  static SF_DEVICE float start(const Known&, int, int) { return 0; }
+  using Prepared = Inputs;
+  static SF_DEVICE const Inputs& prepare(const Inputs& in) { return in; }
+  static SF_DEVICE float start(const Prepared&, int, int) { return 0; }
 
-  SF_DEVICE void run(const Sweep& a, const SweepDirection& io, const Moment<S>& now, const Known& in,
+  SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& in,
                      const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
-                     Vector<float, S::kCells>& carry, float (&gives)[S::kCells][S::kOperands]) const {
+                     Vector<float, S::kCells>& carry, float (&next)[S::kCells][S::kOperands]) const {
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       Storage* d_slots[Cell::kSlots];
@@ -207,11 +208,11 @@ struct BackwardStep {
           for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
         }
         SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) gives[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
+        for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
       }
     }
   }
-  static SF_DEVICE void finish(const SweepDirection& io, int64_t b, int at, float pending, float carry) {
+  static SF_DEVICE void finish(const DirectionArgs& io, int64_t b, int at, float pending, float carry) {
     if (io.d_h0.data) *element<Storage>(io.d_h0, 0, b, at) = Math::narrow(pending + (Cell::kCarriesH ? carry : 0));
     if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, b, at) = Math::narrow(carry);
   }

@@ -1,5 +1,5 @@
-// Regime 4: one product and one cell kernel per step, for any size, any dtype and projected states. R is read anew
-// each step; the launches can be captured in a CUDA graph.
+// Regime 4: one product and one cell kernel per step, for any size, any dtype and projected states. Each step reads R
+// again. The launches can be captured in a CUDA graph.
 #pragma once
 
 #include "elements.cuh"
@@ -10,17 +10,17 @@ namespace sf::cuda {
 struct StepwiseDirection {
   Rows h0, c0, saved, output, h_n, c_n;
   Rows d_output, d_h_n, d_c_n, d_gates, d_h0, d_c0;
-  Rows projected;        // compute type
-  const void* bias;      // (slots, H) compute type
-  const void* products;  // (B, gates * H) going forward; (B, Hout) going back,
-                         // of the step before; compute type
-  void* h;               // (B, Hout) storage: what the next product reads; going back (B,
-                         // gates * H)
-  void *state, *carry;   // (B, H or Hout) compute type: c; going back d(loss)/dh
-                         // not used yet, and the cell's carry
-  void* projections;     // with a projection: (B, Hout) of h going forward, (B, H)
-                         // of d(loss)/dh going back; compute type
-  void* unprojected;     // (B, H) storage going forward, (B, Hout) storage going back
+  // Buffers of one step, in the compute type (c) or the storage type (s). Hout is the width of h: P, or H without a
+  // projection.
+  //                        forward                           backward
+  Rows projected;        // c, x times W_ih^T
+  const void* bias;      // c (slots, H)
+  const void* products;  // c (B, gates * H), h times R^T     c (B, Hout), of the step before this one
+  void* h;               // s (B, Hout), h                    s (B, gates * H), the gradients of the gates
+  void* state;           // c (B, H), c                       c (B, Hout), the part of d(loss)/dh not used yet
+  void* carry;           //                                   c (B, H), the cell's carry
+  void* projections;     // c (B, Hout), the projected h      c (B, H), d(loss)/dh before the projection
+  void* unprojected;     // s (B, H), h before it             s (B, Hout), d(loss)/dh after it
   int64_t t;             // the step
 };
 
@@ -35,11 +35,12 @@ struct Stepwise {
   SF_FN int64_t widest() const { return P > H ? P : H; }
 };
 
-// Element i of `count` over all directions and batch rows: where it is.
+// The position of element i in (directions, B, width).
 struct StepwisePlace {
   int d;
-  int64_t b, unit, length, at;  // at: in (B, width)
-  bool live;
+  int64_t b, unit, length;
+  int64_t at;  // in (B, width)
+  bool live;   // whether the batch row has the step
 
   SF_DEVICE StepwisePlace(const Stepwise& a, int64_t i, int64_t width)
       : d(static_cast<int>(i / width / a.B)),
@@ -55,7 +56,7 @@ SF_DEVICE typename Math::Compute value_or_zero(const Rows& rows, int64_t b, int6
   return rows.data ? Math::widen(*element<const typename Math::Storage>(rows, 0, b, unit)) : 0;
 }
 
-// The states before the first step.
+// Sets the states before the first step.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin(SF_PARAMETER Stepwise a) {
@@ -72,9 +73,9 @@ stepwise_begin(SF_PARAMETER Stepwise a) {
   }
 }
 
-// What both ways of finishing a step share: h, now known, is stored, given out and kept for rows that have the step.
+// The end of a step, with and without a projection: keep h for the next step and write it to the output.
 template <class Math>
-SF_DEVICE void stepwise_give_h(const Stepwise& a, const StepwisePlace& p, typename Math::Compute h) {
+SF_DEVICE void stepwise_store_h(const Stepwise& a, const StepwisePlace& p, typename Math::Compute h) {
   const StepwiseDirection& io = a.direction[p.d];
   if (!p.live) return;
   const typename Math::Storage stored = Math::narrow(h);
@@ -112,19 +113,21 @@ stepwise_forward(SF_PARAMETER Stepwise a) {
     if (a.P)
       static_cast<Storage*>(io.unprojected)[p.at] = Math::narrow(h);
     else
-      stepwise_give_h<Math>(a, p, h);
+      stepwise_store_h<Math>(a, p, h);
   }
 }
 
-template <class Math>  // with a projection: h is what the product of the
-                       // unprojected one gave
-SF_KERNEL(kBlockThreads) stepwise_project(SF_PARAMETER Stepwise a) {
+// With a projection: takes h from the product with W_hr.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+stepwise_project(SF_PARAMETER Stepwise a) {
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
     const StepwisePlace p(a, i, a.P);
-    stepwise_give_h<Math>(a, p, static_cast<const typename Math::Compute*>(a.direction[p.d].projections)[p.at]);
+    stepwise_store_h<Math>(a, p, static_cast<const typename Math::Compute*>(a.direction[p.d].projections)[p.at]);
   }
 }
 
+// Writes the states after the last step.
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_end(SF_PARAMETER Stepwise a) {
@@ -142,8 +145,7 @@ stepwise_end(SF_PARAMETER Stepwise a) {
   }
 }
 
-// -- going back
-
+// The backward: sets the gradients of the last states.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin_back(SF_PARAMETER Stepwise a) {
@@ -159,9 +161,9 @@ stepwise_begin_back(SF_PARAMETER Stepwise a) {
   }
 }
 
-// What d(loss)/dh is once the product of the step before is added; used where the row has this step, kept where not.
+// Adds the product of the step before this one to d(loss)/dh. A row that has this step uses it, others keep it.
 template <class Math>
-SF_DEVICE typename Math::Compute stepwise_take_d(const Stepwise& a, const StepwisePlace& p) {
+SF_DEVICE typename Math::Compute stepwise_take_dh(const Stepwise& a, const StepwisePlace& p) {
   using Compute = typename Math::Compute;
   const StepwiseDirection& io = a.direction[p.d];
   Compute& pending = static_cast<Compute*>(io.state)[p.at];
@@ -173,14 +175,15 @@ SF_DEVICE typename Math::Compute stepwise_take_d(const Stepwise& a, const Stepwi
   return d;
 }
 
-template <class Math>  // with a projection: d(loss) of the projected h, for the
-                       // product with W_hr
-SF_KERNEL(kBlockThreads) stepwise_project_back(SF_PARAMETER Stepwise a) {
+// With a projection: takes d(loss)/dh of the projected h, for the product with W_hr that follows.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+stepwise_project_back(SF_PARAMETER Stepwise a) {
   using Storage = typename Math::Storage;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
     const StepwisePlace p(a, i, a.P);
     const StepwiseDirection& io = a.direction[p.d];
-    const Storage d = Math::narrow(stepwise_take_d<Math>(a, p));
+    const Storage d = Math::narrow(stepwise_take_dh<Math>(a, p));
     static_cast<Storage*>(io.unprojected)[p.at] = d;
     if (p.live) *element<Storage>(io.d_gates, io.t, p.b, a.slots * a.H + p.unit) = d;
   }
@@ -195,7 +198,7 @@ stepwise_backward(SF_PARAMETER Stepwise a) {
     const StepwisePlace p(a, i, a.H);
     const StepwiseDirection& io = a.direction[p.d];
     const bool reverse = p.d == 1;
-    const Compute dh = a.P ? static_cast<const Compute*>(io.projections)[p.at] : stepwise_take_d<Math>(a, p);
+    const Compute dh = a.P ? static_cast<const Compute*>(io.projections)[p.at] : stepwise_take_dh<Math>(a, p);
     Storage* next = static_cast<Storage*>(io.h) + p.b * Cell::kGates * a.H + p.unit;
     if (!p.live) {
       for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);
@@ -224,6 +227,7 @@ stepwise_backward(SF_PARAMETER Stepwise a) {
   }
 }
 
+// Writes the gradients of the first states.
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_end_back(SF_PARAMETER Stepwise a) {

@@ -1,1 +1,1 @@
-"""CUDA kernels on the CPU: simt.h gives an ordinary compiler the vocabulary of device.cuh, over fibers."""
+"""CUDA kernels on the CPU: simt.h has the names of device.cuh for an ordinary compiler, and simulates threads."""

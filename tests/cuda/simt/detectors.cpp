@@ -1,12 +1,12 @@
-// Small kernels for tests/cuda/test_simt_detectors.py, which knows what each must be accused of: `detectors NAME` runs
-// one under several schedules and prints the first finding. A wrong result is thrown like a finding. A fault and its
-// clean twin are one kernel told which of them to be.
+// Small kernels for tests/cuda/test_simt_detectors.py, which lists the finding that is expected of each. `detectors
+// NAME` runs one of them under several schedules and prints the first finding. A wrong result is reported like a
+// finding. Most kernels have an argument that turns a correct kernel into a faulty one.
 #include <cstdio>
 #include <functional>
 #include <map>
 #include <string>
 
-#include "simt_queue.h"
+#include "simt_stream.h"
 
 namespace sf::cuda {
 namespace {
@@ -17,17 +17,16 @@ void require(bool holds, const std::string& what) {
   if (!holds) throw std::runtime_error("wrong: " + what);
 }
 
-// -- one block
 void ring(bool barrier) {
-  Carve carve;
-  const auto s = carve.take<float>(64);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(64);
   s.store(thread_id(), 1);
   if (barrier) cta_sync();
   s.load((thread_id() + 1) % 64);
 }
 void rewrite(bool barrier) {
-  Carve carve;
-  const auto s = carve.take<float>(64);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(64);
   s.store(thread_id(), 1);
   cta_sync();
   s.load((thread_id() + 1) % 64);
@@ -35,16 +34,16 @@ void rewrite(bool barrier) {
   s.store(thread_id(), 2);
 }
 void trade_in_warp(bool barrier) {
-  Carve carve;
-  const auto s = carve.take<float>(32);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(32);
   s.store(thread_id(), 1);
   if (barrier) warp_sync();
   s.load(thread_id() ^ 1);
 }
-// A slice that a warp writes and the next warp reads.
+// Each warp reads what the other warp of its pair wrote.
 void trade_between_warps(int mode) {
-  Carve carve;
-  const auto s = carve.take<float>(128);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(128);
   s.store(thread_id(), 1);
   if (mode == 0) cta_sync();
   if (mode == 1) warp_sync();
@@ -52,41 +51,41 @@ void trade_between_warps(int mode) {
   if (mode == 3) group_sync(thread_id() / 32 % 2, 64);  // of warps 0 and 2, 1 and 3
   s.load(thread_id() ^ 32);
 }
-void pass_along_groups() {  // warp 3 knows of warp 0 by way of 1 and 2
-  Carve carve;
-  const auto s = carve.take<float>(32);
+void pass_along_groups() {  // warp 3 is ordered after warp 0 through warps 1 and 2
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(32);
   const int warp = thread_id() / 32, lane = thread_id() % 32;
   if (warp == 0) s.store(lane, 1);
   for (int i = 0; i < 3; ++i)
     if (warp == i || warp == i + 1) group_sync(i, 64);
   if (warp == 3) s.load(31 - lane);
 }
-void matrices(bool barrier) {  // ldmatrix reads what other lanes wrote, and orders nothing
-  Carve carve;
-  const auto s = carve.take<uint16_t>(256);
+void matrices(bool barrier) {  // ldmatrix reads what other lanes wrote, but is no barrier
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint16_t>(256);
   s.store_as<uint4>(8 * thread_id(), {});
   if (barrier) warp_sync();
   load_matrices(s, 8 * thread_id());
 }
 void mma_is_no_barrier() {
-  Carve carve;
-  const auto s = carve.take<float>(32);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(32);
   s.store(thread_id(), 1);
   float d[4] = {};
   mma_bf16(d, {0, 0, 0, 0}, 0, 0);
   s.load(thread_id() ^ 1);
 }
 void left_by_another_block() {
-  Carve carve;
-  const auto s = carve.take<float>(64);
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(64);
   if (block_id() == 0) s.store(thread_id(), 1);
   s.load(thread_id());
 }
-void beyond(int first, bool write) {  // of the region, but not of shared memory
-  Carve carve;
-  carve.take<float>(64);
-  const auto s = carve.take<float>(64);
-  carve.take<float>(64);
+void beyond(int first, bool write) {  // beyond the region, but still in shared memory
+  SharedAllocator allocator;
+  allocator.take<float>(64);
+  const auto s = allocator.take<float>(64);
+  allocator.take<float>(64);
   s.store(thread_id(), 1);
   cta_sync();
   if (write)
@@ -95,39 +94,39 @@ void beyond(int first, bool write) {  // of the region, but not of shared memory
     s.load(thread_id() + first);
 }
 void regions_are_aligned() {
-  Carve carve;
-  carve.take<uint16_t>(3);
-  carve.take<uint4>(32).store(thread_id(), {});
+  SharedAllocator allocator;
+  allocator.take<uint16_t>(3);
+  allocator.take<uint4>(32).store(thread_id(), {});
 }
 void aligned(int element) {
-  Carve carve;
-  const auto s = carve.take<uint16_t>(16);
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint16_t>(16);
   s.store_as<uint4>(element, {});
 }
 
 uint64_t words[4 * 64];  // in global memory, zeroed before each launch
 
-// -- clusters of two blocks of two warps, which send each other 32 words a step, twice
-struct Exchange {
+// Clusters of two blocks of two warps. In every step each block sends the other one packet of 16 bytes per thread.
+struct ExchangeMode {
   bool init_ordered = true, waits = true, waits_last = true, two_halves = true, stays = true, reads_late = false;
   int bytes = 64 * 16, parity = 0;
 };
-void exchange(const Exchange& mode) {
-  constexpr int kSteps = 4, kPieces = 64;
-  Carve carve;
-  const auto s = carve.take<uint32_t>(2 * 4 * kPieces);
-  const auto full = carve.take<uint64_t>(2);
+void exchange(const ExchangeMode& mode) {
+  constexpr int kSteps = 4, kPackets = 64;
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint32_t>(2 * 4 * kPackets);
+  const auto full = allocator.take<uint64_t>(2);
   const int peer = 1 - block_id() % 2, t = thread_id();
   for (int i = 0; i < 4; ++i) s.store(4 * t + i, 0);
   if (t == 0)
     for (int i = 0; i < 2; ++i) barrier_init(full, i);
   if (mode.init_ordered) {
     cluster_sync();
-  } else {  // done, but the peer cannot rely on it
+  } else {  // the barriers are initialised before they are used, but nothing orders that
     cta_sync();
     post(&words[64 * block_id() + t], 0, 7);
     for (int i = 0; i < 64; ++i)
-      while (peek(&words[64 * (block_id() ^ 1) + i]) == 0) {
+      while (poll(&words[64 * (block_id() ^ 1) + i]) == 0) {
       }
   }
   for (int step = 0; step < kSteps; ++step) {
@@ -136,21 +135,21 @@ void exchange(const Exchange& mode) {
     if (t == 0 && !last) barrier_expect(full, 1 - (step & 1), mode.bytes);
     if (step > 0 && mode.waits && (mode.waits_last || !last))
       barrier_wait(full, step & 1, ((step - 1) / 2 & 1) ^ mode.parity);
-    if (!mode.waits) cluster_sync();  // orders all but what is sent
-    const uint32_t word = s.load(4 * (now * kPieces + (t + 1) % kPieces));
+    if (!mode.waits) cluster_sync();  // a barrier does not order the bytes that are sent
+    const uint32_t word = s.load(4 * (now * kPackets + (t + 1) % kPackets));
     require(mode.parity || !mode.waits || word == static_cast<uint32_t>(step), "a word that was sent");
     const uint32_t v = step + 1;
-    if (!last) send(s, 4 * (next * kPieces + t), {v, v, v, v}, full, 1 - (step & 1), peer);
-    if (mode.reads_late) s.load(4 * (now * kPieces + (t + 1) % kPieces));
+    if (!last) send(s, 4 * (next * kPackets + t), {v, v, v, v}, full, 1 - (step & 1), peer);
+    if (mode.reads_late) s.load(4 * (now * kPackets + (t + 1) % kPackets));
   }
   if (mode.stays) cluster_sync();
 }
-void wait_for_the_second_phase() {  // thread 0 waits for the first, thread 1, which knows as much, for the second
-  Carve carve;
-  const auto s = carve.take<uint4>(2);
-  const auto full = carve.take<uint64_t>(1);
+void wait_for_the_second_phase() {  // thread 0 waits for the first phase, thread 1 for the second
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint4>(2);
+  const auto full = allocator.take<uint64_t>(1);
   const auto until = [](uint64_t tag) {
-    while (peek(words) >> 32 < tag) {
+    while (poll(words) >> 32 < tag) {
     }
   };
   if (thread_id() == 63) barrier_init(full, 0);
@@ -173,56 +172,57 @@ void wait_for_the_second_phase() {  // thread 0 waits for the first, thread 1, w
     s.load(1);
   }
 }
-void leave_before_it_comes() {  // block 1 sends when block 0 may have gone
-  Carve carve;
-  const auto s = carve.take<uint4>(32);
-  const auto full = carve.take<uint64_t>(1);
+void leave_before_it_comes() {  // block 1 sends when block 0 may have ended
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint4>(32);
+  const auto full = allocator.take<uint64_t>(1);
   if (thread_id() == 0) barrier_init(full, 0);
   cluster_sync();
   if (block_id() == 1) send(s, thread_id(), {}, full, 0, 0);
 }
 void arm_twice() {
-  Carve carve;
-  const auto full = carve.take<uint64_t>(1);
+  SharedAllocator allocator;
+  const auto full = allocator.take<uint64_t>(1);
   if (thread_id() > 0) return;
   barrier_init(full, 0);
   barrier_expect(full, 0, 16);
   barrier_expect(full, 0, 16);
 }
 void uninitialised_mbarrier() {
-  Carve carve;
-  barrier_wait(carve.take<uint64_t>(1), 0, 1);
+  SharedAllocator allocator;
+  barrier_wait(allocator.take<uint64_t>(1), 0, 1);
 }
 
-// -- words in global memory, all blocks side by side
-void pass_on(int rank, int step, uint64_t tag) {  // to the block `step` further; the block of rank 0 begins
+// Each block waits for the word of the block before it and posts a word for the next one, which has the number of this
+// block plus `step`. The block of rank 0 begins.
+void pass_on(int rank, int step, uint64_t tag) {
   uint64_t* mine = &words[block_id() * 64 + thread_id()];
   uint32_t data = 1;
   if (rank > 0) {
     uint64_t word = 0;
-    do word = peek(mine - 64 * step);
+    do word = poll(mine - 64 * step);
     while (word >> 32 != tag);
     data = static_cast<uint32_t>(word) + 1;
   }
   require(data == static_cast<uint32_t>(rank) + 1, "a word that was posted");
   post(mine, data, 7);
 }
-void words_order_nothing(bool barrier) {  // what a word says is known, but not what its poster wrote before
-  Carve carve;
-  const auto s = carve.take<float>(64);
+void words_order_nothing(bool barrier) {  // a word that has come does not order other accesses
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(64);
   s.store(thread_id(), 1);
   post(&words[thread_id()], 0, 7);
-  while (peek(&words[thread_id() ^ 32]) >> 32 != 7) {
+  while (poll(&words[thread_id() ^ 32]) >> 32 != 7) {
   }
   if (barrier) cta_sync();
   s.load(thread_id() ^ 32);
 }
-void many_words() {  // peeked at one by one: each round of them is in vain but for the reader's own progress
-  for (int i = 0; i < 5000; ++i) require(peek(&words[i % 64]) >> 32 == 0, "a word nobody posted");
+void many_words() {  // every poll fails, but the reader itself goes on, so the launch is not stuck
+  for (int i = 0; i < 5000; ++i) require(poll(&words[i % 64]) >> 32 == 0, "a word nobody posted");
 }
-void read_then_written(bool barrier) {  // its last reader writes, long after another thread has read it
-  Carve carve;
-  const auto s = carve.take<float>(1);
+void read_then_written(bool barrier) {  // the last reader writes, while nothing orders an earlier reader
+  SharedAllocator allocator;
+  const auto s = allocator.take<float>(1);
   if (thread_id() == 0) s.store(0, 1);
   cta_sync();
   if (thread_id() == 32) {
@@ -230,17 +230,17 @@ void read_then_written(bool barrier) {  // its last reader writes, long after an
     post(words, 0, 7);
   }
   if (thread_id() == 0) {
-    while (peek(words) >> 32 != 7) {
+    while (poll(words) >> 32 != 7) {
     }
     s.load(0);
   }
   if (barrier) cta_sync();
   if (thread_id() == 0) s.store(0, 2);
 }
-void ping_pong() {  // nothing but posts and peeks
+void ping_pong() {  // posts and polls are the only progress
   for (int i = 1; i <= 1000; ++i) {
     if (i % 2 == thread_id() / 32) post(&words[thread_id()], 0, i);
-    while (peek(&words[i % 2 * 32 + thread_id() % 32]) >> 32 != static_cast<uint64_t>(i)) {
+    while (poll(&words[i % 2 * 32 + thread_id() % 32]) >> 32 != static_cast<uint64_t>(i)) {
     }
   }
 }
@@ -251,8 +251,8 @@ void raise_flag() {
   require(flag == kWaitRanOut, "the flag");
 }
 
-// -- tensor cores, against a plain product. Elements as the PTX manual numbers them, in groups g and threads t of a
-// group.
+// Tensor cores are compared with a plain product. Elements are numbered as in the PTX manual, with g for the group of a
+// thread and t for its number in the group.
 float number(int i) { return static_cast<float>((i * 37 + 11) % 64 - 32) / 16; }  // exact in every type
 
 struct Fragments {
@@ -300,15 +300,15 @@ void product_of_halves(uint16_t (*narrow)(float), Mma mma) {
 void product_of_tf32() {
   const Fragments f(8);
   const int g = thread_id() / 4, t = thread_id() % 4;
-  const uint32_t ignored = 0x1FFF;  // the low bits
+  const uint32_t ignored = 0x1FFF;  // the low bits of a TF32 number
   const uint32_t a[4] = {bits_of(f.a[g][t]) | ignored, bits_of(f.a[g + 8][t]), bits_of(f.a[g][t + 4]) | ignored,
                          bits_of(f.a[g + 8][t + 4])};
   check_mma(f, a, bits_of(f.b[t][g]) | ignored, bits_of(f.b[t + 4][g]),
             [](auto& d, auto& a, uint32_t b0, uint32_t b1) { mma_tf32(d, a, b0, b1); });
 }
 void matrix_map() {  // 16-bit element e of row r of matrix m is 1000 m + 10 r + e
-  Carve carve;
-  const auto s = carve.take<uint16_t>(32 * 24);
+  SharedAllocator allocator;
+  const auto s = allocator.take<uint16_t>(32 * 24);
   const int lane = thread_id(), g = lane / 4, t = lane % 4;
   for (int e = 0; e < 8; ++e) s.store(24 * lane + e, static_cast<uint16_t>(1000 * (lane / 8) + 10 * (lane % 8) + e));
   warp_sync();
@@ -320,7 +320,8 @@ void matrix_map() {  // 16-bit element e of row r of matrix m is 1000 m + 10 r +
   }
 }
 
-// -- numbers: each 16-bit type's values come back, and between neighbours rounding is to the nearest, ties to even
+// Every value of a 16-bit type is converted to float and back, and floats between two values are rounded to the
+// nearest, ties to even.
 void rounding(float (*widen)(uint16_t), uint16_t (*narrow)(float), uint16_t infinity) {
   for (uint16_t v = 0; v < infinity; ++v) {
     const float low = widen(v), step = v + 1 == infinity ? low - widen(v - 1) : widen(v + 1) - low;
@@ -344,19 +345,19 @@ void special_functions() {
           "reciprocal");
 }
 
-// -- the queue
+// The CPU's DeviceStream.
 struct Increment {
   float* data;
 };
 SF_KERNEL(64) increment(SF_PARAMETER Increment a) {
   a.data[block_id() * block_threads() + thread_id()] += static_cast<float>(grid_blocks());
 }
-void run_on_queue(const LaunchShape& shape, int count) {
-  SimtQueue queue{kDevices[4].limits};
-  float* data = queue.take_of<float>(count);
+void run_on_stream(const LaunchShape& shape, int count) {
+  SimtStream stream{Limits{90, 4, 65536, 4, 2}};
+  float* data = stream.take_of<float>(count);
   require(std::isnan(data[0]) && std::isnan(data[count - 1]), "memory taken is not poisoned");
-  queue.zero(data, count * sizeof(float));
-  queue.launch(increment, shape, Increment{data});
+  stream.zero(data, count * sizeof(float));
+  stream.launch(increment, shape, Increment{data});
   for (int i = 0; i < shape.blocks * shape.threads; ++i)
     require(data[i] == static_cast<float>(shape.blocks), "the kernel's result");
 }
@@ -364,24 +365,24 @@ void multiply() {  // (2 x 3) (3 x 2), every layout, into columns 1 and 2 of row
   const float a[] = {1, 2, 3, 4, 5, 6}, a_t[] = {1, 4, 2, 5, 3, 6}, b[] = {1, -1, 0.5f, 2, 0, 3},
               b_t[] = {1, 0.5f, 0, -1, 2, 3};
   const float expected[] = {2, 12, 6.5f, 24};
-  SimtQueue queue{Limits{}};
+  SimtStream stream{Limits{}};
   for (int layout = 0; layout < 8; ++layout) {
     const bool ta = layout & 1, tb = layout & 2, accumulate = layout & 4;
     float c[] = {9, 10, 10, 9, 9, 10, 10, 9};
-    queue.multiply({.m = 2,
-                    .n = 2,
-                    .k = 3,
-                    .a = ta ? a_t : a,
-                    .b = tb ? b_t : b,
-                    .c = c + 1,
-                    .a_stride = ta ? 2 : 3,
-                    .b_stride = tb ? 3 : 2,
-                    .c_stride = 4,
-                    .in = Dtype::kFloat32,
-                    .out = Dtype::kFloat32,
-                    .a_transposed = ta,
-                    .b_transposed = tb,
-                    .accumulate = accumulate});
+    stream.multiply({.m = 2,
+                     .n = 2,
+                     .k = 3,
+                     .a = ta ? a_t : a,
+                     .b = tb ? b_t : b,
+                     .c = c + 1,
+                     .a_stride = ta ? 2 : 3,
+                     .b_stride = tb ? 3 : 2,
+                     .c_stride = 4,
+                     .in = Dtype::kFloat32,
+                     .out = Dtype::kFloat32,
+                     .a_transposed = ta,
+                     .b_transposed = tb,
+                     .accumulate = accumulate});
     for (int i = 0; i < 4; ++i)
       require(c[4 * (i / 2) + 1 + i % 2] == expected[i] + (accumulate ? 10.0f : 0.0f), "an element of a product");
     require(c[0] == 9 && c[3] == 9 && c[4] == 9 && c[7] == 9, "what lies beside the product");
@@ -390,36 +391,36 @@ void multiply() {  // (2 x 3) (3 x 2), every layout, into columns 1 and 2 of row
 void multiply_types() {  // batches of two 1 x 1 products, x * x
   const float x = 1 + 0x1p-11f, rounded = 1 + 0x1p-10f;
   const double wide = 1 + 0x1p-30;
-  SimtQueue queue{Limits{}};
+  SimtStream stream{Limits{}};
   Product p{};
   p.m = p.n = p.k = p.a_stride = p.b_stride = p.c_stride = p.a_batch = p.b_batch = p.c_batch = 1;
   p.batch = 2;
   const float in[] = {x, 2 * x};
   float out[2];
   p.a = p.b = in, p.c = out, p.in = p.out = Dtype::kFloat32;
-  queue.multiply(p);
+  stream.multiply(p);
   require(out[0] == x * x && out[1] == 4 * x * x, "a float32 product");
   p.tf32 = true;
-  queue.multiply(p);
+  stream.multiply(p);
   require(out[0] == rounded * rounded && out[1] == 4 * rounded * rounded, "a TF32 product");
   const double in64[] = {wide, wide};
   double out64[2];
   p.a = p.b = in64, p.c = out64, p.in = p.out = Dtype::kFloat64;
-  queue.multiply(p);
+  stream.multiply(p);
   require(out64[0] == wide * wide && out64[1] == wide * wide, "a float64 product");
   const uint16_t in16[] = {to_bf16(3), to_bf16(0.5f)};
   p.a = p.b = in16, p.c = out, p.in = Dtype::kBFloat16, p.out = Dtype::kFloat32;
-  queue.multiply(p);
+  stream.multiply(p);
   require(out[0] == 9 && out[1] == 0.25f, "a bfloat16 product");
   const uint16_t half[] = {to_fp16(3), to_fp16(1.5f)};
   uint16_t out16[2];
   p.a = p.b = half, p.c = out16, p.in = p.out = Dtype::kFloat16;
-  queue.multiply(p);
+  stream.multiply(p);
   require(from_fp16(out16[0]) == 9 && from_fp16(out16[1]) == 2.25f, "a float16 product");
 }
 void beyond_the_fence() {
-  SimtQueue queue{Limits{}};
-  volatile float* data = queue.take_of<float>(64);
+  SimtStream stream{Limits{}};
+  volatile float* data = stream.take_of<float>(64);
   data[64] = 1;
 }
 
@@ -450,7 +451,7 @@ void after_a_stuck_launch() {
       if (thread_id() < 32)
         cta_sync();
       else
-        group_sync(thread_id() / 64, 64);  // warp 1 alone, and 2 with 3
+        group_sync(thread_id() / 64, 64);  // warp 1 comes alone, warps 2 and 3 together
     });
   } catch (const std::runtime_error&) {
     for (int by = 0; by <= 2; by += 2) simt::launch(kWide, [by] { trade_between_warps(by); });
@@ -464,9 +465,9 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"ring_without_barrier", on(kBlock, [] { ring(false); })},
     {"rewrite", on(kBlock, [] { rewrite(true); })},
     {"rewrite_without_barrier", on(kBlock, [] { rewrite(false); })},
-    {"one_word_from_two", on(kBlock, [] { Carve().take<float>(64).store(thread_id() / 2, 1); })},
-    {"one_word_from_two_warps", on(kBlock, [] { Carve().take<float>(64).store(thread_id() % 32, 1); })},
-    {"half_a_word_each", on(kBlock, [] { Carve().take<uint16_t>(64).store(thread_id(), 1); })},
+    {"one_word_from_two", on(kBlock, [] { SharedAllocator().take<float>(64).store(thread_id() / 2, 1); })},
+    {"one_word_from_two_warps", on(kBlock, [] { SharedAllocator().take<float>(64).store(thread_id() % 32, 1); })},
+    {"half_a_word_each", on(kBlock, [] { SharedAllocator().take<uint16_t>(64).store(thread_id(), 1); })},
     {"trade_in_warp", on(kWarp, [] { trade_in_warp(true); })},
     {"trade_in_warp_without_sync", on(kWarp, [] { trade_in_warp(false); })},
     {"trade_by_block", on(kWide, [] { trade_between_warps(0); })},
@@ -483,7 +484,7 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"write_beyond", on(kBlock, [] { beyond(1, true); })},
     {"write_before", on(kBlock, [] { beyond(-1, true); })},
     {"within", on(kBlock, [] { beyond(0, true); })},
-    {"beyond_the_launch", on(kBlock, [] { Carve().take<float>(512).store(thread_id() + 193, 1); })},
+    {"beyond_the_launch", on(kBlock, [] { SharedAllocator().take<float>(512).store(thread_id() + 193, 1); })},
     {"aligned", on({1, 32, 64},
                    [] {
                      if (thread_id() == 0) aligned(8);
@@ -493,7 +494,7 @@ const std::map<std::string, std::function<void()>> kCases = {
                       [] {
                         if (thread_id() == 0) aligned(4);
                       })},
-    {"unwritten", on(kBlock, [] { Carve().take<float>(1).load(0); })},
+    {"unwritten", on(kBlock, [] { SharedAllocator().take<float>(1).load(0); })},
     {"left_by_another_block", on({2, 64, 1024}, left_by_another_block)},
     {"half_a_block_at_barrier", on(kBlock,
                                    [] {
@@ -542,7 +543,7 @@ const std::map<std::string, std::function<void()>> kCases = {
                                    })},
     {"wait_for_the_second_phase", on(kBlock, wait_for_the_second_phase)},
     {"send_to_ended_block", on({2, 32, 1024, 2}, leave_before_it_comes)},
-    {"send_out_of_cluster", on({2, 32, 1024, 2}, [] { send(Carve().take<uint4>(32), 0, {}, {0, 1}, 0, 2); })},
+    {"send_out_of_cluster", on({2, 32, 1024, 2}, [] { send(SharedAllocator().take<uint4>(32), 0, {}, {0, 1}, 0, 2); })},
     {"mbarrier_armed_twice", on(kWarp, arm_twice)},
     {"mbarrier_uninitialised", on(kWarp, uninitialised_mbarrier)},
     {"words", on(kTogether, [] { pass_on(3 - block_id(), -1, 7); })},
@@ -572,14 +573,14 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"rounding_bf16", [] { rounding(from_bf16, to_bf16, 0x7F80); }},
     {"rounding_fp16", [] { rounding(from_fp16, to_fp16, 0x7C00); }},
     {"special_functions", special_functions},
-    {"queue", [] { run_on_queue({.blocks = 3, .threads = 64}, 192); }},
-    {"queue_beyond_the_end", [] { run_on_queue({.blocks = 3, .threads = 64}, 64); }},
-    {"queue_too_many_threads", [] { run_on_queue({.blocks = 1, .threads = 1056}, 2048); }},
-    {"queue_part_of_a_warp", [] { run_on_queue({.blocks = 1, .threads = 48}, 64); }},
-    {"queue_too_much_shared", [] { run_on_queue({.blocks = 1, .threads = 64, .shared = 65540}, 64); }},
-    {"queue_part_of_a_cluster", [] { run_on_queue({.blocks = 3, .threads = 64, .cluster = 2}, 192); }},
-    {"queue_too_wide_a_cluster", [] { run_on_queue({.blocks = 8, .threads = 64, .cluster = 8}, 512); }},
-    {"queue_too_many_at_once", [] { run_on_queue({.blocks = 5, .threads = 64, .cooperative = true}, 320); }},
+    {"stream", [] { run_on_stream({.blocks = 3, .threads = 64}, 192); }},
+    {"stream_beyond_the_end", [] { run_on_stream({.blocks = 3, .threads = 64}, 64); }},
+    {"stream_too_many_threads", [] { run_on_stream({.blocks = 1, .threads = 1056}, 2048); }},
+    {"stream_part_of_a_warp", [] { run_on_stream({.blocks = 1, .threads = 48}, 64); }},
+    {"stream_too_much_shared", [] { run_on_stream({.blocks = 1, .threads = 64, .shared = 65540}, 64); }},
+    {"stream_part_of_a_cluster", [] { run_on_stream({.blocks = 3, .threads = 64, .cluster = 2}, 192); }},
+    {"stream_too_wide_a_cluster", [] { run_on_stream({.blocks = 8, .threads = 64, .cluster = 8}, 512); }},
+    {"stream_too_many_at_once", [] { run_on_stream({.blocks = 5, .threads = 64, .cooperative = true}, 320); }},
     {"multiply", multiply},
     {"multiply_types", multiply_types},
     {"fence", beyond_the_fence},

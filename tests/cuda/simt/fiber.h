@@ -1,5 +1,5 @@
-// A stack to run a thread on, and the switch from one to another: what the calling convention asks to be kept, where
-// ucontext, which other CPUs fall back on, makes two system calls each time.
+// Fibers: a stack for each simulated thread, and the switch from one to another. On x86-64 the switch saves only the
+// registers that the calling convention asks for. Other CPUs use ucontext, which makes two system calls per switch.
 #pragma once
 
 #include <sys/mman.h>
@@ -19,14 +19,14 @@ constexpr size_t kStack = 64 << 10, kPage = 4096;
 struct Fiber {
   void* stack_pointer = nullptr;
 
-  void prepare(char* stack_end, void (*entry)()) {  // six registers, then where the switch returns to
+  void prepare(char* stack_end, void (*entry)()) {  // room for six registers, then the address the switch returns to
     void** top = reinterpret_cast<void**>(stack_end);
     top[-2] = reinterpret_cast<void*>(entry);
     stack_pointer = top - 8;
   }
 };
 
-// noipa: the caller must not draw conclusions from the body, which changes every register.
+// noipa: the body changes every register, so the compiler must assume nothing from reading it.
 [[gnu::naked, gnu::noinline, gnu::noipa]] inline void switch_stacks(void** /*save*/, void* /*load*/) {
   asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n"
       "movq %rsp, (%rdi); movq %rsi, %rsp\n"
@@ -47,8 +47,8 @@ struct Fiber {
 inline void switch_fibers(Fiber& from, const Fiber& to) { swapcontext(&from.context, &to.context); }
 #endif
 
-// The end of the i-th new stack, a guard page below it. Ends are staggered: stacks a power of two apart would share a
-// few sets of every cache.
+// Allocates the i-th stack, with a guard page below it, and returns its end. The ends are staggered, since stacks at
+// distances of a power of two would all use the same few sets of the caches.
 inline char* new_stack(size_t i) {
   void* base =
       mmap(nullptr, kPage + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -1,8 +1,9 @@
-// The machine behind simt.h: every CUDA thread is a fiber, and blocks that may meet live side by side. Threads run in a
-// random order that is the same in every run of a program, each until it has to wait; who waits for ever is reported.
+// The simulator behind simt.h. Every CUDA thread is a fiber, and the blocks of a cluster, or of a cooperative launch,
+// are simulated together. Threads run in a random order, which is the same in every run of a program, each until it has
+// to wait. Threads that would wait for ever are reported.
 //
-// What a thread knows is a vector clock: of every other thread, the latest time whose accesses are certain to have
-// happened. It changes at barriers alone, so the threads that met share one list, kept until the last of them moves on.
+// Races are found with vector clocks. A thread's clock list says for every other thread up to which time its accesses
+// are certain to have happened before. It changes at barriers alone, so threads that met at a barrier share one list.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,6 @@
 
 namespace sf::cuda::simt {
 
-// -- findings
 struct Site {  // a line of the kernel
   const char* file;
   int line;
@@ -33,10 +33,10 @@ inline std::string text_of(Site at) {
   return std::string(slash ? slash + 1 : at.file) + ":" + std::to_string(at.line);
 }
 
-constexpr int64_t kEnoughFindings = 1000;  // the launch is left
+constexpr int64_t kEnoughFindings = 1000;  // a launch with more ends early
 
 struct Findings {
-  std::vector<std::string> texts;  // the first few, one per kind and line
+  std::vector<std::string> texts;  // the first five, one per kind and line
   std::set<std::string> seen;
   int64_t count = 0;
 
@@ -46,8 +46,7 @@ struct Findings {
   }
 };
 
-// -- what threads know of one another
-using Clocks = std::vector<uint32_t>;  // by id; an entry per thread of the cluster and per mbarrier
+using Clocks = std::vector<uint32_t>;  // one entry per thread of the cluster and per mbarrier, by id
 using Knowledge = std::shared_ptr<const Clocks>;
 
 inline void join(Clocks& into, const Clocks& from) {
@@ -59,43 +58,44 @@ struct Access {
   uint32_t clock = 0;
   uint16_t id = kNobody, line = 0;
 };
-// Of two bytes. Two readers are kept, so that one is not the writer they are compared with; warps run in random order,
-// so a race with an earlier reader shows up in another launch.
+// The last accesses to two bytes. Two readers are kept, so that at least one is not the next writer itself. A race with
+// an earlier reader is found in another launch, where the warps run in another order.
 struct Shadow {
   Access write, read, read_before;
 };
 
-// -- threads, and where they wait
-enum class Wait : uint8_t { kNothing, kMeeting, kPhase, kPeek, kEnded };
+enum class Wait : uint8_t { kNothing, kMeeting, kPhase, kPoll, kEnded };
 struct Thread;
-using Meeting = std::vector<Thread*>;        // the threads that have come
-using Collective = void (*)(Thread* lanes);  // what a warp does when its lanes have met
+using Meeting = std::vector<Thread*>;        // the threads that have come to a barrier
+using Collective = void (*)(Thread* lanes);  // runs once all lanes of a warp have called it
 
 struct Thread {
   Fiber fiber;
   Wait wait = Wait::kNothing;
-  bool was_peeking = false;
+  bool was_polling = false;
   uint16_t id = 0;  // in the cluster
   int index = 0;    // in its block
-  int block = 0;    // among those side by side
+  int block = 0;    // among the blocks simulated together
   uint32_t clock = 1;
   Knowledge known;
-  const char* what = "";  // it waits in, and where
-  Site at{"", 0};
+  const char* what = "";  // the function in which it waits
+  Site at{"", 0};         // and the line of the kernel that called it
   const void* place = nullptr;
   Collective collective = nullptr;
-  void* operands = nullptr;  // of the collective
+  void* operands = nullptr;  // arguments of the collective
 };
 
 struct Mbarrier {
   int64_t byte = 0;
   uint16_t id = 0;
   int pending = 1;
-  int64_t bytes = 0;  // still to come; below zero if they came before they were expected
+  int64_t bytes = 0;  // still to come; negative if they came before barrier_expect announced them
   uint32_t phase = 0;
-  Clocks gathered;                     // from all who arrived
-  Knowledge latest;                    // joined into gathered last
-  Knowledge released, before, learnt;  // by the last phase; who knew `before` and waits knows `learnt`
+  Clocks gathered;     // the clocks of all threads that arrived
+  Knowledge latest;    // the list that was joined into `gathered` last
+  Knowledge released;  // the clocks that a thread gets by waiting for the last phase
+  // The result of joining `before` and `released` is kept, since many threads wait with the same list.
+  Knowledge before, learnt;
 };
 constexpr int kMostBarriers = 64, kMostGroups = 15;
 
@@ -110,22 +110,22 @@ struct Block {
 
 struct LaunchSize {
   int blocks, threads, shared = 0, cluster = 1;
-  bool cooperative = false;  // all blocks side by side
+  bool cooperative = false;  // all blocks are simulated together
 };
 
 inline struct World {
   LaunchSize size{};
-  int first_block = 0;  // of those side by side
+  int first_block = 0;  // number of the first of the blocks simulated together
   std::vector<Thread> threads;
   std::vector<Block> blocks;
   std::vector<Meeting> warps, clusters;
-  std::vector<char*> stacks;  // ends
+  std::vector<char*> stacks;  // the ends of the stacks
   std::function<void()> body;
   Fiber scheduler;
   Thread* running = nullptr;
   int ended = 0;
-  uint64_t changes = 0;    // of words in global memory
-  int patience = 1 << 23;  // peeks in vain, with nothing else happening, before a launch is stuck: half a second
+  uint64_t changes = 0;    // how often a word in global memory changed
+  int patience = 1 << 23;  // failed polls, with nothing else happening, until a launch counts as stuck (half a second)
   uint32_t launches = 0;
   Findings findings;
 
@@ -148,8 +148,8 @@ inline void pause(Wait wait, const char* what, Site at, const void* place) {
   switch_fibers(t.fiber, world.scheduler);
 }
 
-// -- barriers
-inline void rendezvous(Meeting& meeting) {  // all know what any of them knew; then they go on
+// Ends a barrier: every thread gets the joined clocks of all, and goes on.
+inline void rendezvous(Meeting& meeting) {
   auto all = std::make_shared<Clocks>(*meeting[0]->known);
   const Clocks* joined = meeting[0]->known.get();
   for (const Thread* t : meeting)
@@ -161,7 +161,7 @@ inline void rendezvous(Meeting& meeting) {  // all know what any of them knew; t
   }
   meeting.clear();
 }
-// Waits unless this thread completes the meeting, and says whether it does.
+// Adds this thread to a barrier. Returns true for the last thread; all others wait first.
 inline bool come_last(Meeting& meeting, int threads, const char* what, Site at) {
   Thread& t = me();
   t.what = what, t.at = at, t.place = &meeting;
@@ -204,7 +204,7 @@ inline void sync_cluster(Site at) {
   Meeting& meeting = world.clusters[me().block / world.size.cluster];
   if (come_last(meeting, world.cluster_threads(), "cluster_sync", at)) rendezvous(meeting);
 }
-// The last lane of a warp does the work of all. Lanes that ask for different things wait for ever.
+// The last lane that comes does the work of all lanes. Lanes that call different functions wait for ever.
 inline void sync_warp(Collective collective, void* operands, const char* what, Site at) {
   Thread& t = me();
   t.collective = collective, t.operands = operands;
@@ -222,7 +222,6 @@ inline void sync_warp(Collective collective, void* operands, const char* what, S
   }
 }
 
-// -- launches
 inline void run_fiber() {
   try {
     world.body();
@@ -233,6 +232,7 @@ inline void run_fiber() {
   ++world.ended;
   pause(Wait::kEnded, "", {"", 0}, nullptr);
 }
+// Prepares the fibers and the memory of blocks that are simulated together.
 inline void set_up(int first_block, int blocks) {
   const LaunchSize& size = world.size;
   world.first_block = first_block;
@@ -270,8 +270,8 @@ inline std::string who_waits_where() {
   for (const auto& [where, count] : waiting) text += std::to_string(count) + " threads wait at " + where + ", ";
   return text + std::to_string(world.ended) + " have ended";
 }
-// Runs the threads in an order that depends on `seed` until all have ended or none can go on.
-inline void run_side_by_side(unsigned seed) {
+// Runs the threads in an order that depends on `seed`, until all have ended or none can go on.
+inline void run_blocks(unsigned seed) {
   std::mt19937 random(seed);
   std::vector<Thread*> warps(world.threads.size() / 32);
   for (size_t w = 0; w < warps.size(); ++w) warps[w] = &world.threads[32 * w];
@@ -282,8 +282,8 @@ inline void run_side_by_side(unsigned seed) {
     std::shuffle(warps.begin(), warps.end(), random);
     for (Thread* lanes : warps) {
       for (Thread* t = lanes; t < lanes + 32; ++t) {
-        t->was_peeking = t->wait == Wait::kPeek;
-        if (t->was_peeking) t->wait = Wait::kNothing;
+        t->was_polling = t->wait == Wait::kPoll;
+        if (t->was_polling) t->wait = Wait::kNothing;
       }
       for (bool ran = true; ran;) {
         ran = false;
@@ -295,7 +295,7 @@ inline void run_side_by_side(unsigned seed) {
           switch_fibers(world.scheduler, t.fiber);
           ran = true;
           ++runs;
-          progress |= !(t.was_peeking && t.wait == Wait::kPeek);
+          progress |= !(t.was_polling && t.wait == Wait::kPoll);
         }
       }
     }
@@ -306,7 +306,7 @@ inline void run_side_by_side(unsigned seed) {
   world.findings.add("stuck", {"", 0}, "nothing can go on: " + who_waits_where());
 }
 
-// Runs body once per thread and throws what the detectors found.
+// Runs `body` once per thread. If the detectors found anything, throws their findings.
 inline void launch(const LaunchSize& size, std::function<void()> body) {
   if (size.threads <= 0 || size.threads > 1024 || size.threads % 32)
     throw std::runtime_error("simt: a block has 32 to 1024 threads in whole warps, got " +
@@ -320,7 +320,7 @@ inline void launch(const LaunchSize& size, std::function<void()> body) {
   const int together = size.cooperative ? size.blocks : size.cluster;
   for (int first = 0; first < size.blocks && !world.findings.count; first += together) {
     set_up(first, together);
-    run_side_by_side(++world.launches);
+    run_blocks(++world.launches);
   }
   if (!world.findings.count) return;
   std::string text = "simt: " + std::to_string(world.findings.count) + " findings";

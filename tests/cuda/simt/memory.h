@@ -1,13 +1,13 @@
-// Shared memory and mbarriers, watched: bounds, alignment, reads of what nobody wrote, and races. An access is a
-// race unless its thread knows of the one before. Bytes that are sent are written by the mbarrier that counts them, as
-// if by a thread, so that only who waits for its phase knows them.
+// Shared memory and mbarriers with checks of bounds, alignment, reads of bytes that were never written, and races. An
+// access is a race unless the thread's clocks cover the access before it. Bytes sent by another block count as written
+// by the mbarrier that counts them, which has a clock like a thread, so that only a thread that waits for its phase may
+// read them.
 #pragma once
 
 #include "machine.h"
 
 namespace sf::cuda::simt {
 
-// -- shared memory
 inline bool knows(const Thread& t, const Access& a) {
   return a.id == kNobody || a.id == t.id || (*t.known)[a.id] >= a.clock;
 }
@@ -46,7 +46,8 @@ inline void note_write(int block, size_t byte, size_t size, Site at, uint32_t cl
   }
 }
 
-// Where `size` bytes at an offset of a region are in a block's memory; -1, and a finding, if not all are in the region.
+// The position in a block's memory of `size` bytes at an offset of a region. If they are not all in the region, or not
+// aligned, adds a finding and returns -1.
 inline int64_t locate(int64_t begin, int64_t bytes, int64_t offset, int64_t size, int64_t alignment, Site at) {
   if (offset < 0 || offset + size > bytes || begin + offset + size > world.size.shared) {
     report("bounds", at,
@@ -61,7 +62,6 @@ inline int64_t locate(int64_t begin, int64_t bytes, int64_t offset, int64_t size
   return begin + offset;
 }
 
-// -- mbarriers
 inline Mbarrier* barrier_at(int block, int64_t byte, Site at) {
   for (Mbarrier& b : world.blocks[block].barriers)
     if (b.byte == byte) return &b;
@@ -79,7 +79,8 @@ inline void init_barrier(int64_t byte, Site at) {
   b.gathered.resize(me().known->size());
   barriers.push_back(b);
 }
-inline void arrive(int block, Mbarrier& b) {  // after bytes or pending changed
+// Ends the phase if this was all it waited for. Called whenever `bytes` or `pending` changed.
+inline void arrive(int block, Mbarrier& b) {
   Thread& t = me();
   if (b.latest != t.known) join(b.gathered, *(b.latest = t.known));
   b.gathered[t.id] = t.clock++;
@@ -108,7 +109,7 @@ inline void wait_phase(int64_t byte, int parity, Site at) {
   if (!b) return;
   while (static_cast<int>(b->phase & 1) == parity) pause(Wait::kPhase, "barrier_wait", at, b);
   Thread& t = me();
-  if (!b->released) return;  // passed with the parity of no phase: it learns nothing
+  if (!b->released) return;  // no phase has ended yet, so there are no clocks to take over
   if (b->before != t.known) {
     auto both = std::make_shared<Clocks>(*t.known);
     join(*both, *b->released);

@@ -1,7 +1,7 @@
 // The CUDA backend, host code and kernels, as implementations for CPU tensors: simt-REGIME, on a device so small that
 // modest layers span its blocks, and simt-REGIME-full, whose blocks are as large as a real device's. -tf32 behind
 // either is the op's allow_tf32, for tests that can name an implementation but pass no argument. simt-grid-hurried
-// gives up at its first look in vain. A finding of the shim's detectors is an exception at the op.
+// stops waiting at its first failed poll. A finding of the detectors is an exception at the op.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,12 +9,12 @@
 
 #include "../../../csrc/cuda/host/backend.h"
 #include "../../../csrc/bindings/runner.h"
-#include "simt_queue.h"
+#include "simt_stream.h"
 
 namespace sf::cuda {
 namespace {
 
-constexpr int64_t kChunk = 16384;  // bytes of projected input, so that most sequences are cut
+constexpr int64_t kChunk = 16384;  // bytes of projected input; so few that most sequences take several launches
 constexpr Limits kTiny{90, 4, 65536, 4, 2, kChunk}, kSmall{90, 40, 232448, 16, 2, kChunk},
     kFull{90, 64, 232448, 16, 16, kChunk};
 
@@ -35,25 +35,25 @@ class SimtRunner : public Runner {
   }
   Dtype buffer_dtype(Dtype storage) const override { return storage; }
   void forward(const Forward& f) override {
-    run(f.layer, Pass::kForward, [&](Queue& q) { run_forward(f, choice_, q); });
+    run(f.layer, Pass::kForward, [&](DeviceStream& stream) { run_forward(f, choice_, stream); });
   }
   void backward(const Backward& b) override {
-    run(b.layer, Pass::kBackward, [&](Queue& q) { run_backward(b, choice_, q); });
+    run(b.layer, Pass::kBackward, [&](DeviceStream& stream) { run_backward(b, choice_, stream); });
   }
   void weight_grad(const WeightGrad& g) override {
-    run(g.layer, Pass::kForward, [&](Queue& q) { run_weight_grad(g, choice_, q); });
+    run(g.layer, Pass::kForward, [&](DeviceStream& stream) { run_weight_grad(g, choice_, stream); });
   }
 
  private:
   template <class F>
   void run(const Layer& l, Pass pass, F&& f) {
-    static std::mutex one_at_a_time;  // the shim is one machine
+    static std::mutex one_at_a_time;  // the simulator is one global machine
     const std::lock_guard lock(one_at_a_time);
     Limits limits = limits_for(l, pass);
-    if (hurried_) limits.most_peeks = 1;
-    SimtQueue queue(limits);
-    f(queue);
-    if (*queue.error_word()) throw std::runtime_error(std::string("simt: ") + sentence_of(*queue.error_word()));
+    if (hurried_) limits.max_polls = 1;
+    SimtStream stream(limits);
+    f(stream);
+    if (*stream.error_word()) throw std::runtime_error(std::string("simt: ") + sentence_of(*stream.error_word()));
   }
   Limits limits_for(const Layer& l, Pass pass) const {
     if (full_) return kFull;
@@ -61,7 +61,7 @@ class SimtRunner : public Runner {
       try {
         plan_layer(l, pass, choice_, limits);
         return limits;
-      } catch (const std::runtime_error&) {  // the forced regime does not fit
+      } catch (const std::runtime_error&) {  // try a larger device if the forced regime does not fit
       }
     }
     return kFull;

@@ -1,7 +1,7 @@
-// The vocabulary of csrc/cuda/kernels/device.cuh for an ordinary compiler: the same names, run by fibers (machine.h)
-// over memory that is watched (memory.h). Tensor cores sum in float32, in the order of k; special functions are the C
-// library's, flushed where the device does. Not modelled: the order of global memory, bank conflicts, and how far the
-// device's approximations are off.
+// The names of csrc/cuda/kernels/device.cuh for an ordinary compiler. Threads are fibers (machine.h), and memory is
+// checked (memory.h). Tensor cores sum in float32, in the order of k. Special functions are those of the C library,
+// with subnormal numbers flushed to zero where the device does so. The simulator does not model the order of global
+// memory, bank conflicts, or the errors of the device's approximations.
 #pragma once
 
 #include <cmath>
@@ -36,13 +36,11 @@ inline int block_threads() { return simt::world.size.threads; }
 inline int block_id() { return simt::world.first_block + simt::me().block; }
 inline int grid_blocks() { return simt::world.size.blocks; }
 
-// -- barriers
 inline void cta_sync(Site at = Site::here()) { simt::sync_block(at); }
 inline void warp_sync(Site at = Site::here()) { simt::sync_warp(nullptr, nullptr, "warp_sync", at); }
 inline void group_sync(int id, int threads, Site at = Site::here()) { simt::sync_group(id, threads, at); }
 inline void cluster_sync(Site at = Site::here()) { simt::sync_cluster(at); }
 
-// -- bits
 inline uint32_t bits_of(float f) {
   uint32_t u;
   memcpy(&u, &f, 4);
@@ -58,7 +56,7 @@ inline uint16_t to_bf16(float f) {
   const uint32_t u = bits_of(f);
   return f != f ? 0x7FFF : static_cast<uint16_t>((u + 0x7FFF + (u >> 16 & 1)) >> 16);
 }
-// The exponent's bias differs by 112; a product with a power of two is exact for subnormal numbers too.
+// The biases of the exponents differ by 112. Multiplying by a power of two is exact for subnormal numbers too.
 inline float from_fp16(uint16_t v) {
   const uint32_t sign = static_cast<uint32_t>(v & 0x8000) << 16, rest = static_cast<uint32_t>(v & 0x7FFF) << 13;
   const uint32_t bits = (v & 0x7C00) == 0x7C00 ? 0x7F800000 | rest : bits_of(float_of(rest) * 0x1p112f);
@@ -82,7 +80,6 @@ inline float flushed(float f) { return std::fabs(f) < 0x1p-126f ? std::copysign(
 inline float exp2_approx(float x) { return flushed(std::exp2(x)); }
 inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
 
-// -- shared memory
 template <class T>
 struct Shared {
   int64_t begin = 0;
@@ -112,7 +109,7 @@ struct Shared {
   }
 };
 
-struct Carve {
+struct SharedAllocator {
   size_t used = 0;
 
   template <class T>
@@ -124,7 +121,6 @@ struct Carve {
   }
 };
 
-// -- mbarriers
 using Barriers = Shared<uint64_t>;
 inline void barrier_init(Barriers b, int i, Site at = Site::here()) {
   if (const int64_t byte = b.locate(i, 8, 8, at); byte >= 0) simt::init_barrier(byte, at);
@@ -141,14 +137,14 @@ void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block, Site at = 
   if (byte >= 0 && barrier >= 0) simt::send_bytes(byte, &v, 16, barrier, block, at);
 }
 
-// -- words in global memory. They order nothing but their own bits, so no clock goes with them.
+// Words in global memory. Reading one gives no knowledge of what its writer did before, so no clocks are passed on.
 inline void post(uint64_t* to, uint32_t data, uint32_t tag) {
   const uint64_t word = static_cast<uint64_t>(tag) << 32 | data;
   simt::world.changes += *to != word;
   *to = word;
 }
-inline uint64_t peek(const uint64_t* from, Site at = Site::here()) {
-  simt::pause(simt::Wait::kPeek, "peek", at, from);
+inline uint64_t poll(const uint64_t* from, Site at = Site::here()) {
+  simt::pause(simt::Wait::kPoll, "poll", at, from);
   return *from;
 }
 inline void raise(volatile uint32_t* flag, Fault fault) {
@@ -156,7 +152,6 @@ inline void raise(volatile uint32_t* flag, Fault fault) {
   if (*flag < fault) *flag = fault;
 }
 
-// -- tensor cores
 namespace simt {
 
 struct MmaOperands {
@@ -164,7 +159,7 @@ struct MmaOperands {
   const uint32_t* a;
   uint32_t b[2];
 };
-constexpr int kRowWords = 8;  // of a k-tile
+constexpr int kRowWords = 8;  // 32-bit words in a row of a k-tile
 
 struct Bf16Words {
   static constexpr int kPerWord = 2;

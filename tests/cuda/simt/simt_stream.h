@@ -1,5 +1,5 @@
-// The queue of the CUDA backend on the CPU: scratch behind fences, products in plain loops, launches on fibers. The
-// host code and the kernels above it are the device's own.
+// DeviceStream on the CPU: scratch memory with a guard page behind it, products as plain loops, and launches on the
+// simulator. The host code and the kernels that use it are those of csrc/cuda.
 #pragma once
 
 #include <sys/mman.h>
@@ -13,15 +13,15 @@
 #include <vector>
 
 #include "../../../csrc/cuda/kernels/device.cuh"
-#include "../../../csrc/cuda/host/queue.h"
+#include "../../../csrc/cuda/host/device_stream.h"
 
 namespace sf::cuda {
 
-class SimtQueue : public Queue {
+class SimtStream : public DeviceStream {
  public:
-  explicit SimtQueue(const Limits& limits) : limits_(limits) {}
-  SimtQueue(const SimtQueue&) = delete;
-  ~SimtQueue() override {
+  explicit SimtStream(const Limits& limits) : limits_(limits) {}
+  SimtStream(const SimtStream&) = delete;
+  ~SimtStream() override {
     for (const auto& [base, size] : taken_) munmap(base, size);
   }
 
@@ -38,7 +38,8 @@ class SimtQueue : public Queue {
     return {sorted, order};
   }
 
-  // Ends, rounded up to the alignment, where a page begins that nobody may touch. Filled with NaN of every type.
+  // The memory, rounded up to the alignment, ends where a page begins that nobody may touch. It is filled with bits
+  // that are NaN in every type.
   void* take(int64_t bytes) override {
     const size_t size = (bytes + 255) / 256 * 256, pages = (size + kPage - 1) / kPage * kPage;
     void* base = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -64,7 +65,7 @@ class SimtQueue : public Queue {
     }
   }
 
-  using Queue::launch;
+  using DeviceStream::launch;
   void launch(const void* kernel, const LaunchShape& shape, void** arguments, Call call) override {
     if (shape.shared > limits_.shared_bytes)
       throw std::runtime_error("simt: the launch asks for " + std::to_string(shape.shared) +

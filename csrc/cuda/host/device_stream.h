@@ -1,6 +1,6 @@
-// What the host side of the CUDA backend asks for: memory, products, sorting and launches, done in order, one stream.
-// The real one is over torch's allocator, cuBLAS and CUDA (queue.cu); tests/cuda/simt has one on the CPU, so that the
-// same host code and the same kernels run there.
+// All that the host code asks of a device: memory, products, sorting and launches, which run in order, as on a CUDA
+// stream. runner.cu implements it with CUDA, cuBLAS and torch's allocator, tests/cuda/simt on the CPU, so that the same
+// host code and the same kernels run there.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 namespace sf::cuda {
 
 // Row-major C (m x n) = A (m x k) B (k x n), plus C if accumulate; sums in float32, in float64 for float64.
-// a_transposed: A is stored (k x m); so B. `batch` products lie one after the other at their strides.
+// a_transposed: A is stored as (k x m). b_transposed: B is stored as (n x k). `batch` such products are formed, whose
+// matrices begin a_batch, b_batch and c_batch elements after those of the product before.
 struct Product {
   int64_t m, n, k;
   const void *a, *b;
@@ -21,7 +22,7 @@ struct Product {
   int64_t a_stride, b_stride, c_stride;  // between stored rows, in elements
   Dtype in, out;
   bool a_transposed = false, b_transposed = false, accumulate = false;
-  bool tf32 = false;  // float32 may be rounded to TF32
+  bool tf32 = false;  // float32 inputs may be rounded to TF32
   int64_t batch = 1, a_batch = 0, b_batch = 0, c_batch = 0;
 };
 
@@ -29,26 +30,26 @@ struct LaunchShape {
   int blocks, threads;
   int shared = 0;            // bytes of shared memory
   int cluster = 1;           // blocks per cluster
-  bool cooperative = false;  // all blocks on the device at once
+  bool cooperative = false;  // all blocks must be on the device at once
 };
 
 struct Sorted {
-  const int64_t *keys, *order;  // ascending, equal ones as they came; where each was
+  const int64_t *keys, *order;  // ascending keys, and the position that each had; equal keys keep their order
 };
 
-class Queue {
+class DeviceStream {
  public:
-  virtual ~Queue() = default;
+  virtual ~DeviceStream() = default;
   virtual const Limits& limits() const = 0;
-  // Scratch, 256-byte aligned, not initialised; returned when the call ends, for use by later work of the stream.
+  // Scratch memory, aligned to 256 bytes, not initialised. When the call ends, later work of the stream may take it.
   virtual void* take(int64_t bytes) = 0;
   virtual void zero(void* data, int64_t bytes) = 0;
   virtual void multiply(const Product&) = 0;
   virtual Sorted sort(const int64_t* keys, int64_t count) = 0;
-  // call runs one thread's share of the kernel where blocks are run on the CPU.
+  // A kernel that runs on the CPU is run by `call`, once per thread.
   using Call = void (*)(const void* kernel, void** arguments);
   virtual void launch(const void* kernel, const LaunchShape&, void** arguments, Call call) = 0;
-  // The word a kernel raises to a Fault.
+  // The word to which a kernel writes a Fault.
   virtual uint32_t* error_word() = 0;
 
   template <class T>
