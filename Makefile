@@ -31,7 +31,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
-  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full torch-floor cuda-setup cuda-check cuda-build
+  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full torch-floor cuda-setup cuda-check \
+  cuda-static cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -172,7 +173,7 @@ $(CUDA_VENV)/.ready:
 	touch $@
 
 ifeq ($(NVCC),)
-cuda-setup cuda-check cuda-build:
+cuda-setup cuda-check cuda-static cuda-build:
 	@echo "$@ skipped: no nvcc in CUDA_HOME or on the PATH"
 	@test -z "$(REQUIRE_CUDA)" || { echo "$@: expected nvcc, as REQUIRE_CUDA is set" >&2; exit 1; }
 else
@@ -180,6 +181,9 @@ cuda-setup: $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
 
 cuda-check: cuda-setup ## compile the CUDA kernels: spills, registers, what is in their time loops
 	$(CUDA_PYTHON) tools/cuda_check.py $(CUDA_CHECK)
+
+cuda-static: cuda-setup ## the same, and write docs/design/cuda-static.md
+	$(CUDA_PYTHON) tools/cuda_check.py --static-report docs/design/cuda-static.md $(CUDA_CHECK)
 
 # Beside the CPU build, as asan's.
 cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torch, tested without a GPU

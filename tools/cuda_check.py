@@ -1,9 +1,11 @@
-"""Compiles csrc/cuda and holds the kernels to what no test on a CPU can see: spills, local memory, waits in the loop.
+"""Compiles csrc/cuda and checks properties of the kernels that no test on a CPU can see.
 
     python tools/cuda_check.py [--cuobjdump PATH] [--jobs N] [--static-report FILE]
 
-Needs nvcc, c++filt, and a cuobjdump: the one of --cuobjdump, of CUOBJDUMP, on the PATH, or of the triton wheel, which
-comes with a CUDA torch. The flags are those of setup.py, so that what is checked is what is installed.
+The checks: no spills, no local memory, and in the time loop of a recurrent kernel the right number of tensor core
+instructions, barriers and waits. nvcc, c++filt and cuobjdump are needed. cuobjdump is that of --cuobjdump, that of
+CUOBJDUMP, one on the PATH, or that of the triton package, which comes with a CUDA torch. The flags are those of
+setup.py, so that the code that is checked is the code that is installed.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ import step_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("sm_80", "sm_90a")
-LATER_ARCHS = ("sm_100a", "sm_120a")  # of which only the vocabulary is compiled
-MOST_SHOWN = 4  # kernels listed under each problem
-MOST_SECONDS = 360  # of compiling everything, on 2 idle cores
+LATER_ARCHS = ("sm_100a", "sm_120a")  # for these only a kernel that calls most of device.cuh is compiled
+MAX_SHOWN = 4  # kernels listed under each problem
+MAX_SECONDS = 360  # for compiling everything on 2 idle cores
 
 RECURRENT = re.compile(
     r"\bsf::cuda::recur<sf::cuda::Shape<sf::(?P<cell>\w+(?:<[^>]*>)?), sf::cuda::(?P<precision>\w+), (?P<splits>\d+), "
     r"(?P<k_tiles>\d+), \(sf::cuda::Pass\)(?P<backward>[01])>, sf::cuda::(?P<regime>\w+)>"
 )
-# In the time loop, per step: barriers of the block, waits for an mbarrier. Warps that share K meet once more.
+# Barriers of the block and waits for an mbarrier in the time loop, per step. Warps that share K have one more barrier.
 WAITS = {"Onchip": (1, 0), "Cluster": (0, 1), "Grid": (1, 0)}
 FORBIDDEN = {
     "MEMBAR": "waits for all earlier stores",
@@ -45,12 +47,12 @@ FORBIDDEN = {
 }
 
 VOCABULARY = """\
-#include "device.cuh"
+#include "kernels/device.cuh"
 
 namespace sf::cuda {
 SF_KERNEL(128) vocabulary(float* out, uint64_t* words) {
-  Carve carve;
-  const auto operand = carve.take<uint16_t>(1024);
+  SharedAllocator allocator;
+  const auto operand = allocator.take<uint16_t>(1024);
   for (int i = thread_id(); i < 1024; i += block_threads()) operand.store(i, to_bf16(out[i]));
   cta_sync();
   const uint4 b = load_matrices(operand, thread_id() % 32 * 8);
@@ -60,7 +62,7 @@ SF_KERNEL(128) vocabulary(float* out, uint64_t* words) {
   mma_fp16(d, a, b.z, b.w);
   mma_tf32(d, a, b.x, b.z);
   post(words, bits_of(exp2_approx(d[0])), 1);
-  out[thread_id()] = reciprocal_approx(d[1]) + static_cast<float>(peek(words + 1));
+  out[thread_id()] = reciprocal_approx(d[1]) + static_cast<float>(poll(words + 1));
   cluster_sync();
 }
 }  // namespace sf::cuda
@@ -69,7 +71,7 @@ SF_KERNEL(128) vocabulary(float* out, uint64_t* words) {
 
 @dataclass
 class Usage:
-    """What ptxas -v says of a kernel, functions that it calls included."""
+    """The resources of a kernel that ptxas -v reports, with those of the functions that it calls."""
 
     registers: int = 0
     stack: int = 0
@@ -79,9 +81,9 @@ class Usage:
 
 @dataclass
 class Checked:
-    """One source compiled for one architecture: what is wrong, and the rows of the report."""
+    """One source compiled for one architecture: its problems, and the rows of the report."""
 
-    problems: dict[str, list[str]] = field(default_factory=dict)  # and the kernels that have each
+    problems: dict[str, list[str]] = field(default_factory=dict)  # each problem with the kernels that have it
     rows: list[step_model.Row] = field(default_factory=list)
     kernels: int = 0
     recurrent: int = 0
@@ -105,7 +107,7 @@ def parse_ptxas(log: str) -> dict[str, Usage]:
 
 
 def parse_launch_bounds(ptx: str) -> dict[str, int]:
-    """Threads of a block at most, of each kernel that says so."""
+    """The most threads of a block, for each kernel that states it."""
     bounds = {}
     for entry in re.split(r"\.entry\s+", ptx)[1:]:
         header = entry.split("{", 1)[0]
@@ -116,7 +118,7 @@ def parse_launch_bounds(ptx: str) -> dict[str, int]:
 
 
 def register_cap(warps: int) -> int:
-    """How many registers a thread may have: the register file is cut in steps of four warps. As in plan.h."""
+    """The most registers a thread of a block may have, by the same formula as in plan.h."""
     return min(255, 16384 // (32 * -(-warps // 4)) // 8 * 8)
 
 
@@ -166,7 +168,7 @@ def usage_problems(usage: Usage, threads: int | None) -> list[str]:
 
 
 def count_waits(loop: sass.Loop, inner: Sequence[sass.Loop]) -> tuple[int, int, int]:
-    """Barriers of the block, named barriers, and waits for an mbarrier. The retries of a wait are an inner loop."""
+    """Barriers of the block, named barriers, and waits for an mbarrier. A wait counts once, whatever retries it has."""
     barriers = [instruction for instruction in loop.code if instruction.text.startswith("BAR.")]
     of_block = sum(instruction.operands == "0x0" for instruction in barriers)
     retries = [one for one in inner if one.count(r"SYNCS\.PHASECHK")]
@@ -242,7 +244,7 @@ class Job:
 
 
 def compile_one(job: Job) -> tuple[str, float]:
-    """What nvcc said and the processor's seconds it took, which do not depend on what else the machine does."""
+    """Compile, and return the output of nvcc with the CPU time, which does not depend on the load of the machine."""
     kept = job.folder / job.stem
     kept.mkdir()
     command = [*job.command, "-Xptxas=-v", "--keep", f"--keep-dir={kept}", "-cubin"]
@@ -254,7 +256,7 @@ def compile_one(job: Job) -> tuple[str, float]:
 
 
 def check_one(job: Job, log: str, *, cuobjdump: str) -> Checked:
-    """The whole check of one cubin."""
+    """Run all checks on one compiled source."""
     dump = subprocess.run([cuobjdump, "-sass", str(job.cubin)], capture_output=True, text=True, check=True).stdout
     kernels, usages = sass.parse(dump), parse_ptxas(log)
     bounds = parse_launch_bounds((job.folder / job.stem / f"{job.source.stem}.ptx").read_text())
@@ -276,7 +278,7 @@ def check_one(job: Job, log: str, *, cuobjdump: str) -> Checked:
 
 
 def find_cuobjdump(wanted: str | None) -> str:
-    """A disassembler, or a sentence."""
+    """The path of a disassembler. Exits with a sentence if there is none."""
     wanted = wanted or os.environ.get("CUOBJDUMP")
     if wanted:
         if shutil.which(wanted) is None:
@@ -297,19 +299,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--cuobjdump", help="the disassembler")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at once (default 2)")
-    parser.add_argument("--static-report", type=Path, metavar="FILE", help="write figures and estimates of every loop")
-    parser.add_argument("sources", nargs="*", type=Path, help="instead of csrc/cuda/*.cu")
+    parser.add_argument("--static-report", type=Path, metavar="FILE", help="write the static estimates of every kernel")
+    parser.add_argument("sources", nargs="*", type=Path, help="check these instead of all of csrc/cuda")
     arguments = parser.parse_args(argv)
     cuobjdump = find_cuobjdump(arguments.cuobjdump)
     sys.path.insert(0, str(ROOT))
-    import setup as build  # for its flags; needs torch, so not at the top
+    import setup as build  # has the flags; imported here since it needs torch
 
     toolkit = build.find_toolkit()
     if toolkit is None:
         raise SystemExit("cuda_check: expected nvcc in CUDA_HOME or on the PATH")
     sources = [path.resolve() for path in arguments.sources] or build.CUDA_SOURCES
     if not sources:
-        raise SystemExit("cuda_check: expected csrc/cuda/*.cu but there is none")
+        raise SystemExit("cuda_check: expected .cu files in csrc/cuda but there are none")
 
     problems: dict[str, list[str]] = {}
     rows: list[step_model.Row] = []
@@ -330,9 +332,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not job.cubin.exists():
                 errors = [line for line in log.splitlines() if "error" in line] or log.splitlines()
                 problems[f"{job.stem}: nvcc could not compile it"] = errors
-        print(f"compiling takes {total:.0f} s of two cores (at most {MOST_SECONDS} s)")
-        if total > MOST_SECONDS:
-            problems[f"compiling: expected at most {MOST_SECONDS} s but it took {total:.0f} s"] = []
+        print(f"compiling takes {total:.0f} s of two cores (at most {MAX_SECONDS} s)")
+        if total > MAX_SECONDS:
+            problems[f"compiling: expected at most {MAX_SECONDS} s but it took {total:.0f} s"] = []
 
         built = [job for job in jobs if job.cubin.exists()]
         results = list(pool.map(partial(check_one, cuobjdump=cuobjdump), built, [logs[job][0] for job in built]))
@@ -345,14 +347,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arch}: {sum(one.kernels for one in mine)} kernels, {recurrent} time loops, at most {most} registers")
         if not recurrent and not arguments.sources:
             problems[f"{arch}: expected recurrent kernels but found none"] = []
-        rows = [row for checked in mine for row in checked.rows]  # in the end those of the last, sm_90a
+        rows = [row for checked in mine for row in checked.rows]  # the report has those of the last architecture
     if arguments.static_report and not problems:
         text = step_model.report(rows, arch=ARCHS[-1], nvcc=f"nvcc {toolkit.release}")
+        arguments.static_report.parent.mkdir(parents=True, exist_ok=True)
         arguments.static_report.write_text(text)
         print(f"wrote {arguments.static_report}")
     for problem, where in problems.items():
-        more = [f"and {len(where) - MOST_SHOWN} more"] if len(where) > MOST_SHOWN else []
-        print("\n    ".join([problem, *where[:MOST_SHOWN], *more]), file=sys.stderr)
+        more = [f"and {len(where) - MAX_SHOWN} more"] if len(where) > MAX_SHOWN else []
+        print("\n    ".join([problem, *where[:MAX_SHOWN], *more]), file=sys.stderr)
     print(f"{len(problems)} problems" if problems else "nothing wrong")
     return 1 if problems else 0
 

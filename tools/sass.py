@@ -1,7 +1,7 @@
 """Reads what ``cuobjdump -sass`` prints: kernels, their instructions and their loops.
 
-Loops are found by dominators and not by the addresses of backward branches: ptxas moves what is rare, such as the retry
-of a wait, behind the end of a kernel, and the way back from there is no loop.
+A branch to an earlier address need not be a loop: ptxas moves code that rarely runs, such as the retry of a wait,
+behind the end of a kernel, and this code branches back. Loops are therefore found with dominators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Instruction:
     address: int
     text: str
     guarded: bool = False  # runs under a predicate
-    stall: int = 1  # cycles until the warp's next may issue, as ptxas sets them
+    stall: int = 1  # cycles until the next instruction of the warp may issue, as set by ptxas
 
     @property
     def opcode(self) -> str:
@@ -39,7 +39,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions of a loop, in order of address, those of the loops inside it among them."""
+    """The instructions of a loop and of the loops inside it, in order of address."""
 
     code: tuple[Instruction, ...]
 
@@ -51,7 +51,7 @@ class Loop:
 
 
 def parse(dump: str) -> dict[str, list[Instruction]]:
-    """Mangled name of each kernel and its instructions."""
+    """The instructions of each kernel, by its mangled name."""
     kernels: dict[str, list[Instruction]] = {}
     code: list[Instruction] = []
     lines = iter(dump.splitlines())
@@ -68,7 +68,7 @@ def parse(dump: str) -> dict[str, list[Instruction]]:
 
 
 def _successors(code: list[Instruction], i: int) -> tuple[list[int], bool]:
-    """Addresses that an instruction may jump to, and whether the one after it may follow."""
+    """The addresses that an instruction may jump to, and whether execution may go on with the instruction after it."""
     at = code[i]
     name = at.opcode.split(".")[0]
     if name in ("EXIT", "RET", "KILL"):
@@ -87,7 +87,7 @@ def _successors(code: list[Instruction], i: int) -> tuple[list[int], bool]:
 
 
 def _blocks(code: list[Instruction]) -> tuple[list[range], list[list[int]]]:
-    """Stretches without a branch, and which of them may follow each."""
+    """The basic blocks (ranges of instructions without a branch), and for each the blocks that may follow it."""
     index = {instruction.address: i for i, instruction in enumerate(code)}
     flow = [_successors(code, i) for i in range(len(code))]
     starts = {0}
@@ -107,7 +107,7 @@ def _blocks(code: list[Instruction]) -> tuple[list[range], list[list[int]]]:
 
 
 def _reachable(following: list[list[int]]) -> list[int]:
-    """Blocks that run at all, each before those that follow it where loops allow."""
+    """The basic blocks that can run, in reverse postorder: except in loops, each comes before its successors."""
     seen, order = {0}, []
     stack: list[tuple[int, Iterator[int]]] = [(0, iter(following[0]))]
     while stack:
@@ -124,7 +124,7 @@ def _reachable(following: list[list[int]]) -> list[int]:
 
 
 def loops(code: list[Instruction]) -> list[Loop]:
-    """Every natural loop: the blocks from which a branch back to a block that all ways lead through is reached."""
+    """Every natural loop: a branch back to a block that dominates it, and all blocks between the two."""
     if not code:
         return []
     blocks, following = _blocks(code)
@@ -133,7 +133,7 @@ def loops(code: list[Instruction]) -> list[Loop]:
     for block in order:
         for after in following[block]:
             before[after].append(block)
-    # which blocks every way to a block leads through, as bits
+    # the blocks through which every way to a block leads, as bits of an integer
     dominators = dict.fromkeys(order, -1)
     dominators[0] = 1
     changed = True
@@ -161,6 +161,6 @@ def loops(code: list[Instruction]) -> list[Loop]:
 
 
 def time_loop(found: list[Loop]) -> Loop | None:
-    """The innermost loop with the most tensor-core instructions, if any has one."""
+    """The loop with the most tensor core instructions, the innermost if several have as many, or None."""
     best = max(found, key=lambda loop: (loop.count("HMMA"), -len(loop.code)), default=None)
     return best if best and best.count("HMMA") else None

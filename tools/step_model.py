@@ -1,7 +1,7 @@
-"""How long a step of a recurrent kernel takes, estimated from the instructions of its time loop, and the report of it.
+"""Estimates the time of a step of a recurrent kernel from the instructions of its time loop, and writes the report.
 
-Every constant here is assumed, from papers and from what ptxas itself schedules by, until a GPU has measured it. The
-estimate ranks kernels and shows what bounds each; as a time it may be off by half.
+The constants are assumptions, from papers and from the latencies that ptxas schedules by. No GPU has confirmed them.
+The estimate ranks kernels and shows what limits each of them; a time may be wrong by half of its value.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from operator import attrgetter
 
 from sass import Loop
 
-HMMA_CYCLES = 6.4  # of a scheduler's tensor core, for one m16n8k16 of 16 bits or m16n8k8 of TF32
-HMMA_ISSUE, MUFU_CYCLES = 6, 8  # between two of a kind
+HMMA_CYCLES = 6.4  # one scheduler's tensor core takes these for an m16n8k16 of 16 bits or an m16n8k8 of TF32
+HMMA_ISSUE, MUFU_CYCLES = 6, 8  # from one such instruction of a warp to its next
 LDSM_LATENCY, MUFU_LATENCY, STS_LATENCY = 33, 20, 20
 EXCHANGE = {"Onchip": 30, "Cluster": 250, "Grid": 700}  # cycles from a step's last store to the next step's first load
 GHZ = 1.98
 
-# Instructions by type; the first pattern that fits counts.
+# The type of an instruction is that of the first pattern that matches.
 TYPES = {
     "HMMA": r"HMMA",
     "MUFU": r"MUFU",
@@ -39,14 +39,14 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a recurrent kernel is, as its template arguments say."""
+    """The template arguments of a recurrent kernel."""
 
     cell: str
     gates: int
     backward: bool
     precision: str
-    splits: int  # warps that share 16 units, each with so many k-tiles of 32 bytes of a row of H
-    k_tiles: int
+    splits: int  # warps that share 16 units
+    k_tiles: int  # of each of these warps; a k-tile is 32 bytes of a row of H
     regime: str
 
     @property
@@ -59,12 +59,12 @@ class Kernel:
 
     @property
     def step_hmma(self) -> int:
-        """Of one warp, one step and one batch tile of 8 rows."""
+        """Tensor core instructions of one warp for one step of one batch tile of 8 rows."""
         return self.gates * self.k_tiles * self.products
 
     @property
     def mufu_links(self) -> int:
-        """Special functions that wait for each other: of a gate and of the state behind it."""
+        """The longest chain of special functions of which each needs the result of the one before."""
         if self.cell == "rnn_relu":
             return 0
         return 2 if self.backward or self.gates == 1 else 4
@@ -72,7 +72,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a kernel, what ptxas says of it, and cycles per step and batch tile of 8 rows."""
+    """One line of the report: a kernel, the figures of ptxas, and cycles per step and batch tile of 8 rows."""
 
     kernel: Kernel
     warps: int
@@ -89,19 +89,19 @@ class Row:
 
     @property
     def low(self) -> float:
-        """All phases overlap."""
+        """Cycles if all phases overlap perfectly."""
         return max(self.hmma, self.mufu, self.issue, self.smem, self.warp)
 
     @property
     def high(self) -> float:
-        """None does: the products, then the activations, then the rest of one warp's way through the step."""
+        """Cycles if no phases overlap: the products, the activations, then the rest of one warp's work."""
         own = dict(zip(TYPES, self.types, strict=True))
         rest = self.warp - own["HMMA"] * HMMA_ISSUE - own["MUFU"] * MUFU_CYCLES
         return max(self.low, max(self.hmma, self.smem) + self.mufu + max(0.0, rest))
 
 
 def wavefronts(text: str) -> int:
-    """Passes through shared memory that an instruction of a warp takes where no two lanes meet a bank."""
+    """Passes through shared memory that an instruction of a warp takes without bank conflicts."""
     name = text.split()[0]
     if name.startswith("LDSM"):
         return 4 if name.endswith(".4") else 2 if name.endswith(".2") else 1
@@ -118,15 +118,15 @@ def count_types(loop: Loop) -> dict[str, int]:
 
 
 def estimate(kernel: Kernel, loop: Loop, *, warps: int, registers: int, cap: int, spills: int) -> Row:
-    steps = loop.count("HMMA") / kernel.step_hmma  # in one turn of the loop
+    steps = loop.count("HMMA") / kernel.step_hmma  # in one iteration of the loop
     counts = {name: count / steps for name, count in count_types(loop).items()}
     instructions = len(loop.code) / steps
     busiest = -(-warps // 4)
-    # of a group's warps no more than 4 hold cells
+    # at most 4 warps of a group hold cells
     active = -(-warps * min(kernel.splits, 4) // kernel.splits // 4)
     alone = sum(instruction.stall for instruction in loop.code) / steps
     alone += LDSM_LATENCY + MUFU_LATENCY * kernel.mufu_links + STS_LATENCY + EXCHANGE[kernel.regime]
-    if kernel.splits > 1:  # the sums of the other warps: one more way through shared memory and a barrier
+    if kernel.splits > 1:  # the sums of the other warps come through shared memory, behind one more barrier
         alone += STS_LATENCY + EXCHANGE["Onchip"]
     return Row(
         kernel=kernel,
@@ -145,37 +145,45 @@ def estimate(kernel: Kernel, loop: Loop, *, warps: int, registers: int, cap: int
 
 
 INTRODUCTION = """\
-# What the compiler made of the recurrent kernels
+# Static estimates of the recurrent CUDA kernels
 
-Written by `python tools/cuda_check.py --static-report FILE` from ptxas' report and the disassembly for {arch}, {nvcc}.
-**Nothing here was timed.** `make gpu` measures; until then this says what to look at first.
+Generated by `make cuda-static`; do not edit. The figures come from the report of ptxas and from the disassembly for
+{arch}, compiled by {nvcc}. **Nothing here was timed**: `make gpu` measures on a GPU. [CUDA kernels](cuda.md) explains
+the regimes and tilings, the [glossary](glossary.md) other words.
 
 ## The model
 
-Per step and batch tile of 8 rows, in cycles. The warps are those of the kernel's launch bound, the most a block has.
+All figures from "instr" on are per step and batch tile of 8 rows; those from "hmma" to "low - high" are cycles. A block
+has as many warps as the kernel allows.
 
-| column | is |
+| column | meaning |
 |---|---|
-| instr and the next | instructions of one warp in one turn of the time loop, both sides of every branch counted once |
-| hmma | warps on the busiest of 4 schedulers x HMMA x {hmma}: 63 % of peak, the published share of mma.sync |
-| mufu | warps there that hold cells x MUFU x {mufu}: 16 lanes a cycle on the whole multiprocessor |
-| issue | warps on the busiest scheduler x instructions |
-| smem | wavefronts of all warps: LDSM.x4 and 128 bits 4, 64 bits 2, else 1; no bank conflicts |
-| warp | one warp alone: ptxas' fixed stalls, LDSM {ldsm}, {link} per dependent MUFU, STS {sts}, and the exchange |
-| floor | the largest of hmma, mufu and smem: what the arithmetic cannot go below with this mapping |
-| low, high | all of these overlap perfectly; products, activations and the rest follow each other |
+| H to | the largest H that the kernel serves |
+| warps x K | warps that share 16 units x the k-tiles that each of them has |
+| regs (cap) | registers of a thread, and how many it may have |
+| instr, HMMA ... other | instructions of one warp in the time loop, in all and by type; both sides of a branch count |
+| hmma | warps on the busiest of the 4 schedulers x HMMA x {hmma} cycles, which is 63 % of the tensor cores' peak rate |
+| mufu | warps on that scheduler that hold cells x MUFU x {mufu} cycles, as a scheduler computes 4 lanes per cycle |
+| issue | warps on the busiest scheduler x instructions, since a scheduler issues one per cycle |
+| smem | passes through shared memory of all warps: 4 for LDSM.x4 and 128 bits, 2 for 64 bits, otherwise 1 |
+| warp | one warp alone: stalls set by ptxas, LDSM {ldsm}, {link} per MUFU in a chain, STS {sts}, and the exchange |
+| floor | the largest of hmma, mufu and smem: the least that the arithmetic takes, divided among warps as it is |
+| low - high | low: all of these overlap perfectly. high: products, activations and the rest follow each other |
+| us | low - high in microseconds at {ghz} GHz |
 
-MUFU depend on each other 4 deep in GRU and LSTM forward, 2 deep elsewhere. The exchange takes, from a step's last store
-to the next step's first load: {exchange}; where warps share K, one more STS and block barrier.
-Not in the model: memory that answers late (x comes one step ahead), bank conflicts, clocks below {ghz} GHz, what a
-predicated instruction that does not run saves, retries of a wait.
+A chain of MUFU, of which each needs the result of the one before, has 4 in the forward of GRU and LSTM, otherwise at
+most 2. The exchange is the time from the last store of a step to the first load of the next one, in cycles: {exchange}.
+Where warps share K, one more STS and one more barrier are added.
 
-## What the first run on a GPU must look at
+The model leaves out: loads from global memory that take longer than a step, bank conflicts, clocks below {ghz} GHz,
+retries of a wait, and the time saved by predicated instructions that do not run.
 
-1. Cycles per HMMA with 1, 2 and 4 chains per warp, against the assumed {hmma}; MUFU under HMMA, against {mufu}.
-2. The exchange in cycles: `__syncthreads`, st.async to 1, 3, 7 and 15 peers, a tagged word through L2.
-3. Kernels whose issue is above their floor: listed below with the ratio; there instructions cost more than arithmetic.
-4. Whether low or high is nearer to the measured step, per regime; then correct this model.
+## To measure first on a GPU
+
+1. Cycles per HMMA with 1, 2 and 4 independent sums per warp (assumed: {hmma}), and per MUFU beside them ({mufu}).
+2. The exchange: `__syncthreads`, st.async to 1, 3, 7 and 15 blocks, and a tagged word through the L2 cache.
+3. The kernels below whose "issue" is above their floor. They spend more time on other instructions than on arithmetic.
+4. Whether low or high is nearer to the measured step of each regime. Then correct this model.
 """
 
 COLUMNS = (
@@ -205,7 +213,7 @@ def _line(row: Row) -> str:
 
 
 def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
-    """The whole of static.md."""
+    """The text of docs/design/cuda-static.md."""
     exchange = ", ".join(f"{name.lower()} {cycles}" for name, cycles in EXCHANGE.items())
     text = INTRODUCTION.format(
         arch=arch, nvcc=nvcc, hmma=HMMA_CYCLES, mufu=MUFU_CYCLES, ldsm=LDSM_LATENCY, link=MUFU_LATENCY,
