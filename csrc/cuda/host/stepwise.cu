@@ -14,8 +14,8 @@ Product step_product(const Layer& l, const Choice& choice) {
   return p;
 }
 
-Stepwise stepwise_of(const Layer& l, const Lengths& lengths) {
-  Stepwise a{};
+StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
+  StepwiseArgs a{};
   a.B = l.B;
   a.H = l.H;
   a.P = l.P;
@@ -35,12 +35,12 @@ Stepwise stepwise_of(const Layer& l, const Lengths& lengths) {
 void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = f.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
-  Stepwise a = stepwise_of(l, lengths);
+  StepwiseArgs a = stepwise_of(l, lengths);
   a.write_output = f.output[0].data != nullptr;
   const void* bias = make_bias(l, stream);
   Product recurrent[kMaxDirections], projection[kMaxDirections];
   for (int d = 0; d < l.directions; ++d) {
-    StepwiseDirection& io = a.direction[d];
+    StepwiseDirectionArgs& io = a.direction[d];
     io.saved = f.saved[d];
     io.output = f.output[d];
     io.h_n = f.h_n[d];
@@ -84,7 +84,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
       for (int d = 0; d < l.directions; ++d) steps = std::max(steps, chunk.end[d] - chunk.begin[d]);
       for (int64_t s = 0; s < steps; ++s) {
         for (int d = 0; d < l.directions; ++d) {
-          StepwiseDirection& io = a.direction[d];
+          StepwiseDirectionArgs& io = a.direction[d];
           io.projected = chunk.projected[d];
           const bool any = s < chunk.end[d] - chunk.begin[d];
           io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T is a step that no row has
@@ -103,10 +103,10 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
 void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
-  Stepwise a = stepwise_of(l, lengths);
+  StepwiseArgs a = stepwise_of(l, lengths);
   Product recurrent[kMaxDirections], projection[kMaxDirections];
   for (int d = 0; d < l.directions; ++d) {
-    StepwiseDirection& io = a.direction[d];
+    StepwiseDirectionArgs& io = a.direction[d];
     io.saved = b.saved[d];
     io.output = b.output[d];
     io.d_output = b.d_output[d];

@@ -7,7 +7,7 @@
 
 namespace sf::cuda {
 
-struct StepwiseDirection {
+struct StepwiseDirectionArgs {
   Rows h0, c0, saved, output, h_n, c_n;
   Rows d_output, d_h_n, d_c_n, d_gates, d_h0, d_c0;
   // Buffers of one step, in the compute type (c) or the storage type (s). Hout is the width of h: P, or H without a
@@ -24,8 +24,8 @@ struct StepwiseDirection {
   int64_t t;             // the step
 };
 
-struct Stepwise {
-  StepwiseDirection direction[kMaxDirections];
+struct StepwiseArgs {
+  StepwiseDirectionArgs direction[kMaxDirections];
   int64_t B, H, P, T, slots;
   const int64_t* lengths;
   bool write_output;
@@ -42,7 +42,7 @@ struct StepwisePlace {
   int64_t at;  // in (B, width)
   bool live;   // whether the batch row has the step
 
-  SF_DEVICE StepwisePlace(const Stepwise& a, int64_t i, int64_t width)
+  SF_DEVICE StepwisePlace(const StepwiseArgs& a, int64_t i, int64_t width)
       : d(static_cast<int>(i / width / a.B)),
         b(i / width % a.B),
         unit(i % width),
@@ -59,14 +59,14 @@ SF_DEVICE typename Math::Compute value_or_zero(const Rows& rows, int64_t b, int6
 // Sets the states before the first step.
 template <class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_begin(SF_PARAMETER Stepwise a) {
+stepwise_begin(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
     const StepwisePlace p(a, i, a.widest());
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     if (has_cell) static_cast<Compute*>(io.state)[at] = value_or_zero<Math>(io.c0, p.b, p.unit);
     if (p.unit < a.out())
       static_cast<Storage*>(io.h)[p.b * a.out() + p.unit] = Math::narrow(value_or_zero<Math>(io.h0, p.b, p.unit));
@@ -75,8 +75,8 @@ stepwise_begin(SF_PARAMETER Stepwise a) {
 
 // The end of a step, with and without a projection: keep h for the next step and write it to the output.
 template <class Math>
-SF_DEVICE void stepwise_store_h(const Stepwise& a, const StepwisePlace& p, typename Math::Compute h) {
-  const StepwiseDirection& io = a.direction[p.d];
+SF_DEVICE void stepwise_store_h(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
   if (!p.live) return;
   const typename Math::Storage stored = Math::narrow(h);
   static_cast<typename Math::Storage*>(io.h)[p.at] = stored;
@@ -85,12 +85,12 @@ SF_DEVICE void stepwise_store_h(const Stepwise& a, const StepwisePlace& p, typen
 
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_forward(SF_PARAMETER Stepwise a) {
+stepwise_forward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
     const StepwisePlace p(a, i, a.H);
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     if (!p.live) {
       if (a.P) static_cast<Storage*>(io.unprojected)[p.at] = Math::narrow(0);
       continue;
@@ -120,7 +120,7 @@ stepwise_forward(SF_PARAMETER Stepwise a) {
 // With a projection: takes h from the product with W_hr.
 template <class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_project(SF_PARAMETER Stepwise a) {
+stepwise_project(SF_PARAMETER StepwiseArgs a) {
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
     const StepwisePlace p(a, i, a.P);
     stepwise_store_h<Math>(a, p, static_cast<const typename Math::Compute*>(a.direction[p.d].projections)[p.at]);
@@ -130,13 +130,13 @@ stepwise_project(SF_PARAMETER Stepwise a) {
 // Writes the states after the last step.
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_end(SF_PARAMETER Stepwise a) {
+stepwise_end(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
     const StepwisePlace p(a, i, a.widest());
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     if (p.unit < a.out())
       *element<Storage>(io.h_n, 0, p.b, p.unit) = static_cast<const Storage*>(io.h)[p.b * a.out() + p.unit];
     if (Cell::kHasC && has_cell)
@@ -148,13 +148,13 @@ stepwise_end(SF_PARAMETER Stepwise a) {
 // The backward: sets the gradients of the last states.
 template <class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_begin_back(SF_PARAMETER Stepwise a) {
+stepwise_begin_back(SF_PARAMETER StepwiseArgs a) {
   using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
     const StepwisePlace p(a, i, a.widest());
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     if (has_cell) static_cast<Compute*>(io.carry)[at] = value_or_zero<Math>(io.d_c_n, p.b, p.unit);
     if (p.unit < a.out())
       static_cast<Compute*>(io.state)[p.b * a.out() + p.unit] = value_or_zero<Math>(io.d_h_n, p.b, p.unit);
@@ -163,9 +163,9 @@ stepwise_begin_back(SF_PARAMETER Stepwise a) {
 
 // Adds the product of the step before this one to d(loss)/dh. A row that has this step uses it, others keep it.
 template <class Math>
-SF_DEVICE typename Math::Compute stepwise_take_dh(const Stepwise& a, const StepwisePlace& p) {
+SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const StepwisePlace& p) {
   using Compute = typename Math::Compute;
-  const StepwiseDirection& io = a.direction[p.d];
+  const StepwiseDirectionArgs& io = a.direction[p.d];
   Compute& pending = static_cast<Compute*>(io.state)[p.at];
   Compute d = pending;
   if (io.products) d += static_cast<const Compute*>(io.products)[p.at];
@@ -178,11 +178,11 @@ SF_DEVICE typename Math::Compute stepwise_take_dh(const Stepwise& a, const Stepw
 // With a projection: takes d(loss)/dh of the projected h, for the product with W_hr that follows.
 template <class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_project_back(SF_PARAMETER Stepwise a) {
+stepwise_project_back(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
     const StepwisePlace p(a, i, a.P);
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     const Storage d = Math::narrow(stepwise_take_dh<Math>(a, p));
     static_cast<Storage*>(io.unprojected)[p.at] = d;
     if (p.live) *element<Storage>(io.d_gates, io.t, p.b, a.slots * a.H + p.unit) = d;
@@ -191,12 +191,12 @@ stepwise_project_back(SF_PARAMETER Stepwise a) {
 
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_backward(SF_PARAMETER Stepwise a) {
+stepwise_backward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
     const StepwisePlace p(a, i, a.H);
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     const bool reverse = p.d == 1;
     const Compute dh = a.P ? static_cast<const Compute*>(io.projections)[p.at] : stepwise_take_dh<Math>(a, p);
     Storage* next = static_cast<Storage*>(io.h) + p.b * Cell::kGates * a.H + p.unit;
@@ -230,14 +230,14 @@ stepwise_backward(SF_PARAMETER Stepwise a) {
 // Writes the gradients of the first states.
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
-stepwise_end_back(SF_PARAMETER Stepwise a) {
+stepwise_end_back(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
     const StepwisePlace p(a, i, a.widest());
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
-    const StepwiseDirection& io = a.direction[p.d];
+    const StepwiseDirectionArgs& io = a.direction[p.d];
     const Compute carry = has_cell ? static_cast<const Compute*>(io.carry)[at] : 0;
     if (p.unit < a.out() && io.d_h0.data) {
       const int64_t in_out = p.b * a.out() + p.unit;
