@@ -169,7 +169,7 @@ def test_matches_reference(run: Run) -> None:
 
 
 def test_what_the_selection_leaves_out_is_refused() -> None:
-    """The plugin refuses exactly the cases that the planner says a regime cannot run."""
+    """The plugin refuses the cases that the planner says a regime cannot run."""
     refused = {}
     for kernel, H in itertools.product(AXES["kernel"], AXES["H"]):
         _, dtype, regime = kernel
