@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import seqcls_fast as sf
 from seqcls_fast.toolkit.data.batches import bucketed
 from seqcls_fast.toolkit.evaluation import plots
-from seqcls_fast.toolkit.evaluation.evaluate import Report, evaluate_predictions
+from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions
+from seqcls_fast.toolkit.evaluation.report import Report
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
 import seqcls_fast as sf
-from seqcls_fast.toolkit.evaluation.evaluate import Report, evaluate_predictions
+from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions
+from seqcls_fast.toolkit.evaluation.report import Report
 
 
 def run(seed: int = 0, epochs: int = 20, verbose: bool | None = False) -> Report:

@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
     from .ops import available_impls, rnn_layer, use_impl
     from .toolkit.estimators import SeriesClassifier, TextClassifier
-    from .toolkit.evaluation.evaluate import Report, evaluate_predictions
+    from .toolkit.evaluation.evaluate import evaluate_predictions
+    from .toolkit.evaluation.report import Report
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
 _HOME |= {"SequenceClassifier": "classifier"}
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
 _HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")
-_HOME |= dict.fromkeys(("evaluate_predictions", "Report"), "toolkit.evaluation.evaluate")
+_HOME |= {"evaluate_predictions": "toolkit.evaluation.evaluate", "Report": "toolkit.evaluation.report"}
 _SUBMODULES = ("export", "nn", "ops", "reference")
 
 

@@ -230,7 +230,7 @@ def _read_config(path: str | Path) -> dict[str, Any]:
     if isinstance(config, dict) and isinstance(config.get("settings"), dict):  # command.json
         config = {name: value for name, value in config["settings"].items() if name != "checkpoint_dir"}
     elif isinstance(config, dict) and isinstance(config.get("parameters"), dict):  # config.json
-        from ..toolkit.estimators import parameters_from_json
+        from ..toolkit.parameter_checks import parameters_from_json
 
         config = {"kind": config.get("kind"), **parameters_from_json(config["parameters"])}
     if not isinstance(config, dict):

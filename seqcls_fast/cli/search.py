@@ -46,7 +46,7 @@ def searched_parameters(asked: TrainOptions) -> list[str]:
 
 def changes_of_trials(asked: TrainOptions, searched: list[str], rows: int, wanted: int) -> list[dict[str, Any]]:
     """The parameters that each trial changes; the first changes none. All differ; if values run out, they are fewer."""
-    from ..toolkit.estimators import batch_size_for, learning_rate_for
+    from ..toolkit.fit import batch_size_for, learning_rate_for
 
     chosen = asked.parameters
     batches = math.ceil(rows / (chosen["batch_size"] or batch_size_for(rows)))

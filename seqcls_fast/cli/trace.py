@@ -29,8 +29,6 @@ def add(commands: Any) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    from ..toolkit.trace import trace
-
     check_folder(arguments.picture)
     estimator, kind = load(arguments.model)
     text = sys.stdin.buffer.read().decode().removesuffix("\n") if arguments.example == "-" else arguments.example
@@ -40,7 +38,7 @@ def _trace(arguments: argparse.Namespace) -> None:
             example = json.loads(text)
         except ValueError:
             raise ValueError("example: expected a series as JSON, such as [[0.1, 2.0], [0.3, 1.5]]") from None
-    found = trace(estimator, example)
+    found = estimator.trace(example)
     if arguments.picture:
         from ..toolkit.evaluation import plots
 

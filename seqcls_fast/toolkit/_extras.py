@@ -1,4 +1,4 @@
-"""The libraries of the ``[toolkit]`` extra, each imported where it is first needed."""
+"""Imports the libraries of the ``[toolkit]`` extra where they are first needed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from types import ModuleType
 
 __all__ = ["need"]
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where a library is installed under another name
+_PACKAGES = {"sklearn": "scikit-learn"}  # libraries whose package has another name
 
 
 def need(module: str, what: str) -> ModuleType:
-    """The module, or a sentence that says who needs it and how to get it."""
+    """Imports a module. If its library is missing, the error says what needs it and how to install it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         library = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != library:
-            raise  # it is there, and lacks something itself
+            raise  # the library is installed, but something that it needs itself is not
         package = _PACKAGES.get(library, library)
         raise ImportError(f"{what} needs {package}: pip install 'seqcls-fast[toolkit]'", name=library) from error

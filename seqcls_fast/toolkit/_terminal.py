@@ -1,7 +1,7 @@
-"""How a message shows what came from outside: texts, labels, names of files and columns, words of other libraries.
+"""Values from outside as text for a terminal: in messages (texts, labels, names of files and columns) and in tables.
 
-Control characters would move a terminal's cursor, direction marks would reorder the line, and invisible ones would make
-two names look alike: all of them are written as escapes. Whatever is long is cut in the middle.
+Control characters would move a terminal's cursor, direction marks would reorder the line, and invisible characters
+would make two names look alike. All of them are written as escapes. In a message a long value is cut in the middle.
 """
 
 from __future__ import annotations
@@ -9,21 +9,25 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["escaped", "json_text", "kind_of", "shown"]
+__all__ = [
+    "bar", "beginning", "columns", "escaped", "json_text", "kind_of", "numbers", "printable", "shown", "visible",
+]  # fmt: skip
 
-VALUE, NAME, MESSAGE = 80, 400, 1900  # characters of a value, of a path, of a whole message
+VALUE, NAME, MESSAGE = 80, 400, 1900  # the most characters of a value, of a path, of a whole message
+BAR = 24  # columns of a bar that stands for 1
 
 _UNUSUAL = re.compile("[^ -~]")
-# Characters without a picture that Python takes for printable. U+FE0E and U+FE0F stay: they style an emoji.
+# Characters that nothing is drawn for, though str.isprintable() holds. U+FE0E and U+FE0F stay: they style an emoji.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]")
 
 
 def escaped(text: Any, limit: int = NAME) -> str:
-    """A text on one line, without quotes, at most ``limit`` characters; what cannot be seen is written as repr does.
+    """A text on one line, without quotes, in at most ``limit`` characters. Invisible ones are escaped as by repr().
 
     Example::
 
@@ -32,13 +36,13 @@ def escaped(text: Any, limit: int = NAME) -> str:
         a\\x1b[2Jb.csv nnnnnnnnn...nnnnnnnn
     """
     text = str(text)
-    if len(text) > 2 * limit:  # more could not be shown
+    if len(text) > 2 * limit:  # the middle would be cut anyway
         text = text[:limit] + text[-limit:]
-    return _cut(_written(text, lambda sign: ascii(sign)[1:-1]), limit)
+    return _both_ends(_written(text, lambda sign: ascii(sign)[1:-1]), limit)
 
 
 def shown(value: Any, limit: int = VALUE) -> str:
-    """Any value on one line, as repr() writes it: strings in quotes, and of a long list the first items.
+    """Any value on one line, as repr() writes it: strings in quotes, and only the first items of a long list.
 
     Example::
 
@@ -52,13 +56,13 @@ def shown(value: Any, limit: int = VALUE) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             text = short.repr(value)
-    except Exception:  # an object may say nothing of itself, or have more digits than Python writes
+    except Exception:  # repr() of an object may fail, and an int may have more digits than Python writes
         text = f"<{kind_of(value)}>"
     return escaped(text, limit)
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """JSON, with the options of json.dumps: text of any script as it is, and what cannot be seen by JSON's own escapes.
+    """JSON with the options of json.dumps(). Text of any script stays as it is, invisible characters become escapes.
 
     Example::
 
@@ -75,8 +79,59 @@ def kind_of(value: Any) -> str:
     return escaped(type(value).__name__, VALUE)
 
 
+def printable(label: Any) -> str:
+    """A label for people: invisible characters are escaped, an empty label is quoted, a long one cut."""
+    name = str(label)
+    return escaped(name, 40) if name.strip() else shown(name, 40)
+
+
+def visible(token: str) -> str:
+    """A token with its invisible characters escaped, in quotes if it is empty or has spaces at an end."""
+    text = escaped(token)
+    return text if text.strip() == text != "" else shown(token)
+
+
+# -- tables in columns ------------------------------------------------------------------------------------------------
+
+
+def columns(text: str) -> int:
+    """The columns of a terminal that a text takes: two for a wide character, none for a combining one."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def beginning(text: str, most: int) -> str:
+    """A text as far as it fits in ``most`` columns, with an ellipsis if it is cut.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit._terminal import beginning
+        >>> beginning("abcdefg", 6)
+        'abc...'
+    """
+    kept = taken = 0
+    for index, sign in enumerate(text):
+        taken += columns(sign)
+        if taken <= most - 3:
+            kept = index + 1
+        if taken > most:
+            return text[:kept] + "..."
+    return text
+
+
+def numbers(values: Sequence[float], most: int) -> str:
+    """The first ``most`` values, with two decimals."""
+    text = " ".join(f"{value:.2f}" for value in values[:most])
+    return text + (" ..." if len(values) > most else "")
+
+
+def bar(share: float) -> str:
+    """A bar of blocks, as long as a share from 0 to 1 is large, to an eighth of a column."""
+    eighths = round(share * BAR * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 def _written(text: str, write: Callable[[str], str]) -> str:
-    """The text with every character that has no picture of its own as ``write`` puts it."""
+    """The text, with ``write(sign)`` in the place of every character that a reader could not see."""
 
     def of(found: re.Match[str]) -> str:
         sign = found[0]
@@ -85,7 +140,7 @@ def _written(text: str, write: Callable[[str], str]) -> str:
     return _UNUSUAL.sub(of, text)
 
 
-def _cut(text: str, limit: int) -> str:
+def _both_ends(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     left = max(0, limit - 3)

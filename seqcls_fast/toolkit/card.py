@@ -1,11 +1,12 @@
-"""The model card that is saved beside a model: what it is, what it learnt from, how well it did, how to use it.
+"""The model card, which is saved beside a model: the model, its data, its metrics, and how to use it.
 
-Everything in it comes from the estimator, so that a model which is loaded, calibrated and saved again keeps its card.
-Labels, names of files and other words from outside stand in code spans, where neither Markdown nor HTML means anything.
+Everything in it comes from the ``Fitted``, so that a model that is loaded, calibrated and saved again keeps its card.
+Labels, names of files and other text from outside is put in code spans, where Markdown and HTML mean nothing.
 """
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 from contextlib import suppress
@@ -16,8 +17,8 @@ import torch
 
 from .. import ops
 from .._version import __version__
-from ._terminal import MESSAGE, NAME, escaped, shown
-from .evaluation.evaluate import printable
+from ._terminal import MESSAGE, NAME, escaped, printable, shown
+from .fitted import Fitted
 from .store import COMMAND, SEARCH
 
 __all__ = ["metrics_of", "model_card", "versions"]
@@ -28,7 +29,7 @@ Metric = tuple[float, tuple[float, float] | None]  # a value and its interval
 
 
 def versions() -> dict[str, str]:
-    """Of all that a model's weights depend on."""
+    """The version of everything that a model's weights depend on."""
     found = {"seqcls_fast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
     for name in ("numpy", "tokenizers"):
         with suppress(metadata.PackageNotFoundError):
@@ -37,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, Metric]:
-    """The numbers about all classes together in what Report.to_dict() gave."""
+    """The metrics of all classes together in the output of Report.to_dict()."""
     values = {
         "accuracy": report["accuracy"], "balanced accuracy": report["balanced_accuracy"],
         "macro f1": report["macro"]["f1"], "roc auc": report["roc_auc"], "pr auc": report["pr_auc"],
@@ -48,51 +49,50 @@ def metrics_of(report: dict[str, Any]) -> dict[str, Metric]:
     return {name: (value, intervals.get(name)) for name, value in values.items() if value is not None}
 
 
-def model_card(estimator: Any) -> str:
-    kind, command = type(estimator).__name__, estimator.extra_.get(COMMAND, {})
+def model_card(fitted: Fitted, estimator: type) -> str:
+    """The card in Markdown. ``estimator`` is the class whose ``load()`` reads the model."""
+    name, command = estimator.__name__, fitted.extra.get(COMMAND, {})
     used = command.get("versions") or versions()
-    size = sum(p.numel() for p in estimator.model_.parameters())
-    classes = estimator.classes_.tolist()
+    size = sum(p.numel() for p in fitted.model.parameters())
+    classes = fitted.classes.tolist()
     named = ", ".join(_label(label) for label in classes[:_MOST_CLASSES])
     if len(classes) > _MOST_CLASSES:
         named += f" and {len(classes) - _MOST_CLASSES} more"
-    defaults = type(estimator)().get_params(deep=False)
+    defaults = {each.name: each.default for each in inspect.signature(estimator).parameters.values()}
     changed = [
-        _code(f"{name}={shown(value, NAME)}")
-        for name, value in estimator.fitted_parameters_.items()
-        if value != defaults[name]
+        _code(f"{each}={shown(value, NAME)}") for each, value in fitted.parameters.items() if value != defaults[each]
     ]
-    example = '["some text"]' if kind == "TextClassifier" else "[series]  # arrays (steps, features)"
+    example = '["some text"]' if fitted.inputs.kind == "text" else "[series]  # arrays (steps, features)"
     return "\n".join(
         [
-            f"# A {kind}",
+            f"# A {name}",
             "",
             f"Trained with seqcls_fast {used['seqcls_fast']}. {size:,} parameters, {len(classes)} classes: {named}.",
             "",
             "```python",
-            f"from seqcls_fast import {kind}",
-            f"clf = {kind}.load(FOLDER)",
+            f"from seqcls_fast import {name}",
+            f"clf = {name}.load(FOLDER)",
             f"clf.predict({example})",
             "```",
             "",
             f"Parameters other than the defaults: {', '.join(changed) or 'none'}.",
             "",
-            *_data(estimator, command),
-            *_training(estimator),
-            *_validation(estimator.validation_report_),
-            *_calibration(estimator),
+            *_data(fitted, command),
+            *_training(fitted),
+            *_validation(fitted.validation_report),
+            *_calibration(fitted),
             "The figures say how the model did on these data. Whether it does as well on others, and on every group of",
             "people or things that the data describe, has to be measured there: `clf.evaluate(X, y)`.",
             "",
-            *_origin(estimator, command, used),
+            *_origin(fitted, command, used),
         ]
     )
 
 
 def _code(text: Any, limit: int = NAME) -> str:
-    """As a code span, which may stand in a table: there a bar would end the cell, with or without a backslash."""
+    """A code span. Bars are escaped, as in a table a bar ends the cell, even after a backslash."""
     words = escaped(text, limit).replace("|", r"\x7c")
-    ticks = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))  # more than any that stand in it
+    ticks = "`" * (1 + max(map(len, re.findall("`+", words)), default=0))  # one more than any run of them in the text
     return f"{ticks} {words} {ticks}" if len(ticks) > 1 else f"`{words}`"
 
 
@@ -105,8 +105,8 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
 
 
-def _data(estimator: Any, command: dict[str, Any]) -> list[str]:
-    data = estimator.data_
+def _data(fitted: Fitted, command: dict[str, Any]) -> list[str]:
+    data = fitted.data
     if data is None:
         return []
     rows = [("training", data["rows"], _code(data["digest"]))]
@@ -126,10 +126,10 @@ def _data(estimator: Any, command: dict[str, Any]) -> list[str]:
     ]
 
 
-def _training(estimator: Any) -> list[str]:
-    last = estimator.history_[estimator.best_epoch_ - 1]
+def _training(fitted: Fitted) -> list[str]:
+    last = fitted.history[fitted.best_epoch - 1]
     names = ["loss", "accuracy"]
-    if estimator.validation_report_ is None:  # which has the others, with intervals
+    if fitted.validation_report is None:  # which has the validation metrics, with intervals
         names += ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"]
     return [
         "## Figures",
@@ -161,25 +161,25 @@ def _validation(report: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _calibration(estimator: Any) -> list[str]:
+def _calibration(fitted: Fitted) -> list[str]:
     lines = []
-    if estimator.temperature_ != 1:
-        lines.append(f"- Logits are divided by a temperature of {estimator.temperature_:.4g}.")
-    if estimator.threshold_ is not None:
-        lines.append(f"- Predicted is {_code(estimator.threshold_)}.")
+    if fitted.temperature != 1:
+        lines.append(f"- Logits are divided by a temperature of {fitted.temperature:.4g}.")
+    if fitted.threshold is not None:
+        lines.append(f"- Predicted is {_code(fitted.threshold)}.")
     return ["Calibrated afterwards, which the figures above do not show:", "", *lines, ""] if lines else []
 
 
-def _origin(estimator: Any, command: dict[str, Any], used: dict[str, Any]) -> list[str]:
-    data = estimator.data_ or {}
+def _origin(fitted: Fitted, command: dict[str, Any], used: dict[str, Any]) -> list[str]:
+    data = fitted.data or {}
     used = used | {name: command.get(name, data.get(name)) for name in ("device", "threads", "ranks")}
     lines = [
         "## Origin",
         "",
         *_table(("", ""), [(name, _code(value)) for name, value in used.items() if value is not None]),
     ]
-    if SEARCH in estimator.extra_:
-        table = estimator.extra_[SEARCH]
+    if SEARCH in fitted.extra:
+        table = fitted.extra[SEARCH]
         lines += [
             f"Trial {table['saved']} of {len(table['trials'])} of a random search (`{SEARCH}`). The validation",
             "chose it, so that its figures there are a little too good.",

@@ -1,7 +1,7 @@
-"""JSON from outside: read strictly, and compared with a description of what it must hold.
+"""JSON from outside: it is parsed strictly and compared with a description.
 
-A description is made of the functions below: each gives a check, which takes a value and its name and raises a
-ValueError whose sentence says what was expected at which place.
+A description is a check: a function that takes a value and its name, and raises a ValueError that says what it expected
+where. The functions below are checks, or make checks of larger values from those of their parts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = [
 Check = Callable[[Any, str], None]
 
 INT64 = 2**63 - 1
-_LARGEST = 2**1023  # beyond which an int is no float any more
+_LARGEST = 2**1023  # a larger int may not fit in a float
 
 
 def loads(data: str | bytes) -> Any:
-    """As json.loads(), with a ValueError for NaN, a name given twice, deep nesting, and bytes that are not UTF-8."""
+    """Like json.loads(), but NaN, a repeated name, deep nesting and bytes other than UTF-8 are a ValueError."""
     try:
         content = data.decode() if isinstance(data, bytes) else data
         return json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
@@ -55,7 +55,7 @@ def _constant(name: str) -> float:
 
 
 def anything(value: Any, name: str) -> None:
-    """Checked elsewhere."""
+    """Accepts any value, which is checked elsewhere."""
 
 
 def flag(value: Any, name: str) -> None:
@@ -103,21 +103,21 @@ def listed(check: Check, least: int = 0) -> Check:
 
 
 def counts(value: Any, name: str) -> None:
-    """A list of whole numbers of at least 0, which may be long."""
+    """A list of whole numbers of at least 0, checked fast, as it may be long."""
     numbers = isinstance(value, list) and set(map(type, value)) <= {int}
     if not numbers or (value and not 0 <= min(value) <= max(value) <= INT64):
         raise _refusal(name, "a list of whole numbers of at least 0", value)
 
 
 def mapping(check: Check) -> Check:
-    """An object with any names, of which all have such a value."""
+    """An object with any names, whose values all pass ``check``."""
     return record({}, others=check)
 
 
 def record(
     needed: Mapping[str, Check], possible: Mapping[str, Check] | None = None, others: Check | None = None
 ) -> Check:
-    """An object with all names that are needed, those that are possible, and others where there is a check for them."""
+    """An object with all ``needed`` names, any ``possible`` ones, and others only if there is a check for them."""
     known = {**(possible or {}), **needed}
 
     def check(value: Any, name: str) -> None:
@@ -136,7 +136,7 @@ def record(
 
 
 def plain(depth: int) -> Check:
-    """Any JSON that is nested at most so deeply."""
+    """Any JSON that is nested at most ``depth`` deep."""
 
     def check(value: Any, name: str) -> None:
         if isinstance(value, list | dict):
@@ -155,7 +155,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_annotated(values: Mapping[str, Any], owner: type) -> None:
-    """Compares values with the annotations of a constructor's parameters; a number may stand for True and False."""
+    """Checks values against the annotations of a constructor's parameters. A number may stand for a bool."""
     for name, parameter in inspect.signature(owner).parameters.items():
         kinds = [kind for word in re.findall(r"\w+", str(parameter.annotation)) for kind in _KINDS.get(word, ())]
         if not isinstance(values[name], tuple(kinds)):

@@ -1,9 +1,9 @@
 """A trained model as a folder: weights as safetensors, the rest as JSON, a model card for people.
 
-A folder is written whole or not at all, and loading runs no code from it. Nothing in a folder is believed: config.json
-is compared with a description of it, and the names and shapes in the weights' header with those that config.json asks
-for, before memory is taken for any of them. What a command adds (how the model was trained, a search's table) stays
-beside the model through load() and save().
+A folder is written whole or not at all, and loading runs no code from it. A folder may come from a stranger, so all of
+it is checked: config.json against a description, then the names and shapes in the weights' header against those that
+config.json asks for, and only then is memory taken for the weights. Files that a command adds (how the model was
+trained, a search's table) are kept by load() and save().
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ __all__ = [
 ]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-COMMAND, SEARCH = "command.json", "search.json"  # the command line's
+COMMAND, SEARCH = "command.json", "search.json"  # added by the command line
 EXTRA = (COMMAND, SEARCH)
 FORMAT = 1
 
-_MOST_HEADER = 1 << 20  # bytes that name the tensors: of a thousand layers
+_MOST_HEADER = 1 << 20  # bytes of the header that names the tensors, which a thousand layers do not exceed
 _MOST_EXTRA = 1 << 25
-_DTYPES = {"F32": torch.float32, "I64": torch.int64}  # safetensors' names of those that save() writes
+_DTYPES = {"F32": torch.float32, "I64": torch.int64}  # the dtypes that save() writes, by safetensors' names
 
 Shape = tuple[int, ...]
 
 
 class StoreError(ValueError):
-    """A folder that is not, or no longer, what save() wrote."""
+    """A folder that save() did not write, or that has changed since."""
 
 
-# -- what the files hold ----------------------------------------------------------------------------------------------
+# -- descriptions of the files -----------------------------------------------------------------------------------------
 
 SEED = whole(-(2**63), 2**64 - 1)
-_SHARE = number(-1e-6, 1 + 1e-6)  # sums of shares are rounded
+_SHARE = number(-1e-6, 1 + 1e-6)  # with room for rounding
 _SCORES: dict[str, Check] = {"precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
 _AVERAGE = record(_SCORES)
 _EPOCHS = listed(record({"epoch": whole(1), "loss": number(), "accuracy": _SHARE}, others=number()))
 
 
 def check_history(value: Any, name: str) -> None:
-    """A record for each epoch, in their order."""
+    """The check of a training's history: a record for each epoch, in order."""
     _EPOCHS(value, name)
     if [each["epoch"] for each in value] != list(range(1, len(value) + 1)):
         raise ValueError(f"{name}: expected the epochs from 1 on but got others")
@@ -126,7 +126,7 @@ _DESCRIPTIONS = {
 
 
 def _most_config(weights: int, classes: int) -> int:
-    """Bytes of config.json at most: a vocabulary grows with the weights, the report's matrix with the classes."""
+    """The most bytes of config.json, whose vocabulary grows with the weights, and whose matrix with the classes."""
     return (1 << 25) + 64 * weights + 16 * min(classes, 1 << 12) ** 2
 
 
@@ -136,9 +136,9 @@ def _most_config(weights: int, classes: int) -> int:
 def save_folder(
     folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor], card: str, extra: dict[str, Any]
 ) -> None:
-    """Replaces the folder once everything is on disk; one that holds anything else is left alone.
+    """Replaces the folder once everything is on disk. A folder that holds anything else is refused.
 
-    ``extra`` maps names of ``EXTRA`` to what they hold, as JSON has it.
+    ``extra`` maps names in ``EXTRA`` to the content of these files, in types of JSON.
     """
     target = check_target(folder)
     for name, tensor in tensors.items():
@@ -151,17 +151,17 @@ def save_folder(
         raise ValueError(f"save: expected fewer layers, classes or words, as load() would refuse {escaped(target)}")
     texts = {name: json.dumps(each, indent=2, ensure_ascii=False) + "\n" for name, each in extra.items()}
     for name, words in {CARD: card, **texts}.items():
-        parts[name] = words.encode(errors="backslashreplace")  # half a character, as JSON escapes it, too
+        parts[name] = words.encode(errors="backslashreplace")  # a lone surrogate is escaped, as in JSON
     make_folder(target.parent)
     with unfinished(target) as fresh:
-        check_target(target)  # which may be a file by now
+        check_target(target)  # again, as it may have become a file meanwhile
         for name, data in parts.items():
             write_through(fresh / name, data)
         put_in_place(fresh, target)
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
-    """Where a model can be saved, or a sentence about why it cannot."""
+    """The resolved path of a folder that a model can be saved to. An error says why it cannot."""
     target = Path(os.path.realpath(folder))
     if target == Path.cwd() or target in Path.cwd().parents:
         raise ValueError(f"save: expected another folder than the current one but got {escaped(target)}")
@@ -173,7 +173,7 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
 
 
 def _replaceable(target: Path) -> bool:
-    """Whether nothing would be lost but a model that save() wrote."""
+    """Whether the folder is empty or holds a saved model and nothing else."""
     if not target.is_dir():
         return False
     there = list(target.iterdir())
@@ -194,16 +194,33 @@ def _replaceable(target: Path) -> bool:
 
 @dataclass
 class Saved:
-    """A folder whose files are open, so that another model may take its place. :meth:`tensors` reads the weights."""
+    """A folder whose files are open, so that it can be read to the end even if another model takes its place."""
 
     where: Path  # of config.json, for messages
     config: dict[str, Any]
-    extra: dict[str, Any]  # what stands beside the model: the files of ``EXTRA`` that are there
-    header: dict[str, tuple[str, Shape]]  # of each tensor, safetensors' name of its dtype
+    extra: dict[str, Any]  # the content of the files of ``EXTRA`` that are there
+    header: dict[str, tuple[str, Shape]]  # safetensors' name of the dtype, and the shape, of each tensor
     _weights: BinaryIO
 
+    def error(self, words: str) -> StoreError:
+        return StoreError(f"{escaped(self.where)}: {words}")
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turns the errors of a block that reads the folder into a StoreError that names it."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+            first_line = (str(error) or type(error).__name__).partition("\n")[0]
+            raise self.error(f"expected what save() writes but got {escaped(first_line, 1000)}") from None
+
     def check(self, wanted: Mapping[str, tuple[torch.dtype, Shape | None]]) -> None:
-        """Compares names, dtypes and shapes; a ValueError where they differ. None is any shape of one dimension."""
+        """Raises a ValueError unless these are the tensors' names, dtypes and shapes.
+
+        None stands for any shape of one dimension.
+        """
         for name, (dtype, shape) in wanted.items():
             if name not in self.header:
                 raise ValueError(f"no tensor {name}")
@@ -215,6 +232,7 @@ class Saved:
             raise ValueError(f"{WEIGHTS}: expected no other tensors but got {shown(more, 200)}")
 
     def tensors(self) -> dict[str, Tensor]:
+        """Reads the weights, which takes memory for them."""
         self._weights.seek(0)
         data = self._weights.read()
         path = self.where.with_name(WEIGHTS)
@@ -231,7 +249,7 @@ class Saved:
 
 @contextmanager
 def opened(folder: str | os.PathLike[str]) -> Iterator[Saved]:
-    """A saved model, checked as far as this is possible without reading its weights."""
+    """Opens a saved model and checks everything that can be checked without reading its weights."""
     for last in (*[False] * 99, True):
         source = Path(folder)
         source = source if source.exists() else found(Path(os.path.realpath(source)))
@@ -243,13 +261,13 @@ def opened(folder: str | os.PathLike[str]) -> Iterator[Saved]:
                 if last or _identity(source) == before:
                     raise
                 continue
-            if last or _identity(source) == before:  # or its files may be of two models: a save came in between
+            if last or _identity(source) == before:  # a save in between could mix the files of two models
                 yield saved
                 return
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
-    """Of a folder that is there: another one gets its number, but not its time as well."""
+    """Numbers that tell a folder from a later one of the same name, which may reuse the inode but not its time."""
     try:
         about = folder.stat()
     except OSError:
@@ -300,13 +318,13 @@ def _header(file: BinaryIO, path: Path) -> dict[str, tuple[str, Shape]]:
 
 
 def load_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors, which nobody has compared with each other."""
+    """The configuration and the tensors, without a check that they fit together."""
     with opened(folder) as saved:
         return saved.config, saved.tensors()
 
 
 def load_extra(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What stands beside the model: the files of ``EXTRA`` that are there."""
+    """The content of the files of ``EXTRA`` that are there, by name."""
     with opened(folder) as saved:
         return saved.extra
 

@@ -1,7 +1,7 @@
-"""``Trace``: one prediction taken apart, stage by stage, and how the class probabilities form token by token.
+"""``Trace``: every stage of one prediction, and the class probabilities after each token.
 
-The probabilities after k tokens are those of the text cut there: the model runs on the same ids repeated, with the
-lengths 0, 1, ..., T, which is one batch. That is right for both directions and every pooling.
+The probabilities after k tokens are those of the text cut after k tokens. The model runs on a batch that repeats the
+ids, with the lengths 0, 1, ..., T. That is right for both directions and every pooling.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ import torch
 from torch import Tensor
 
 from ._extras import need
-from ._terminal import escaped, kind_of, shown
-from .evaluation.calibration import decide
-from .evaluation.evaluate import columns as _columns
-from .evaluation.evaluate import printable
+from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
+from .data.series import as_steps
+from .evaluation.decision import decide
+from .fitted import Fitted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..classifier import SequenceClassifier
-    from .estimators import SeriesClassifier, TextClassifier
 
 __all__ = ["Stage", "Trace", "trace"]
 
-PAD_TO = 8  # ids are shown as they lie in a batch beside longer rows
-PREFIXES = 512  # at most so many are run: of a series of 10,000 steps every 20th
-BATCH_STEPS = 1 << 17  # rows times steps of one batch of prefixes
-SHOWN = 48  # lines of the printed table
-NAMED = 60  # steps whose tokens the picture names
-BAR = 24
+PAD_TO = 8  # ids are padded to a multiple of it, to show them as in a batch with longer rows
+PREFIXES = 512  # the most prefixes that are run, so of a series of 10,000 steps every 20th
+BATCH_STEPS = 1 << 17  # the most rows times steps of one batch of prefixes
+SHOWN = 48  # the most lines of the printed table
+NAMED = 60  # the most steps whose tokens the picture names
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What the example is at one point of its way; ``values`` has ``shape``."""
+    """The example after one stage of the model, as ``values`` of a ``shape``."""
 
     name: str
     values: Tensor
@@ -51,17 +49,17 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A prediction's stages. Print it, or take ``to_dict()`` or ``figure()``.
+    """The stages of a prediction, as text by print(), as JSON by ``to_dict()``, as a picture by ``figure()``.
 
     Attributes:
         kind: ``"text"`` or ``"series"``.
         raw: the example as it was given.
-        tokens: what was read at each step: the token, or a series' values before they are standardised.
+        tokens: the token read at each step, or the values of a series before they are standardised.
         stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, logits,
             softmax. All but the last three have the step in dimension 1 and end with padding.
         classes: the labels, in the order of the probabilities.
-        steps: how many tokens each row of ``probabilities`` has seen: 0, 1, ... up to all of them.
-        probabilities: (len(steps), classes), of the example cut after so many tokens; the first row has seen nothing.
+        steps: the number of tokens that each row of ``probabilities`` stands for: 0, 1, ... up to all of them.
+        probabilities: (len(steps), classes), of the example cut after that many tokens.
         best: the column of the class that is predicted.
     """
 
@@ -79,7 +77,7 @@ class Trace:
         return self.classes[self.best]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it; each stage with its name, shape, values and note."""
+        """Everything in types of JSON. Each stage has a name, shape, values and note."""
         return {
             "kind": self.kind,
             "raw": self.raw if isinstance(self.raw, str) else _array(self.raw).tolist(),
@@ -97,60 +95,59 @@ class Trace:
     def __str__(self) -> str:
         unit = "tokens" if self.kind == "text" else "steps"
         width = max(len(stage.name) for stage in self.stages)
-        lines = [f"{unit:<{width}}  {len(self.tokens)}: {_cut(' '.join(map(_visible, self.tokens)), 90)}"]
+        lines = [f"{unit:<{width}}  {len(self.tokens)}: {beginning(' '.join(map(visible, self.tokens)), 90)}"]
         if isinstance(self.raw, str):
-            lines.insert(0, f"{'text':<{width}}  {_cut(_quoted(self.raw), 96)}")
+            lines.insert(0, f"{'text':<{width}}  {beginning(_quoted(self.raw), 96)}")
         for stage in self.stages:
             shape = f"({', '.join(map(str, stage.shape))})"
-            lines.append(f"{stage.name:<{width}}  {shape:<14}  {self._told(stage)}".rstrip())
+            lines.append(f"{stage.name:<{width}}  {shape:<14}  {self._content(stage)}".rstrip())
         return "\n".join([*lines, "", *self._table()])
 
-    def _told(self, stage: Stage) -> str:
-        """A stage's values as far as a line holds them, and its note."""
+    def _content(self, stage: Stage) -> str:
+        """The values of a stage as far as they fit in a line, and its note."""
         if stage.name in ("logits", "softmax"):
-            pairs = islice(zip(self.classes, stage.values[0].tolist(), strict=True), 90)  # more than a line holds
+            pairs = islice(zip(self.classes, stage.values[0].tolist(), strict=True), 90)  # more do not fit in a line
             told = "  ".join(f"{printable(label)} {value:.3f}" for label, value in pairs)
         elif stage.name == "ids":
             told = " ".join(str(value) for value in stage.values[0].tolist())
         elif stage.values.dim() == 2:
-            told = _numbers(stage.values[0], 6)
+            told = numbers(stage.values[0].tolist(), 6)
         else:
             told = ""
-        return "  ".join(part for part in (_cut(told, 90), stage.note) if part)
+        return "  ".join(part for part in (beginning(told, 90), stage.note) if part)
 
     def _table(self) -> Iterator[str]:
-        """A line per prefix: what was read last, the first values of its stages, and a bar."""
+        """A line per prefix: its last token, the first values of its stages, and a bar."""
         wide = [stage for stage in self.stages if stage.values.dim() == 3]
         ids = next((stage.values[0].tolist() for stage in self.stages if stage.name == "ids"), None)
         header = ["", "token" if self.kind == "text" else "step", "id" if ids else ""]
         header += [stage.name for stage in wide] + [f"P({printable(self.predicted)})"]
         rows = []
         for row, step in enumerate(self.steps):
-            cells = [str(step), _cut(_visible(self.tokens[step - 1]), 20) if step else "(nothing yet)"]
+            cells = [str(step), beginning(visible(self.tokens[step - 1]), 20) if step else "(nothing yet)"]
             cells.append(str(ids[step - 1]) if ids and step else "")
-            cells += [_numbers(stage.values[0, step - 1], 3) if step else "" for stage in wide]
+            cells += [numbers(stage.values[0, step - 1].tolist(), 3) if step else "" for stage in wide]
             share = float(self.probabilities[row, self.best])
             leader = int(self.probabilities[row].argmax())
             behind = "" if leader == self.best else f"  {printable(self.classes[leader])} leads"
-            rows.append([*cells, f"{share:.3f} {_bar(share)}{behind}"])
+            rows.append([*cells, f"{share:.3f} {bar(share)}{behind}"])
         if len(rows) > SHOWN:
             left = len(rows) - SHOWN
             rows[SHOWN // 2 : -(SHOWN // 2)] = [["", f"... {left} more ..."] + [""] * (len(header) - 2)]
-        widths = [max(_columns(line[i]) for line in (header, *rows)) for i in range(len(header))]
+        widths = [max(columns(line[i]) for line in (header, *rows)) for i in range(len(header))]
         for line in (header, *rows):
-            padded = (cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True))
+            padded = (cell + " " * (width - columns(cell)) for cell, width in zip(line, widths, strict=True))
             yield "  ".join(padded).rstrip()
 
     def figure(self) -> Figure:
-        """The probabilities over tokens, a line per class; of many classes the likeliest, and the others together."""
+        """The probabilities over tokens, a curve per class. Of many classes the less likely ones share a curve."""
         return _figure(self)
 
 
-def trace(estimator: TextClassifier | SeriesClassifier, x: Any) -> Trace:
-    """Takes the prediction of a fitted estimator for one text or one series apart."""
-    encoder: Any = estimator.encoder_
-    model = estimator.model_
-    text = hasattr(encoder, "tokens")
+def trace(fitted: Fitted, x: Any) -> Trace:
+    """Every stage of the prediction for one text or one series."""
+    encoder, model = fitted.encoder, fitted.model
+    text = fitted.inputs.kind == "text"
     if text and not isinstance(x, str):
         raise TypeError(f"x: expected one text, a str, but got {kind_of(x)}")
     ragged = encoder.encode([x])
@@ -166,22 +163,22 @@ def trace(estimator: TextClassifier | SeriesClassifier, x: Any) -> Trace:
     try:
         with torch.no_grad():
             model.eval()
-            stages = list(_stages(estimator, values, lengths))
+            stages = list(_stages(fitted, values, lengths))
             count = min(length, PREFIXES)
             steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
             logits = torch.cat(list(_prefixes(model, values, steps))).double()
-            probabilities = (logits / estimator.temperature_).softmax(1).cpu()
+            probabilities = (logits / fitted.temperature).softmax(1).cpu()
     finally:
         model.train(was_training)
     tokens = encoder.tokens(x) if text else _steps(x)[:length]
-    classes = estimator.classes_.tolist()
-    best = int(decide(probabilities[-1:].numpy(), classes, estimator.threshold_)[0])
-    return Trace("text" if text else "series", x, tokens, stages, classes, steps, probabilities, best)
+    classes = fitted.classes.tolist()
+    best = int(decide(probabilities[-1:].numpy(), classes, fitted.threshold)[0])
+    return Trace(fitted.inputs.kind, x, tokens, stages, classes, steps, probabilities, best)
 
 
-def _stages(estimator: Any, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
-    """What :meth:`SequenceClassifier.forward` does and the estimator makes of it, every intermediate result kept."""
-    model: SequenceClassifier = estimator.model_
+def _stages(fitted: Fitted, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
+    """The steps of :meth:`SequenceClassifier.forward` and of the decision after it, with every intermediate result."""
+    model: SequenceClassifier = fitted.model
     unused = x.size(1) - int(lengths[0])
     if model.embedding is not None:
         yield Stage("ids", x.cpu(), f"the last {unused} are padding" if unused else "")
@@ -193,20 +190,20 @@ def _stages(estimator: Any, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
     both = f", {model.hidden_size} units read on and {model.hidden_size} back" if model.bidirectional else ""
     yield Stage("hidden", output.float().cpu(), f"{model.cell} after each step{both}")
     h_n = final if isinstance(final, Tensor) else final[0]
-    # private, but a second text of pooling here could come to differ from the model's
+    # A private method, as a copy of the pooling here could come to differ from the model's.
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
     logits = model.head(pooled)
     yield Stage("logits", logits.float().cpu())
-    notes = [] if estimator.temperature_ == 1 else [f"of the logits / {estimator.temperature_:.4g}, the temperature"]
-    if estimator.threshold_ is not None:
-        rule = estimator.threshold_
-        notes.append(f"{printable(rule.label)} is predicted from {rule.value:.4g} on")
-    yield Stage("softmax", (logits.double() / estimator.temperature_).softmax(1).cpu(), "; ".join(notes))
+    notes = [] if fitted.temperature == 1 else [f"of the logits / {fitted.temperature:.4g}, the temperature"]
+    if fitted.threshold is not None:
+        label, value = fitted.threshold.label, fitted.threshold.value
+        notes.append(f"{printable(label)} is predicted from {value:.4g} on")
+    yield Stage("softmax", (logits.double() / fitted.temperature).softmax(1).cpu(), "; ".join(notes))
 
 
 def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
-    """Logits after each of the numbers of steps; batches hold rows of similar lengths, cut to their longest."""
+    """Logits after each of ``steps``. A batch has prefixes of similar lengths and is cut to the longest of them."""
     start = 0
     while start < len(steps):
         count = max(1, BATCH_STEPS // max(1, steps[-1]))
@@ -218,52 +215,23 @@ def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Ite
 
 def _steps(series: Any) -> list[str]:
     """Each step of a series in a few characters."""
-    return [_numbers(row.reshape(-1), 3) for row in _array(series)]
+    return [numbers(row.reshape(-1).tolist(), 3) for row in _array(series)]
 
 
 def _array(series: Any) -> Tensor:
-    from .data.series import as_steps
-
     return torch.as_tensor(as_steps(series, "x"))
 
 
-# -- words and widths -------------------------------------------------------------------------------------------------
+# -- text -------------------------------------------------------------------------------------------------------------
 
 
 def _label(label: Any) -> Any:
     return label if isinstance(label, str | int | float | bool) else str(label)
 
 
-def _numbers(values: Tensor, most: int) -> str:
-    shown = " ".join(f"{value:.2f}" for value in values[:most].tolist())
-    return shown + (" ..." if len(values) > most else "")
-
-
-def _bar(share: float) -> str:
-    eighths = round(share * BAR * 8)
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _visible(token: str) -> str:
-    """A token with what cannot be seen written out; one of spaces, or with spaces at its ends, stands in quotes."""
-    text = escaped(token)
-    return text if text.strip() == text != "" else shown(token)
-
-
 def _quoted(text: str) -> str:
-    """The beginning of a text in quotes, more than a line of it."""
+    """The beginning of a text in quotes, longer than a line."""
     return escaped(repr(text[:1000]), 10_000)
-
-
-def _cut(text: str, most: int) -> str:
-    kept = columns = 0
-    for index, sign in enumerate(text):
-        columns += _columns(sign)
-        if columns <= most - 3:
-            kept = index + 1
-        if columns > most:
-            return text[:kept] + "..."
-    return text
 
 
 # -- the picture ------------------------------------------------------------------------------------------------------
@@ -278,7 +246,7 @@ def _figure(trace: Trace) -> Figure:
     width = max(6.4, 2.5 + 0.22 * min(len(trace.steps), NAMED))
     figure = Figure(figsize=(width, 4.4), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    words: dict[str, Any] = {"family": families(), "parse_math": False}  # a token may hold dollars
+    words: dict[str, Any] = {"family": families(), "parse_math": False}  # a dollar in a token begins no formula
     order = trace.probabilities[-1].argsort(descending=True, stable=True).tolist()
     shown = order if len(order) <= len(COLORS) else order[: len(COLORS) - 1]
     curves = [(str(trace.classes[k]), trace.probabilities[:, k]) for k in shown]
@@ -291,14 +259,15 @@ def _figure(trace: Trace) -> Figure:
     axes.set(ylim=(-0.02, 1.02), ylabel="probability")
     axes.grid(alpha=0.25)
     if trace.kind == "text" and len(trace.steps) <= NAMED:
-        names = ["(nothing yet)", *(_cut(_visible(token), 20) for token in trace.tokens)]
+        names = ["(nothing yet)", *(beginning(visible(token), 20) for token in trace.tokens)]
         axes.set_xticks(trace.steps, [names[step] for step in trace.steps], rotation=45, ha="right", **words)
         axes.set_xlabel("after reading")
     else:
         axes.set_xlabel(f"{'tokens' if trace.kind == 'text' else 'steps'} read")
-    numbers = [str(k) for k in range(len(curves))]
-    legend = axes.legend(axes.lines, numbers, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    keys = [str(k) for k in range(len(curves))]
+    legend = axes.legend(axes.lines, keys, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for entry, (name, _) in zip(legend.get_texts(), curves, strict=True):
-        entry.set(text=_cut(_visible(name), 32), **words)  # not as a line's label: "_x" would be left out
-    axes.set_title(_cut(_quoted(trace.raw), 70) if trace.kind == "text" else "a series", **words)
+        # Set here, as matplotlib leaves out a curve whose own label begins with "_".
+        entry.set(text=beginning(visible(name), 32), **words)
+    axes.set_title(beginning(_quoted(trace.raw), 70) if trace.kind == "text" else "a series", **words)
     return figure

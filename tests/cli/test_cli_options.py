@@ -17,7 +17,7 @@ from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
 from seqcls_fast.cli import options
 from seqcls_fast.cli.main import make_parser
 from seqcls_fast.toolkit import estimators, parameter_table
-from seqcls_fast.toolkit.training.loop import METRICS, SCHEDULES
+from seqcls_fast.toolkit.training.options import METRICS, SCHEDULES
 from support.commands import refused
 
 

@@ -120,7 +120,7 @@ def test_the_card(made: Path) -> None:
     assert "| ranks | `1` |" in card
     assert "Calibrated" not in card
     model.extra_["command.json"]["versions"] = {"seqcls_fast": "0.0.7", "torch": "1.0"}
-    later = model_card(model)  # as another version saves it
+    later = model_card(model.fitted_, type(model))  # as another version saves it
     assert "Trained with seqcls_fast 0.0.7." in later
     assert "| torch | `1.0` |" in later
     plain = (made / "plain" / "README.md").read_text()
@@ -130,7 +130,7 @@ def test_the_card(made: Path) -> None:
 
 def test_a_calibrated_model(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = sf.TextClassifier.load(made / "model")
-    before = model_card(model)
+    before = model_card(model.fitted_, type(model))
     other, labels = sentences(5)
     model.calibrate(other, labels).choose_threshold(other, labels, label="pos", recall=0.5)
     model.save(tmp_path / "model")
@@ -149,7 +149,7 @@ def test_a_calibrated_model(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_model_of_python_s_has_a_card_without_command(tmp_path: Path) -> None:
     X, y = sentences(count=40)
     model = sf.TextClassifier(hidden_size=4, epochs=1, verbose=False).fit(X, ["a|b" if x == "pos" else "c" for x in y])
-    card = model_card(model)
+    card = model_card(model.fitted_, type(model))
     assert "reproduce" not in card
     assert "| training | 40 |" in card
     assert r"2 classes: `a\x7cb`, `c`." in card

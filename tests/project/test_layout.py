@@ -26,9 +26,11 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks", "toolkit.parameter_table"),
     ("toolkit.data",),
     ("toolkit.evaluation",),
-    ("toolkit.store", "toolkit.card"),
+    ("toolkit.store", "toolkit.inputs"),
     ("toolkit.training",),
-    ("toolkit.inputs", "toolkit.fitted", "toolkit.trace"),
+    ("toolkit.parameter_checks",),
+    ("toolkit.fitted",),
+    ("toolkit.card", "toolkit.fit", "toolkit.trace"),
     ("toolkit.estimators", "toolkit.stream", "toolkit"),
     ("",),  # the package itself, which loads public names on first use
     ("cli",),

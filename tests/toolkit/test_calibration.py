@@ -30,8 +30,8 @@ from sklearn.metrics import precision_score, recall_score
 import seqcls_fast as sf
 from seqcls_fast import __main__, _ext
 from seqcls_fast.toolkit import store
-from seqcls_fast.toolkit.evaluation import calibration
-from seqcls_fast.toolkit.evaluation.calibration import Rule, temperature, threshold
+from seqcls_fast.toolkit.evaluation.calibration import temperature, threshold
+from seqcls_fast.toolkit.evaluation.decision import DecisionThreshold, decide
 from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions
 
 CLASSES = ("blue", "green", "red")
@@ -62,7 +62,7 @@ def test_temperature_is_scipy_s(seed: int, count: int, classes: int, scale: floa
         return loss(logits, targets, float(np.exp(x)))
 
     best = optimize.minimize_scalar(of_log, bounds=np.log([0.05, 20]), method="bounded", options={"xatol": 1e-9})
-    assert found == pytest.approx(float(np.exp(best.x)), rel=1e-4)  # a minimum is flat: its place is known to a root
+    assert found == pytest.approx(float(np.exp(best.x)), rel=1e-4)  # a minimum is flat, so its place is less exact
 
     def slope(inverse: float) -> float:
         where = torch.tensor(inverse, dtype=torch.float64, requires_grad=True)
@@ -166,7 +166,7 @@ def test_threshold_by_a_loop(examples: list[tuple[bool, int]], target: str, want
         return
     found = threshold(positive, scores, **{target: wanted})
     order = (lambda each: (each[2], each[1])) if target == "precision" else (lambda each: (each[1], each[2]))
-    assert found == max(reached, key=order)  # of those alike in one number the better in the other
+    assert found == max(reached, key=order)  # of points equal in one number, the better in the other
 
 
 def test_unreachable_precision_says_what_is_reachable() -> None:
@@ -195,11 +195,11 @@ def test_threshold_refuses(positive: Any, scores: Any, options: dict[str, Any], 
 
 def test_decide() -> None:
     shares = np.array([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.2, 0.2, 0.6], [0.1, 0.4, 0.5]])
-    assert calibration.decide(shares, CLASSES, None).tolist() == [0, 0, 2, 2]
-    few = Rule("green", 0.3, "recall", 0.9, 0.5, 1.0, 40)
-    assert calibration.decide(shares, CLASSES, few).tolist() == [1, 0, 2, 1]  # 0.3 is enough, 0.2 and 0.1 are not
-    many = Rule("red", 0.9, "precision", 0.9, 1.0, 0.1, 40)
-    assert calibration.decide(shares, CLASSES, many).tolist() == [0, 0, 0, 1]  # the likeliest of the others
+    assert decide(shares, CLASSES, None).tolist() == [0, 0, 2, 2]
+    few = DecisionThreshold("green", 0.3, "recall", 0.9, 0.5, 1.0, 40)
+    assert decide(shares, CLASSES, few).tolist() == [1, 0, 2, 1]  # 0.3 is enough, 0.2 and 0.1 are not
+    many = DecisionThreshold("red", 0.9, "precision", 0.9, 1.0, 0.1, 40)
+    assert decide(shares, CLASSES, many).tolist() == [0, 0, 0, 1]  # the likeliest of the others
     assert shares[3].tolist() == [0.1, 0.4, 0.5]
 
 
@@ -240,12 +240,12 @@ DEV, TEST = corpus(1, 240), corpus(2, 240)
 
 
 def test_calibrate(model: sf.TextClassifier) -> None:
-    raw, predicted = model._logits(TEST[0]).double(), model.predict(TEST[0])
+    raw, predicted = model.fitted_.logits(TEST[0]).double(), model.predict(TEST[0])
     assert (model.temperature_, model.threshold_) == (1.0, None)
     assert model.evaluate(*TEST).before is None
     assert model.calibrate(*DEV) is model
     targets = [CLASSES.index(label) for label in DEV[1]]
-    assert model.temperature_ == temperature(model._logits(DEV[0]), targets) > 1.5
+    assert model.temperature_ == temperature(model.fitted_.logits(DEV[0]), targets) > 1.5
     np.testing.assert_allclose(model.predict_proba(TEST[0]), (raw / model.temperature_).softmax(1).numpy(), rtol=1e-12)
     assert (model.predict(TEST[0]) == predicted).all()
     report = model.evaluate(*TEST)
@@ -368,15 +368,15 @@ def test_spoiled_calibrations_are_refused(
     trained.save(tmp_path)
     path = tmp_path / store.CONFIG
     if isinstance(value, dict) and value != {"label": "green"}:
-        value = Rule("green", 0.5, "recall", 0.9, 0.5, 1.0, 40).to_json() | value
+        value = DecisionThreshold("green", 0.5, "recall", 0.9, 0.5, 1.0, 40).to_json() | value
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(store.StoreError, match=re.escape(sentence)):
         sf.TextClassifier.load(tmp_path)
 
 
 def test_a_label_that_is_a_tuple_comes_back() -> None:
-    rule = Rule(("a", 1), 0.5, "recall", 0.9, 0.5, 1.0, 40)
-    assert Rule.from_json(json.loads(json.dumps(rule.to_json())), [("a", 1), ("b", 2)]) == rule
+    rule = DecisionThreshold(("a", 1), 0.5, "recall", 0.9, 0.5, 1.0, 40)
+    assert DecisionThreshold.from_json(json.loads(json.dumps(rule.to_json())), [("a", 1), ("b", 2)]) == rule
 
 
 def test_scikit_learn_sees_neither(model: sf.TextClassifier) -> None:
@@ -469,7 +469,7 @@ def test_report_of_a_model_that_is_not_calibrated(trained: sf.TextClassifier) ->
 def test_picture_before_and_after(model: sf.TextClassifier) -> None:
     plots = pytest.importorskip("seqcls_fast.toolkit.evaluation.plots")
     report = model.calibrate(*DEV).evaluate(*TEST)
-    shares = model._logits(TEST[0]).double().softmax(1).numpy()
+    shares = model.fitted_.logits(TEST[0]).double().softmax(1).numpy()
     plain = evaluate_predictions(TEST[1], np.array(CLASSES)[shares.argmax(1)], shares, labels=CLASSES, bootstrap=0)
     upper, _ = plots.reliability(report).axes
     (points,) = (line for line in upper.lines if line.get_label() == "before calibration")
@@ -483,7 +483,7 @@ def test_picture_before_and_after(model: sf.TextClassifier) -> None:
 def test_trace(model: sf.TextClassifier) -> None:
     model.calibrate(*DEV).choose_threshold(*DEV, label="green", precision=0.95)
     assert model.threshold_ is not None
-    text = next(  # one where the threshold decides otherwise than the probabilities
+    text = next(  # one whose likeliest class is not the one that the threshold decides
         text
         for text, shares in zip(TEST[0], model.predict_proba(TEST[0]), strict=True)
         if shares.argmax() == 1 and shares[1] < model.threshold_.value

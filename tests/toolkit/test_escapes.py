@@ -1,4 +1,4 @@
-"""Whatever comes from outside is shown as text: in a terminal, in a page, and in messages, which are short lines.
+"""Text from outside is shown as text: in a terminal, in a page, and in messages, which are short lines.
 
 Labels, texts and the names of files and columns here hold what a terminal, rich, Markdown, HTML or a spreadsheet would
 obey.
@@ -37,17 +37,17 @@ from seqcls_fast.toolkit.evaluation import calibration
 from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions
 from seqcls_fast.toolkit.training import progress
 
-# Red, a new title, a line of its own, the rest backwards, a cleared screen by one character, nothing to see.
+# Signs that turn text red, set a title, end the line, reverse the rest, clear the screen, or are invisible.
 ESC = "\x1b[31mred\x1b]0;title\x07\r\n\u202etxt.\x9b2J\u200b"
 MARKUP = "[red]<img src=x onerror=alert(1)> **b** [a](http://x) `c` ``d`` | \\| e :smile: <!-- $x$ http://y"
 NASTY = ESC + MARKUP
 HUGE = ESC * 40_000
 QUICK: dict[str, Any] = {"hidden_size": 4, "embedding_dim": 4, "epochs": 1, "verbose": False}
-LEAST = 2000  # characters that no message reaches
+LEAST = 2000  # every message has fewer characters
 
 
 def check(text: str, most: int | None = None) -> str:
-    """Lines that a terminal shows as they are."""
+    """Checks that a terminal shows these lines as they are, and returns them."""
     bad = [line for line in text.split("\n") if not line.isprintable()]
     assert not bad, ascii(bad[0])
     assert most is None or len(text) < most, len(text)
@@ -78,7 +78,7 @@ Call = Callable[[Any, Any], Any]
 
 
 def fitting(name: str, make: Callable[[Any], Any] = lambda value: value) -> Call:
-    """fit() with a parameter that is made of the value."""
+    """Calls fit() with a parameter that contains the value."""
     return lambda model, value: sf.TextClassifier(**QUICK | {name: make(value)}).fit(["a", "b"], ["plain", NASTY])
 
 
@@ -202,7 +202,7 @@ def test_a_trace_and_a_report_are_text(fitted: sf.TextClassifier, texts: list[st
         assert found.raw == text
         for each in found.figure().findobj(lambda artist: hasattr(artist, "get_text")):
             check(each.get_text())
-    assert r"\u3164" in str(fitted.trace("a\u3164b"))  # a letter without a picture
+    assert r"\u3164" in str(fitted.trace("a\u3164b"))  # a letter that nothing is drawn for
     report = model.evaluate(texts, [NASTY, "plain"] * 20)
     assert "\\x1b" in check(str(report))
     for warning in report.warnings:
@@ -261,14 +261,14 @@ def test_a_model_card_shows_what_comes_from_data_as_text(texts: list[str]) -> No
             "device": NASTY, "threads": 1, "ranks": 1, "split": None, "versions": {"seqcls_fast": "1", "torch": NASTY},
         }
     }  # fmt: skip
-    card = check(model_card(model))
+    card = check(model_card(model.fitted_, type(model)))
     page = Page(markdown_it.MarkdownIt("commonmark").enable("table").render(card))
     made = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
     assert page.tags <= made
     words = "".join(page.words)
     for part in (*names[:4], r"a\x7cb", r"\\x7c<b>", *names[6:8], r"\x1b[31m", "<!--", r"```\n<script>", "Warning: "):
         assert part in words
-    for line in card.splitlines():  # a bar in a label begins no cell
+    for line in card.splitlines():  # a bar in a label does not begin a cell
         if line.startswith("| `"):
             assert line.count("|") == 6, line
 
@@ -355,7 +355,7 @@ def test_arguments_that_are_refused_are_shown_as_text(word: str, capsys: pytest.
 def test_whatever_happens_commands_print_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What other libraries say too, which know nothing of this."""
+    """Messages of other libraries, which escape nothing, are escaped too."""
 
     def fail(path: str) -> None:
         warnings.warn(HUGE, stacklevel=1)
@@ -384,7 +384,7 @@ def test_the_progress_bar_takes_no_orders(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setenv("COLUMNS", "1000")
     with progress.Progress(1, 1, None) as bar:
-        bar.bar.stop()  # what it draws itself is made of such sequences
+        bar.bar.stop()  # the bar itself is drawn with escape sequences
         stderr.seek(0)
         stderr.truncate()
         bar.note(NASTY)
@@ -427,10 +427,10 @@ def test_no_label_is_a_formula_in_csv(tmp_path: Path) -> None:
     data, (header, *rows) = predicted([*FORMULAS, *ORDINARY], tmp_path)
     written = {row[0] for row in rows}
     assert written <= {*FORMULAS.values(), *ORDINARY}
-    assert len(written) > 20  # the model learnt most of them
+    assert len(written) > 20  # the model learned most of them
     assert len(set(header)) == 1 + len(FORMULAS) + len(ORDINARY)
     assert {"probability_=cmd|' /C calc'!A0", "probability_a;'=b", "probability_-1"} < set(header)
-    for sign in ",;\t":  # a spreadsheet's settings say which of them ends a field
+    for sign in ",;\t":  # each may end a field, by the spreadsheet's settings
         for row in csv.reader(io.StringIO(data.decode(), newline=""), delimiter=sign):
             for field in row:
                 start = field.lstrip('\t\r\n "')

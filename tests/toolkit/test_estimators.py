@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
@@ -25,7 +27,8 @@ import seqcls_fast as sf
 from seqcls_fast import _files
 from seqcls_fast.toolkit import store
 from seqcls_fast.toolkit.data import labels
-from seqcls_fast.toolkit.estimators import batch_size_for, learning_rate_for
+from seqcls_fast.toolkit.fit import batch_size_for, learning_rate_for
+from seqcls_fast.toolkit.fitted import make_model
 from support.corpora import sentences, waves
 
 QUICK: dict[str, Any] = {"hidden_size": 8, "epochs": 8, "verbose": False}
@@ -112,7 +115,7 @@ def test_parameters() -> None:
 
 
 def test_constructor_only_stores() -> None:
-    wrong = sf.TextClassifier(cell="mamba", epochs=-1)  # as scikit-learn has it: fit() looks
+    wrong = sf.TextClassifier(cell="mamba", epochs=-1)  # only fit() checks, as in scikit-learn
     with pytest.raises(ValueError, match="epochs: expected at least 1 but got -1"):
         wrong.fit(*sentences())
     with pytest.raises(ValueError, match="cell: expected one of"):
@@ -124,6 +127,35 @@ def test_not_fitted(method: str) -> None:
     arguments = {"score": (["a"], ["b"]), "evaluate": (["a"], ["b"]), "save": ("folder",), "trace": ("a",)}
     with pytest.raises(NotFittedError):
         getattr(text(), method)(*arguments.get(method, (["a"],)))
+
+
+@pytest.mark.parametrize("name", ["classes_", "model_", "temperature_", "history_", "extra_"])
+def test_nothing_is_learned_before_fit(name: str) -> None:
+    assert not hasattr(text(), name)
+    with pytest.raises(AttributeError, match=f"'TextClassifier' object has no attribute '{name}'"):
+        getattr(text(), name)
+    assert not hasattr(series(), "n_features_in_")
+
+
+def test_a_copy_keeps_what_is_assigned_to_it(fitted: sf.TextClassifier) -> None:
+    X, _ = sentences(7, 40)
+    before = fitted.predict_proba(X)
+    for other in (copy.copy(fitted), copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert np.array_equal(other.predict_proba(X), before)
+        other.temperature_ = 3.0
+        assert not np.array_equal(other.predict_proba(X), before)
+        assert fitted.temperature_ == 1.0
+    assert np.array_equal(fitted.predict_proba(X), before)
+
+
+def test_prediction_follows_parameters_that_are_set_after_fit(fitted: sf.TextClassifier) -> None:
+    X, _ = sentences(7, 40)
+    model = copy.copy(fitted)
+    exact = model.predict_proba(X)
+    half = model.set_params(amp=True).predict_proba(X)
+    assert not np.array_equal(half, exact)
+    np.testing.assert_allclose(half, exact, atol=0.05)
+    assert np.array_equal(model.set_params(amp=False).predict_proba(X), exact)
 
 
 def test_cross_validation_grid_search_and_pipelines() -> None:
@@ -222,7 +254,7 @@ def test_a_share_is_held_out() -> None:
     X = [f"{words} {index}" for index, words in enumerate(X)]
     model = text(epochs=2).fit(X, y, validation=0.25)
     assert "val_loss" in model.history_[0]
-    assert len(model.seen_.exact) == 90  # of 120: nothing was learnt from what is held out
+    assert len(model.seen_.exact) == 90  # of 120: nothing was learned from the held-out ones
     assert model.encoder_.vocab_size <= text(epochs=1).fit(X, y).encoder_.vocab_size
 
 
@@ -339,7 +371,7 @@ def test_always_nan_gives_up(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupt_leaves_a_model_that_can_be_saved(tmp_path: Path) -> None:
     X, y = sentences()
     model = text(epochs=100_000)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may have made us ignore it
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -542,13 +574,13 @@ def test_a_rare_class_s_weight_is_no_explosion() -> None:
 
 
 def test_restore_goes_back_to_weights_that_have_proven_sound() -> None:
-    X, y = waves(count=24)  # one step an epoch: each epoch's weights are judged by the next one
+    X, y = waves(count=24)  # one step an epoch, so the next epoch tests an epoch's weights
     model = series(
         batch_size=24, epochs=30, learning_rate=1e9, cell="rnn_relu", max_grad_norm=None, schedule="constant",
         warmup=0.0, on_nan="restore",
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="for the 6th time, at learning rate 3"):
-        model.fit(X, y)  # 1e9 / 2**5: too much to the end, but halved each time
+        model.fit(X, y)  # 1e9 / 2**5: still too large, but halved each time
     assert not hasattr(model, "model_")
 
 
@@ -556,7 +588,7 @@ def test_one_step_learns() -> None:
     X, y = sentences(count=4)
     model = text(epochs=1, batch_size=4)
     fitted = model.fit(X, y)
-    start = model._make_model(fitted.encoder_, 2)
+    start = make_model(fitted.fitted_.inputs, model.get_params(), fitted.encoder_, 2)
     assert not torch.equal(start.head.weight, fitted.model_.head.weight)
 
 
@@ -664,12 +696,10 @@ def test_the_best_epoch_s_figures_are_told() -> None:
     assert kept != pytest.approx(model.history_[-1]["val_loss"], rel=1e-2)
     from seqcls_fast.toolkit.card import model_card
 
-    assert f"After {best['epoch']} epochs" in model_card(model)
+    assert f"After {best['epoch']} epochs" in model_card(model.fitted_, sf.TextClassifier)
 
 
 def test_compiled_models_are_pickled_and_saved(tmp_path: Path) -> None:
-    import pickle
-
     X, y = sentences()
     model = text(epochs=1).fit(X, y)
     wanted = model.predict_proba(X)
@@ -705,7 +735,7 @@ def test_what_validation_cannot_be(tmp_path: Path) -> None:
 
 
 def test_after_going_back_the_kept_weights_are_those_of_the_epoch_told() -> None:
-    """The epoch before a NaN is not trusted, and no longer counts as the best one either."""
+    """The epoch before a NaN is dropped, so that it cannot count as the best one."""
     X, y = waves(count=80)
     other = waves(5, 40)
     model = series(on_nan="restore", learning_rate=0.02, batch_size=10, epochs=4, schedule="constant", warmup=0.0)

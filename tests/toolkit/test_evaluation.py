@@ -1,4 +1,4 @@
-"""evaluate_predictions against scikit-learn and numbers computed by hand, its warnings there and absent, its page.
+"""evaluate_predictions against scikit-learn and numbers computed by hand, its warnings, its page.
 
 scikit-learn is the oracle of every metric it has; the calibration error and the intervals are checked against plain
 loops over the examples.
@@ -156,7 +156,7 @@ def test_certain_and_wrong_is_finite() -> None:
 
 def test_intervals_are_those_of_resampled_examples() -> None:
     true, pred, _ = problem(1, 150, 3)
-    pred[:50] = 0  # or precision would be much like recall
+    pred[:50] = 0  # makes precision differ from recall
     report = evaluate_predictions(true, pred, bootstrap=4000)
     rng = np.random.default_rng(5)
     scorers = {
@@ -186,7 +186,7 @@ def test_intervals_follow_seed_and_confidence() -> None:
 
 
 def test_intervals_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 classes have thousands of cells: the resamples come in several blocks, and all of them count."""
+    """400 classes have thousands of cells, so the resamples are drawn in several goes, and all of them count."""
     true, pred, _ = problem(2, 5000, 400, skill=1.5)
     report = evaluate_predictions(true, pred, bootstrap=1000)
     low, high = report.intervals["accuracy"]
@@ -239,7 +239,7 @@ def test_label_unknown_to_the_model() -> None:
     assert report.log_loss == pytest.approx(-np.log(np.maximum(of_true, np.finfo(float).eps)).mean())
     assert report.brier == pytest.approx(((proba**2).sum(1) - of_true**2 + (1 - of_true) ** 2).mean())
     assert len(warned(report, "recall", "not among the labels", "'new' (30 examples)")) == 1
-    assert not warned(report, "never predicted")  # said once is enough
+    assert not warned(report, "never predicted")  # another warning says so already
     assert not warned(evaluate_predictions(*HEALTHY, labels=["a", "b"]), "not among")
 
 
@@ -285,19 +285,19 @@ def test_no_better_than_the_majority() -> None:
     assert warned(
         evaluate_predictions(*counts(aa=700, bb=50, ba=200, ab=50)), "accuracy", "no better", "'a' gives 75.0"
     )
-    close = evaluate_predictions(*counts(aa=75, ab=0, bb=3, ba=22))  # 78 against 75 of 100
+    close = evaluate_predictions(*counts(aa=75, ab=0, bb=3, ba=22))  # 78 of 100, and the majority class gives 75
     assert warned(close, "accuracy", "not clearly better")
     assert not warned(evaluate_predictions(*HEALTHY), "majority")
     few = counts(aa=75, bb=3, ba=22)
-    assert not warned(evaluate_predictions(*few, bootstrap=0), "majority")  # without an interval the number decides
+    assert not warned(evaluate_predictions(*few, bootstrap=0), "majority")  # accuracy itself is compared then
 
 
 def test_overfitting() -> None:
-    assert not warned(evaluate_predictions(*HEALTHY, train_accuracy=1.0), "overfitting")  # 1.0 and 0.91 are usual
+    assert not warned(evaluate_predictions(*HEALTHY, train_accuracy=1.0), "overfitting")  # 1.0 against 0.91 is usual
     report = evaluate_predictions(*counts(aa=350, ab=150, bb=350, ba=150), train_accuracy=0.99)
     assert len(warned(report, "accuracy", "99.0 %", "70.0 %", "overfitting")) == 1
     tiny = evaluate_predictions(*counts(aa=4, ab=1, bb=4, ba=1), train_accuracy=0.95)
-    assert not warned(tiny, "overfitting")  # 10 examples at 0.8: up to 1.0 is within the interval
+    assert not warned(tiny, "overfitting")  # the interval of 0.8 on 10 examples reaches 1.0
 
 
 def test_duplicates() -> None:
@@ -456,7 +456,7 @@ def test_table_is_aligned() -> None:
 
 
 class Page(HTMLParser):
-    """What a page refers to, shows as text, and leaves open."""
+    """The references of a page, its visible text, and its unclosed tags."""
 
     VOID = frozenset({"meta", "br", "link", "img"})
 
@@ -535,7 +535,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(("dark", "back"), [(False, 255), (True, 19)])
 def test_page_in_a_browser(tmp_path: Path, dark: bool, back: int) -> None:
-    """As wide as a phone nothing sticks out of the page, and its colours follow the reader's."""
+    """On a screen as narrow as a phone's everything fits, and the colours follow the reader's scheme."""
     image = pytest.importorskip("matplotlib.image")
     words = ["<b>short</b>", "a_label_that_is_long_and_has_no_space_anywhere", "c"]
     true, pred, proba = problem(0, 40, 3)

@@ -27,7 +27,7 @@ from seqcls_fast.toolkit import store
 from seqcls_fast.toolkit.data.errors import seal
 from seqcls_fast.toolkit.data.series import SeriesEncoder
 from seqcls_fast.toolkit.data.text import TextEncoder
-from seqcls_fast.toolkit.evaluation.calibration import Rule
+from seqcls_fast.toolkit.evaluation.decision import DecisionThreshold
 from seqcls_fast.toolkit.training.checkpoint import CheckpointError, Checkpoints
 from seqcls_fast.toolkit.training.resume import check_content
 from support.corpora import sentences, waves
@@ -64,7 +64,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("saved")
     text = sf.TextClassifier(hidden_size=4, embedding_dim=4, epochs=2, class_weight={"neg": 1.0, "pos": 2.0})
     text.fit(X, Y, validation=0.3)
-    text.temperature_, text.threshold_ = 1.5, Rule("pos", 0.5, "recall", 0.9, 0.5, 1.0, 40)
+    text.temperature_, text.threshold_ = 1.5, DecisionThreshold("pos", 0.5, "recall", 0.9, 0.5, 1.0, 40)
     settings = {"data": "data.csv", "hidden_size": 4, "class_weight": None}
     text.extra_ = {
         COMMAND: {

@@ -1,4 +1,4 @@
-"""The pictures: what they show is read back from their artists and their pixels, and files are written whole or not."""
+"""The pictures: matplotlib's artists and the pixels show the right values; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
 from seqcls_fast.toolkit.evaluation import plots  # noqa: E402
-from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions, operating_points  # noqa: E402
+from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions  # noqa: E402
+from seqcls_fast.toolkit.evaluation.metrics import operating_points  # noqa: E402
 
 HISTORY = [
     {"epoch": 1, "loss": 1.0, "accuracy": 0.4, "lr": 1e-3, "seconds": 2.0, "val_loss": 0.9, "val_accuracy": 0.5},

@@ -1,4 +1,4 @@
-"""What messages show of values from outside: one line, nothing that a terminal would obey, and never much of it."""
+"""Values from outside in messages: one line, without signs that a terminal would obey, and never long."""
 
 import sys
 import unicodedata
@@ -8,7 +8,7 @@ import pytest
 
 from seqcls_fast.toolkit._terminal import escaped, kind_of, shown
 
-# Control characters of both blocks, marks of direction, joiners, tags, fillers, other spaces, half a surrogate.
+# Control characters of both blocks, direction marks, joiners, tags, fillers, other spaces, a lone surrogate.
 HIDDEN = "\x00\x07\t\n\r\x1b\x7f\x85\x9b\xad"
 HIDDEN += "\u034f\u115f\u180e\u200b\u200d\u200e\u2028\u202e\u2066\u2800\u3000\ufeff\U000e0041\udcff"
 

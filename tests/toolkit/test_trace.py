@@ -1,14 +1,13 @@
 """A trace: its stages are those of the prediction, its prefixes those of the text cut there, whatever the model.
 
-The model is real and the encoder a stand-in, so that ids and lengths can be chosen; the estimators' own encoders come
-at the end.
+The model is real and the encoder a stand-in, so that ids and lengths can be chosen. The last tests use the estimators'
+own encoders.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,11 @@ import torch
 from seqcls_fast import SequenceClassifier, SeriesClassifier, TextClassifier
 from seqcls_fast.classifier import CELLS, POOLINGS
 from seqcls_fast.toolkit import trace as tracing
+from seqcls_fast.toolkit._terminal import beginning, columns, visible
+from seqcls_fast.toolkit.data.leakage import Fingerprints
 from seqcls_fast.toolkit.data.ragged import Ragged
+from seqcls_fast.toolkit.fitted import Fitted
+from seqcls_fast.toolkit.inputs import SeriesInputs, TextInputs
 from seqcls_fast.toolkit.trace import Trace, trace
 
 FEATURES, VOCAB = 3, 30
@@ -39,13 +42,12 @@ class Plain:
         return Ragged.of([torch.as_tensor(np.asarray(each, dtype=np.float32)).reshape(-1, FEATURES) for each in series])
 
 
-def estimator(text: bool = True, classes: Any = ("neg", "pos"), **options: Any) -> Any:
+def fitted(text: bool = True, classes: Any = ("neg", "pos"), **options: Any) -> Any:
     size = {"vocab_size": VOCAB} if text else {}
     model = SequenceClassifier(FEATURES, 4, len(classes), **size, **options).eval()
-    encoder = Words() if text else Plain()
-    return SimpleNamespace(
-        encoder_=encoder, model_=model, classes_=np.array(classes), temperature_=1.0, threshold_=None
-    )
+    inputs, encoder = (TextInputs(), Words()) if text else (SeriesInputs(), Plain())
+    seen = Fingerprints(frozenset(), frozenset())
+    return Fitted(inputs, {}, encoder, np.array(classes), model, seen, [], 1, seed=0, data=None)
 
 
 def stage(found: Trace, name: str) -> torch.Tensor:
@@ -56,21 +58,21 @@ def stage(found: Trace, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_stages_end_in_the_prediction(cell: str, pooling: str, bidirectional: bool) -> None:
-    clf = estimator(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=2, dropout=0.5)
+    clf = fitted(cell=cell, pooling=pooling, bidirectional=bidirectional, num_layers=2, dropout=0.5)
     found = trace(clf, "I love this movie")
-    ids = clf.encoder_.encode(["I love this movie"]).values
+    ids = clf.encoder.encode(["I love this movie"]).values
     with torch.no_grad():
-        expected = clf.model_(ids[None])
+        expected = clf.model(ids[None])
     torch.testing.assert_close(stage(found, "logits"), expected)
     torch.testing.assert_close(stage(found, "softmax"), expected.double().softmax(1))
     torch.testing.assert_close(found.probabilities[-1], stage(found, "softmax")[0])
-    assert found.predicted == clf.classes_[expected.argmax()]
+    assert found.predicted == clf.classes[expected.argmax()]
 
 
 @pytest.mark.parametrize("text", [True, False])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_prefix_is_the_example_cut_there(pooling: str, text: bool) -> None:
-    clf = estimator(text, pooling=pooling, bidirectional=True)
+    clf = fitted(text, pooling=pooling, bidirectional=True)
     words = ["a", "bb", "ccc", "dddd", "eeeee"]
     series = torch.randn(5, FEATURES).tolist()
     found = trace(clf, " ".join(words) if text else series)
@@ -82,7 +84,7 @@ def test_a_prefix_is_the_example_cut_there(pooling: str, text: bool) -> None:
 
 
 def test_stages_have_their_shapes_and_values() -> None:
-    clf = estimator(bidirectional=True, pooling="max")
+    clf = fitted(bidirectional=True, pooling="max")
     found = trace(clf, "I love this movie")
     shapes = {each.name: each.shape for each in found.stages}
     assert shapes == {
@@ -91,19 +93,19 @@ def test_stages_have_their_shapes_and_values() -> None:
     }  # fmt: skip
     assert found.tokens == ["I", "love", "this", "movie"]
     assert stage(found, "ids").tolist() == [[3, 6, 6, 7, 0, 0, 0, 0]]
-    torch.testing.assert_close(stage(found, "embedding")[0, 0], clf.model_.embedding.weight[3])
+    torch.testing.assert_close(stage(found, "embedding")[0, 0], clf.model.embedding.weight[3])
     assert not stage(found, "hidden")[0, 4:].any()
     torch.testing.assert_close(stage(found, "pooled")[0], stage(found, "hidden")[0, :4].amax(0))
 
 
 def test_padding_is_shown_even_when_the_length_is_a_multiple() -> None:
-    found = trace(estimator(), "a b c d e f g h")
+    found = trace(fitted(), "a b c d e f g h")
     assert stage(found, "ids").shape == (1, 16)
     assert "the last 8 are padding" in str(found)
 
 
 def test_a_series() -> None:
-    clf = estimator(False)
+    clf = fitted(False)
     series = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     found = trace(clf, series)
     assert found.kind == "series"
@@ -115,24 +117,24 @@ def test_a_series() -> None:
 
 @pytest.mark.parametrize("text", [True, False])
 def test_an_empty_example(text: bool) -> None:
-    found = trace(estimator(text), "" if text else [])
+    found = trace(fitted(text), "" if text else [])
     assert (found.tokens, found.steps, found.probabilities.shape) == ([], [0], (1, 2))
     assert "(nothing yet)" in str(found)
     found.figure().savefig(io.BytesIO())
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    clf = estimator(dropout=0.5)
+    clf = fitted(dropout=0.5)
     for training in (True, False):
-        clf.model_.train(training)
+        clf.model.train(training)
         first, second = trace(clf, "a bb"), trace(clf, "a bb")
         assert torch.equal(first.probabilities, second.probabilities)  # no dropout
-        assert clf.model_.training is training
-    assert all(p.grad is None for p in clf.model_.parameters())
+        assert clf.model.training is training
+    assert all(p.grad is None for p in clf.model.parameters())
 
 
 def test_long_series_are_sampled_and_run_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    clf = estimator(False)
+    clf = fitted(False)
     series = torch.randn(50, FEATURES).tolist()
     every = trace(clf, series)
     monkeypatch.setattr(tracing, "BATCH_STEPS", 120)
@@ -144,7 +146,7 @@ def test_long_series_are_sampled_and_run_in_small_batches(monkeypatch: pytest.Mo
 
 
 def test_json() -> None:
-    found = trace(estimator(classes=[1, 2, 3]), "I love this")
+    found = trace(fitted(classes=[1, 2, 3]), "I love this")
     told = json.loads(json.dumps(found.to_dict()))
     assert told["raw"] == "I love this"
     assert told["tokens"] == ["I", "love", "this"]
@@ -157,17 +159,17 @@ def test_json() -> None:
 
 
 def test_missing_values_of_a_series_are_shown() -> None:
-    clf = estimator(False)
-    clf.encoder_.encode = lambda series: Ragged.of([torch.zeros(2, FEATURES)])
+    clf = fitted(False)
+    clf.encoder.encode = lambda series: Ragged.of([torch.zeros(2, FEATURES)])
     found = trace(clf, [[1.0, None, 3.0], [4.0, 5.0, 6.0]])
     assert found.tokens[0] == "1.00 nan 3.00"
 
 
 def test_text_has_a_line_and_a_bar_per_token() -> None:
-    clf = estimator()
+    clf = fitted()
     with torch.no_grad():
-        clf.model_.head.weight.zero_()
-        clf.model_.head.bias.copy_(torch.tensor([0.0, 3.0]).log1p())  # probabilities 1/5 and 4/5
+        clf.model.head.weight.zero_()
+        clf.model.head.bias.copy_(torch.tensor([0.0, 3.0]).log1p())  # probabilities 1/5 and 4/5
     lines = str(trace(clf, "I love this movie")).splitlines()
     assert lines[0] == "text       'I love this movie'"
     assert lines[1] == "tokens     4: I love this movie"
@@ -180,7 +182,7 @@ def test_text_has_a_line_and_a_bar_per_token() -> None:
 
 
 def test_another_class_in_front_is_named() -> None:
-    clf = estimator(classes=["a", "b", "c"])
+    clf = fitted(classes=["a", "b", "c"])
     found = trace(clf, "x yy zzz")
     fake = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7]])
     changed = Trace(found.kind, found.raw, found.tokens, found.stages, found.classes, found.steps, fake, 2)
@@ -191,7 +193,7 @@ def test_another_class_in_front_is_named() -> None:
 
 
 def test_a_long_text_is_shortened() -> None:
-    found = str(trace(estimator(), " ".join("w" * (k % 9 + 1) for k in range(200))))
+    found = str(trace(fitted(), " ".join("w" * (k % 9 + 1) for k in range(200))))
     assert "... 153 more ..." in found  # 201 lines but for 48
     assert len(found.splitlines()) < 65
     assert all(len(line) < 200 for line in found.splitlines())
@@ -203,24 +205,24 @@ def test_a_long_text_is_shortened() -> None:
     [("a", "a"), ("\n", "\\n"), (" ", "' '"), ("a\tb", "a\\tb"), ("\x1b[2J", "\\x1b[2J"), ("", "''")],
 )
 def test_what_cannot_be_seen_is_written_out(token: str, shown: str) -> None:
-    assert tracing._visible(token) == shown
+    assert visible(token) == shown
 
 
 def test_wide_characters_keep_the_columns() -> None:
-    clf = estimator()
+    clf = fitted()
     table = str(trace(clf, "这部 电影 é fine")).splitlines()[-5:]
-    assert len({tracing._columns(line[: line.index("█")]) for line in table}) == 1
+    assert len({columns(line[: line.index("█")]) for line in table}) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "most", "cut"), [("abcdef", 6, "abcdef"), ("abcdefg", 6, "abc..."), ("这部电影", 7, "这部...")]
 )
 def test_cut(text: str, most: int, cut: str) -> None:
-    assert tracing._cut(text, most) == cut
+    assert beginning(text, most) == cut
 
 
 def test_figure_has_a_curve_per_class() -> None:
-    clf = estimator(classes=["_neg", "$pos^$"])
+    clf = fitted(classes=["_neg", "$pos^$"])
     found = trace(clf, "I $x^$ love_ this")
     figure = found.figure()
     (axes,) = figure.axes
@@ -232,7 +234,7 @@ def test_figure_has_a_curve_per_class() -> None:
 
 
 def test_many_classes_are_drawn_together() -> None:
-    found = trace(estimator(classes=list(range(30))), "a bb ccc")
+    found = trace(fitted(classes=list(range(30))), "a bb ccc")
     (axes,) = found.figure().axes
     assert len(axes.lines) == 7
     assert axes.get_legend().get_texts()[-1].get_text() == "the other 24"
@@ -242,7 +244,7 @@ def test_many_classes_are_drawn_together() -> None:
 
 def test_not_a_text() -> None:
     with pytest.raises(TypeError, match="x: expected one text, a str, but got list"):
-        trace(estimator(), ["a", "b"])
+        trace(fitted(), ["a", "b"])
 
 
 @pytest.mark.parametrize("tokenizer", ["word", "char", "bpe"])

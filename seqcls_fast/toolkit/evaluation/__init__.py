@@ -1,1 +1,5 @@
-"""How good the predictions are, how far they can be trusted, and pages and pictures that say so."""
+"""How good predictions are: metrics, warnings, calibration, and the pages and pictures that show them."""
+
+from .._extras import need as _need
+
+_need("numpy", "evaluate_predictions")  # which every module here imports

@@ -1,105 +1,57 @@
-"""How sure a model may be, and where it draws the line: a temperature for its probabilities, a threshold for a class.
+"""Two numbers that are chosen on held-out data: a temperature for all probabilities, a threshold for one class.
 
-Both are read off held-out data: on those that a model was trained on it is surer, and more often right, than elsewhere.
+On its training data a model is surer and more often right than on others, so they would be wrong if chosen there.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._terminal import VALUE, escaped, kind_of, shown
-from ..data import labels
-from .evaluate import operating_points, printable
+from .._terminal import VALUE, escaped, shown
+from .metrics import operating_points
 
-__all__ = ["Rule", "Threshold", "checked_temperature", "decide", "temperature", "threshold"]
+__all__ = ["Threshold", "checked_temperature", "temperature", "threshold"]
 
 LEAST, MOST = 0.05, 20.0  # temperatures
-_HALVINGS = 56  # of log(MOST / LEAST), which is 6: down to the rounding of a double
+_HALVINGS = 56  # of an interval of length log(MOST / LEAST) = 6, which end at the precision of a double
 
 
 class Threshold(NamedTuple):
-    """A score from which on a class is predicted, and what that gave on the data it was chosen on."""
+    """The least score for which a class is predicted, with its precision and recall on the data it was chosen on."""
 
     value: float
     precision: float
     recall: float
-
-
-@dataclass(frozen=True)
-class Rule:
-    """``label`` is predicted where its probability is at least ``value``, and the likeliest of the others elsewhere.
-
-    ``precision`` and ``recall`` are what that reached, on data with ``positives`` examples of the label, where
-    ``wanted`` was asked of the ``target``, one of the two.
-    """
-
-    label: Any
-    value: float
-    target: str
-    wanted: float
-    precision: float
-    recall: float
-    positives: int
-
-    def __str__(self) -> str:
-        return (
-            f"'{printable(self.label)}' where its probability is at least {self.value:.4g} "
-            f"(chosen for a {self.target} of {self.wanted:g}, on {self.positives} examples of it: "
-            f"precision {self.precision:.3f}, recall {self.recall:.3f})"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"label": labels.to_json(labels.as_array([self.label]))[0]}
-
-    @classmethod
-    def from_json(cls, values: Any, classes: Sequence[Any]) -> Rule:
-        """What :meth:`to_json` made, checked, for a model of these classes."""
-        if not isinstance(values, dict):
-            raise ValueError(f"threshold: expected an object or null but got {kind_of(values)}")
-        rule = cls(**values | {"label": labels.from_json([values.get("label")]).tolist()[0]})
-        if rule.label not in classes:
-            raise ValueError(f"threshold: expected one of the classes but got {shown(rule.label)}")
-        if not isinstance(rule.target, str) or rule.target not in ("precision", "recall"):
-            raise ValueError(f"threshold: expected a target of precision or recall but got {shown(rule.target)}")
-        for name in ("value", "wanted", "precision", "recall"):
-            share = getattr(rule, name)
-            if type(share) not in (int, float) or not 0 <= share <= 1:
-                raise ValueError(f"threshold: expected a {name} from 0 to 1 but got {shown(share)}")
-        if type(rule.positives) is not int or not 1 <= rule.positives < 2**63:
-            raise ValueError(f"threshold: expected a number of positives but got {shown(rule.positives)}")
-        return rule
 
 
 def checked_temperature(value: Any) -> float:
-    """A temperature that logits can be divided by, or a ValueError."""
+    """The value as a float, if logits can be divided by it. Otherwise a ValueError is raised."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-3 <= value <= 1e3:
         raise ValueError(f"temperature: expected a number from 0.001 to 1000 but got {shown(value)}")
     return float(value)
 
 
 def temperature(logits: Any, targets: Any) -> float:
-    """The T above 0 that makes ``softmax(logits / T)`` most likely, given the true classes.
+    """The T above 0 for which the true classes are most likely under ``softmax(logits / T)``.
 
     Args:
-        logits: :math:`(N, K)`, a model's on held-out data.
+        logits: :math:`(N, K)`, from a model on held-out data.
         targets: :math:`(N)`, the columns of the true classes.
 
-    The negative log likelihood is convex in 1 / T, so that its slope there changes sign once: bisection finds where,
-    to rounding. T is at most 20, with a warning, and 1 where it would be below 0.05, with another: examples that are
-    all classified right would have it 0, which says nothing about others.
+    The negative log likelihood is convex in 1 / T, so its slope changes sign once, and bisection finds the place.
+    T is at most 20, with a warning. Where it would be below 0.05 it is 1, with a warning too: if nearly all examples
+    are classified right, T tends to 0, which tells nothing about other data.
 
     Examples::
 
         >>> from seqcls_fast.toolkit.evaluation.calibration import temperature
-        >>> logits = [[4.0, 0.0]] * 4  # as sure as 98 %
-        >>> round(temperature(logits, [0, 0, 0, 1]), 3)  # and right in 75 % of the cases: 4 / log(3)
+        >>> logits = [[4.0, 0.0]] * 4  # a probability of 98 %
+        >>> round(temperature(logits, [0, 0, 0, 1]), 3)  # but right in 75 % of the cases: 4 / log(3)
         3.641
     """
     scores, rows = np.asarray(logits, dtype=np.float64), np.asarray(targets)
@@ -110,7 +62,7 @@ def temperature(logits: Any, targets: Any) -> float:
     if rows.min() < 0 or rows.max() >= scores.shape[1]:
         strange = rows.min() if rows.min() < 0 else rows.max()
         raise ValueError(f"targets: expected columns, from 0 to {scores.shape[1] - 1}, but got {strange}")
-    ahead = scores - np.take_along_axis(scores, rows[:, None], 1)  # of the true class
+    ahead = scores - np.take_along_axis(scores, rows[:, None], 1)  # by how much each score exceeds the true class's
 
     def slope(inverse: float) -> float:
         scaled = inverse * ahead
@@ -118,7 +70,7 @@ def temperature(logits: Any, targets: Any) -> float:
         return float(np.mean((shares * ahead).sum(1) / shares.sum(1)))
 
     if not ahead.any():
-        return 1.0  # all temperatures are alike
+        return 1.0  # every temperature gives the same likelihood
     if slope(1 / LEAST) <= 0:
         wrong = int((ahead > 0).any(1).sum())
         warnings.warn(
@@ -145,13 +97,13 @@ def temperature(logits: Any, targets: Any) -> float:
 
 
 def threshold(positive: Any, scores: Any, *, precision: float | None = None, recall: float | None = None) -> Threshold:
-    """The score from which on examples are to be taken for positive, for a wanted precision or a wanted recall.
+    """The least score for which examples should be predicted positive, to reach a precision or a recall.
 
     Args:
-        positive: :math:`(N)`, which examples are.
-        scores: :math:`(N)`, higher for those more likely to be.
-        precision: of the thresholds that reach it, the one of the largest recall.
-        recall: of the thresholds that reach it, the one of the largest precision.
+        positive: :math:`(N)`, whether each example is positive.
+        scores: :math:`(N)`, higher for examples that are more likely positive.
+        precision: chooses the threshold of largest recall among those with at least this precision.
+        recall: chooses the threshold of largest precision among those with at least this recall.
 
     Examples::
 
@@ -176,8 +128,8 @@ def threshold(positive: Any, scores: Any, *, precision: float | None = None, rec
 
     true, false = operating_points(true_of, values)
     precisions, recalls = true / (true + false), true / true[-1]
-    # Of points that are level, the one better in the other number: the highest threshold of those of one recall, the
-    # lowest of those of one precision.
+    # Among equally good points, the one better in the other number is taken: of equal recall the highest threshold, of
+    # equal precision the lowest.
     if name == "precision":
         if precisions.max() < wanted:
             raise ValueError(f"precision: expected one that some threshold reaches, at most {precisions.max():.4g}, "
@@ -186,17 +138,6 @@ def threshold(positive: Any, scores: Any, *, precision: float | None = None, rec
     else:
         best = len(true) - 1 - int(np.where(recalls >= wanted, precisions, -1)[::-1].argmax())
     return Threshold(float(np.unique(values)[::-1][best]), float(precisions[best]), float(recalls[best]))
-
-
-def decide(probabilities: NDArray[np.float64], classes: Sequence[Any], rule: Rule | None) -> NDArray[np.int64]:
-    """The column of the class that each row is taken for: the likeliest, or what the rule says."""
-    likeliest: NDArray[np.int64] = probabilities.argmax(1)
-    if rule is None:
-        return likeliest
-    column = list(classes).index(rule.label)
-    others = probabilities.copy()
-    others[:, column] = -1
-    return np.where(probabilities[:, column] >= rule.value, column, others.argmax(1))
 
 
 def _described(values: NDArray[Any]) -> str:

@@ -1,7 +1,7 @@
 """A report as one HTML page: numbers, warnings, tables and pictures in a file that loads nothing from elsewhere.
 
-Pictures are inline SVG whose text stays text, so labels in any script are drawn with the reader's own fonts. On a dark
-screen they are inverted with hues turned back, which keeps their colours apart and spares a second set of pictures.
+Pictures are inline SVG whose text stays text, so that labels in any script are drawn with the reader's own fonts. In a
+dark colour scheme CSS inverts the pictures and rotates the hues back, so that no second set of pictures is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .evaluate import Report
+    from .results import Results
 
 __all__ = ["page"]
 
@@ -47,12 +47,12 @@ figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 @media (max-width: 30rem) {
   th, td { padding: .3rem .25rem; font-size: .85rem; } tr > :first-child { min-width: 4rem; } }
 """
-# No script, no request: what the page holds is all it shows.
+# The page may run no script and load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def page(report: Report, history: Sequence[Mapping[str, Any]] | None = None, lengths: Any = None) -> str:
-    """The page; ``history`` adds learning curves and ``lengths`` a histogram of them."""
+def page(report: Results, history: Sequence[Mapping[str, Any]] | None = None, lengths: Any = None) -> str:
+    """The page. ``history`` adds learning curves, ``lengths`` a histogram of the sequences' lengths."""
     count = int(report.confusion.sum())
     classes = len(report.labels)
     pictures = "\n".join(
@@ -85,25 +85,25 @@ def page(report: Report, history: Sequence[Mapping[str, Any]] | None = None, len
 """
 
 
-def _about_intervals(report: Report) -> str:
+def _about_intervals(report: Results) -> str:
     if not report.intervals:
         return ""
     return f"Intervals hold {100 * report.confidence:g}\u00a0% of the bootstrap resamples of these examples."
 
 
-def _about_calibration(report: Report) -> str:
+def _about_calibration(report: Results) -> str:
     before = "" if report.before is None else " Figures before are those without calibration and threshold."
     return before + ("" if report.rule is None else f" Threshold: {_text(str(report.rule))}.")
 
 
-def _warnings(report: Report) -> str:
+def _warnings(report: Results) -> str:
     if not report.warnings:
         return ""
     items = "\n".join(f"<li>{_text(warning)}</li>" for warning in report.warnings)
     return f'<h2>Before you trust these numbers</h2>\n<ul class="warnings">\n{items}\n</ul>\n<h2>Overall</h2>'
 
 
-def _numbers(report: Report) -> str:
+def _numbers(report: Results) -> str:
     cards = []
     for name, value, interval in report.summary():
         between = "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
@@ -112,7 +112,7 @@ def _numbers(report: Report) -> str:
     return '<dl class="numbers">\n' + "\n".join(cards) + "\n</dl>"
 
 
-def _table(report: Report) -> str:
+def _table(report: Results) -> str:
     rows = [
         f'<tr><th scope="row">{_text(name)}</th><td>{score.precision:.3f}</td><td>{score.recall:.3f}</td>'
         f"<td>{score.f1:.3f}</td><td>{support}</td></tr>"
@@ -126,8 +126,8 @@ def _table(report: Report) -> str:
     )  # fmt: skip
 
 
-def _pictures(report: Report, history: Any, lengths: Any) -> list[tuple[Figure, str, bool]]:
-    """Figure, what it shows, whether it takes the page's whole width."""
+def _pictures(report: Results, history: Any, lengths: Any) -> list[tuple[Figure, str, bool]]:
+    """Each figure, with its caption and whether it takes the whole width of the page."""
     many = len(report.labels) > 12
     found = [(plots.confusion(report), "Confusion matrix: which classes are taken for which", many)]
     if report.proba is not None:

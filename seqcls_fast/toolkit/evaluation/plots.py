@@ -1,7 +1,7 @@
 """Pictures of a training run, of a report and of the data, each a matplotlib Figure, and ``save`` for files.
 
-Figures are made without pyplot, so that nothing is registered, shown or left open, and any thread may draw. Colours are
-those of Okabe and Ito, which colour-blind readers can tell apart; curves differ in their dashes too.
+Figures are made without pyplot, so that none is registered, shown or left open, and any thread may draw. The colours
+are those of Okabe and Ito, which colour-blind readers can tell apart. Curves differ in their dashes too.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from matplotlib.colors import PowerNorm  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from .._terminal import NAME, shown  # noqa: E402
-from .evaluate import average_precision, operating_points, printable, roc_auc  # noqa: E402
+from .._terminal import NAME, printable, shown  # noqa: E402
+from .metrics import average_precision, operating_points, roc_auc  # noqa: E402
 
 if TYPE_CHECKING:
-    from .evaluate import Report
+    from .results import Results
 
 __all__ = [
     "confusion",
@@ -49,7 +49,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 GREY = "#767676"
 _Corner = Literal["lower left", "lower right"]
-# Beyond matplotlib's own DejaVu Sans, which has no CJK: whichever of these the machine has.
+# Used after matplotlib's own DejaVu Sans, which has no Chinese, Japanese or Korean, where the machine has them.
 _WIDE_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei"),
     *("Arial Unicode MS", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Emoji"),
@@ -57,11 +57,11 @@ _WIDE_FONTS = (
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss per epoch in training and validation, and beside it every other metric that the epochs hold.
+    """Loss per epoch in training and validation, and beside it the other metrics of the history.
 
     Examples::
 
-        >>> from seqcls_fast.toolkit import plots
+        >>> from seqcls_fast.toolkit.evaluation import plots
         >>> history = [{"epoch": 1, "loss": 0.7, "val_loss": 0.8}, {"epoch": 2, "loss": 0.4, "val_loss": 0.6}]
         >>> figure = plots.learning_curves(history)
         >>> [axes.get_title() for axes in figure.axes]
@@ -93,10 +93,10 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def confusion(report: Report) -> Figure:
-    """Rows are true classes, columns predicted ones; colours are shares of a row, numbers are examples.
+def confusion(report: Results) -> Figure:
+    """Rows are true classes, columns predicted ones. Colours are shares of a row, numbers are counts of examples.
 
-    The colours go with the square root of the share: errors are few, and it is them that one looks for.
+    The colours follow the square root of the share, so that few errors can be seen, too.
     """
     counts, K = report.confusion, len(report.names)
     names = [_label(name) for name in report.names]
@@ -117,7 +117,7 @@ def confusion(report: Report) -> Figure:
         label.set(fontsize=10 if K <= 12 else 8, fontfamily=families())
     axes.set(xlabel="predicted", ylabel="true")
     if K <= 40:
-        for i, j in zip(*np.nonzero(counts >= (K > 12)), strict=True):  # zeros would crowd a large matrix
+        for i, j in zip(*np.nonzero(counts >= (K > 12)), strict=True):  # a large matrix shows no zeros
             text = _short(int(counts[i, j])) + (f"\n{shares[i, j]:.0%}" if K <= 4 else "")
             color = "white" if shares[i, j] > 0.3 else "#222222"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize=10 if K <= 12 else 7)
@@ -126,10 +126,10 @@ def confusion(report: Report) -> Figure:
     return figure
 
 
-def reliability(report: Report) -> Figure:
-    """How often the likeliest class is right, by its probability, above how many examples have that probability.
+def reliability(report: Results) -> Figure:
+    """Accuracy by the probability of the likeliest class, above a histogram of these probabilities.
 
-    Of a calibrated model also how it was before.
+    For a calibrated model the accuracy before calibration is shown, too.
     """
     bins, before = report.bins(), report.before_bins
     figure = _figure(4.6, 4.8)
@@ -154,8 +154,8 @@ def reliability(report: Report) -> Figure:
     return figure
 
 
-def roc(report: Report) -> Figure:
-    """True positive rate over false positive rate: of the second class of two, or of each class against the rest."""
+def roc(report: Results) -> Figure:
+    """True positive rate over false positive rate, for the second class of two, or for each class against the rest."""
     figure, axes = _square("false positive rate", "true positive rate (recall)")
     curves = []
     for name, positive, scores in report.one_vs_rest():
@@ -167,8 +167,8 @@ def roc(report: Report) -> Figure:
     return figure
 
 
-def precision_recall(report: Report) -> Figure:
-    """Precision over recall as steps: of the second class of two, or of each class against the rest."""
+def precision_recall(report: Results) -> Figure:
+    """Precision over recall as steps, for the second class of two, or for each class against the rest."""
     figure, axes = _square("recall", "precision")
     curves, shares = [], []
     for name, positive, scores in report.one_vs_rest():
@@ -183,7 +183,7 @@ def precision_recall(report: Report) -> Figure:
 
 
 def length_histogram(lengths: Any) -> Figure:
-    """How long sequences are, with the median and the length that 95 % of them do not exceed."""
+    """A histogram of lengths, with the median and the length that 95 % of the sequences do not exceed."""
     values = np.asarray(lengths).reshape(-1)
     figure = _figure(5.2, 3.2)
     axes = figure.subplots()
@@ -192,7 +192,7 @@ def length_histogram(lengths: Any) -> Figure:
         _say(axes, "no sequences")
         return figure
     low, high = int(values.min()), int(values.max())
-    step = max(1, -(-(high - low + 1) // 50))  # whole lengths per bar: fractions would leave gaps
+    step = max(1, -(-(high - low + 1) // 50))  # a whole number of lengths per bar, or bars would have gaps
     axes.hist(values, bins=[edge - 0.5 for edge in range(low, high + step + 1, step)], color=COLORS[5])
     for value, name, color, dash in (
         (np.median(values), "median", COLORS[0], "-"),
@@ -207,7 +207,7 @@ def length_histogram(lengths: Any) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a .png or .svg file, whole or not at all: what was there stays until the new picture is complete."""
+    """Writes a .png or .svg file, whole or not at all. A file of that name stays until the new one is complete."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
@@ -225,10 +225,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def svg(figure: Figure, prefix: str = "p", transparent: bool = False) -> str:
-    """The figure as one <svg> element whose text stays text; ids start with ``prefix``, as a page of many needs."""
+    """The figure as one <svg> element whose text stays text. Ids start with ``prefix``, to differ within a page."""
     buffer = io.StringIO()
-    # matplotlib takes the font type from its settings alone, which are put back at once; that its own font lacks a
-    # glyph is no matter where the reader's draws it
+    # The font type can only be set in matplotlib's settings, which the context restores. A glyph that is missing from
+    # matplotlib's font does no harm, as the reader's fonts draw the text.
     with mpl.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(
@@ -255,14 +255,14 @@ def _square(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _curves(axes: Axes, curves: list[Any], mean: float | None, metric: str, corner: _Corner, **style: Any) -> None:
-    """Those of the worst classes by name and colour; where there are more than colours, the rest in grey."""
+    """Draws a curve per class. If there are more than colours, only the worst have a name and a colour."""
     if mean is None:
         _say(axes, "undefined: a single class in y_true")
         return
     curves.sort(key=lambda curve: curve[0])
     named = len(curves) if len(curves) <= len(COLORS) else len(COLORS) - 1
     better = len(curves) - named
-    for k, (_, _, x, y) in enumerate(curves[named :: -(-better // 60) or 1]):  # more could not be told apart
+    for k, (_, _, x, y) in enumerate(curves[named :: -(-better // 60) or 1]):  # at most about 60
         label = f"{better} better ones" if not k else None
         axes.plot(x, y, color="#bbbbbb", linewidth=0.8, label=label, **style)
     for k, (area, name, x, y) in reversed(list(enumerate(curves[:named]))):
@@ -273,7 +273,7 @@ def _curves(axes: Axes, curves: list[Any], mean: float | None, metric: str, corn
 
 
 def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
-    """Without points that lie within a 500th of the axes of the one before: a million examples need no larger file."""
+    """Leaves out points within a 500th of the axes from the one before, which keeps the file of many examples small."""
     cell = np.round(x * 500) * 1000 + np.round(y * 500)
     kept = np.append(True, np.diff(cell) != 0)
     kept[-1] = True
@@ -285,7 +285,7 @@ def _say(axes: Axes, text: str) -> None:
 
 
 def _label(name: str) -> str:
-    """A class in a picture: not too long, and a dollar is no formula."""
+    """The name of a class in a picture, cut, with dollars escaped, which would begin a formula."""
     text = printable(name)
     return (text if len(text) <= 24 else text[:23] + "…").replace("$", r"\$")
 

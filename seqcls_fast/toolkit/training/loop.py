@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from ...classifier import SequenceClassifier
 from ..data.batches import seed_of
 from ..data.datasets import Batch, Data
-from ..evaluation.evaluate import averages
+from ..evaluation.metrics import averages
 from ..ranks import ALONE, Ranks
 from .checkpoint import CheckpointError, Checkpoints
 from .logits import autocast, is_out_of_memory, logits_of

@@ -1,11 +1,12 @@
-"""What fit() is given, as what training takes: an encoder that has learnt, classes, and examples as numbers.
+"""From the data that fit() is given to the data that training takes: an encoder, the classes, and encoded examples.
 
-Data are in memory, or a Stream that is read while it is used. The two end in the same Task.
+The data are in memory, or a Stream that is read while it is used. Both end in the same ``Prepared``.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,100 +17,120 @@ from ..data import labels
 from ..data.datasets import Data, Examples, Streamed
 from ..data.leakage import Fingerprints, fingerprints
 from ..data.stream import Stream
+from ..inputs import Inputs
 
-__all__ = ["Task", "prepared"]
+__all__ = ["FitData", "Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class FitData:
+    """The arguments of fit() that are data, as the estimators document them."""
+
+    X: Any
+    y: Any = None
+    validation: Any = None
+    sample_weight: Any = None
+
+    @property
+    def share(self) -> float | None:
+        """The share of X to hold out, if the validation is one."""
+        return float(self.validation) if isinstance(self.validation, float | np.floating) else None
 
 
 @dataclass
-class Task:
-    encoder: Any
+class Prepared:
+    encoder: Any  # which has learned from the training data
     classes: np.ndarray
     data: Data
-    held: Data | None  # to validate on
-    seen: Fingerprints
-    about: dict[str, Any]  # rows and digests, for the model's card and to know the data again
+    held: Data | None  # the validation data
+    seen: Fingerprints  # of the training data
+    about: dict[str, Any]  # counts and digests of the data, for the model card and to recognise the data again
 
     def close(self) -> None:
-        """Ends the processes that read ahead."""
+        """Ends the processes that read a Stream ahead."""
         for data in (self.data, self.held):
             if isinstance(data, Streamed):
                 data.stream.close()
 
 
-def prepared(estimator: Any, X: Any, y: Any, validation: Any, sample_weight: Any, seed: int) -> Task:
-    if validation is None and estimator.patience is not None:
+def prepare(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+    """Checks and encodes the data, and learns the encoder and the classes from them.
+
+    Args:
+        inputs: how raw data of this kind become sequences.
+        parameters: those of the estimator.
+        given: the data.
+        seed: decides which examples a share of X holds out.
+    """
+    if given.validation is None and parameters["patience"] is not None:
         raise ValueError("patience: expected None without validation but got a number of epochs")
-    if isinstance(validation, float | np.floating) and not 0 < validation < 1:
-        raise ValueError(f"validation: expected a share between 0 and 1 but got {shown(validation)}")
-    make = _streamed if isinstance(X, Stream) else _in_memory
-    return make(estimator, X, y, validation, sample_weight, seed)
+    if given.share is not None and not 0 < given.share < 1:
+        raise ValueError(f"validation: expected a share between 0 and 1 but got {shown(given.validation)}")
+    make = _streamed if isinstance(given.X, Stream) else _in_memory
+    return make(inputs, parameters, given, seed)
 
 
-def _in_memory(estimator: Any, X: Any, y: Any, validation: Any, sample_weight: Any, seed: int) -> Task:
-    X, y = estimator._labelled(X, y)
+def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+    X, y = inputs.labelled(given.X, given.y)
     if not X:
         raise ValueError("X: expected at least two sequences but got none")
     classes = _checked(labels.classes_of(y))
     targets = labels.to_targets(y, classes)
-    weights = labels.weights_of(targets, classes, estimator.class_weight, sample_weight)
-    about: dict[str, Any] = {}
+    weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs, held_targets = None, None
-    if isinstance(validation, float | np.floating):
-        kept, out = labels.stratified(targets, float(validation), seed)
+    if given.share is not None:
+        kept, out = labels.stratified(targets, given.share, seed)
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
-        about = {"share": float(validation)}
-    encoder = estimator._make_encoder().fit(X)
+    encoder = inputs.make_encoder(parameters).fit(X)
     examples = Examples(encoder.encode(X), targets, weights)
     held: Data | None = None
     if held_inputs is not None and held_targets is not None:
         held = Examples(encoder.encode(held_inputs), held_targets)
-    elif validation is not None:
-        held = _validation(estimator, validation, encoder, classes)
-    return Task(
-        encoder, classes, examples, held, fingerprints(estimator._plain(X)),
-        {"rows": len(examples), "digest": examples.digest(), "validation": _about(held, about)},
-    )  # fmt: skip
+    elif given.validation is not None:
+        held = _validation(inputs, parameters, given.validation, encoder, classes)
+    seen = fingerprints(inputs.plain(X))
+    return Prepared(encoder, classes, examples, held, seen, _about(examples, held, given.share))
 
 
-def _streamed(estimator: Any, X: Stream, y: Any, validation: Any, sample_weight: Any, seed: int) -> Task:
-    if y is not None or sample_weight is not None:
+def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+    X: Stream = given.X
+    if given.y is not None or given.sample_weight is not None:
         raise ValueError("y and sample_weight: expected None with a Stream, which names their columns")
-    if X.kind != estimator._kind:
-        raise ValueError(f"X: expected a Stream of kind {estimator._kind!r} but got {shown(X.kind)}")
+    if X.kind != inputs.kind:
+        raise ValueError(f"X: expected a Stream of kind {inputs.kind!r} but got {shown(X.kind)}")
     if X.label is None:
         raise ValueError("X: expected a Stream with a column of labels but got label=None")
-    about: dict[str, Any] = {}
     held_stream = None
-    if isinstance(validation, float | np.floating):
-        X, held_stream = X.split(float(validation), seed)
-        about = {"share": float(validation)}
-    encoder = estimator._make_encoder()
+    if given.share is not None:
+        X, held_stream = X.split(given.share, seed)
+    encoder = inputs.make_encoder(parameters)
     survey = X.survey(encoder)
     classes = _checked(labels.classes_of(list(survey.labels)))
-    data = Streamed(X, encoder, classes, estimator.class_weight, estimator.workers, estimator.epochs)
+    workers, epochs = parameters["workers"], parameters["epochs"]
+    data = Streamed(X, encoder, classes, parameters["class_weight"], workers, epochs)
     held: Data | None = None
     if held_stream is not None:
-        held = Streamed(held_stream, encoder, classes, None, estimator.workers, estimator.epochs)
-    elif validation is not None:
-        held = _validation(estimator, validation, encoder, classes)
-    return Task(
-        encoder, classes, data, held, survey.seen,
-        {"rows": len(data), "digest": data.digest(), "validation": _about(held, about)},
-    )  # fmt: skip
+        held = Streamed(held_stream, encoder, classes, None, workers, epochs)
+    elif given.validation is not None:
+        held = _validation(inputs, parameters, given.validation, encoder, classes)
+    return Prepared(encoder, classes, data, held, survey.seen, _about(data, held, given.share))
 
 
-def _validation(estimator: Any, validation: Any, encoder: Any, classes: np.ndarray) -> Data:
-    """From (X, y), a pathlib.Path or a Stream."""
+def _validation(
+    inputs: Inputs, parameters: Mapping[str, Any], validation: Any, encoder: Any, classes: np.ndarray
+) -> Data:
+    """The validation data from (X, y), a pathlib.Path or a Stream."""
     if isinstance(validation, Stream):
-        labels.to_targets(list(validation.survey().labels), classes, "validation")  # or training would end in them
-        return Streamed(validation, encoder, classes, None, estimator.workers, estimator.epochs)
+        # Unknown labels are refused here, before a training that could only fail at its first validation.
+        labels.to_targets(list(validation.survey().labels), classes, "validation")
+        return Streamed(validation, encoder, classes, None, parameters["workers"], parameters["epochs"])
     pair = validation if isinstance(validation, tuple) else (validation, None)
     if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
         wanted = "(X, y), a pathlib.Path, a Stream or a share"
         raise ValueError(f"validation: expected {wanted} but got {shown(validation)}")
-    X, y = estimator._labelled(*pair)
+    X, y = inputs.labelled(*pair)
     if not X:
         raise ValueError("validation: expected at least one sequence but got none")
     return Examples(encoder.encode(X), labels.to_targets(y, classes, "validation"))
@@ -121,5 +142,8 @@ def _checked(classes: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _about(held: Data | None, more: dict[str, Any]) -> dict[str, Any] | None:
-    return None if held is None else {"rows": len(held), "digest": held.digest(), **more}
+def _about(data: Data, held: Data | None, share: float | None) -> dict[str, Any]:
+    validation: dict[str, Any] | None = None
+    if held is not None:
+        validation = {"rows": len(held), "digest": held.digest()} | ({} if share is None else {"share": share})
+    return {"rows": len(data), "digest": data.digest(), "validation": validation}

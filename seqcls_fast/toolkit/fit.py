@@ -1,0 +1,168 @@
+"""The work of an estimator's fit(): preparing the data, training, keeping checkpoints, and the report at the end.
+
+In a group of torch.distributed all processes call it together.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ._terminal import escaped
+from .fitted import Fitted, make_model
+from .inputs import Inputs
+from .parameter_checks import device_of, lasting_parameters
+from .ranks import Ranks, current
+from .training.checkpoint import CheckpointError, Checkpoints
+from .training.loop import train
+from .training.options import Options, best_epoch_of
+from .training.prepare import FitData, prepare
+from .training.resume import check_content
+
+__all__ = ["batch_size_for", "fit", "learning_rate_for"]
+
+Stop = Callable[[list[dict[str, Any]]], bool]
+
+
+def fit(
+    inputs: Inputs,
+    parameters: dict[str, Any],
+    given: FitData,
+    *,
+    resume: bool,
+    stop: Stop | None,
+    keep: Callable[[Fitted], None],
+) -> None:
+    """Trains a model and passes what was learned to ``keep``.
+
+    Args:
+        inputs: how raw data of this kind become sequences.
+        parameters: those of the estimator, after a check.
+        given: the data.
+        resume: whether to go on from the newest checkpoint, if there is one.
+        stop: is called with the history after every epoch; training ends when it returns True.
+        keep: is called when training has ended, or is interrupted after the first epoch, and once more with the
+            report on the validation data.
+    """
+    ranks = current()
+    with _claimed(parameters, ranks):
+        _fit(inputs, parameters, given, resume, stop, keep, ranks)
+
+
+def _fit(
+    inputs: Inputs,
+    parameters: dict[str, Any],
+    given: FitData,
+    resume: bool,
+    stop: Stop | None,
+    keep: Callable[[Fitted], None],
+    ranks: Ranks,
+) -> None:
+    checkpoints, saved = _open_checkpoints(parameters, resume, ranks)
+    seed = parameters["seed"]
+    if seed is None:
+        seed = saved["about"]["seed"] if saved else ranks.from_writer(torch.Generator().seed() % 2**31)
+    prepared = prepare(inputs, parameters, given, seed)
+    about = prepared.about | {"seed": seed, "parameters": lasting_parameters(parameters)}
+    if any(other != about for other in ranks.all(about)):
+        raise ValueError("fit: expected the same data and parameters in every process but got different ones")
+    if checkpoints is not None:
+        checkpoints.about = about
+    if saved is not None:
+        _check_same(saved["about"], about)
+
+    device = device_of(parameters["device"])
+    options = _options(parameters, len(prepared.data), prepared.data.steps, seed)
+    model = make_model(inputs, parameters, prepared.encoder, len(prepared.classes), seed).to(device)
+    history: list[dict[str, Any]] = []
+
+    def learned() -> Fitted:
+        return Fitted(
+            inputs, parameters, prepared.encoder, prepared.classes, model, prepared.seen, history,
+            best_epoch_of(history, parameters["metric"]), seed,
+            data=prepared.about | {"ranks": ranks.world, "threads": torch.get_num_threads()},
+            amp=parameters["amp"], workers=parameters["workers"],
+        )  # fmt: skip
+
+    try:
+        train(
+            model, prepared.data, options, device, prepared.held, history, ranks=ranks, checkpoints=checkpoints,
+            saved=None if saved is None else saved["state"], stop=stop,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if history:
+            keep(learned())
+        raise
+    finally:
+        prepared.close()
+    fitted = learned()
+    keep(fitted)
+    keep(fitted.validated(prepared.held, ranks))
+
+
+def _options(parameters: Mapping[str, Any], rows: int, steps: Callable[[int], int], seed: int) -> Options:
+    batch_size, log_dir = parameters["batch_size"] or batch_size_for(rows), parameters["log_dir"]
+    rate = parameters["learning_rate"] or learning_rate_for(steps(batch_size) * parameters["epochs"])
+    names = (
+        "epochs", "weight_decay", "schedule", "warmup", "max_grad_norm", "patience", "metric", "amp", "on_nan",
+        "verbose",
+    )  # fmt: skip
+    return Options(
+        batch_size=batch_size, learning_rate=rate, seed=seed,
+        log_dir=None if log_dir is None else os.fspath(log_dir),
+        **{name: parameters[name] for name in names},
+    )  # fmt: skip
+
+
+def batch_size_for(count: int) -> int:
+    """A power of two near the root of the number of sequences, from 4 to 256.
+
+    Few sequences then still make some steps an epoch, and many make batches that the kernels are fast with.
+    """
+    return 2 ** min(8, max(2, int(math.log2(max(count, 1)) / 2)))
+
+
+def learning_rate_for(steps: int) -> float:
+    """The fewer steps there are, the larger: 1e-2 for 100, 2e-3 from 2,500 on."""
+    return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _claimed(parameters: Mapping[str, Any], ranks: Ranks) -> AbstractContextManager[None]:
+    """The process that writes keeps other trainings out of ``checkpoint_dir``."""
+    if parameters["checkpoint_dir"] is None or not ranks.writer:
+        return nullcontext()
+    return Checkpoints(parameters["checkpoint_dir"], parameters["checkpoint_every"]).claimed()
+
+
+def _open_checkpoints(parameters: Mapping[str, Any], resume: bool, ranks: Ranks) -> tuple[Checkpoints | None, Any]:
+    """The checkpoints in ``checkpoint_dir``, and the content of the newest one if training should go on from it."""
+    folder = parameters["checkpoint_dir"]
+    if folder is None:
+        if resume:
+            raise ValueError("resume: expected a checkpoint_dir to resume from but got None")
+        return None, None
+    checkpoints = Checkpoints(folder, parameters["checkpoint_every"])
+    if ranks.writer and checkpoints and not resume:
+        raise FileExistsError(
+            "checkpoint_dir: expected resume=True or a folder without checkpoints but got "
+            f"{escaped(folder)}, which has some"
+        )
+    return checkpoints, ranks.from_writer(checkpoints.newest(check_content) if resume and ranks.writer else None)
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises a CheckpointError if the data or parameters are not those that the training began with."""
+    saved, now = ({**about, **about["parameters"]} for about in (saved, now))
+    for name in now:
+        if name != "parameters" and saved.get(name) != now[name]:
+            what = "the data" if name in ("rows", "digest") else name
+            before, after = escaped(saved.get(name)), escaped(now[name])
+            raise CheckpointError(f"resume: expected {what} as in the checkpoint, {before}, but got {after}")

@@ -1,0 +1,102 @@
+"""What X may be: a list, an array, a column, a frame with one column, or the path of a file. And what follows from it.
+
+Texts and series differ in how raw data become sequences, and in nothing else. These classes hold that difference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ._terminal import kind_of, shown
+from .data import labels
+from .data.columns import items, missing
+from .data.series import SeriesEncoder, as_steps
+from .data.text import TextEncoder
+
+__all__ = ["Inputs", "SeriesInputs", "TextInputs"]
+
+
+class Inputs:
+    """How raw data of one kind are read, checked and encoded. Subclasses are stateless."""
+
+    kind: str  # "text" or "series"
+    encoder_type: Any
+
+    def make_encoder(self, parameters: Mapping[str, Any]) -> Any:
+        """A new encoder, made from the parameters of the estimator, which has learned nothing yet."""
+        raise NotImplementedError
+
+    def model_size(self, parameters: Mapping[str, Any], encoder: Any) -> tuple[int, dict[str, Any]]:
+        """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and arguments that other kinds lack."""
+        raise NotImplementedError
+
+    def sequences(self, X: Any) -> list[Any]:
+        """The values of X as a list, after a check."""
+        raise NotImplementedError
+
+    def plain(self, X: list[Any]) -> list[Any]:
+        """The raw data as strings or arrays."""
+        return X
+
+    def read(self, X: Any, y: Any, labelled: bool = True) -> tuple[list[Any], Any]:
+        """The sequences, and the labels as they are given. If X is a path, both are read from the file.
+
+        A string is never taken for a path. In a service it comes from strangers, and may name any file of the machine.
+        """
+        if not isinstance(X, os.PathLike):
+            X = self.sequences(X)
+            if labelled and y is None:
+                raise ValueError("y: expected labels but got None")
+            return X, y
+        from .data.readers import read
+
+        if y is not None:
+            raise ValueError("y: expected None with the path of a file, which holds the labels")
+        table = read(X, kind=self.kind, label="label" if labelled else None)
+        return table.texts_or_series, table.labels
+
+    def labelled(self, X: Any, y: Any) -> tuple[list[Any], list[Any]]:
+        """The sequences, and one label for each, as plain Python values."""
+        X, y = self.read(X, y)
+        return X, labels.as_list(y, len(X))
+
+
+class TextInputs(Inputs):
+    kind = "text"
+    encoder_type = TextEncoder
+
+    def make_encoder(self, parameters: Mapping[str, Any]) -> TextEncoder:
+        names = ("lowercase", "normalization", "max_length", "max_vocab", "min_frequency")
+        return TextEncoder(parameters["tokenizer"], **{name: parameters[name] for name in names})
+
+    def model_size(self, parameters: Mapping[str, Any], encoder: TextEncoder) -> tuple[int, dict[str, Any]]:
+        return parameters["embedding_dim"], {"vocab_size": encoder.vocab_size}
+
+    def sequences(self, X: Any) -> list[str]:
+        hint = "; for one text pass predict([text]), for a file pathlib.Path(name)"
+        texts = list(items(X, "X", "a list of texts", hint))
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                got = shown(text) if missing(text) else kind_of(text)
+                raise TypeError(f"X: expected strings but got {got} at {index}")
+        return texts
+
+
+class SeriesInputs(Inputs):
+    kind = "series"
+    encoder_type = SeriesEncoder
+
+    def make_encoder(self, parameters: Mapping[str, Any]) -> SeriesEncoder:
+        return SeriesEncoder(**{name: parameters[name] for name in ("standardize", "missing", "max_length")})
+
+    def model_size(self, parameters: Mapping[str, Any], encoder: SeriesEncoder) -> tuple[int, dict[str, Any]]:
+        return encoder.features_out, {}
+
+    def sequences(self, X: Any) -> list[Any]:
+        hint = "; for a file pass pathlib.Path(name)"
+        return list(items(X, "X", "a list of series (T, features)", hint))
+
+    def plain(self, X: list[Any]) -> list[Any]:
+        return [as_steps(series, f"X[{index}]") for index, series in enumerate(X)]
