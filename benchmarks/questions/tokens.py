@@ -60,7 +60,7 @@ class _Embedding(torch.nn.Module):
         self.model.load_state_dict(model.state_dict())
 
     def forward(self, *inputs: Any) -> torch.Tensor:
-        before, classifier._STEPS_PER_ID = classifier._TABLE_PAYS, 10**12
+        before, classifier._STEPS_PER_ID = classifier._STEPS_PER_ID, 10**12
         try:
             return self.model(*inputs)
         finally:
