@@ -1,8 +1,9 @@
-"""Trains a TextClassifier to tell the language of a few lines of code, on files that this machine has anyway.
+"""Trains a TextClassifier to tell the language of a few lines of code, on files that every machine with torch has.
 
-What is read is characters, one way, so that torch.nn can be compared at its best: packed, or padded, which is the same
-computation in one direction only. Both sides of that comparison start from the same weights, drop out the same values
-and must agree on the first losses before anything is timed. The data are described in snippets.py.
+The model reads characters in one direction, because torch.nn can then be compared at its best: its layer of one
+direction computes the same from packed rows and from padded ones. All sides of that comparison start from the same
+weights and drop out the same values, and nothing is timed unless their first losses agree. snippets.py says where the
+data come from.
 
     python examples/demo.py            half a minute; pictures, report and model in build/demo
     python examples/demo.py --small    fewer snippets, for tests
@@ -12,31 +13,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
 import snippets  # beside this file
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import seqcls_fast as sf
 from seqcls_fast.toolkit.data.batches import bucketed
 from seqcls_fast.toolkit.evaluation import plots
 from seqcls_fast.toolkit.evaluation.evaluate import evaluate_predictions
 from seqcls_fast.toolkit.evaluation.report import Report
+from seqcls_fast.toolkit.timing import timed, turns
+from seqcls_fast.toolkit.twin import TorchTwin
 
 
 @dataclass(frozen=True)
 class Settings:
     snippets: int = 3000  # of a language, at most
-    files: int = 400  # that they come from, at most
+    files: int = 400  # of a language, at most
     hidden: int = 64
     epochs: int = 10
-    rounds: int = 40  # of the timing
+    rounds: int = 40  # training steps of each model that are timed
 
 
 SMALL = Settings(snippets=500, files=100, epochs=8, rounds=12)
@@ -54,7 +56,7 @@ def learn(data: snippets.Snippets, settings: Settings, seed: int, verbose: bool 
 
 
 def assess(classifier: sf.TextClassifier, data: snippets.Snippets) -> Report:
-    """As ``classifier.evaluate``, and it is looked into whether snippets of the test set stand in the training set."""
+    """As ``classifier.evaluate``, and also looks for snippets of the test set in the training set."""
     texts, languages = columns(data.test)
     proba = classifier.predict_proba(texts)
     known = classifier.classes_
@@ -79,31 +81,8 @@ def draw(classifier: sf.TextClassifier, report: Report, lengths: Tensor, folder:
 # -- beside torch.nn --------------------------------------------------------------------------------------------------
 
 
-class Peer(nn.Module):
-    """The classifier's model as one would write it with torch.nn, ``packed`` or padded; its weights have its names."""
-
-    def __init__(self, ours: sf.SequenceClassifier, packed: bool) -> None:
-        super().__init__()
-        assert ours.vocab_size is not None
-        self.embedding = nn.Embedding(ours.vocab_size, ours.input_size, padding_idx=ours.padding_idx)
-        self.encoder = nn.GRU(ours.input_size, ours.hidden_size, batch_first=True)
-        self.head = nn.Linear(ours.hidden_size, ours.num_classes)
-        self.dropout, self.packed = nn.Dropout(ours.dropout), packed
-        self.load_state_dict(ours.state_dict())
-
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        x = self.embedding(ids)
-        if self.packed:
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            output, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
-        else:
-            output, _ = self.encoder(x)
-        beyond = torch.arange(ids.size(1)) >= lengths[:, None]
-        return self.head(self.dropout(output.masked_fill(beyond[:, :, None], -torch.inf).amax(1)))
-
-
 class Trainer:
-    """What a step of ``fit`` does."""
+    """Makes the training steps that ``fit`` makes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.optimizer = model.train(), torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -118,7 +97,10 @@ class Trainer:
 
 
 def batches(classifier: sf.TextClassifier, data: snippets.Snippets, count: int) -> Iterator[tuple[Tensor, ...]]:
-    """Ids, lengths and targets of batches as ``fit`` makes them, after one of any lengths: padding counts there."""
+    """Ids, lengths and targets. The first batch mixes all lengths, so that a model which read the padding would show.
+
+    The others hold rows of similar length, as the batches of ``fit`` do.
+    """
     texts, languages = columns(data.train)
     ids = classifier.encoder_.encode(texts)
     index = {language: k for k, language in enumerate(classifier.classes_.tolist())}
@@ -130,28 +112,31 @@ def batches(classifier: sf.TextClassifier, data: snippets.Snippets, count: int) 
 
 
 def compare(classifier: sf.TextClassifier, data: snippets.Snippets, rounds: int) -> None:
-    """Times training steps on the same batches in turns, so that a busy machine slows all of them alike."""
+    """Times training steps of three models on the same batches."""
     trained = classifier.model_
     torch.manual_seed(0)
     fresh = sf.SequenceClassifier(
         trained.input_size, trained.hidden_size, trained.num_classes, vocab_size=trained.vocab_size,
         pooling=trained.pooling, dropout=trained.dropout,
     )  # fmt: skip
-    peers = {"torch.nn packed": Peer(fresh, packed=True), "torch.nn padded": Peer(fresh, packed=False)}
-    trainers = {name: Trainer(model) for name, model in {"seqcls_fast": fresh, **peers}.items()}
+    models = {
+        "seqcls_fast": fresh,
+        "torch.nn packed": TorchTwin(fresh),
+        "torch.nn padded": TorchTwin(fresh, packed=False),
+    }
+    trainers = {name: Trainer(model) for name, model in models.items()}
+    first, *rest = batches(classifier, data, rounds + 1)
+    losses = {}
+    for name, trainer in trainers.items():
+        torch.manual_seed(0)  # every model drops out the same values
+        losses[name] = trainer.step(*first)
+    print("first loss: " + ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items()))
+    if max(losses.values()) - min(losses.values()) > 1e-5:
+        sys.exit("the first losses differ: the steps are not the same computation, so no timing is shown")
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    for number, batch in enumerate(batches(classifier, data, rounds + 1)):
-        losses = {}
-        for name, trainer in trainers.items():
-            torch.manual_seed(number)  # of the dropout
-            start = time.perf_counter()
-            losses[name] = trainer.step(*batch)
-            if number:  # the first step warms up
-                seconds[name].append(time.perf_counter() - start)
-        if not number:
-            print("first loss: " + ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items()))
-            if max(losses.values()) - min(losses.values()) > 1e-5:
-                sys.exit("the first losses differ: the steps are not the same computation, so no timing is shown")
+    for number, name in turns(trainers, len(rest)):
+        torch.manual_seed(1 + number)
+        seconds[name].append(timed(partial(trainers[name].step, *rest[number]))[0])
     print("training step: " + ", ".join(f"{name} {1e3 * median(times):.1f} ms" for name, times in seconds.items()))
     own, *others = trainers
     best = min(others, key=lambda name: median(seconds[name]))

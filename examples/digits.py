@@ -1,6 +1,6 @@
-"""Trains a SeriesClassifier to read handwritten digits, those that scikit-learn has with it, as series.
+"""Trains a SeriesClassifier on the handwritten digits that come with scikit-learn.
 
-A picture of 8 x 8 pixels becomes a series of 8 steps, its rows from top to bottom, with 8 features each.
+A picture of 8 x 8 pixels is read as a series of 8 steps, its rows from top to bottom, with 8 features each.
 
     python examples/digits.py          a few seconds
 """

@@ -1,11 +1,11 @@
 """A labelled set of source-code snippets, from files that come with Python and torch: nothing is downloaded.
 
-A snippet is two to six consecutive lines. Files, not snippets, are divided into training, validation and test data, and
-no six words in a row stand in two snippets: licences, and code too, repeat from package to package, and what a file has
-in common with one before it is left out. At least half of a snippet's lines hold code, since comments alone are English
-whatever file they are from; comments beside code stay.
+A snippet is two to six consecutive lines. Whole files, not snippets, are divided into training, validation and test
+data. No six words in a row are in two snippets: licences and code repeat from package to package, so a snippet that
+repeats a phrase of an earlier one is left out. At least half of a snippet's lines hold code, since comments alone are
+English whatever file they are from.
 
-    python examples/snippets.py        what is found on this machine, and some of it
+    python examples/snippets.py        how many snippets this machine has, and examples of them
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from itertools import zip_longest
 from pathlib import Path
 from random import Random
 
-FEWEST_FILES = 20  # of a language; with fewer, the test data would be one or two files' habits
+FEWEST_FILES = 20  # of a language: with fewer, one or two files would be all its test data
 PARTS = ("test", "validation", "train")
 SHARES = {"test": 0.2, "validation": 0.1}  # of a language's snippets; the rest is for training
-PHRASE = 6  # words
+PHRASE = 6  # words in a row that no two snippets share
 
-# Words that nvcc knows and a C++ compiler does not, or the names of CUDA's own functions and types.
+# Keywords of CUDA, and names of its functions and types.
 _CUDA = re.compile(
     r"\b__(?:global|device|shared|constant|forceinline|launch_bounds|syncthreads|syncwarp|shfl\w*|ballot\w*|ldg)\w*"
     r"|\b(?:threadIdx|blockIdx|blockDim|gridDim|dim3|warpSize|C10_(?:HOST_)?DEVICE|cuda[A-Z]\w+|CUDA_\w+|GPU_\w+)\b|<<<"
@@ -68,17 +68,20 @@ class Snippets:
 
 @dataclass(frozen=True)
 class Language:
-    """Where its files lie, what in them is a comment, and which files and snippets are surely of that language."""
+    """How to find a language's files and their comments, and which files and snippets are certainly in it."""
 
     name: str
     files: Callable[[], Iterator[Path]]
     comment: str
-    accepts: Callable[[str], object] = bool  # of a file without its comments
-    tells: Callable[[str], object] = bool  # of a snippet
+    accepts: Callable[[str], object] = bool  # is a file in it, by its text without comments
+    tells: Callable[[str], object] = bool  # is a snippet in it
 
 
 def build(seed: int = 0, snippets: int = 1400, files: int = 300) -> Snippets:
-    """Up to so many snippets of each language, from up to so many files: the same ones for a seed on one machine."""
+    """At most ``snippets`` snippets of each language, from at most ``files`` files.
+
+    On one machine a seed always gives the same snippets.
+    """
     found, taken = Snippets(), set[str]()
     for language in LANGUAGES:
         rng = Random(f"{seed} {language.name}")
@@ -87,7 +90,7 @@ def build(seed: int = 0, snippets: int = 1400, files: int = 300) -> Snippets:
             there = f"expected at least {FEWEST_FILES} files that differ but found {len(chosen)}"
             found.notes.append(f"{language.name} is left out: {there}")
             continue
-        most = max(4, 2 * snippets // len(chosen))  # of a file, so that none outweighs the others
+        most = max(4, 2 * snippets // len(chosen))  # snippets of a file, so that none outweighs the others
         _divide(found, [_cut(language, path, text, most, rng, taken) for path, text in chosen], snippets)
     for part in PARTS:
         Random(f"{seed} {part}").shuffle(getattr(found, part))
@@ -95,9 +98,10 @@ def build(seed: int = 0, snippets: int = 1400, files: int = 300) -> Snippets:
 
 
 def _divide(found: Snippets, pool: list[list[Snippet]], most: int) -> None:
-    """Files in their random order go to test, then validation, until these have their share; what is left trains."""
+    """Gives whole files to test, then to validation, until each has its share of snippets, and the rest to train."""
     pool = [file for file in pool if file]
-    dealt = [s for layer in zip_longest(*pool) for s in layer if s]  # one of each file, then a second of each, ...
+    # the first snippet of every file, then the second of every file, and so on
+    dealt = [snippet for turn in zip_longest(*pool) for snippet in turn if snippet]
     kept = set(map(id, dealt[:most]))
     total, start = len(kept), 0
     for part in PARTS:
@@ -110,14 +114,14 @@ def _divide(found: Snippets, pool: list[list[Snippet]], most: int) -> None:
 
 
 def _read(language: Language, most: int, rng: Random, taken: set[str]) -> Iterator[tuple[Path, str]]:
-    """Files in random order, without those whose words are all the same as another's (years and holders aside)."""
+    """Files in random order, each text once. Lines about copyright do not make two texts differ."""
     paths = sorted(set(language.files()))
     rng.shuffle(paths)
     count = 0
     for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")
         if path.name == "METADATA":
-            text = text.partition("\n\n")[2]  # the fields in front of the description
+            text = text.partition("\n\n")[2]  # leaves out the fields before the description
         if not language.accepts(_without(language.comment, text)):
             continue
         words = " ".join(_words("\n".join(line for line in text.splitlines() if "copyright" not in line.lower())))
@@ -131,7 +135,7 @@ def _read(language: Language, most: int, rng: Random, taken: set[str]) -> Iterat
 
 
 def _cut(language: Language, path: Path, text: str, most: int, rng: Random, taken: set[str]) -> list[Snippet]:
-    """Consecutive pieces of a file, at most so many."""
+    """At most ``most`` snippets of a file."""
     lines, code = text.split("\n"), _without(language.comment, text).split("\n")
     pieces, start = [], 0
     while start < len(lines):
@@ -155,7 +159,7 @@ def _cut(language: Language, path: Path, text: str, most: int, rng: Random, take
 
 
 def _is_new(text: str, taken: set[str]) -> bool:
-    """Whether no phrase of it stands in a snippet taken before; if so, it is taken."""
+    """Whether no phrase of the text is in ``taken``, to which its phrases are then added."""
     words = _words(text)
     phrases = {" ".join(words[i : i + PHRASE]) for i in range(max(1, len(words) - PHRASE + 1))}
     if len(words) < 3 or not phrases.isdisjoint(taken):
@@ -169,7 +173,7 @@ def _words(text: str) -> list[str]:
 
 
 def _without(comment: str, text: str) -> str:
-    """The text without its comments, its lines where they were."""
+    """The text without its comments, as many lines as before."""
     return re.sub(comment, lambda match: "\n" * match[0].count("\n"), text, flags=re.MULTILINE) if comment else text
 
 
@@ -192,25 +196,25 @@ def _under(folder: Path, patterns: Sequence[str], without: Sequence[str] = ()) -
 
 
 def _stdlib(*patterns: str) -> Iterator[Path]:
-    """Without tests, which hold deliberate nonsense, installed packages, and tables in the form of Python."""
+    """Files of Python's library, but no tests, installed packages or tables written as Python."""
     without = ("test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3")
     return _under(Path(sysconfig.get_paths()["stdlib"]), patterns, without)
 
 
 def _headers() -> Iterator[Path]:
-    """torch's without ATen/ops and the like, thousands of files that a program wrote from one pattern."""
+    """torch's headers without ATen/ops and the like, which are thousands of generated files."""
     return _under(_torch() / "include", ["*.h", "*.hpp"], ["ops", "generated"])
 
 
 def _c_headers() -> Iterator[Path]:
     yield from _headers()
     for path in _under(Path(sysconfig.get_paths()["include"]), ["*.h"]):
-        if "opcode" not in path.name:  # long tables of numbers and names
+        if "opcode" not in path.name:  # these are long tables of numbers and names
             yield path
 
 
 def _english() -> Iterator[Path]:
-    """Licences, and descriptions of packages, of whatever lies beside torch; Python's own licence."""
+    """Licences and descriptions of the packages installed beside torch, and Python's own licence."""
     for folder in _torch().parent.glob("*.dist-info"):
         yield from _under(folder, ["METADATA", "LICEN[CS]E*", "COPYING*", "NOTICE*", "README*"])
     yield from _stdlib("LICENSE*", "README*")
@@ -235,7 +239,10 @@ def _plain(text: str) -> bool:
 
 
 def _is_prose(text: str) -> bool:
-    """Letters and the marks between words, in half of the lines a word that no code has: readme files hold code too."""
+    """Whether lines are nearly all letters and punctuation and half of them have a word that is in no code.
+
+    Readme files hold code too, which this leaves out.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     lettered = all(len(re.findall(r"[A-Za-z ,.'\"()-]", line)) >= 0.92 * len(line) for line in lines)
     return lettered and 2 * sum(bool(_ENGLISH.search(line)) for line in lines) >= len(lines)
@@ -243,8 +250,8 @@ def _is_prose(text: str) -> bool:
 
 _C_COMMENT = r"/\*[\s\S]*?\*/|^[ \t]*//.*$"
 _HASH = r"^[ \t]*#.*$"
-# A header is C if C compilers are meant to read it and nothing in it is C++, C++ if something is; others are skipped.
-# Of CUDA's headers most lines are plain C++, so a snippet counts as CUDA by a word of CUDA's, and none as C++ with one.
+# A header is C if it is meant for C compilers and has nothing of C++, and C++ in the opposite case; others are skipped.
+# Most lines of CUDA's headers are plain C++, so a snippet is CUDA if it has a word of CUDA's, and only then.
 LANGUAGES = (
     Language("Python", lambda: _stdlib("*.py"), r'("""|\'\'\')[\s\S]*?\1|' + _HASH),
     Language("C", _c_headers, _C_COMMENT, _is_c, _plain),

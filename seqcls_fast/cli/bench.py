@@ -9,11 +9,11 @@ import argparse
 import copy
 import math
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from ..toolkit.timing import timed, turns
 from .shared import add_command, count, load, print_json, random_batch
 
 __all__ = ["add"]
@@ -38,6 +38,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..classifier import SequenceClassifier
+    from ..toolkit.twin import TorchTwin
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -51,19 +52,19 @@ def _bench(arguments: argparse.Namespace) -> None:
             module.dropout = 0.0
     x, lengths = random_batch(model, arguments.rows, longest=200)
     y = torch.randint(model.num_classes, (arguments.rows,))
-    peer = copy.deepcopy(model)
-    models = {"seqcls_fast": model, "torch.nn": _with_torch(peer)}
+    models = {"seqcls_fast": model, "torch.nn": TorchTwin(model)}
     steps = {name: _step(each, torch.optim.Adam(each.parameters()), x, lengths, y) for name, each in models.items()}
     losses = {name: step() for name, step in steps.items()}
     if not math.isclose(*losses.values(), rel_tol=1e-3, abs_tol=1e-4):
         raise RuntimeError(f"bench: expected equal first losses but got {losses}, so no timing is shown")
-    answer = {"training step": _interleaved(steps, arguments.rounds)}
+    answer = {"training step": _median_seconds(steps, arguments.rounds)}
     for each in models.values():
         each.eval()
     model.prepare_inference()
     for name, rows in {"inference": (x, lengths), "one row": (x[:1, :30], lengths[:1].clamp(max=30))}.items():
         with torch.inference_mode():
-            answer[name] = _interleaved({key: partial(each, *rows) for key, each in models.items()}, arguments.rounds)
+            calls = {key: partial(each, *rows) for key, each in models.items()}
+            answer[name] = _median_seconds(calls, arguments.rounds)
     described = {
         "model": f"{model.cell}, {model.num_layers} x {model.hidden_size}{' both ways' * model.bidirectional}",
         "rows": arguments.rows, "steps": int(lengths.sum()), "threads": torch.get_num_threads(), "seconds": answer,
@@ -76,33 +77,6 @@ def _bench(arguments: argparse.Namespace) -> None:
     for name, seconds in answer.items():
         ours, theirs = seconds.values()
         print(f"{name:<16}{1e3 * ours:12.3f}{1e3 * theirs:18.3f}{theirs / ours:8.1f}")
-
-
-def _with_torch(model: Any) -> Any:
-    """Puts torch.nn's encoder, which takes packed sequences, into the classifier."""
-    from torch import nn
-    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-    from ..classifier import SequenceClassifier
-
-    class Packed(SequenceClassifier):
-        def _encode(self, x: Any, lengths: Any) -> tuple[Any, Any]:
-            rows = x if self.embedding is None else self.embedding(x)
-            packed = pack_padded_sequence(rows, lengths, batch_first=True, enforce_sorted=False)
-            output, final = self.encoder(packed)
-            wanted = self.pooling != "last"
-            output = pad_packed_sequence(output, batch_first=True, total_length=x.size(1))[0] if wanted else None
-            return output, final if self.cell != "lstm" else final[0]
-
-    options = {"nonlinearity": model.cell.removeprefix("rnn_")} if model.cell.startswith("rnn") else {}
-    kind = getattr(nn, "RNN" if options else model.cell.upper())
-    encoder = kind(
-        model.input_size, model.hidden_size, model.num_layers, batch_first=True, bidirectional=model.bidirectional,
-        **options,
-    )  # fmt: skip
-    encoder.load_state_dict(model.encoder.state_dict())
-    model.encoder, model.__class__ = encoder, Packed
-    return model
 
 
 def _step(model: Any, optimizer: Any, x: Any, lengths: Any, y: Any) -> Callable[[], float]:
@@ -120,12 +94,8 @@ def _step(model: Any, optimizer: Any, x: Any, lengths: Any, y: Any) -> Callable[
     return step
 
 
-def _interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each. The runs take turns, so that a busy machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, once in runs.items():
-            start = time.perf_counter()
-            once()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def _median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _, name in turns(calls, rounds):
+        samples[name].append(timed(calls[name])[0])
+    return {name: statistics.median(seconds) for name, seconds in samples.items()}

@@ -13,8 +13,9 @@ import torch
 
 from seqcls_fast import _ext
 from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
-from seqcls_fast.cli import bench, shared
-from seqcls_fast.toolkit import estimators, parameter_table
+from seqcls_fast.cli import shared
+from seqcls_fast.toolkit import estimators, parameter_table, twin
+from seqcls_fast.toolkit.twin import TorchTwin
 from support.commands import refused, told
 
 
@@ -51,7 +52,7 @@ def test_bench_compares_the_same_model(cell: str, pooling: str) -> None:
     x, lengths = shared.random_batch(model, 9, longest=40)
     with torch.no_grad():
         expected = model(x, lengths)
-        torch.testing.assert_close(bench._with_torch(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(TorchTwin(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bench(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,13 +66,11 @@ def test_bench(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> Non
 def test_bench_refuses_to_compare_different_models(
     made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = bench._with_torch
+    class Other(TorchTwin):
+        def __init__(self, model: Any) -> None:
+            super().__init__(model)
+            with torch.no_grad():
+                self.model.head.bias += torch.arange(model.num_classes)
 
-    def changed(model: Any) -> Any:
-        model = original(model)
-        with torch.no_grad():
-            model.head.bias += torch.arange(model.num_classes)
-        return model
-
-    monkeypatch.setattr(bench, "_with_torch", changed)
+    monkeypatch.setattr(twin, "TorchTwin", Other)
     assert "expected equal first losses" in refused(capsys, "bench", made.model, "--rounds", "1", "--rows", "4")

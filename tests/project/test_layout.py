@@ -24,6 +24,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("nn",),
     ("classifier", "conversion", "export"),
     ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks", "toolkit.parameter_table"),
+    ("toolkit.timing", "toolkit.twin"),
     ("toolkit.data",),
     ("toolkit.evaluation",),
     ("toolkit.store", "toolkit.inputs"),
