@@ -1,7 +1,7 @@
-"""What a measurement leaves behind: rows of JSON lines, raw enough that every published figure can be computed again.
+"""The results of measurements, a row each, and the files that hold them as lines of JSON.
 
-Nothing here is derived before it is written: medians, ratios and intervals come from the blocks' own times, in the
-report. Needs the standard library alone.
+A file holds the times of single samples; medians, ratios and intervals are computed from them when they are reported.
+Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ RESAMPLES = 300
 
 @dataclass
 class Side:
-    """What one engine took: an entry per round, None where every block of the round was disturbed."""
+    """The samples of one engine: an entry per round, None if the machine was busy at every try."""
 
-    rounds: list[float | None] = field(default_factory=list)  # seconds a call, or what the row counts
-    least: float | None = None  # of the disturbed blocks
+    rounds: list[float | None] = field(default_factory=list)  # seconds per call, or bytes
+    least: float | None = None  # of the samples taken while the machine was busy
     error: float | None = None  # distance from float64
-    note: str = ""  # why there is no time, or what is special about it
+    note: str = ""  # why there is no time, or in which way it is special
+
+    def add(self, value: float, good: bool) -> None:
+        """Adds a round of a single sample, which is good if the machine was not busy."""
+        self.rounds.append(value if good else None)
+        if not good:
+            self.least = min(value, self.least or value)
 
     @property
     def good(self) -> list[float]:
@@ -42,12 +48,12 @@ class Side:
 
     @property
     def starred(self) -> bool:
-        """A single good block may be luck: the probes look at the machine before and after it, not during it."""
+        """Whether fewer than two samples are good: a single one may be luck, as no probe runs during a sample."""
         return self.measured and len(self.good) < 2 and self.least is not None
 
     @property
     def value(self) -> float:
-        """The median of the undisturbed blocks, or the least of what was seen."""
+        """The median of the good samples, or the least of all if fewer than two are good."""
         if len(self.good) >= 2 or self.least is None:
             return statistics.median(self.good)
         return min([*self.good, self.least])
@@ -58,12 +64,12 @@ class Row:
     """One line of a table: several sides of one thing, "ours" among them."""
 
     question: str  # the file that asked: layers, latency, ...
-    what: str  # its table: inference, ragged training, ...
-    name: str  # its line: "GRU (8, 10, 16, 32)"
+    what: str  # the table it is in: inference, ragged training, ...
+    name: str  # the name of its line: "GRU (8, 10, 16, 32)"
     threads: int
     sides: dict[str, Side]
     unit: str = "s"  # "s" or "bytes"; less is better
-    bounds: dict[str, float] = field(default_factory=dict)  # what limits it -> seconds it takes at least
+    bounds: dict[str, float] = field(default_factory=dict)  # the least seconds, for each thing that limits the speed
     gflop: float | None = None
 
     @property
@@ -72,7 +78,7 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Of the bound, reached."""
+        """The share of the bound that ours reaches."""
         ours = self.sides["ours"]
         return max(self.bounds.values()) / ours.value if self.bounds and ours.measured else None
 
@@ -80,14 +86,14 @@ class Row:
         return [name for name, side in self.sides.items() if side.measured and not name.startswith("ours")]
 
     def ratio(self, name: str) -> Ratio:
-        """How many times more than "ours" a side took."""
+        """A side's time or bytes divided by those of "ours"."""
         return Ratio.of(self.sides[name], self.sides["ours"])
 
 
 class Ratio(NamedTuple):
-    """Ratio of medians over the rounds good for both sides, and the middle 95 % of what resampling them makes of it.
+    """The ratio of two sides' medians over the rounds that are good for both, and its 95 % bootstrap interval.
 
-    With fewer than three such rounds it is the ratio of what each side has, without an interval.
+    With fewer than three such rounds it is the ratio of the two sides' values, without an interval.
     """
 
     value: float
@@ -96,9 +102,8 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, slow: Side, fast: Side) -> Ratio:
-        pairs = [
-            (a, b) for a, b in zip(slow.rounds, fast.rounds, strict=False) if a is not None and b is not None
-        ]  # a side that was called once has one round
+        both = zip(slow.rounds, fast.rounds, strict=False)  # a side that was called once has fewer rounds
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
         if len(pairs) < 3:
             return cls(slow.value / fast.value, math.nan, math.nan)
 
@@ -110,24 +115,19 @@ class Ratio(NamedTuple):
         edge = round(0.025 * RESAMPLES)
         return cls(ratio(pairs), drawn[edge], drawn[-1 - edge])
 
-    @property
-    def certain(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return self.low > 1 or self.high < 1
-
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
 def csrc_hash(root: Path = ROOT) -> str:
-    """Of the kernels' sources: rows of another hash are of another build."""
+    """The hash of all files under csrc/, names included: results of another hash are those of other kernels."""
     sources = sorted(path for path in (root / "csrc").rglob("*") if path.is_file())
     content = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sources)
     return hashlib.sha256(content).hexdigest()[:12]
 
 
 def file_of(machine: str) -> Path:
-    """Results are kept by CPU model."""
+    """The file of a CPU model."""
     return RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
 
 
@@ -136,7 +136,7 @@ def write_run(facts: dict[str, Any], to: TextIO) -> None:
 
 
 def write(row: Row, to: TextIO) -> None:
-    """Times to five digits, which is more than any of them is worth."""
+    """Appends a row, its times rounded to five digits."""
 
     def rounded(value: Any) -> Any:
         if isinstance(value, float):
@@ -150,7 +150,7 @@ def write(row: Row, to: TextIO) -> None:
 
 @dataclass
 class Measured:
-    """A row and the run it is from."""
+    """A row and the facts of the run that measured it."""
 
     row: Row
     run: dict[str, Any]
@@ -161,7 +161,7 @@ class Measured:
 
 
 def load(path: Path) -> list[Measured]:
-    """The rows of a file, the latest of each."""
+    """The rows of a file, the last one of each key."""
     found: dict[tuple[str, str, str, int], Measured] = {}
     run: dict[str, Any] = {}
     for line in path.read_text().splitlines():
@@ -179,7 +179,7 @@ def load(path: Path) -> list[Measured]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """At least `digits` significant digits, never an exponent."""
+    """A number with at least `digits` significant digits and no exponent."""
     decimals = max(0, digits - 1 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{decimals}f}"
 
@@ -195,7 +195,7 @@ def percent(value: float | None) -> str:
 
 
 def mean_of(ratios: Sequence[float]) -> float:
-    """Geometric."""
+    """The geometric mean."""
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 

@@ -1,6 +1,7 @@
-"""The cases of layers for pytest-benchmark: `pytest benchmarks --benchmark-only`, at one thread.
+"""The cases of layers for pytest-benchmark, at one thread: `pytest benchmarks --benchmark-only`.
 
-A group holds the engines of one case; `--benchmark-autosave` and later `--benchmark-compare` set two runs side by side.
+A group holds the engines of one case. `--benchmark-autosave` keeps a run, and `--benchmark-compare` compares a later
+run with it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import pytest
 pytest.importorskip("pytest_benchmark")
 import torch
 
+from seqcls_fast.toolkit.timing import timed
+
 from . import harness, layer_cases, peers
 from .layer_cases import SHAPES, Case
 
@@ -19,7 +22,7 @@ ENGINES = ["ours", *(peer.name for peer in peers.PEERS if peer.installed and pee
 
 
 def _cases() -> list[Any]:
-    shapes = SHAPES[1:7]  # what runs for seconds is for `python -m benchmarks`
+    shapes = SHAPES[1:7]  # larger shapes take seconds and are left to `python -m benchmarks`
     return [
         pytest.param(
             case, name, id=f"{case.what}-{case.cell}-{'x'.join(map(str, case.shape))}-{name}".replace(" ", "-")
@@ -36,7 +39,7 @@ def test_layer(benchmark: Any, case: Case, name: str) -> None:
     benchmark.group = str(case)
     with layer_cases.grad_mode(case):
         engine = harness.engines(case, 1, [name])[name]
-        seconds, result = harness.timed_once(engine.run)
+        seconds, result = timed(engine.run)
         error = layer_cases.error_of(case, engine.values(result))
         assert error <= case.error_bound
         benchmark.extra_info.update(error=error, gflop=layer_cases.gflop_of(case))

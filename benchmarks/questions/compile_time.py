@@ -1,6 +1,6 @@
 """Seconds from weights to the first result: building, converting, tracing or compiling, and one call.
 
-Nothing compiled before is used again. torch.compile of a hand-written loop unrolls it, so that its time grows with T.
+Nothing that was compiled before is used again. torch.compile unrolls a hand-written loop, so its time grows with T.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from functools import partial
 import torch
 
 import seqcls_fast as sf
+from seqcls_fast.toolkit.timing import MIN_ROUNDS, timed, turns
 
-from .. import harness, layer_cases, peers
+from .. import layer_cases, peers
 from ..harness import Session
 from ..layer_cases import Case, Problem, Shape
 from ..rows import Row, Side
@@ -36,16 +37,15 @@ def _row(session: Session, case: Case) -> Row:
             ways[peer.name] = lambda peer=peer: peer.build(problem, session.threads).run()
     sides = {name: Side() for name in ways}
     torch._inductor.config.force_disable_caches = True
-    for number in range(harness.MIN_ROUNDS):
-        for name, way in ways.items():
-            if number == 0 or not name.endswith(("compile", "compiled")):  # seconds long: once is enough
-                torch._dynamo.reset()
-                sides[name].rounds.append(harness.timed_once(way)[0])
+    for number, name in turns(ways, MIN_ROUNDS):
+        if number == 0 or not name.endswith(("compile", "compiled")):  # compiling takes seconds: once is enough
+            torch._dynamo.reset()
+            sides[name].rounds.append(timed(ways[name])[0])
     return Row("compile_time", f"to the first result, {case.what}", f"{case.cell} {case.shape}", session.threads, sides)
 
 
 def _compiled(problem: Problem) -> None:
-    """Our layer in a function of torch.compile's, which holds one operator whatever T."""
+    """Calls our layer compiled by torch.compile, which sees one operator, however large T is."""
     module = torch.compile(problem.module(sf), fullgraph=True)
     h = layer_cases.last_hidden(module(problem.x.clone().requires_grad_(problem.case.training)))
     if problem.case.training:

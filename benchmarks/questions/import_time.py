@@ -1,4 +1,4 @@
-"""Seconds of a whole process that imports what a layer needs, and of one that shows the command's help."""
+"""Seconds of a whole process: one that imports a layer of each library, and one that shows the command's help."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
-from .. import harness
+from seqcls_fast.toolkit.timing import MIN_ROUNDS, timed, turns
+
 from ..harness import Session
 from ..rows import ROOT, Row, Side
 
@@ -32,12 +34,8 @@ def measure(session: Session) -> Iterator[Row]:
 
 def _row(session: Session, name: str, commands: dict[str, list[str]]) -> Row:
     sides = {key: Side() for key in commands}
-    for _ in range(1 if session.quick else harness.MIN_ROUNDS):
-        for key, command in commands.items():
-            seconds, _ = harness.timed_once(
-                lambda words=command: subprocess.run(
-                    [sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-                )
-            )
-            sides[key].rounds.append(seconds)
+    for _, key in turns(commands, 1 if session.quick else MIN_ROUNDS):
+        command = [sys.executable, *commands[key]]
+        seconds, _ = timed(partial(subprocess.run, command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL))
+        sides[key].rounds.append(seconds)
     return Row("import_time", "start of a process", name, session.threads, sides)

@@ -1,4 +1,4 @@
-"""One sequence at a time: the median and the 99th percentile of single calls, and the first call of a new layer."""
+"""One sequence at a time: the median and 99th percentile of single calls, and the first call of a new layer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 
+from seqcls_fast.toolkit.timing import MIN_ROUNDS, Call, timed, turns
+
 from .. import harness, layer_cases
-from ..harness import Run, Session
+from ..harness import Session
 from ..layer_cases import CELLS, Case, Shape
 from ..rows import Row, Side
 
 SHAPES = (Shape(1, 20, 32, 64), Shape(1, 50, 50, 64), Shape(1, 100, 128, 256))
-CALLS = 100  # of a block
+CALLS = 100  # of a sample
 
 
 def measure(session: Session) -> Iterator[Row]:
@@ -26,41 +28,35 @@ def measure(session: Session) -> Iterator[Row]:
 
 def _rows(session: Session, case: Case) -> Iterator[Row]:
     first: dict[str, Side] = {}
-    for _ in range(harness.MIN_ROUNDS):
+    for _ in range(MIN_ROUNDS):
         built = harness.engines(case, session.threads, session.peers)
         for name, engine in built.items():
-            first.setdefault(name, Side()).rounds.append(harness.timed_once(engine.run)[0])
+            first.setdefault(name, Side()).rounds.append(timed(engine.run)[0])
     errors = {n: layer_cases.error_of(case, engine.values(engine.run())) for n, engine in built.items()}
-    runs = {n: engine.run for n, engine in built.items() if errors[n] <= case.error_bound}
-    found = {"first call": {name: first[name] for name in runs}} | _percentiles(session, runs)
+    calls = {n: engine.run for n, engine in built.items() if errors[n] <= case.error_bound}
+    found = {"first call": {name: first[name] for name in calls}} | _percentiles(session, calls)
     for what, sides in found.items():
         for name, side in sides.items():
             side.error = errors[name]
         yield Row("latency", what, f"{case.cell} {case.shape}", session.threads, sides)
 
 
-def _percentiles(session: Session, runs: Mapping[str, Run]) -> dict[str, dict[str, Side]]:
-    """Of the calls of each block; the 99th percentile of so few is the second longest."""
-    found = {what: {name: Side() for name in runs} for what in ("median call", "99th percentile")}
+def _percentiles(session: Session, calls: Mapping[str, Call]) -> dict[str, dict[str, Side]]:
+    """Both of the CALLS calls of each sample. The 99th percentile of 100 calls is the second longest."""
+    found = {what: {name: Side() for name in calls} for what in ("median call", "99th percentile")}
     with harness.no_garbage_collection():
         deadline = time.perf_counter() + 2 * session.allowance
-        for number in range(session.max_rounds):
-            if number >= harness.MIN_ROUNDS and time.perf_counter() > deadline:
-                break
-            for name, run in runs.items():
-                times: list[float] = []
-                _, good = session.guard.block(partial(_clock, run, times), 1, warm=False)
-                times.sort()
-                for what, value in zip(found, (statistics.median(times), times[-2]), strict=True):
-                    side = found[what][name]
-                    side.rounds.append(value if good else None)
-                    if not good:
-                        side.least = min(value, side.least or value)
+        for _, name in turns(calls, session.max_rounds, deadline=deadline):
+            seconds: list[float] = []
+            _, good = session.guard.sample(partial(_time_each, calls[name], seconds), 1, warm=False)
+            seconds.sort()
+            for what, value in zip(found, (statistics.median(seconds), seconds[-2]), strict=True):
+                found[what][name].add(value, good)
     return found
 
 
-def _clock(run: Run, times: list[float]) -> None:
+def _time_each(call: Call, seconds: list[float]) -> None:
     for _ in range(CALLS):
         start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+        call()
+        seconds.append(time.perf_counter() - start)

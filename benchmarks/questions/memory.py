@@ -1,6 +1,6 @@
-"""Peak memory of one call, beyond what the process held before it: each side in a process of its own.
+"""Peak memory of one call beyond what the process held before it. Each side has a process of its own.
 
-python -m benchmarks.questions.memory SIDE WHAT CELL B T I H      one of them; prints bytes
+python -m benchmarks.questions.memory SIDE WHAT CELL B T I H      measures one side and prints bytes
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BASE = (32, 64, 128)  # B, I, H
 
 def measure(session: Session) -> Iterator[Row]:
     if not Path("/proc/self/clear_refs").exists():
-        return  # not Linux
+        return  # Linux alone can reset the high-water mark of memory
     B, I, H = BASE
     for what, sides in list(WHATS.items())[: 1 if session.quick else None]:
         for T in (256,) if session.quick else (256, 1024):
@@ -47,7 +47,7 @@ def _measured(side: str, what: str, cell: str, shape: tuple[int, ...]) -> Side:
     return Side([float(done.stdout.split()[-1])])
 
 
-def _run_of(side: str, what: str, cell: str, shape: tuple[int, ...]) -> Any:
+def _call_of(side: str, what: str, cell: str, shape: tuple[int, ...]) -> Any:
     import seqcls_fast as sf
 
     from .. import layer_cases, peers
@@ -73,11 +73,11 @@ def child(side: str, what: str, cell: str, *sizes: str) -> None:
     shape = tuple(map(int, sizes))
     grad = torch.enable_grad() if "training" in what else torch.inference_mode()
     with grad:
-        _run_of(side, what, cell, (2, 3, *shape[2:]))()  # loads what loads at the first call
-        run = _run_of(side, what, cell, shape)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is held
+        _call_of(side, what, cell, (2, 3, *shape[2:]))()  # libraries that load at the first call are not counted
+        call = _call_of(side, what, cell, shape)
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the memory in use now
         before = _high_water()
-        result = run()
+        result = call()
         print(_high_water() - before)
         del result
 

@@ -1,6 +1,6 @@
 """Gradients of each sample of a batch: by torch.func's vmap(grad(...)), by a loop, and by JAX's vmap(grad(...)).
 
-The batch holds the samples. torch.nn's LSTM is the one cell of its whose per-sample gradients vmap can take.
+Of torch.nn's layers vmap only accepts LSTM.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import seqcls_fast as sf
+from seqcls_fast.toolkit.timing import timed
 
-from .. import harness, layer_cases, peers
+from .. import layer_cases, peers
 from ..harness import Session
 from ..layer_cases import CELLS, SHAPES, Case, Values, last_hidden
 from ..rows import Row, Side
@@ -28,6 +29,7 @@ def measure(session: Session) -> Iterator[Row]:
 
 
 def by_vmap(module: nn.Module, x: Tensor) -> Values:
+    """The gradients of the sum of each sample's final h, (B, ...) by the name of the weight."""
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
     def loss(weights: Values, one: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def _row(session: Session, case: Case) -> Row:
         engines["JAX vmap"] = by_jax(problem)
     errors, first = {}, {}
     for name, engine in engines.items():
-        first[name], result = harness.timed_once(engine.run)
+        first[name], result = timed(engine.run)
         errors[name] = _error(engine.values(result), expected)
     good = [name for name in engines if errors[name] <= case.error_bound]
     row = Row("per_sample", "per-sample gradients", f"{case.cell} {case.shape}", session.threads, {})
@@ -84,5 +86,5 @@ def _row(session: Session, case: Case) -> Row:
 
 
 def _error(values: Values, expected: Values) -> float:
-    """Relative to the largest entry of each gradient."""
+    """The largest error of any gradient, each relative to its own largest entry."""
     return max(float((values[n].double() - want).abs().max() / want.abs().max()) for n, want in expected.items())

@@ -1,4 +1,4 @@
-"""Time against T, B and H, all else as in one shape, to which the report fits exponents; at each thread count."""
+"""Time against T, B and H, one of them varied at a time; the report fits exponents to it."""
 
 from __future__ import annotations
 

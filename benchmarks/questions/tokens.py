@@ -1,7 +1,7 @@
 """Token ids: a table of the vocabulary's projections, against an embedding whose result is projected at every step.
 
-"ours" is what SequenceClassifier chooses: in inference the table that prepare_inference() keeps, in training a table
-where there are few enough ids. The rest of the model is its linear head.
+"ours" does what SequenceClassifier chooses: in inference it uses the table that prepare_inference() keeps, in training
+a table if the vocabulary is small enough. "ours embedding" never uses a table.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 
 import seqcls_fast as sf
 from seqcls_fast import classifier
+from seqcls_fast.toolkit.twin import TorchTwin
 
 from ..harness import Session
 from ..layer_cases import Shape
 from ..rows import Row, Side
-from .classifier import AGREE, TorchClassifier, error_between, infer, train
+from .classifier import AGREE, error_between, infer, train
 
 SHAPES = (Shape(32, 100, 50, 64), Shape(64, 100, 128, 128))
 VOCABULARIES = (100, 10_000)
@@ -35,22 +36,22 @@ def _rows(session: Session, cell: str, shape: Shape, size: int) -> Iterator[Row]
     ids = torch.randint(1, size, (shape.B, shape.T))
     batches = [(ids, torch.full((shape.B,), shape.T))]
     ours = sf.SequenceClassifier(shape.I, shape.H, 5, cell=cell, vocab_size=size)
-    models = {"ours": ours, "ours embedding": _Embedding(ours), "torch": TorchClassifier(ours, packed=False)}
+    models = {"ours": ours, "ours embedding": _Embedding(ours), "torch": TorchTwin(ours, packed=False)}
     name = f"{cell.upper()} {shape}, {size} ids"
     results = {key: infer(model, batches)() for key, model in models.items()}
     for what, make in (("inference", infer), ("training", train)):
         row = Row("tokens", f"tokens, {what}", name, session.threads, {key: Side() for key in models})
-        runs = {key: make(model, batches) for key, model in models.items()}
+        calls = {key: make(model, batches) for key, model in models.items()}
         errors = {key: error_between(result, results["ours"]) for key, result in results.items()}
         if max(errors.values()) <= AGREE:
-            row.sides = session.time(runs)
+            row.sides = session.time(calls)
         else:
             row.sides["ours"].note = f"WRONG: logits differ by {max(errors.values()):.1e}"
         yield row
 
 
 class _Embedding(torch.nn.Module):
-    """A model that embeds and projects every step, whatever a table would save."""
+    """The same model, which embeds and projects every step even where a table would save time."""
 
     def __init__(self, model: sf.SequenceClassifier) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
-"""What surrounds a training step: a second process, data that are read while they are used, and checkpoints.
+"""How fast a training is with a second process, with data read while they are used, and with checkpoints.
 
-    python benchmarks/questions/training.py [--json NAME] [--quick]
+    python -m benchmarks.questions.training [--json NAME] [--quick]
 
-Each comparison alternates between its two sides, whole trainings of a bidirectional GRU on ragged texts (those of
-bench_classifier.py), and compares the medians of tokens per second over epochs, the first left out; processes have one
-thread. Both sides of a pair see the same texts, batch size and number of steps.
+Each is compared with the same training in one process, without checkpoints and with its data in memory: of a
+bidirectional GRU on the ragged texts of classifier.py. Whole trainings are run in turns, and the figure is the median
+of tokens per second over all epochs but the first. Every process has one thread. `python -m benchmarks` does not run
+this question.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from seqcls_fast.toolkit.timing import turns
+
+from ..rows import RESULTS, ROOT
+from .classifier import corpus
+
 BARS = {"two ranks": 1.7, "streaming": 1 / 1.1, "checkpoints": 1 / 1.02}
 TEXTS, BATCH, EPOCHS, ROUNDS = 16_384, 128, 4, 5
 QUICK = 1024, 128, 2, 1
 
 
 def data(count: int) -> tuple[list[str], list[str]]:
-    from .classifier import corpus
-
     return corpus(count), [f"class {i % 5}" for i in range(count)]
 
 
 def train(side: str, texts: int, batch: int, epochs: int, folder: Path) -> dict[str, Any]:
-    """One side in this process, or its share in a process of torchrun's."""
+    """Trains one side in this process, or this process's share of it if torchrun started several."""
     import seqcls_fast as sf
     from seqcls_fast.toolkit.data.stream import Stream
     from seqcls_fast.toolkit.ranks import join
@@ -55,23 +58,14 @@ def train(side: str, texts: int, batch: int, epochs: int, folder: Path) -> dict[
         return {"speed": median(speeds), "seconds": seconds, "writer": ranks.writer}
 
 
-def run(side: str, settings: tuple[int, int, int, int], folder: Path) -> dict[str, Any]:
-    texts, batch, epochs, _ = settings
+def train_apart(side: str, settings: tuple[int, int, int, int], folder: Path) -> dict[str, Any]:
+    """The result of train() in processes of their own."""
+    sizes = ",".join(map(str, settings[:3]))
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if side == "two ranks" else []
-    words = [
-        sys.executable,
-        *ranks,
-        "-m",
-        "benchmarks.questions.training",
-        "--side",
-        side,
-        "--sizes",
-        f"{texts},{batch},{epochs}",
-        "--folder",
-        str(folder),
-    ]
+    program = [*ranks, "-m", "benchmarks.questions.training", "--side", side, "--sizes", sizes]
+    command = [sys.executable, *program, "--folder", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -80,15 +74,14 @@ def measure(settings: tuple[int, int, int, int]) -> list[dict[str, Any]]:
         folder = Path(name)
         (folder / "texts").mkdir()
         X, y = data(settings[0])
-        for part in range(4):
-            with open(folder / "texts" / f"{part}.csv", "w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(["text", "label"])
-                rows.writerows(zip(X[part::4], y[part::4], strict=True))
+        for number in range(4):
+            with open(folder / "texts" / f"{number}.csv", "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["text", "label"])
+                writer.writerows(zip(X[number::4], y[number::4], strict=True))
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("alone", *BARS)}
-        for _ in range(settings[3]):
-            for side, results in found.items():
-                results.append(run(side, settings, folder))
+        for _, side in turns(found, settings[3]):
+            found[side].append(train_apart(side, settings, folder))
     alone = [result["speed"] for result in found["alone"]]
     answer = []
     for side, bar in BARS.items():
@@ -105,7 +98,7 @@ def measure(settings: tuple[int, int, int, int]) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--quick", action="store_true", help="small and once, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a single small round, to see that it runs")
     for name in ("side", "sizes", "folder"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -116,17 +109,18 @@ def main() -> int:
             print(json.dumps(result))
         return 0
     settings = QUICK if arguments.quick else (TEXTS, BATCH, EPOCHS, ROUNDS)
-    rows = measure(settings)
-    for row in rows:
-        verdict = "pass" if row["ratio"] >= row["bar"] else "MISS"
-        spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
+    comparisons = measure(settings)
+    for each in comparisons:
+        verdict = "pass" if each["ratio"] >= each["bar"] else "MISS"
+        spread = f"{each['lowest']:.2f} to {each['highest']:.2f}"
         print(
-            f"{row['what']:<12} {row['tokens_per_second']:>9,.0f} tokens/s, {row['ratio']:.3f} of one process in memory"
-            f" ({spread}; bar {row['bar']:.2f}: {verdict}), {row['with_preparation']:.2f} with reading and encoding"
+            f"{each['what']:<12} {each['tokens_per_second']:>9,.0f} tokens/s, {each['ratio']:.3f} of one process in "
+            f"memory ({spread}; bar {each['bar']:.2f}: {verdict}), {each['with_preparation']:.2f} with reading and "
+            "encoding"
         )
     if arguments.json:
-        path = ROOT / "benchmarks" / "results" / f"{arguments.json}.json"
-        path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        path = RESULTS / f"{arguments.json}.json"
+        path.write_text(json.dumps({"settings": settings, "rows": comparisons}, indent=1) + "\n")
     return 0
 
 

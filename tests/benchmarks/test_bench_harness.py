@@ -1,9 +1,10 @@
-"""The harness on fake clocks and engines: what counts as disturbed, the turns, the gate; and the commands, quickly."""
+"""The harness on fake clocks and engines: busy machines, turns, wrong results; and the commands, on small cases."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,20 +14,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, harness, instructions, layer_cases, peers, rows
+from benchmarks import compare, guard, harness, instructions, layer_cases, peers, rows
+from seqcls_fast.toolkit.timing import MIN_ROUNDS
 
 ROOT = Path(__file__).parents[2]
 
 
 class FakeGuard:
-    """Blocks take what `seconds` says, and are good where `good` does."""
+    """Samples take `seconds(name)` and are good if `good(name, how many the side has had)`."""
 
     def __init__(self, seconds: Callable[[str], float], good: Callable[[str, int], bool]) -> None:
         self.seconds, self.good = seconds, good
         self.order: list[str] = []
 
-    def block(self, run: Any, calls: int, warm: bool) -> tuple[float, bool]:
-        name = run()
+    def sample(self, call: Any, calls: int, warm: bool) -> tuple[float, bool]:
+        name = call()
         self.order.append(name)
         return self.seconds(name), self.good(name, self.order.count(name))
 
@@ -40,7 +42,7 @@ def measured(guard: FakeGuard, names: str = "abc", first: float = 1e-3, **option
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(harness, "calls_per_block", lambda run, min_time: 1)
+    monkeypatch.setattr(harness, "calls_per_sample", lambda call, min_time: 1)
 
 
 def test_sides_take_turns() -> None:
@@ -49,7 +51,7 @@ def test_sides_take_turns() -> None:
     assert "".join(guard.order) == "abc" + "bca" + "cab" + "abc"
 
 
-def test_disturbed_blocks_are_measured_again() -> None:
+def test_samples_of_a_busy_machine_are_repeated() -> None:
     guard = FakeGuard(lambda name: 1.0, lambda name, number: name != "b" or number % 2 == 0)
     sides = measured(guard)
     assert sides["b"].rounds == [1.0] * 4
@@ -58,7 +60,7 @@ def test_disturbed_blocks_are_measured_again() -> None:
     assert guard.order.count("a") == 4
 
 
-def test_a_side_never_left_alone_keeps_its_least() -> None:
+def test_a_side_without_good_samples_keeps_its_least() -> None:
     times = iter([5.0, 3.0, 4.0] * 20)
     guard = FakeGuard(lambda name: next(times) if name == "b" else 1.0, lambda name, number: name != "b")
     side = measured(guard)["b"]
@@ -71,7 +73,7 @@ def test_a_side_never_left_alone_keeps_its_least() -> None:
 def test_time_is_capped_but_three_rounds_are_measured() -> None:
     guard = FakeGuard(lambda name: 1.0, lambda name, number: True)
     sides = measured(guard, max_rounds=50, allowance=0.0)
-    assert len(sides["a"].rounds) == harness.MIN_ROUNDS
+    assert len(sides["a"].rounds) == MIN_ROUNDS
 
 
 def test_a_side_far_behind_is_called_once() -> None:
@@ -79,22 +81,22 @@ def test_a_side_far_behind_is_called_once() -> None:
     sides = {name: lambda name=name: name for name in "ab"}
     first = {"a": 1.0, "b": 3.5}
     found = harness.measure(sides, guard, first=first, min_time=0.0, max_rounds=3, allowance=9.0)  # type: ignore[arg-type]
-    assert found["b"].rounds == [1.0], "the first call was not guarded"
+    assert found["b"].rounds == [1.0], "the first call was no sample"
     assert found["b"].note == "a single call"
     assert guard.order.count("b") == 1
-    disturbed = FakeGuard(lambda name: 1.0, lambda name, number: name != "b")
-    found = harness.measure(sides, disturbed, first=first, min_time=0.0, max_rounds=3, allowance=9.0)  # type: ignore[arg-type]
+    busy = FakeGuard(lambda name: 1.0, lambda name, number: name != "b")
+    found = harness.measure(sides, busy, first=first, min_time=0.0, max_rounds=3, allowance=9.0)  # type: ignore[arg-type]
     assert found["b"].starred
 
 
-def test_threads_that_shared_a_cpu_are_a_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block that used less CPU time than its side's others, though nobody else is seen."""
+def test_threads_that_shared_a_cpu_spoil_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a sample used less CPU time than the side's others, though no other process is seen."""
     clock = {"elapsed": 0.0, "used": 0.0}
     usage = lambda who: SimpleNamespace(ru_utime=clock["used"], ru_stime=0.0, ru_nivcsw=0)  # noqa: E731
-    monkeypatch.setattr(harness.resource, "getrusage", usage)
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock["elapsed"])
+    monkeypatch.setattr(guard.resource, "getrusage", usage)
+    monkeypatch.setattr(guard.time, "perf_counter", lambda: clock["elapsed"])
     peak = SimpleNamespace(quiet_gflops=lambda *a: 100.0, gflops=lambda *a: 100.0)
-    guard = harness.Guard(peak, 2, "any")  # type: ignore[arg-type]
+    watch = guard.Guard(SimpleNamespace(peak=peak, threads=2, kind="any"))  # type: ignore[arg-type]
 
     def run(busy: float) -> None:
         clock["elapsed"] += 0.01
@@ -102,8 +104,8 @@ def test_threads_that_shared_a_cpu_are_a_disturbance(monkeypatch: pytest.MonkeyP
 
     both, one = iter([2.0, 1.9, 1.0, 2.0]), iter([1.0, 1.0])
     on_both, on_one = lambda: run(next(both)), lambda: run(next(one))
-    assert [guard.block(on_both, 1, False)[1] for _ in range(4)] == [True, True, False, True]
-    assert [guard.block(on_one, 1, False)[1] for _ in range(2)] == [True, True], "an engine of one thread"
+    assert [watch.sample(on_both, 1, False)[1] for _ in range(4)] == [True, True, False, True]
+    assert [watch.sample(on_one, 1, False)[1] for _ in range(2)] == [True, True], "an engine of one thread"
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_bounds_follow_the_machine(session: harness.Session) -> None:
 
 
 def test_questions() -> None:
-    """A small row of each, in one process; those that start processes of their own are left to bench-quick."""
+    """A small row of each in one process. `make bench-quick` runs the questions that start processes of their own."""
     code = (
         "import sys; sys.path[:0] = ['.']\n"
         "import importlib\nfrom benchmarks import harness, rows\n"
@@ -213,15 +215,21 @@ def test_compare_finds_what_became_slower(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compare_with_itself(tmp_path: Path) -> None:
-    """The real processes, on one case."""
-    here = compare.Worker(ROOT, 1)
-    seconds = float(here.ask("case", 1, 0)[0])
-    block, good = map(float, here.ask("block", 2))
-    here.close()
-    assert seconds > 0
-    assert block > 0
-    assert good in (0, 1)
-    assert here.process.returncode == 0
+    """A real process, on one case; and one with a package that lacks what older revisions have elsewhere."""
+    older = tmp_path / "seqcls_fast"
+    shutil.copytree(ROOT / "seqcls_fast", older, ignore=shutil.ignore_patterns("toolkit", "cli", "__pycache__"))
+    for tree in (ROOT, tmp_path):
+        worker = compare.Worker(tree, 1)
+        seconds = float(worker.ask("case", 1, 0)[0])
+        sample, good = map(float, worker.ask("sample", 2))
+        worker.close()
+        assert seconds > 0
+        assert sample > 0
+        assert good in (0, 1)
+        assert worker.process.returncode == 0
+    shutil.rmtree(older)
+    with pytest.raises(SystemExit, match="ended before it answered"):
+        compare.Worker(tmp_path, 1).ask("case", 1, 0)
 
 
 def test_compare_refuses_an_unknown_revision() -> None:
