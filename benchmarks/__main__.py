@@ -1,7 +1,7 @@
-"""`python -m benchmarks [QUESTION ...]`: every question, written to benchmarks/results by the model of the CPU.
+"""`python -m benchmarks [QUESTION ...]`: measures and appends to the file of this CPU's model in benchmarks/results.
 
-Each thread count has a process of its own, bound to so many CPUs before any engine starts: that is the one limit which
-all of them keep. It takes the last CPUs, as the first one serves the machine's interrupts.
+Each thread count has a process of its own, which is bound to as many CPUs before any engine starts: no other limit is
+kept by all engines. It takes the last CPUs, because the first one serves the machine's interrupts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 QUESTIONS = (
     "layers", "latency", "tokens", "classifier", "scaling", "per_sample", "compile_time", "import_time", "memory",
 )  # fmt: skip
-AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # more threads would answer nothing else
+AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # the number of threads makes no difference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,11 +28,11 @@ def parser() -> argparse.ArgumentParser:
     counts = "1,2" if (os.cpu_count() or 1) > 1 else "1"
     found.add_argument("--threads", metavar="N,...", default=counts, help=f"thread counts (default: {counts})")
     found.add_argument("--quick", action="store_true", help="one thread, small sizes, few short rounds")
-    found.add_argument("--row-seconds", type=float, default=0.4, metavar="S", help="a row takes about as long")
-    found.add_argument("--rounds", type=int, default=9, metavar="N", help="at most so many (default: 9)")
-    found.add_argument("--peers", metavar="NAME,...", help="these peers of layers alone (default: all installed)")
-    found.add_argument("--json", type=Path, metavar="FILE", help="append there instead")
-    found.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # this is a process of one thread count
+    found.add_argument("--row-seconds", type=float, default=0.4, metavar="S", help="of each row, about (default: 0.4)")
+    found.add_argument("--rounds", type=int, default=9, metavar="N", help="of timing, at most (default: 9)")
+    found.add_argument("--peers", metavar="NAME,...", help="compare layers with these (default: all installed)")
+    found.add_argument("--json", type=Path, metavar="FILE", help="append to this file instead")
+    found.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # set for the process of one thread count
     return found
 
 
@@ -46,12 +46,12 @@ def bind(threads: int) -> None:
 
 
 def answer(arguments: argparse.Namespace, threads: int) -> int:
-    """Measures in this process; 1 where a result of ours was wrong."""
+    """Measures in this process. The exit status is 1 if a result of ours was wrong."""
     bind(threads)
     from . import harness, machine, rows
 
     names = arguments.peers.split(",") if arguments.peers else None
-    warnings.simplefilter("ignore")  # torch's own, of what is slow in its layers or switched off on purpose
+    warnings.simplefilter("ignore")  # torch warns of its own layers, and of features that are off on purpose
     session = harness.Session(
         threads, quick=arguments.quick, row_seconds=arguments.row_seconds, max_rounds=arguments.rounds, names=names
     )
@@ -69,7 +69,8 @@ def answer(arguments: argparse.Namespace, threads: int) -> int:
                 print(rows.described(row), flush=True)
                 wrong += not row.sides["ours"].measured
             print(f"-- {question} at {threads} thread(s): {time.perf_counter() - start:.0f} s", flush=True)
-    print(f"{session.guard.accepted} blocks counted, {session.guard.rejected} discarded as disturbed")
+    guard = session.guard
+    print(f"{guard.accepted} timing samples kept, {guard.rejected} discarded because the machine was busy")
     return 1 if wrong else 0
 
 

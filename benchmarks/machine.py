@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured by peak.cpp, the bounds that follow for a case, and the facts of a run."""
+"""The limits of this machine, measured by peak.cpp; the least time that they allow a case; and the facts of a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from seqcls_fast import _ext, ops
 from . import layer_cases, rows
 from .layer_cases import Case
 
-# Clocks that activations take per 16 values and step, where two 512-bit multiply-adds are issued in one; the backward's
-# elementwise part was never set for RNN.
+# Clocks that the activations of 16 values take in a step, on a core that issues two 512-bit multiply-adds per clock.
+# Those of RNN's backward were never counted.
 FORWARD_CLOCKS = {"RNN": 9.1, "GRU": 26.1, "LSTM": 43.7}
 BACKWARD_CLOCKS = {"RNN": 0.0, "GRU": 10.0, "LSTM": 21.0}
-WIDE = 64  # float32 operations per clock of such a core; one with fewer needs clocks in proportion
+WIDE = 64  # float32 operations of such a core per clock; a core with fewer needs more clocks in proportion
 PACKAGES = ("onnxruntime", "openvino", "jax")
 
 
 def _build_peak_library() -> ctypes.CDLL:
-    """Compile peak.cpp once per version of its text and load it."""
+    """Compiles peak.cpp, once for each version of its text, and loads it."""
     source = Path(__file__).with_name("peak.cpp")
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "seqcls_fast"
@@ -44,7 +44,7 @@ def _build_peak_library() -> ctypes.CDLL:
         if compiler is None:
             raise RuntimeError("benchmarks/peak.cpp: expected a C++17 compiler ($CXX, c++, g++ or clang++), found none")
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:  # renamed when whole: two runs may build at once
+        with tempfile.TemporaryDirectory(dir=cache) as folder:  # for two processes that build at once
             built = Path(folder) / library.name
             flags = ["-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
             subprocess.run([compiler, *flags, str(source), "-o", str(built)], check=True)
@@ -56,30 +56,31 @@ def _build_peak_library() -> ctypes.CDLL:
 
 
 class Peak:
-    """The measured limits of this machine. `kind` is ISA-dtype, for instance "avx512-float32"."""
+    """Measures the limits of this machine. A `kind` is ISA-dtype, for instance "avx512-float32"."""
 
     def __init__(self) -> None:
         self._library = _build_peak_library()
 
     def gflops(self, kind: str, threads: int, seconds: float = 0.002) -> float:
-        """One measurement; -1 where the CPU cannot run this kind."""
+        """One measurement, or -1 if the CPU cannot run this kind."""
         return self._library.peak_gflops(kind.encode(), threads, ctypes.c_double(seconds))
 
     def quiet_gflops(self, kind: str, threads: int, tries: int = 40) -> float:
-        """The best of several short measurements: somebody else's load can only lower one."""
+        """The best of several short measurements, since other processes can only lower one."""
         return max(self.gflops(kind, threads) for _ in range(tries))
 
     def widest(self) -> str:
-        """The widest instruction set with a float32 peak here: what impl="auto" is measured against."""
+        """The widest instruction set of this CPU."""
         return next(isa for isa in ("avx512", "avx2", "base") if self.gflops(f"{isa}-float32", 1) > 0)
 
     def clock_ghz(self, gflops_per_thread: float) -> tuple[float, int]:
-        """(clock, flop per clock): a chain of multiplies times the clock roughly, the FMA peak then gives it exactly.
+        """(clock, flop per clock) of a thread with this multiply-add peak.
 
-        The flop per clock is the power of two nearest to peak / rough clock (64 for two 512-bit FMA ports in float32).
+        A chain of multiplications gives the clock roughly. The flop per clock is the power of two nearest to the peak
+        divided by it, 64 for two 512-bit units in float32, and the peak divided by that is the clock exactly.
         """
         rough = max(self._library.clock_ghz(ctypes.c_double(0.003)) for _ in range(10))
-        if rough <= 0:  # no such chain for this CPU: assume two 128-bit ports
+        if rough <= 0:  # peak.cpp has no such chain for this CPU: assume two 128-bit units
             return gflops_per_thread / 16, 16
         per_clock = 2 ** round(math.log2(gflops_per_thread / rough))
         return gflops_per_thread / per_clock, per_clock
@@ -101,20 +102,20 @@ class Machine:
         self.kind = f"{self.isa}-float32"
         self.clock, self.flop_per_clock = self.peak.clock_ghz(self.peak.quiet_gflops(self.kind, 1))
         sizes = [2**power for power in range(4, 19)]
-        self.reads = {size: self.peak.read_gbs(size, threads) for size in sizes}  # of KB, each thread its own
-        for larger, smaller in zip(reversed(sizes), reversed(sizes[:-1]), strict=False):  # never slower, but for noise
+        self.reads = {size: self.peak.read_gbs(size, threads) for size in sizes}  # by the KB that each thread reads
+        for larger, smaller in zip(reversed(sizes), reversed(sizes[:-1]), strict=False):  # less data is not slower
             self.reads[smaller] = max(self.reads[smaller], self.reads[larger])
 
     def read_gbs(self, size: float) -> float:
-        """GB/s of all threads together from the cache that holds so many bytes in all, or from memory."""
+        """GB/s of all threads together, from the smallest cache that holds ``size`` bytes in all, or from memory."""
         fitting = (gbs for kilobytes, gbs in self.reads.items() if size <= 1024 * kilobytes * self.threads)
         return next(fitting, self.reads[max(self.reads)])
 
     def bounds(self, case: Case, float32_gflops: float) -> dict[str, float]:
-        """The least seconds for a case, for each of the things that may limit it; ``float32_gflops`` is the peak now.
+        """The least seconds of a case, for each of the things that may limit it. ``float32_gflops`` is the peak now.
 
-        arithmetic: the products at the multiply-add peak, and the activations. weights: the recurrent weights are read
-        at every step of the longest row. traffic: everything moves once, from where all of it fits.
+        arithmetic: the products at the multiply-add peak, and the activations. weights: reading the recurrent weights
+        at every step of the longest sequence. traffic: moving all data once, from the cache that all of it fits in.
         """
         gflops, size = float32_gflops, layer_cases.weight_bytes_per_step(case)
         if case.dtype == "bfloat16" and "avx512_bf16" in ops.available_impls():
@@ -122,7 +123,7 @@ class Machine:
         clocks = FORWARD_CLOCKS[case.cell] + (BACKWARD_CLOCKS[case.cell] if case.training else 0.0)
         clocks *= max(1.0, WIDE / self.flop_per_clock)
         vectors = layer_cases.row_steps(case) * case.directions * case.layers * math.ceil(case.shape.H / 16)
-        clock = float32_gflops / self.flop_per_clock  # of all threads
+        clock = float32_gflops / self.flop_per_clock  # of all threads together
         longest = int(layer_cases.lengths_of(case.shape).max()) if case.ragged else case.shape.T
         streams = longest * size * case.directions * case.layers * (2 if case.training else 1)
         traffic = layer_cases.bytes_of(case)
@@ -133,7 +134,7 @@ class Machine:
         }
 
     def sgemm_gflops(self, size: int = 512) -> float:
-        """What torch.mm makes of the peak."""
+        """GFLOP/s that torch.mm reaches."""
         a, best = torch.ones(size, size), math.inf
         for _ in range(10):
             start = time.perf_counter()
@@ -158,7 +159,7 @@ class Machine:
         return lines
 
     def facts(self) -> dict[str, Any]:
-        """What has to be known to compare two results."""
+        """The facts that one needs to compare two results."""
         changed = _git("status", "--porcelain", "--", "csrc", "seqcls_fast")
         return {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -199,7 +200,7 @@ def cpu_model() -> str:
 
 
 def pinning() -> str:
-    """Where the threads may run, and the variables that would bind them."""
+    """The CPUs that threads may run on, and the environment variables that change where they run or how they wait."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     names = ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY", "MALLOC_MMAP_THRESHOLD_")
     settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]

@@ -1,7 +1,7 @@
-// What this machine can do at most: FMA peak per instruction set and type, core clock, read bandwidth, core-to-core round trip.
-// Built on demand by harness.py with the system C++ compiler and called through ctypes; it knows nothing of the package.
-// Every kernel is one loop of independent multiply-add chains that never leave registers; a rate is that of the slowest
-// thread times the number of threads, so a thread that lost its core to somebody else shows.
+// Measures the limits of this machine: multiply-add peak per instruction set and type, core clock, read bandwidth,
+// core-to-core round trip. machine.py builds it with the system's C++ compiler and calls it through ctypes; it uses
+// nothing of the package. Every peak kernel is a loop of independent chains of multiply-adds that stay in registers. A
+// rate is the slowest thread's times the number of threads, so it shows if another process took one thread's core.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -19,13 +19,14 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr long kRounds = 16384;  // of one chunk, about 30 us; the clock is read between chunks
 
-// Runs work() on every thread until `seconds` have passed; returns the slowest thread's chunks per second times the threads.
+// Runs work() on every thread until `seconds` have passed. Returns the chunks per second of the slowest thread, times
+// the number of threads.
 template <class Work>
 double rate(int threads, double seconds, Work work) {
   std::atomic<int> waiting{threads};
   std::vector<double> rates(threads);
   auto run = [&](int index) {
-    work(index);  // wakes the vector units up
+    work(index);  // cores power their vector units up at first use
     --waiting;
     while (waiting.load() > 0) std::this_thread::yield();
     const auto start = Clock::now();
@@ -47,7 +48,7 @@ double rate(int threads, double seconds, Work work) {
   return slowest * threads;
 }
 
-volatile double sink;  // keeps the chains alive
+volatile double sink;  // results are stored here so that the compiler keeps the loops
 
 struct Kernel {
   const char* name;
@@ -57,7 +58,8 @@ struct Kernel {
 };
 
 #if defined(__x86_64__)
-// 16 chains of 512-bit registers, 12 of 256-bit ones: more than latency x ports on every x86 so far, and no spill.
+// 16 chains of 512-bit registers or 12 of 256-bit ones: enough to keep all units of every x86 CPU so far busy, and few
+// enough to stay in registers.
 __attribute__((target("avx512f"))) void fma_avx512_f32() {
   __m512 chains[16], scale = _mm512_set1_ps(0.5f), shift = _mm512_set1_ps(0.25f);
   for (int i = 0; i < 16; ++i) chains[i] = _mm512_set1_ps(1.0f + i);
@@ -191,7 +193,8 @@ double clock_ghz(double seconds) {
 // GB/s read by all threads together, each from a buffer of its own.
 double read_gbs(std::int64_t bytes_per_thread, int threads, double seconds) {
   const std::int64_t bytes = bytes_per_thread / kStep * kStep;
-  const std::int64_t passes = 1 + (1 << 18) / bytes;  // of a chunk: small buffers are read often between two looks at the clock
+  // how often a chunk reads its buffer: reading the clock must not count beside a small one
+  const std::int64_t passes = 1 + (1 << 18) / bytes;
   std::vector<char*> buffers(threads);
   for (auto& buffer : buffers) {
     buffer = static_cast<char*>(std::aligned_alloc(kStep, bytes));
@@ -213,8 +216,8 @@ double read_gbs(std::int64_t bytes_per_thread, int threads, double seconds) {
   return result;
 }
 
-// Nanoseconds for a cache line to go to another core and back, the best of `batches`. On virtual machines it changes over
-// minutes (80 to 400 ns were seen), and with it the time of every engine that meets at a barrier per step.
+// Nanoseconds for a cache line to go to another core and back, the best of `batches`. On virtual machines it changes
+// within minutes (80 to 400 ns were seen), and so does the time of engines whose threads meet at every step.
 double round_trip_ns(int batches) {
   constexpr int kTrips = 500;
   alignas(128) std::atomic<int> ball{0};

@@ -1,8 +1,8 @@
-"""The engines that layers are compared with, each used when it is installed: `pip install "seqcls-fast[bench]"`.
+"""The engines that layers are compared with, each used if it is installed: `pip install "seqcls-fast[bench]"`.
 
-An engine is built from a Problem and does one call of it per `run()`; what that returns, `values` turns into tensors
-for the correctness gate. Building (tracing, compiling, converting weights) is not timed here, and each engine gets
-its input as it likes it best: time-major, in its own kind of array, bound to the session where there is such a thing.
+An engine is built from a Problem and computes it once per `run()`; `values` turns the result into tensors, which are
+checked before anything is timed. Building (tracing, compiling, converting weights) is not timed here, and every engine
+gets its input in the form that suits it best: time-major, in its own kind of array, already bound to its session.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import seqcls_fast as sf
 
 from .layer_cases import GATES, Case, Problem, Values, gradients_of, last_hidden, states_at
 
-UNROLLED = 10  # steps that torch.compile is given: it unrolls the loop, and compiles for some seconds a step
+UNROLLED = 10  # steps that torch.compile is given at most: it unrolls the loop and compiles for seconds per step
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Engine:
 class Peer:
     name: str
     package: str
-    refuses: Callable[[Case], str]  # why it does not run a case; empty where it does
-    build: Callable[[Problem, int], Engine]  # for so many threads
+    refuses: Callable[[Case], str]  # why it does not run a case, or an empty string
+    build: Callable[[Problem, int], Engine]  # the int is the number of threads
 
     @property
     def installed(self) -> bool:
@@ -50,7 +50,7 @@ Forward = Callable[[nn.Module, Tensor], Values]
 
 
 def _engine(problem: Problem, module: nn.Module, forward: Forward) -> Engine:
-    """``forward`` of a module; in training with the backward of h_n.sum()."""
+    """Calls ``forward`` of a module, and in training the backward of h_n.sum()."""
     if not problem.case.training:
         return Engine(partial(forward, module, problem.x), lambda values: values)
     x, parameters = problem.x.clone().requires_grad_(), list(module.parameters())
@@ -109,7 +109,7 @@ def _torch_without_onednn(problem: Problem, threads: int) -> Engine:
 
 
 def step(cell: str, x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """One step as one writes it by hand: the new h and c from a step's projection ``x``."""
+    """One step written by hand: the new h and c from ``x``, the step's projected input."""
     _, w_hh, _, b_hh = weights
     y = nn.functional.linear(h, w_hh, b_hh)
     if cell == "RNN":
@@ -147,7 +147,7 @@ class _HandWritten(nn.Module):
 
 
 def _torch_compiled(problem: Problem, threads: int) -> Engine:
-    torch._dynamo.reset()  # it would stop compiling after some shapes
+    torch._dynamo.reset()  # otherwise it stops compiling after several shapes
     engine = _engine(problem, _HandWritten(problem.case.cell, problem.weights), _full)
     engine.run()  # compiles
     return engine
@@ -155,7 +155,7 @@ def _torch_compiled(problem: Problem, threads: int) -> Engine:
 
 # -- ONNX: onnxruntime and OpenVINO -----------------------------------------------------------------------------------
 
-ONNX_GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 3, 1, 2]}  # torch's gates in the order of ONNX
+ONNX_GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 3, 1, 2]}  # the places of ONNX's gates among torch's
 ONNX_ATTRIBUTES: dict[str, dict[str, Any]] = {"RNN": {}, "GRU": {"linear_before_reset": 1}, "LSTM": {}}
 
 
@@ -179,20 +179,16 @@ def onnx_model(problem: Problem) -> bytes:
         constants.append(numpy_helper.from_array(torch.tensor([0, 0, -1]).numpy(), "merged"))
     below = "x"
     for k in range(case.layers):
-        parts = {kind: [gates(f"{kind}_l{k}{end}") for end in suffixes] for kind in ("weight_ih", "weight_hh")}
+        W, R = ([gates(f"{kind}_l{k}{end}") for end in suffixes] for kind in ("weight_ih", "weight_hh"))
         biases = [torch.cat([gates(f"bias_ih_l{k}{end}"), gates(f"bias_hh_l{k}{end}")]) for end in suffixes]
-        inputs = [
-            below,
-            constant(f"W{k}", torch.stack(parts["weight_ih"])),
-            constant(f"R{k}", torch.stack(parts["weight_hh"])),
-            constant(f"B{k}", torch.stack(biases)),
-            "lengths" if case.ragged else "",
-        ]
+        constants_of_layer = {f"W{k}": W, f"R{k}": R, f"B{k}": biases}
+        inputs = [below, *(constant(name, torch.stack(each)) for name, each in constants_of_layer.items())]
+        inputs.append("lengths" if case.ragged else "")
         attributes = ONNX_ATTRIBUTES[case.cell] | {"hidden_size": case.shape.H}
         if case.directions == 2:
             attributes |= {"direction": "bidirectional"}
         finals.append(f"h{k}")
-        if case.ragged:  # asks for the states alone
+        if case.ragged:  # only the states are asked for
             nodes.append(helper.make_node(case.cell, inputs, ["", f"h{k}"], **attributes))
             continue
         nodes.append(helper.make_node(case.cell, inputs, [f"Y{k}", f"h{k}"], **attributes))
@@ -230,7 +226,7 @@ def _onnxruntime(problem: Problem, threads: int) -> Engine:
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    # its idle threads would spin into the turns of the others
+    # otherwise its idle threads spin while other engines are timed
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(onnx_model(problem), settings, providers=["CPUExecutionProvider"])
     feeds = _onnx_inputs(problem)
@@ -260,22 +256,20 @@ def _openvino(problem: Problem, threads: int) -> Engine:
     import openvino
 
     core = _openvino_core()
-    compiled = core.compile_model(
-        core.read_model(io.BytesIO(onnx_model(problem))),
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "bf16" if problem.case.dtype == "bfloat16" else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-        },
-    )
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if problem.case.dtype == "bfloat16" else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    model = core.read_model(io.BytesIO(onnx_model(problem)))
+    compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
     arrays = _onnx_inputs(problem)
     for name, array in arrays.items():
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
-    def run(_: Any = arrays) -> Any:  # (the request reads the memory of the arrays)
+    def run(_: Any = arrays) -> Any:  # holds the arrays, whose memory the request reads
         request.infer()
         return request
 
@@ -286,7 +280,7 @@ def _openvino(problem: Problem, threads: int) -> Engine:
 
 
 def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], dict[str, Any], Any]:
-    """(forward(weights, x), weights, x): the layers by lax.scan."""
+    """(forward(weights, x), weights, x), where forward runs the layers by lax.scan."""
     import jax
     import jax.numpy as jnp
 
@@ -335,9 +329,9 @@ def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], d
 
 
 def jax_engine(function: Any, *arguments: Any) -> Engine:
-    """What ``function`` returns, a dict of arrays, compiled by XLA for these shapes.
+    """An engine of ``function``, which returns a dict of arrays, compiled by XLA for these shapes.
 
-    Its threads are the CPUs that the process may run on.
+    XLA uses as many threads as there are CPUs that the process may run on.
     """
     import jax
     import jax.numpy as jnp
@@ -351,7 +345,7 @@ def jax_engine(function: Any, *arguments: Any) -> Engine:
 
 
 def jax_gradients(forward: Any, weights: dict[str, Any], x: Any) -> dict[str, Any]:
-    """Of h_n.sum(), by torch's names."""
+    """The gradients of h_n.sum() by torch's names."""
     import jax
 
     gradients, d_x = jax.grad(lambda w, x: forward(w, x)["h_n"].sum(), argnums=(0, 1))(weights, x)
@@ -363,7 +357,7 @@ def _jax(problem: Problem, threads: int) -> Engine:
     return jax_engine(partial(jax_gradients, forward) if problem.case.training else forward, weights, x)
 
 
-# -- which there are --------------------------------------------------------------------------------------------------
+# -- the list of peers -------------------------------------------------------------------------------------------------
 
 
 def _runs_all(case: Case) -> str:
@@ -400,5 +394,5 @@ PEERS = (
 
 
 def peers_of(case: Case, names: Sequence[str] | None = None) -> list[Peer]:
-    """Those installed that run this case."""
+    """The installed peers that run this case."""
     return [p for p in PEERS if (names is None or p.name in names) and p.installed and not p.refuses(case)]
