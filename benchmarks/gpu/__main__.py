@@ -3,12 +3,12 @@
     python -m benchmarks.gpu                           every stage in turn; or `make gpu`
     python -m benchmarks.gpu --stage build,correctness
     python -m benchmarks.gpu --stage correctness --only 'lstm-bf16-H(128|256)'
-    python -m benchmarks.gpu --report                  the table again, from the file
+    python -m benchmarks.gpu --report                  prints the report again, from the file
 
-Stages: build, correctness, sanitize, latency, grid1, grid2, ... (see gpu_rows.py). Each takes at most --budget-minutes;
-what it had no time for is done when it is called again, and so is what failed. Results are in
-benchmarks/results/gpu-NAME.json, whole after every part. A part that crashes or hangs is reported and the next one runs
-in a new process. Exit status: 0 all done, 1 something failed, 3 nothing failed but parts are left.
+Stages: build, correctness, sanitize, latency, grid1, grid2, ... (see grid.py). Each takes at most --budget-minutes. The
+next call runs the parts that it had no time for, and those that failed. Results are in
+benchmarks/results/gpu-NAME.json, which is complete after every part. A part that crashes or hangs is reported, and the
+next one runs in a new process. Exit status: 0 all done, 1 something failed, 3 nothing failed but parts are left.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import report as gpu_report
-from .results import Results, csrc_hash, file_name
+from ..rows import ROOT, csrc_hash
+from . import report
+from .results import Results, file_name
 from .worker import MARK, stage_key
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("build", "correctness", "sanitize", "latency", "grid1", "grid2", "grid3")
-SILENCE = {"build": 1800.0, "sanitize": 300.0}  # seconds a part may say nothing before it is taken for hung
+SILENCE = {"build": 1800.0, "sanitize": 300.0}  # seconds without a message after which a part counts as hung
 USUAL_SILENCE = 60.0
-MOST_HUNG = 3  # parts of a stage; then it ends, as the time would go into waiting
-LEFT = 3  # exit status
+MOST_HUNG = 3  # so many hung parts end a stage, or all of its time would be spent waiting
+LEFT = 3  # exit status if parts are left
 
 
 class Worker:
-    """A process of worker.py; iterating gives its messages, and ends with how it ended.
+    """A process of worker.py. Iterating gives its messages, the last of which says how it ended.
 
-    It has `seconds` left of the stage's `budget`, which decides what is in the stage.
+    It may take `seconds` of the stage's `budget`, which decides the parts of a grid stage.
     """
 
     program: tuple[str, ...] = ("-m", "benchmarks.gpu.worker")
@@ -60,7 +60,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # so that its children end with it
+            start_new_session=True,  # so that its children can be killed with it
         )
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(list(done)))
@@ -75,7 +75,7 @@ class Worker:
         self._lines.put(None)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        said: deque[str] = deque(maxlen=15)  # what is not for us, to be shown if it dies
+        said: deque[str] = deque(maxlen=15)  # its last other lines, to be shown if it dies
         try:
             while True:
                 try:
@@ -102,7 +102,7 @@ Spawn = Callable[[str, Sequence[str], float, float, str], Iterable[dict[str, Any
 
 @dataclass
 class Outcome:
-    """What became of a stage."""
+    """How a stage ended: the parts that ran, are left, or failed and why."""
 
     stage: str
     ran: int = 0
@@ -126,7 +126,7 @@ def run_stage(
     say: Callable[[str], None] = print,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Runs what is not done of a stage, in as many processes as it takes; every result is saved when it comes."""
+    """Runs the parts of a stage that are not finished, in as many processes as that takes, and saves every result."""
     start, outcome = clock(), Outcome(stage)
     tried: set[str] = set()
     hung = 0
@@ -146,7 +146,7 @@ def run_stage(
                 current = ""
             elif "ended" in message:
                 ended = message["ended"]
-        if current:  # it died in the middle
+        if current:  # the process died during a part
             _record(current, {"failed": ended or "the process ended"}, results, outcome, say)
             tried.add(current)
         elif not ended:
@@ -172,14 +172,14 @@ def _record(name: str, result: dict[str, Any], results: Results, outcome: Outcom
 
 
 def facts(spawn: Spawn = Worker) -> dict[str, Any]:
-    """What has to be known to compare two files."""
+    """The facts that one needs to compare two files."""
     found: dict[str, Any] = {}
     for message in spawn("facts", [], 60, 60, ""):
         found |= message.get("facts", {})
         if message.get("ended"):
             raise SystemExit(f"the device could not be asked: {message['ended']}")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {"time": now, "csrc": csrc_hash(ROOT), "python": sys.version.split()[0], **found}
+    return {"time": now, "csrc": csrc_hash(), "python": sys.version.split()[0], **found}
 
 
 def _stages(text: str) -> list[str]:
@@ -196,20 +196,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stage", type=_stages, default=list(STAGES), metavar="NAME,...", help="default: all of them")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/gpu-NAME.json")
     parser.add_argument("--budget-minutes", type=float, default=8, metavar="M", help="of each stage (default: 8)")
-    parser.add_argument("--only", default="", metavar="REGEX", help="only parts whose name it is found in")
-    parser.add_argument("--report", action="store_true", help="run nothing, print the end of the report")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only parts whose names it is found in")
+    parser.add_argument("--report", action="store_true", help="run nothing and print the report")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, spawn: Spawn = Worker) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.report and arguments.out:
-        print("\n".join(gpu_report.verdict(json.loads(arguments.out.read_text())["parts"])))
+        print("\n".join(report.verdict(json.loads(arguments.out.read_text())["parts"])))
         return 0
     run = facts(spawn)
     results = Results(arguments.out or ROOT / "benchmarks/results" / file_name(run["device"]), run)
     if arguments.report:
-        print("\n".join(gpu_report.verdict(results.parts)))
+        print("\n".join(report.verdict(results.parts)))
         return 0
     print(", ".join(f"{name} {value}" for name, value in run.items()))
     if results.dropped:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None, spawn: Spawn = Worker) -> int:
         _say(f"== {outcome} in {time.monotonic() - start:.0f} s")
         if stage == "build" and outcome.failed:
             break
-    print("\n".join(gpu_report.verdict(results.parts)))
+    print("\n".join(report.verdict(results.parts)))
     print(f"\n{results.path}")
     return closing(outcomes)
 
@@ -234,7 +234,7 @@ def _say(line: str) -> None:
 
 
 def closing(outcomes: Sequence[Outcome]) -> int:
-    """The last lines, and the exit status."""
+    """Prints the last lines and returns the exit status."""
     for outcome in outcomes:
         print(outcome)
         for name, reason in outcome.failed.items():

@@ -1,22 +1,21 @@
-"""The GPU as gpu_check.py uses it: clocks, graphs, streams and facts; and the interleaved timing of several sides.
+"""The GPU: its facts, plans, clock, events, graphs and streams.
 
-Everything that needs CUDA is a method of Gpu, so that tests put a device of the CPU in its place.
+Everything that needs CUDA is a method of Gpu, so that tests can use a class that works on the CPU instead. The package
+is not imported before a method needs it, because its extension may have to be built first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import math
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-Run = Callable[[], Any]
+if TYPE_CHECKING:
+    from seqcls_fast.toolkit.timing import Call
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -25,13 +24,15 @@ DTYPES = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
-PLANNED = {"bf16": "bf16", "fp16": "fp16", "tf32": "tf32", "fp32": "tf32x3"}  # as the planner calls them
-MIN_ROUNDS = 3
+PLANNED = {"bf16": "bf16", "fp16": "fp16", "tf32": "tf32", "fp32": "tf32x3"}  # the planner's names
 
 
 @contextlib.contextmanager
 def tf32_switch(precision: str) -> Iterator[None]:
-    """torch's own switch, which both sides look at; set below torch.backends, which torch's test helpers freeze."""
+    """Sets torch's switch for TF32, which ours obeys as well.
+
+    torch's test helpers forbid setting it through torch.backends, so the function under that is called.
+    """
     before = torch.backends.cudnn.allow_tf32
     torch._C._set_cudnn_allow_tf32(precision == "tf32")
     try:
@@ -76,7 +77,7 @@ class Gpu:
     def plan(
         self, cell: str, hidden: int, batch: int, precision: str, directions: int, backward: bool, regime: str
     ) -> dict[str, Any]:
-        """What the planner says for this device; float64 has one regime."""
+        """The planner's answer for this device. float64 has a single regime, which the planner does not know."""
         from seqcls_fast import _C
 
         if precision == "fp64":
@@ -93,79 +94,45 @@ class Gpu:
     def empty_kernel(self) -> None:
         torch.cuda._sleep(0)
 
-    def seconds(self, run: Run, calls: int) -> float:
-        """Seconds a call, by events around so many."""
+    def seconds(self, call: Call, calls: int) -> float:
+        """Seconds per call of so many calls, by events around them."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(calls):
-            run()
+            call()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / calls
 
-    def capture(self, run: Run) -> tuple[Run, Any]:
-        """(replay, what it leaves its results in): a CUDA graph of one call, after the warm-up that capturing needs."""
+    def capture(self, call: Call) -> tuple[Call, Any]:
+        """(replay, results): a CUDA graph of one call, and the tensors that a replay writes.
+
+        Capturing needs a few calls before it on another stream.
+        """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                run()
+                call()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            results = run()
+            results = call()
         return graph.replay, results
 
-    def at_once(self, runs: Sequence[Run]) -> list[Any]:
-        """The results of each run, each on a stream of its own, none waiting for another."""
-        streams = [torch.cuda.Stream() for _ in runs]
+    def at_once(self, calls: Sequence[Call]) -> list[Any]:
+        """The results of all calls, each on a stream of its own so that none waits for another."""
+        streams = [torch.cuda.Stream() for _ in calls]
         self.synchronize()
         found = []
-        for stream, run in zip(streams, runs, strict=True):
+        for stream, call in zip(streams, calls, strict=True):
             with torch.cuda.stream(stream):
-                found.append(run())
+                found.append(call())
         self.synchronize()
         return found
 
     def tidy(self) -> None:
-        """Returns memory, and raises what earlier work left in error."""
+        """Frees cached memory, and raises an error that earlier work left on the device."""
         gc.collect()
         self.synchronize()
         torch.cuda.empty_cache()
-
-
-def interleave(
-    sides: Mapping[str, Run],
-    seconds: Callable[[Run, int], float],
-    *,
-    rounds: int = 7,
-    block: float = 0.01,
-    allowance: float = 4.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds a call of every side, a sample per round, all sides in turns; the order rotates.
-
-    A block of calls lasts about `block` seconds; after `allowance` seconds and MIN_ROUNDS no round begins.
-    """
-    start = clock()
-    calls = {}
-    for name, run in sides.items():
-        seconds(run, 1)
-        once = seconds(run, 2)
-        calls[name] = max(1, min(200, math.ceil(block / max(once, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
-    for number in range(rounds):
-        if number >= MIN_ROUNDS and clock() - start > allowance:
-            break
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            samples[name].append(float(f"{seconds(sides[name], calls[name]):.4g}"))
-    return samples
-
-
-def slope(device: Any, run_of: Callable[[int], Run], steps: tuple[int, int] = (256, 512)) -> float:
-    """Seconds a time step: the difference of two lengths, replayed from graphs."""
-    replays = {str(T): device.capture(run_of(T))[0] for T in steps}
-    samples = interleave(replays, device.seconds, rounds=5)
-    few, many = (statistics.median(samples[str(T)]) for T in steps)
-    return (many - few) / (steps[1] - steps[0])

@@ -1,7 +1,8 @@
-"""The grid that gpu_check.py measures, thinned to what its stages have time for.
+"""The grid of layers that is measured on a GPU, cut into the stages grid1, grid2, ...
 
-Any beginning of the grid's order is an even sample of it: each pass meets every cell, precision, size, pass and input
-once, at a batch, length and direction of its own. Nothing here needs torch, as gpu_check.py itself does not.
+The points are ordered so that the first N are an even sample of the grid, for any N: each turn through it has every
+cell, precision, size, pass and input once, each with a batch size, length and directions drawn at random. Nothing here
+needs torch, because the command itself must run without it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ BATCHES = (1, 16, 64, 256, 1024)
 STEPS = (32, 128, 512)
 
 
-class Row(NamedTuple):
-    """One layer whose input is as wide as its state. Ragged: lengths from T / 10 to T, and h_n alone is asked for."""
+class GridPoint(NamedTuple):
+    """A layer whose input is as wide as its state. Ragged: lengths from T / 10 to T, and only h_n is asked for."""
 
     cell: str
     precision: str
@@ -39,21 +40,21 @@ class Row(NamedTuple):
         return "-".join([self.cell, self.precision, sizes, f"d{self.directions}", *kinds])
 
     @classmethod
-    def parse(cls, name: str) -> Row:
+    def parse(cls, name: str) -> GridPoint:
         cell, precision, batch, steps, hidden, directions, what, lengths = name.split("-")
         sizes = (int(batch[1:]), int(steps[1:]), int(directions[1:]))
         return cls(cell, precision, int(hidden[1:]), what == "training", lengths == "ragged", *sizes)
 
     @property
     def bytes(self) -> int:
-        """About what one side keeps: per step and unit its gates, saved values, their gradients, in and output."""
+        """The memory that one side needs, roughly: gates, saved values, their gradients, input and output."""
         per_unit = 2 + CELLS[self.cell] * (3 if self.training else 1)
         values = self.batch * self.steps * self.hidden * self.directions * per_unit
-        return 2 * values * PRECISIONS[self.precision]  # twice, as projections are float32
+        return 2 * values * PRECISIONS[self.precision]  # twice, because projections are float32
 
     @property
     def seconds(self) -> float:
-        """About what one call of torch.nn's takes: launches of every step, and arithmetic."""
+        """The time of one call of torch.nn's layer, roughly: the launches of every step, and the arithmetic."""
         passes = 3 if self.training else 1
         width = CELLS[self.cell] * self.hidden * self.directions
         flop = 4 * self.batch * self.steps * width * self.hidden * passes
@@ -61,46 +62,52 @@ class Row(NamedTuple):
         return 10e-6 * launches + flop / (40e12 if self.precision == "fp32" else 200e12)
 
 
-ALWAYS = [Row("lstm", p, 768, training, False, 16, 1024, 1) for p in ("bf16", "fp16") for training in (False, True)]
-SETUP_SECONDS = 1.0  # of a row: modules, gate, two graphs
-CALLS = 40  # of torch.nn's, in a row
-MOST_BYTES = 24 << 30  # a side of a row; several are on the device at once
+ALWAYS = [
+    GridPoint("lstm", precision, 768, training, False, 16, 1024, 1)
+    for precision in ("bf16", "fp16")
+    for training in (False, True)
+]
+SETUP_SECONDS = 1.0  # of a point: making modules, checking the results, capturing two graphs
+CALLS = 40  # of torch.nn's layer, in the measurement of a point
+MOST_BYTES = 24 << 30  # of one side of a point; several sides are on the device at once
 
 
-def row_cost(row: Row) -> float:
-    """Expected seconds of a row."""
-    return SETUP_SECONDS + CALLS * row.seconds
+def cost_of(point: GridPoint) -> float:
+    """The expected seconds of measuring a point."""
+    return SETUP_SECONDS + CALLS * point.seconds
 
 
 @lru_cache
-def grid() -> tuple[Row, ...]:
-    """Every row that fits memory, what is always measured first."""
+def grid() -> tuple[GridPoint, ...]:
+    """Every point that fits in memory. It begins with those that are always measured."""
     draw = random.Random(0)
     strata = list(itertools.product(CELLS, PRECISIONS, HIDDEN, (False, True), (False, True)))
     shapes = list(itertools.product(BATCHES, STEPS, (1, 2)))
     orders = {stratum: draw.sample(shapes, len(shapes)) for stratum in strata}
-    rows = [
-        Row(*stratum, *orders[stratum][number])
+    points = [
+        GridPoint(*stratum, *orders[stratum][number])
         for number in range(len(shapes))
         for stratum in draw.sample(strata, len(strata))
     ]
-    return (*ALWAYS, *(row for row in rows if row.bytes <= MOST_BYTES))
+    return (*ALWAYS, *(point for point in points if point.bytes <= MOST_BYTES))
 
 
-def stretches(rows: Sequence[Row], seconds: float, cost: Callable[[Row], float] = row_cost) -> Iterator[list[Row]]:
-    """`rows` in stretches that are each expected to take no longer than `seconds`, a row at least."""
-    stretch: list[Row] = []
+def stretches(
+    points: Sequence[GridPoint], seconds: float, cost: Callable[[GridPoint], float] = cost_of
+) -> Iterator[list[GridPoint]]:
+    """Cuts the points into stretches that are each expected to take at most `seconds`, or have a single point."""
+    stretch: list[GridPoint] = []
     spent = 0.0
-    for row in rows:
-        if stretch and spent + cost(row) > seconds:
+    for point in points:
+        if stretch and spent + cost(point) > seconds:
             yield stretch
             stretch, spent = [], 0.0
-        stretch.append(row)
-        spent += cost(row)
+        stretch.append(point)
+        spent += cost(point)
     if stretch:
         yield stretch
 
 
-def grid_part(number: int, seconds: float) -> list[Row]:
-    """The rows of stage grid<number>, from 1 on; none beyond the end of the grid."""
+def grid_part(number: int, seconds: float) -> list[GridPoint]:
+    """The points of the stage grid<number>, whose numbers begin with 1. Stages after the end of the grid have none."""
     return next(itertools.islice(stretches(grid(), seconds), number - 1, None), [])

@@ -1,24 +1,21 @@
-"""One layer on the GPU beside torch.nn's and the float64 reference: results, every gradient, and habits.
+"""Checks one layer on the GPU against the float64 reference, beside torch.nn's: its results and every gradient.
 
-The cases, their numbers and their tolerances are those of the tests (tests/support): padding is NaN,
-and a pass full of NaN goes before, so that memory which is used again holds NaN too.
+The cases, their tensors and tolerances are those of the tests (tests/support). Padding is NaN, and a pass full of NaN
+is run first, so that memory which is used again holds NaN too. Every other way of making the same call must give the
+same bits.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from support import checks
 from support.cases import Case, Problem, build
@@ -33,15 +30,17 @@ MODULES = {"rnn_tanh": nn.RNN, "rnn_relu": nn.RNN, "gru": nn.GRU, "lstm": nn.LST
 
 
 def variants(cell: str, precision: str, hidden: int) -> dict[str, Case]:
-    """What is checked of a cell at a size: a padded batch in one direction, a ragged one with empty rows in both;
-    ids, which no regime's kernel sees, at one size."""
+    """The cases of a cell at a size: a padded batch in one direction, a ragged one with empty rows in both.
+
+    Ids are checked at one size alone, because the regimes' kernels do not see them.
+    """
     base = Case(cell=cell, T=24, B=19, I=24, H=hidden, dtype=CASE_DTYPES[precision])
     ragged = replace(base, directions=2, lengths="zeros")
     return {"padded": base, "ragged": ragged} | ({"ids": replace(ragged, ids=True)} if hidden == IDS_SIZE else {})
 
 
 class Layer:
-    """A case on a device in a precision: `run` computes results and gradients of ours by name."""
+    """A case on a device in a precision. `run` computes our results and gradients by name."""
 
     def __init__(self, device: Any, case: Case, precision: str, regime: str) -> None:
         self.device, self.case, self.regime = device, case, regime
@@ -76,7 +75,7 @@ def wanted(case: Case) -> Named:
 
 
 def nn_results(device: Any, case: Case, precision: str) -> Named:
-    """The same of torch.nn's module, without the rows of length 0, which it does not take."""
+    """The results and gradients of torch.nn's module, without the rows of length 0, which it refuses."""
     problem = build(case)
     rows = _rows(problem)
     inputs = {}
@@ -123,16 +122,16 @@ def nn_results(device: Any, case: Case, precision: str) -> Named:
 
 
 def _rows(problem: Problem) -> Tensor:
-    """The batch rows that have a step."""
+    """The rows of the batch whose length is not 0."""
     some = next(iter(problem.inputs.values()))
     return torch.arange(some.size(1)) if problem.lengths is None else problem.lengths.nonzero().flatten()
 
 
 def errors(found: Named, case: Case, rows: Tensor | None = None) -> dict[str, float]:
-    """Largest distance from float64 of every tensor, over its largest element; infinite for a NaN.
+    """The largest distance of every tensor from float64, relative to its largest element; infinite for a NaN.
 
-    Gradients of weights, which may be one number that cancels, are held against the largest of them all. `rows`: those
-    of the batch that `found` has.
+    Gradients of weights are taken relative to the largest element of all of them, because a single one may be a sum
+    that cancels. `rows`: the rows of the batch that `found` has.
     """
     expected = wanted(case)
     largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in expected.items()}
@@ -148,12 +147,12 @@ def errors(found: Named, case: Case, rows: Tensor | None = None) -> dict[str, fl
 
 
 def bound(case: Case, name: str) -> float:
-    """The tests' tolerance."""
+    """The tolerance of the tests."""
     return tolerance(case.torch_dtype, checks.roundings(case, name), tf32=case.dtype == "tf32")
 
 
 def too_far(ours: dict[str, float], theirs: dict[str, float], case: Case) -> list[str]:
-    """The tensors that are wrong: neither within twice torch.nn's error nor within the tolerance."""
+    """A sentence for each tensor that is wrong: its error exceeds both the tolerance and twice that of torch.nn."""
     return [
         f"{name}: error {error:.1e}, torch.nn's {theirs.get(name, math.nan):.1e}, tolerance {limit:.1e}"
         for name, error in ours.items()
@@ -165,8 +164,8 @@ def differing(a: Named, b: Named) -> list[str]:
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def habits(layer: Layer, first: Named) -> list[str]:
-    """What else must hold, as sentences about what does not: the same bits however the call is made."""
+def inconsistencies(layer: Layer, first: Named) -> list[str]:
+    """A sentence for each way of making the call that does not give the same bits as the first, as it must."""
     device, case, found = layer.device, layer.case, []
 
     def same(what: str, again: Named) -> None:
@@ -193,7 +192,7 @@ def habits(layer: Layer, first: Named) -> list[str]:
 
 
 def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str, Any]:
-    """One part of the correctness stage: every variant in every regime that fits, errors beside torch.nn's."""
+    """A part of the correctness stage: the errors of every variant in every regime that fits, beside torch.nn's."""
     answer: dict[str, Any] = {}
     failures = []
     with tf32_switch(precision):
@@ -204,7 +203,7 @@ def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str
             try:
                 theirs = errors(nn_results(device, case, precision), case, _rows(build(case)))
                 entry["nn"] = max(theirs.values())
-            except RuntimeError as error:  # cuDNN lacks some of what we have
+            except RuntimeError as error:  # cuDNN does not have all that we have
                 entry["nn refuses"] = str(error).splitlines()[0]
             for regime in fitting(device, case, precision):
                 layer = Layer(device, case, precision, regime)
@@ -212,7 +211,7 @@ def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str
                 first = layer.run()
                 ours = errors(first, case)
                 entry[regime] = max(ours.values())
-                wrong = too_far(ours, theirs, case) or habits(layer, first)
+                wrong = too_far(ours, theirs, case) or inconsistencies(layer, first)
                 failures += [f"{variant} {regime}: {each}" for each in wrong]
     answer["line"] = "; ".join(
         f"{v} " + " ".join(f"{k} {e:.1e}" if isinstance(e, float) else k for k, e in answer[v].items()) for v in answer
@@ -221,7 +220,7 @@ def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str
 
 
 def fitting(device: Any, case: Case, precision: str) -> list[str]:
-    """The regimes both passes can be forced into. One block of a cluster or grid is no kernel that a plan chooses."""
+    """The regimes that both passes can be forced into. No plan chooses a cluster or grid of a single block."""
     found = []
     for regime in device.regimes:
         passes = [

@@ -1,4 +1,4 @@
-"""What the grid of layers in gpu_layers.py does not reach: whole modules, a million steps, and what must be refused."""
+"""Checks on the GPU that layers.py does not make: whole modules, a million steps, and inputs that must be refused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import seqcls_fast as sf
 
 from .device import tf32_switch
 
-Part = Callable[[], dict[str, Any]]
 DTYPE = torch.bfloat16  # of the long sequence
 
 
-def parts(device: Any) -> dict[str, Part]:
-    found: dict[str, Part] = {}
+def parts(device: Any) -> dict[str, Callable[[], dict[str, Any]]]:
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
     for name, options in {
         "RNN": {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu"},
         "GRU": {"num_layers": 2, "bidirectional": True, "bias": False},
@@ -34,7 +33,7 @@ def parts(device: Any) -> dict[str, Part]:
 
 
 def check_module(device: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Padded and packed, float64 and float32, against torch.nn in float64 on the CPU."""
+    """A module in float64 and float32, with padded and packed input, against torch.nn in float64 on the CPU."""
     torch.manual_seed(0)
     B, T, I, H = 5, 9, 20, 70
     module = getattr(nn, name)(I, H, **options).double()
@@ -75,7 +74,7 @@ def _results_and_gradients(module: nn.Module, x: Any) -> list[Tensor]:
 
 
 def check_many_steps(device: Any, steps: int = 1_000_000) -> dict[str, Any]:
-    """One row of a million steps, whole and fed in ten pieces with the state carried."""
+    """One sequence of a million steps, whole, and in ten pieces that hand their state on."""
     torch.manual_seed(0)
     module = sf.GRU(8, 16).to(device.torch_device, DTYPE)
     x = torch.randn(steps, 1, 8, generator=torch.Generator().manual_seed(0)).to(device.torch_device, DTYPE)
@@ -93,7 +92,7 @@ def check_many_steps(device: Any, steps: int = 1_000_000) -> dict[str, Any]:
 
 
 def check_refusals(device: Any) -> dict[str, Any]:
-    """Bad input is refused with a sentence, and leaves nothing in error."""
+    """Bad input is refused with a sentence and leaves no error on the device."""
     here, x = device.torch_device, torch.randn(4, 3, 8)
     lstm, wide = sf.LSTM(8, 9).to(here), sf.LSTM(8, 2000).to(here)
 

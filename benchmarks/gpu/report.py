@@ -1,7 +1,7 @@
-"""What gpu_check.py prints last: errors, latencies, the table of the grid, the rows that lose, the bars.
+"""The report that `python -m benchmarks.gpu` ends with: errors, latencies, ratios, the points that lose, the bars.
 
-All of it comes from the parts of a results file. Eager and CUDA graph are judged apart; a ratio is that of the better
-of torch.nn's ways, but ragged rows are also held against packed input alone.
+All of it comes from the parts of a results file. Eager calls and CUDA graphs are judged apart. A ratio is that of the
+better way of using torch.nn, but ragged points are also compared with packed input alone.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .grid import ALWAYS, CELLS, HIDDEN, PRECISIONS, Row
+from .grid import ALWAYS, CELLS, HIDDEN, PRECISIONS, GridPoint
 
 
 @dataclass
 class Timed:
-    """One row in one mode: median seconds a call of "ours" and of other ways; those of torch.nn begin with "nn"."""
+    """A point in one mode: median seconds per call of "ours" and of the others, of which torch.nn's begin with "nn"."""
 
-    row: Row
+    point: GridPoint
     mode: str  # eager, graph
     medians: dict[str, float]
     regime: str
 
     @property
     def ratio(self) -> float:
-        """Of torch.nn's better way."""
+        """The ratio of the better way of using torch.nn."""
         return best_ratio(self.medians)
 
     def over(self, rival: str, ours: str = "ours") -> float:
@@ -35,24 +35,24 @@ class Timed:
 
     def __str__(self) -> str:
         told = ", ".join(f"{name} {1e6 * t:.1f}" for name, t in self.medians.items())
-        return f"{self.row} {self.mode}: {self.ratio:.2f}x ({told} us; {self.regime})"
+        return f"{self.point} {self.mode}: {self.ratio:.2f}x ({told} us; {self.regime})"
 
 
 def best_ratio(medians: dict[str, float]) -> float:
-    """How many times slower torch.nn is in its better way; NaN where a side is missing."""
+    """The seconds of torch.nn, in its better way, divided by ours; NaN if a side is missing."""
     rivals = [t for name, t in medians.items() if name.startswith("nn")]
     return min(rivals) / medians["ours"] if rivals and "ours" in medians else math.nan
 
 
 def timed(parts: dict[str, Any]) -> list[Timed]:
-    """All that was measured on both sides, from a results file's parts."""
+    """Every point that has times of both sides, from the parts of a results file."""
     found = []
     for name, part in parts.items():
         if not name.startswith("grid/") or "times" not in part:
             continue
-        row = Row.parse(name.removeprefix("grid/"))
+        point = GridPoint.parse(name.removeprefix("grid/"))
         for mode, sides in part["times"].items():
-            one = Timed(row, mode, {side: statistics.median(times) for side, times in sides.items()}, part["regime"])
+            one = Timed(point, mode, {side: statistics.median(times) for side, times in sides.items()}, part["regime"])
             if not math.isnan(one.ratio):
                 found.append(one)
     return found
@@ -64,11 +64,11 @@ class Bar:
     target: float
     applies: Callable[[Timed], bool]
     value: Callable[[Timed], float]
-    at_most: bool = False  # else at least
+    at_most: bool = False  # whether the value may be at most the target, not at least
     unit: str = "x"
 
     def judge(self, all_rows: Iterable[Timed]) -> str:
-        """Met or missed, by how much, and where."""
+        """A line that says whether the bar is met, by how much, and which point is the worst."""
         ours = [t for t in all_rows if self.applies(t)]
         if not ours:
             return f"not measured  {self.name}"
@@ -81,8 +81,8 @@ class Bar:
         side = "above" if value > self.target else "below"
         spread = f"mean {mean:.2f}{self.unit}, best {self.value(best(ours, key=self.value)):.2f}{self.unit}"
         return (
-            f"{verdict:<12}  {self.name}: worst {value:.2f}{self.unit}, {100 * off:.0f} % {side} the bar, at {at.row} "
-            f"{at.mode}; {len(ours) - missed} of {len(ours)} meet it; {spread}"
+            f"{verdict:<12}  {self.name}: worst {value:.2f}{self.unit}, {100 * off:.0f} % {side} the bar, at "
+            f"{at.point} {at.mode}; {len(ours) - missed} of {len(ours)} meet it; {spread}"
         )
 
     def met(self, value: float) -> bool:
@@ -94,7 +94,7 @@ def _ratio(t: Timed) -> float:
 
 
 def _padded_training(t: Timed, lowest: int, highest: int) -> bool:
-    return t.row.training and not t.row.ragged and lowest <= t.row.hidden <= highest
+    return t.point.training and not t.point.ragged and lowest <= t.point.hidden <= highest
 
 
 BARS = (
@@ -102,40 +102,40 @@ BARS = (
     Bar(
         "forward + backward, GRU and LSTM, 192 <= H <= 512: 2.5x",
         2.5,
-        lambda t: _padded_training(t, 192, 512) and t.row.cell != "rnn_tanh",
+        lambda t: _padded_training(t, 192, 512) and t.point.cell != "rnn_tanh",
         _ratio,
     ),
     Bar(
         "forward + backward, ragged against packed: 10x",
         10,
-        lambda t: t.row.training and "nn packed" in t.medians,
+        lambda t: t.point.training and "nn packed" in t.medians,
         lambda t: t.over("nn packed"),
     ),
     Bar(
         "forward + backward, both packed: 10x",
         10,
-        lambda t: t.row.training and {"nn packed", "ours packed"} <= t.medians.keys(),
+        lambda t: t.point.training and {"nn packed", "ours packed"} <= t.medians.keys(),
         lambda t: t.over("nn packed", "ours packed"),
     ),
     Bar(
         "forward, LSTM bf16, H = 768, B = 16, T = 1024: 1.96 us a step",
         1.96,
-        lambda t: t.row == ALWAYS[0],
-        lambda t: 1e6 * t.medians["ours"] / t.row.steps,
+        lambda t: t.point == ALWAYS[0],
+        lambda t: 1e6 * t.medians["ours"] / t.point.steps,
         at_most=True,
         unit=" us",
     ),
-    Bar("no row below 1x", 1, lambda t: True, _ratio),
+    Bar("no point below 1x", 1, lambda t: True, _ratio),
 )
 
 
-def losing(rows: Iterable[Timed]) -> list[Timed]:
-    """Rows in which torch.nn is ahead, the worst first."""
-    return sorted((t for t in rows if t.ratio < 1), key=lambda t: t.ratio)
+def losing(points: Iterable[Timed]) -> list[Timed]:
+    """The points at which torch.nn is faster, the worst first."""
+    return sorted((t for t in points if t.ratio < 1), key=lambda t: t.ratio)
 
 
-def summary(rows: Sequence[Timed]) -> list[str]:
-    """A line per size and way of calling: geometric mean and lowest ratio per cell and precision."""
+def summary(points: Sequence[Timed]) -> list[str]:
+    """A line per size and mode, with the geometric mean and the lowest ratio of each cell and precision."""
     heads = [f"{cell} {precision}" for cell in CELLS for precision in PRECISIONS]
     lines = [f"{'':<34}" + "".join(f"{head:>15}" for head in heads)]
     for ragged, training, mode in itertools.product((False, True), (False, True), ("eager", "graph")):
@@ -144,10 +144,10 @@ def summary(rows: Sequence[Timed]) -> list[str]:
             for head in heads:
                 ratios = [
                     t.ratio
-                    for t in rows
+                    for t in points
                     if t.mode == mode
-                    and (t.row.ragged, t.row.training, t.row.hidden) == (ragged, training, hidden)
-                    and f"{t.row.cell} {t.row.precision}" == head
+                    and (t.point.ragged, t.point.training, t.point.hidden) == (ragged, training, hidden)
+                    and f"{t.point.cell} {t.point.precision}" == head
                 ]
                 mean = math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None
                 cells.append("-" if mean is None else f"{mean:.2f} ({min(ratios):.2f})")
@@ -158,7 +158,7 @@ def summary(rows: Sequence[Timed]) -> list[str]:
 
 
 def errors(parts: dict[str, Any]) -> list[str]:
-    """A line per precision and regime: the worst error against float64, beside torch.nn's at the same layer."""
+    """A line per precision and regime: the worst error against float64, and torch.nn's at the same layer."""
     worst: dict[str, tuple[float, str]] = {}
     for name, part in sorted(parts.items()):
         cell, _, rest = name.removeprefix("correctness/").partition("-")
@@ -175,7 +175,7 @@ def errors(parts: dict[str, Any]) -> list[str]:
 
 
 def latencies(parts: dict[str, Any]) -> list[str]:
-    """A line per layer: microseconds a step of each regime and what they lie above the floor, which is latency."""
+    """A line per layer and pass: microseconds per step of each regime and, in brackets, the part above the floor."""
     lines = []
     for name, part in sorted(parts.items()):
         regimes = {r: e for r, e in part.items() if isinstance(e, dict) and "forward us" in e}
@@ -194,15 +194,15 @@ def latencies(parts: dict[str, Any]) -> list[str]:
 
 
 def verdict(parts: dict[str, Any]) -> list[str]:
-    """The end of the report."""
-    rows = timed(parts)
-    lost = losing(rows)
+    """The lines of the report."""
+    points = timed(parts)
+    lost = losing(points)
     lines: list[str] = []
     for head, body in (
         ("worst errors against float64, over the largest element:", errors(parts)),
         ("microseconds a step (above the floor of the arithmetic):", latencies(parts)),
-        ("torch.nn / ours, geometric mean (lowest):", summary(rows)),
+        ("torch.nn / ours, geometric mean (lowest):", summary(points)),
     ):
         lines += ["", head, *(f"  {line}" for line in body)] if body else []
-    lines += ["", f"losing rows: {len(lost)} of {len(rows)}", *(f"  {t}" for t in lost)]
-    return [*lines, "", "bars:", *(f"  {bar.judge(rows)}" for bar in BARS)]
+    lines += ["", f"losing points: {len(lost)} of {len(points)}", *(f"  {t}" for t in lost)]
+    return [*lines, "", "bars:", *(f"  {bar.judge(points)}" for bar in BARS)]

@@ -1,12 +1,11 @@
-"""The results file of gpu_check.py: what ran on what, and one entry per part, whole at any moment.
+"""The results file of `python -m benchmarks.gpu`: the facts of the run and an entry per part, complete at any moment.
 
-A part that is there is not run again, unless it failed, was skipped, or says that it is for each machine anew. Results
-of other sources or of another machine are not kept beside new ones.
+A part with an entry is not run again, unless it failed or was skipped, or unless its entry has "anew", as each machine
+has to run it. Results of other sources or of another machine are dropped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,23 +15,16 @@ from typing import Any
 SAME = ("csrc", "device", "torch", "cuda", "cudnn")  # facts that all parts of a file must share
 
 
-def csrc_hash(root: Path) -> str:
-    """As in the files of bench_layers.py."""
-    sources = sorted(path for path in (root / "csrc").rglob("*") if path.is_file())
-    whole = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sources)
-    return hashlib.sha256(whole).hexdigest()[:12]
-
-
 def file_name(device: str) -> str:
     return f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 class Results:
-    """A file that is written anew after every part, by renaming, so that a kill leaves the last whole one."""
+    """A file that is replaced after every part, so that it is complete even if the process is killed."""
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path, self.run, self.parts = path, run, {}
-        self.dropped = ""  # why what the file held was not kept
+        self.dropped = ""  # why the results in the file were not kept
         old = self._read()
         if old is None:
             return
@@ -48,9 +40,9 @@ class Results:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise SystemExit(f"{self.path}: expected JSON written by gpu_check.py: {error}") from None
+            raise SystemExit(f"{self.path}: expected JSON written by `python -m benchmarks.gpu`: {error}") from None
         if not isinstance(old, dict) or not {"run", "parts"} <= old.keys():
-            raise SystemExit(f"{self.path}: expected a file written by gpu_check.py")
+            raise SystemExit(f"{self.path}: expected a file written by `python -m benchmarks.gpu`")
         return old
 
     @property

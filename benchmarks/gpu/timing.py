@@ -1,16 +1,17 @@
-"""What gpu_check.py times: rows of the grid against torch.nn, and the latencies a step is made of.
+"""Times the points of the grid against torch.nn, and the latencies that a step consists of.
 
-Both sides get the same weights, input and dtype, time-major as cuDNN likes it best, and the input projection counts.
-A ragged batch starts padded, its lengths where each side wants them (torch.nn: the CPU); torch.nn packs inside the
-eager call and has its input packed before a CUDA graph. A row passes a gate against float64 first: a few rows of the
-batch, and with every other incoming gradient 0 also the gradients of the weights.
+All sides get the same weights, input and dtype, time-major because that suits cuDNN best, and the input projection is
+timed too. A ragged batch starts padded, with its lengths on the device that a side wants (torch.nn: the CPU). torch.nn
+packs it inside the eager call; for a CUDA graph it is packed before. Nothing is timed unless our results agree with
+float64: those of a few rows of the batch, and the gradients of the weights when only these rows have a gradient.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,31 +20,66 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import seqcls_fast as sf
+from seqcls_fast.toolkit.timing import Call, turns
 
-from . import layers as gpu_layers
-from .device import DTYPES, Run, interleave, slope, tf32_switch
-from .grid import CELLS, HIDDEN, Row
+from ..layer_cases import Values, last_hidden
+from . import layers
+from .device import DTYPES, tf32_switch
+from .grid import CELLS, HIDDEN, GridPoint
 from .report import best_ratio
 
 NAMES = {"rnn_tanh": "RNN", "gru": "GRU", "lstm": "LSTM"}
-GATE_ROWS = 8
-Values = dict[str, Tensor]
+CHECKED_ROWS = 8  # rows of the batch whose results are checked
+Forward = Callable[[nn.Module, Any], Values]
+
+# -- the timing of several sides --------------------------------------------------------------------------------------
 
 
-def _last(result: Any) -> Tensor:
-    state = result[1]
-    return state[0] if isinstance(state, tuple) else state
+def interleave(
+    sides: Mapping[str, Call],
+    seconds: Callable[[Call, int], float],
+    *,
+    rounds: int = 7,
+    sample: float = 0.01,
+    allowance: float = 4.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds per call of every side, one sample per round, all sides in turns.
+
+    A sample lasts about `sample` seconds. After `allowance` seconds no round begins, except for the first few.
+    """
+    deadline = clock() + allowance
+    calls = {}
+    for name, call in sides.items():
+        seconds(call, 1)
+        once = seconds(call, 2)
+        calls[name] = max(1, min(200, math.ceil(sample / max(once, 1e-7))))
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for _, name in turns(sides, rounds, deadline=deadline, clock=clock):
+        samples[name].append(float(f"{seconds(sides[name], calls[name]):.4g}"))
+    return samples
 
 
-class Side:
-    """One module with its own input; calling it does the timed work once."""
+def slope(device: Any, call_of: Callable[[int], Call], steps: tuple[int, int] = (256, 512)) -> float:
+    """Seconds per time step, from the difference between two lengths that are replayed from graphs."""
+    replays = {str(T): device.capture(call_of(T))[0] for T in steps}
+    samples = interleave(replays, device.seconds, rounds=5)
+    few, many = (statistics.median(samples[str(T)]) for T in steps)
+    return (many - few) / (steps[1] - steps[0])
 
-    def __init__(self, module: nn.Module, x: Tensor, forward: Callable[[nn.Module, Any], Values], row: Row) -> None:
-        self.module, self.x, self.forward, self.row = module, x, forward, row
+
+# -- points of the grid -----------------------------------------------------------------------------------------------
+
+
+class TimedModule:
+    """A module with an input of its own. Calling it does the timed work once."""
+
+    def __init__(self, module: nn.Module, x: Tensor, forward: Forward, point: GridPoint) -> None:
+        self.module, self.x, self.forward, self.point = module, x, forward, point
         self.cotangents: Values = {}
 
     def __call__(self) -> Values:
-        if not self.row.training:
+        if not self.point.training:
             with torch.inference_mode():
                 return self.forward(self.module, self.x)
         leaves = {"x": self.x, **dict(self.module.named_parameters())}
@@ -55,43 +91,43 @@ class Side:
         return {name: t.detach() for name, t in results.items()} | grads
 
 
-class Problem:
-    """The numbers of a row on a device, and its sides."""
+class Comparison:
+    """The weights and input of a point on a device, and the sides that are timed."""
 
-    def __init__(self, row: Row, device: Any) -> None:
-        self.row, self.device = row, device
+    def __init__(self, point: GridPoint, device: Any) -> None:
+        self.point, self.device = point, device
         g = torch.Generator().manual_seed(1)
-        self.dtype = DTYPES[row.precision]
-        self.x = self._place(torch.randn(row.steps, row.batch, row.hidden, generator=g))
-        self.lengths = torch.randint(max(1, row.steps // 10), row.steps + 1, (row.batch,), generator=g)
+        self.dtype = DTYPES[point.precision]
+        self.x = self._place(torch.randn(point.steps, point.batch, point.hidden, generator=g))
+        self.lengths = torch.randint(max(1, point.steps // 10), point.steps + 1, (point.batch,), generator=g)
         torch.manual_seed(0)
-        module = getattr(nn, NAMES[row.cell])(row.hidden, row.hidden, bidirectional=row.directions == 2)
+        module = getattr(nn, NAMES[point.cell])(point.hidden, point.hidden, bidirectional=point.directions == 2)
         self.weights = {name: self._place(p.detach()) for name, p in module.state_dict().items()}
-        width = row.directions * row.hidden
-        shapes = {"h_n": (row.directions, row.batch, row.hidden)}
-        if not row.ragged:
-            shapes = {"output": (row.steps, row.batch, width)}
+        width = point.directions * point.hidden
+        shapes = {"h_n": (point.directions, point.batch, point.hidden)}
+        if not point.ragged:
+            shapes = {"output": (point.steps, point.batch, width)}
         self.cotangents = {n: self._place(torch.randn(shape, generator=g)) for n, shape in shapes.items()}
 
     def _place(self, t: Tensor) -> Tensor:
         return t.to(self.device.torch_device, self.dtype)
 
     def module(self, library: Any, dtype: torch.dtype | None = None) -> nn.Module:
-        row = self.row
-        module = getattr(library, NAMES[row.cell])(row.hidden, row.hidden, bidirectional=row.directions == 2)
+        point = self.point
+        module = getattr(library, NAMES[point.cell])(point.hidden, point.hidden, bidirectional=point.directions == 2)
         module = module.to(self.device.torch_device, dtype or self.dtype)
         module.load_state_dict(self.weights)
         module.flatten_parameters()
-        return module.train(row.training)
+        return module.train(point.training)
 
-    def side(self, module: nn.Module, forward: Callable[[nn.Module, Any], Values]) -> Side:
-        side = Side(module, self.x.clone().requires_grad_(self.row.training), forward, self.row)
+    def side(self, module: nn.Module, forward: Forward) -> TimedModule:
+        side = TimedModule(module, self.x.clone().requires_grad_(self.point.training), forward, self.point)
         side.cotangents = self.cotangents
         return side
 
-    def sides(self, graph: bool = False) -> dict[str, Side]:
-        """Ours and every way of torch.nn's. "ours packed" is what a user has who changed nothing but the class."""
-        if not self.row.ragged:
+    def sides(self, graph: bool = False) -> dict[str, TimedModule]:
+        """Ours and every way of using torch.nn. "ours packed" is for users who changed nothing but the class."""
+        if not self.point.ragged:
             return {
                 "nn": self.side(self.module(nn), _padded),
                 "ours": self.side(self.module(sf), _padded),
@@ -100,34 +136,34 @@ class Problem:
         sides = {
             "nn packed": self.side(self.module(nn), partial(_packed, lengths)),
             "ours packed": self.side(self.module(sf), partial(_packed, lengths)),
-            "ours": self.side(self.module(sf), lambda m, x: {"h_n": _last(m(x, lengths=here, want_output=False))}),
+            "ours": self.side(self.module(sf), partial(_by_lengths, here)),
         }
-        if graph:  # what packing copies from the CPU cannot be captured
+        if graph:  # packing copies from the CPU, which cannot be captured
             for name in ("nn packed", "ours packed"):
                 packed = pack_padded_sequence(self.x, lengths, enforce_sorted=False)
-                sides[name].x = packed.data.requires_grad_(self.row.training)
-                sides[name].forward = lambda m, x, packed=packed: {"h_n": _last(m(packed))}
-        if self.row.directions == 1:  # the reverse direction would begin in the padding
-            rows, last = torch.arange(self.row.batch, device=here.device), here - 1
+                sides[name].x = packed.data.requires_grad_(self.point.training)
+                sides[name].forward = lambda m, x, packed=packed: {"h_n": last_hidden(m(packed))}
+        if self.point.directions == 1:  # a reverse direction would begin in the padding
+            rows, last = torch.arange(self.point.batch, device=here.device), here - 1
             sides["nn padded"] = self.side(self.module(nn), lambda m, x: {"h_n": m(x)[0][last, rows][None]})
         return sides
 
     def of_rows(self, rows: Tensor, values: Values) -> Values:
-        """What `values` says of some rows of the batch; gradients of weights whole."""
+        """The values of some rows of the batch. Gradients of weights stay as they are."""
         return {n: t if t.dim() != 3 or t.size(1) == len(rows) else t.index_select(1, rows) for n, t in values.items()}
 
     def only_rows(self, rows: Tensor) -> Values:
-        """The cotangents with 0 for every other row."""
+        """The cotangents, with 0 for all other rows of the batch."""
         return {
             n: torch.zeros_like(t).index_copy_(1, rows, t.index_select(1, rows)) for n, t in self.cotangents.items()
         }
 
     def of_nn(self, rows: Tensor, dtype: torch.dtype) -> Values:
-        """torch.nn's results of some rows alone."""
-        side = Side(
-            self.module(nn, dtype), self.x[:, rows].to(dtype).requires_grad_(self.row.training), _padded, self.row
+        """torch.nn's results of a batch of these rows alone."""
+        side = TimedModule(
+            self.module(nn, dtype), self.x[:, rows].to(dtype).requires_grad_(self.point.training), _padded, self.point
         )
-        if self.row.ragged:
+        if self.point.ragged:
             lengths = self.lengths[rows.cpu()]
             side.forward = partial(_packed, lengths)
         side.cotangents = {n: t.index_select(1, rows).to(dtype) for n, t in self.cotangents.items()}
@@ -139,29 +175,33 @@ def _padded(module: nn.Module, x: Tensor) -> Values:
 
 
 def _packed(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
-    return {"h_n": _last(module(pack_padded_sequence(x, lengths, enforce_sorted=False)))}
+    return {"h_n": last_hidden(module(pack_padded_sequence(x, lengths, enforce_sorted=False)))}
 
 
-def gate(problem: Problem, ours: Side) -> dict[str, Any]:
-    """Errors of ours and of torch.nn against float64, with "failed" where ours is neither close nor twice as close."""
-    row = problem.row
-    rows = torch.linspace(0, row.batch - 1, min(row.batch, GATE_ROWS)).long().to(problem.device.torch_device)
-    ours.cotangents = problem.only_rows(rows)
-    found = problem.of_rows(rows, ours())
-    ours.cotangents = problem.cotangents
-    truth, theirs = problem.of_nn(rows, torch.float64), problem.of_nn(rows, problem.dtype)
-    # where roundings of every step count, errors beyond 32 steps' are left to the comparison with torch.nn's
-    steps = row.steps if row.precision == "fp32" else min(row.steps, 32)
-    dtype = gpu_layers.CASE_DTYPES[row.precision]
-    case = gpu_layers.Case(cell=row.cell, T=steps, B=len(rows), I=row.hidden, H=row.hidden, dtype=dtype)
+def _by_lengths(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
+    return {"h_n": last_hidden(module(x, lengths=lengths, want_output=False))}
+
+
+def check_results(comparison: Comparison, ours: TimedModule) -> dict[str, Any]:
+    """The errors of ours and of torch.nn against float64, with "failed" if ours is wrong by the rule of layers.py."""
+    point = comparison.point
+    rows = torch.linspace(0, point.batch - 1, min(point.batch, CHECKED_ROWS)).long().to(comparison.device.torch_device)
+    ours.cotangents = comparison.only_rows(rows)
+    found = comparison.of_rows(rows, ours())
+    ours.cotangents = comparison.cotangents
+    truth, theirs = comparison.of_nn(rows, torch.float64), comparison.of_nn(rows, comparison.dtype)
+    # except for fp32 the tolerance is that of at most 32 steps; beyond, only twice torch.nn's error is allowed
+    steps = point.steps if point.precision == "fp32" else min(point.steps, 32)
+    dtype = layers.CASE_DTYPES[point.precision]
+    case = layers.Case(cell=point.cell, T=steps, B=len(rows), I=point.hidden, H=point.hidden, dtype=dtype)
     mine, other = distances(found, truth), distances(theirs, truth)
-    wrong = gpu_layers.too_far(mine, other, case)
+    wrong = layers.too_far(mine, other, case)
     answer: dict[str, Any] = {"error": max(mine.values()), "nn error": max(other.values())}
     return answer | ({"failed": f"wrong: {'; '.join(wrong)}"} if wrong else {})
 
 
 def distances(found: Values, truth: Values) -> dict[str, float]:
-    """Largest distance over largest element; of weights' gradients, over that of all of them."""
+    """The largest distances, relative to the largest element of a tensor; for gradients of weights, of all of them."""
     largest = {name: float(t.abs().max()) for name, t in truth.items()}
     weights = [name for name in truth if "weight" in name or "bias" in name]
     largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
@@ -169,22 +209,21 @@ def distances(found: Values, truth: Values) -> dict[str, float]:
     return {name: float("inf") if d != d else d for name, d in far.items()}
 
 
-def measure_row(device: Any, row: Row, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
-    """One part of a grid stage: the gate, then samples of every side, eager and as CUDA graphs."""
-    with tf32_switch(row.precision):
-        problem = Problem(row, device)
-        sides = problem.sides()
-        answer = gate(problem, sides["ours"])
+def measure_point(device: Any, point: GridPoint, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+    """A part of a grid stage: checks the results, then times every side, eager and as CUDA graphs."""
+    with tf32_switch(point.precision):
+        comparison = Comparison(point, device)
+        sides = comparison.sides()
+        answer = check_results(comparison, sides["ours"])
         if "failed" in answer:
             return answer
-        answer["regime"] = "/".join(
-            device.plan(row.cell, row.hidden, row.batch, row.precision, row.directions, backward, "auto")["regime"]
-            for backward in ((False, True) if row.training else (False,))
-        )
+        layer = (point.cell, point.hidden, point.batch, point.precision, point.directions)
+        passes = (False, True) if point.training else (False,)
+        answer["regime"] = "/".join(device.plan(*layer, backward, "auto")["regime"] for backward in passes)
         answer["times"] = {"eager": interleave(sides, device.seconds, clock=clock)}
         del sides
-        replays: dict[str, Run] = {}
-        for name, side in problem.sides(graph=True).items():
+        replays: dict[str, Call] = {}
+        for name, side in comparison.sides(graph=True).items():
             try:
                 replays[name] = device.capture(side)[0]
             except RuntimeError as error:
@@ -194,11 +233,11 @@ def measure_row(device: Any, row: Row, clock: Callable[[], float] = time.perf_co
         answer["times"]["graph"] = interleave(replays, device.seconds, clock=clock)
     medians = {mode: {n: statistics.median(t) for n, t in sides.items()} for mode, sides in answer["times"].items()}
     answer["medians"], answer["ratio"] = medians, {mode: best_ratio(sides) for mode, sides in medians.items()}
-    answer["line"] = _row_line(answer)
+    answer["line"] = _line_of(answer)
     return answer
 
 
-def _row_line(answer: dict[str, Any]) -> str:
+def _line_of(answer: dict[str, Any]) -> str:
     words = [f"{answer['regime']:<16}"]
     for mode, medians in answer["medians"].items():
         told = ", ".join(f"{name} {1e6 * t:.1f}" for name, t in medians.items())
@@ -210,7 +249,7 @@ def _row_line(answer: dict[str, Any]) -> str:
 
 
 def launches(device: Any, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
-    """An empty kernel, eager and in a graph of 100; and what a call costs the CPU, at one step of one row."""
+    """The time of an empty kernel, eager and in a graph of 100, and the CPU's time for a call of one step."""
     many = 100
 
     def burst() -> None:
@@ -220,30 +259,33 @@ def launches(device: Any, clock: Callable[[], float] = time.perf_counter) -> dic
     answer: dict[str, Any] = {"empty kernel us": 1e6 * device.seconds(burst, 20) / many}
     answer["empty kernel in a graph us"] = 1e6 * device.seconds(device.capture(burst)[0], 20) / many
     for training in (False, True):
-        row = Row("lstm", "bf16", 8, training, False, 1, 1, 1)
-        for name, side in Problem(row, device).sides().items():
+        point = GridPoint("lstm", "bf16", 8, training, False, 1, 1, 1)
+        for name, side in Comparison(point, device).sides().items():
             answer[f"{name} {'training' if training else 'inference'} call us"] = _host_us(side, device, clock)
     answer["line"] = ", ".join(f"{name} {value:.2f}" for name, value in answer.items())
     return answer
 
 
-def _host_us(run: Run, device: Any, clock: Callable[[], float]) -> float:
+def _host_us(call: Call, device: Any, clock: Callable[[], float]) -> float:
     samples = []
     for _ in range(7):
         device.synchronize()
         start = clock()
-        for _ in range(50):  # few enough that no queue fills
-            run()
+        for _ in range(50):  # few enough that the launches do not have to wait
+            call()
         samples.append((clock() - start) / 50)
     return 1e6 * statistics.median(samples)
 
 
 def step_times(device: Any, cell: str, precision: str, hidden: int, batch: int = 16) -> dict[str, Any]:
-    """Microseconds a step of every regime that fits, forward and back, beside the plan's floor; and of torch.nn."""
+    """Microseconds per step of torch.nn and of every regime that fits, forward and backward.
+
+    Beside them stands the floor: the arithmetic of a step, as the plan counts its cycles.
+    """
     answer: dict[str, Any] = {}
     layer = (cell, hidden, batch, precision, 1)
-    case = gpu_layers.Case(cell=cell, B=batch, H=hidden, dtype=gpu_layers.CASE_DTYPES[precision])
-    for regime in [*gpu_layers.fitting(device, case, precision), "nn"]:
+    case = layers.Case(cell=cell, B=batch, H=hidden, dtype=layers.CASE_DTYPES[precision])
+    for regime in [*layers.fitting(device, case, precision), "nn"]:
         with tf32_switch(precision):
             times = [slope(device, partial(_recurrence, device, layer, regime, training)) for training in (False, True)]
         entry = {"forward us": 1e6 * times[0], "backward us": 1e6 * (times[1] - times[0])}
@@ -260,11 +302,11 @@ def step_times(device: Any, cell: str, precision: str, hidden: int, batch: int =
     return answer
 
 
-def _recurrence(device: Any, layer: tuple[str, int, int, str, int], regime: str, training: bool, steps: int) -> Run:
-    """A call of one layer over `steps` steps, by torch.nn or by ours in one regime."""
+def _recurrence(device: Any, layer: tuple[str, int, int, str, int], regime: str, training: bool, steps: int) -> Call:
+    """A call that runs a layer over `steps` steps, with torch.nn or with ours in one regime."""
     cell, hidden, batch, precision, directions = layer
-    problem = Problem(Row(cell, precision, hidden, training, False, batch, steps, directions), device)
-    side = problem.sides()["nn" if regime == "nn" else "ours"]
+    comparison = Comparison(GridPoint(cell, precision, hidden, training, False, batch, steps, directions), device)
+    side = comparison.sides()["nn" if regime == "nn" else "ours"]
     if regime == "nn":
         return side
 
@@ -276,7 +318,7 @@ def _recurrence(device: Any, layer: tuple[str, int, int, str, int], regime: str,
 
 
 def clusters_at_once(device: Any) -> dict[str, Any]:
-    """Microseconds a step of clusters of 10 blocks, by how many are launched: a jump shows how many run at once."""
+    """Microseconds per step by the number of clusters, of 10 blocks each: they jump when not all run at once."""
     answer: dict[str, Any] = {}
     for clusters in range(1, 14):
         layer = ("gru", 300, 8 * clusters, "bf16", 1)

@@ -1,8 +1,8 @@
-"""The worker of gpu_check.py: the parts of one stage, in a process that may crash or hang without loss.
+"""Runs the parts of one stage, in a process that may crash or hang without loss.
 
-It is told on stdin which parts are done, and says on stdout, a JSON object a line, which parts there are, which begins
-and what came of each. A kernel that fails leaves CUDA's context in error: then the process ends, and the next one goes
-on with the part after.
+It reads from stdin which parts are done, and writes to stdout, a JSON object per line, how many parts there are, which
+one begins and the result of each. A kernel that fails leaves CUDA's context in error: the process then ends, and the
+next one goes on with the part after that.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..rows import ROOT
 
-MARK = "@@gpu_check "  # before the lines that are for the parent
-HEALTH_LOST = 17  # exit status
-CORRECTNESS_SIZES = (33, 200, 512, 7, 128, 768, 64, 256)  # every regime early
-GRID_SHARE = 0.8  # of a stage's time that its rows are expected to take
+MARK = "@@benchmarks.gpu "  # begins the lines that are for the parent
+HEALTH_LOST = 17  # exit status after an error on the device
+CORRECTNESS_SIZES = (33, 200, 512, 7, 128, 768, 64, 256)  # in an order that reaches every regime early
+GRID_SHARE = 0.8  # of a stage's time that its points are expected to take
 
 Part = Callable[[], dict[str, Any]]
 
 
-# -- build and sanitize: other processes, so that this one needs no GPU -----------------------------------------------
+# -- build and sanitize: these run in further processes, so that this one needs no GPU --------------------------------
 
 
 def build_parts() -> dict[str, Part]:
@@ -38,7 +37,7 @@ def build_parts() -> dict[str, Part]:
 
 
 def build() -> dict[str, Any]:
-    """The extension in place with its CUDA part; nothing where it is newer than all sources."""
+    """Builds the extension in place with its CUDA part, unless it is newer than all sources."""
     if built_for() and newest("seqcls_fast", "_C*.so") > max(newest("csrc", "**/*"), newest(".", "setup.py")):
         return {"line": f"there already, for {built_for()}", "seconds": 0.0, "anew": True}
     start = time.monotonic()
@@ -54,7 +53,7 @@ def build() -> dict[str, Any]:
 
 
 def built_for() -> str:
-    """The architectures of the built extension, asked in another process; empty without one or without CUDA."""
+    """The GPU architectures of the built extension, asked in another process; empty if there are none."""
     code = "import torch; from seqcls_fast import _C; print(_C.build_info().get('cuda_archs', ''))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -77,7 +76,7 @@ def sanitize(tool: str, regime: str) -> dict[str, Any]:
         return {"line": "skipped: no compute-sanitizer in CUDA_HOME or on the PATH", "skipped": True}
     options = ["--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
     command = [program, *options, sys.executable, "-m", "benchmarks.gpu.worker", "--small", regime]
-    # every tensor an allocation of its own, so that an access beyond it is seen
+    # gives every tensor an allocation of its own, so that an access beyond its end is seen
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return sanitizer_verdict(done.stdout + done.stderr, done.returncode)
@@ -89,7 +88,7 @@ def find_sanitizer() -> str | None:
 
 
 def sanitizer_verdict(text: str, status: int) -> dict[str, Any]:
-    """Its summary; failed if there is none, if it counts anything, or if the layers did not all run."""
+    """The tool's summary, with "failed" if there is none, if it counts an error, or if no layer ran."""
     told = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=========")]
     summary = next((line for line in reversed(told) if "SUMMARY" in line), "")
     clean = re.search(r"SUMMARY: 0 (errors|hazards)", summary) is not None
@@ -102,14 +101,14 @@ def sanitizer_verdict(text: str, status: int) -> dict[str, Any]:
 
 
 def run_small(device: Any, regime: str) -> None:
-    """Forward and backward of layers that are small and yet span several blocks where the regime has several."""
-    from . import layers as gpu_layers
+    """Forward and backward of small layers, which still span several blocks if the regime uses several."""
+    from . import layers
     from .device import DTYPES, tf32_switch
 
     for precision in DTYPES:
-        for cell in gpu_layers.MODULES:
+        for cell in layers.MODULES:
             for hidden in (33, 130, 200, 260, 520):
-                case = gpu_layers.Case(
+                case = layers.Case(
                     cell=cell,
                     T=3,
                     B=9,
@@ -117,11 +116,11 @@ def run_small(device: Any, regime: str) -> None:
                     H=hidden,
                     directions=2,
                     lengths="zeros",
-                    dtype=gpu_layers.CASE_DTYPES[precision],
+                    dtype=layers.CASE_DTYPES[precision],
                 )
-                if regime in gpu_layers.fitting(device, case, precision):
+                if regime in layers.fitting(device, case, precision):
                     with tf32_switch(precision):
-                        gpu_layers.Layer(device, case, precision, regime).run()
+                        layers.Layer(device, case, precision, regime).run()
                     device.synchronize()
                     print(f"layer {case} {precision} {regime}", flush=True)
                     break
@@ -131,7 +130,7 @@ def run_small(device: Any, regime: str) -> None:
 
 
 def parts_of(stage: str, device: Any, budget: float) -> dict[str, Part]:
-    """Name -> part. `device` is None for build and sanitize, which leave it to other processes."""
+    """Name -> part. `device` is None for build and sanitize, whose further processes use it."""
     if stage == "build":
         return build_parts()
     from seqcls_fast._ext import C, why_missing
@@ -140,24 +139,21 @@ def parts_of(stage: str, device: Any, budget: float) -> dict[str, Part]:
         raise SystemExit(f"the extension has no CUDA part, run the stage build: {why_missing or 'built without CUDA'}")
     if stage == "sanitize":
         return sanitize_parts(C.regimes())
-    from . import grid as gpu_rows
-    from . import layers as gpu_layers
-    from . import modules as gpu_extras
-    from . import timing as gpu_timing
+    from . import grid, layers, modules, timing
 
     if stage == "correctness":
         sizes = [
             (cell, precision, hidden)
             for hidden in CORRECTNESS_SIZES
-            for cell in gpu_layers.MODULES
-            for precision in gpu_layers.CASE_DTYPES
+            for cell in layers.MODULES
+            for precision in layers.CASE_DTYPES
         ]
-        layers = {f"{c}-{p}-H{h}": partial(gpu_layers.check_layer, device, c, p, h) for c, p, h in sizes}
-        return layers | gpu_extras.parts(device)
+        parts = {f"{c}-{p}-H{h}": partial(layers.check_layer, device, c, p, h) for c, p, h in sizes}
+        return parts | modules.parts(device)
     if stage == "latency":
-        return gpu_timing.latencies(device)
-    rows = gpu_rows.grid_part(int(stage.removeprefix("grid")), GRID_SHARE * budget)
-    return {str(row): partial(gpu_timing.measure_row, device, row) for row in rows}
+        return timing.latencies(device)
+    points = grid.grid_part(int(stage.removeprefix("grid")), GRID_SHARE * budget)
+    return {str(point): partial(timing.measure_point, device, point) for point in points}
 
 
 def serve(
@@ -168,7 +164,7 @@ def serve(
     healthy: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Runs the parts that are not done until `seconds` have passed; False once `healthy` raises after one."""
+    """Runs the parts that are not done until `seconds` have passed. Stops and returns False if `healthy` raises."""
     left = [name for name in parts if name not in done]
     tell({"parts": len(parts), "left": len(left)})
     start, longest = clock(), 0.0
@@ -200,25 +196,27 @@ def tell_parent(message: dict[str, Any], to: TextIO) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no infinity and no NaN."""
+    """A value with text instead of infinities and NaNs, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: list[str]) -> int:
-    from .device import Gpu
+    stage, tell, device = arguments[0], partial(tell_parent, to=sys.stdout), None
+    if stage not in ("build", "sanitize"):
+        from .device import Gpu
 
-    if arguments[0] == "--small":
-        run_small(Gpu(), arguments[1])
+        device = Gpu()
+    if stage == "--small":
+        run_small(device, arguments[1])
         return 0
-    stage, seconds, budget, pattern = arguments[0], float(arguments[1]), float(arguments[2]), arguments[3]
-    tell = partial(tell_parent, to=sys.stdout)
     if stage == "facts":
-        tell({"facts": Gpu().facts()})
+        assert device is not None
+        tell({"facts": device.facts()})
         return 0
+    seconds, budget, pattern = float(arguments[1]), float(arguments[2]), arguments[3]
     done = set(json.loads(sys.stdin.read()))
-    device = None if stage in ("build", "sanitize") else Gpu()
     parts = {f"{stage_key(stage)}/{n}": part for n, part in parts_of(stage, device, budget).items()}
     wanted = {name: part for name, part in parts.items() if re.search(pattern, name)}
     healthy = (lambda: None) if device is None else device.tidy
@@ -226,7 +224,7 @@ def main(arguments: list[str]) -> int:
 
 
 def stage_key(stage: str) -> str:
-    """Where a stage's parts are in the results: all of the grid together, as budgets decide what is in which stage."""
+    """The prefix of a stage's parts in the results. Grid stages share one, as their points depend on the budget."""
     return re.sub(r"\d+$", "", stage)
 
 

@@ -1,4 +1,4 @@
-"""A device of the CPU in the GPU's place, for the tests of benchmarks/gpu_*.py; its one regime is `base`."""
+"""Stand-ins for the tests of benchmarks/gpu: a device of the CPU, whose one regime is `base`, a clock, and results."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import device as gpu_device
+from benchmarks.gpu.grid import GridPoint
 from seqcls_fast import _ext
+from seqcls_fast.toolkit.timing import Call
+
+RUN = {"csrc": "abc", "device": "NVIDIA H200", "torch": "2.14", "cuda": "13.0", "cudnn": 91300}
+POINT = GridPoint("lstm", "bf16", 64, True, False, 16, 32, 1)
 
 compiled = pytest.mark.skipif(_ext.C is None, reason="needs the compiled extension")
 
 
 class Clock:
-    """Time passes when it is told to."""
+    """A clock that shows the time it was set to."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -25,7 +29,7 @@ class Clock:
 
 
 class CpuDevice:
-    """Gpu's methods on the CPU. A call takes a microsecond on the made-up clock."""
+    """Gpu's methods on the CPU. A call takes a microsecond of the clock above."""
 
     torch_device = torch.device("cpu")
     regimes = ("base",)
@@ -45,20 +49,26 @@ class CpuDevice:
 
     tidy = empty_kernel = synchronize
 
-    def seconds(self, run: gpu_device.Run, calls: int) -> float:
-        run()
+    def seconds(self, call: Call, calls: int) -> float:
+        call()
         self.clock.now += 1e-6 * calls
         return 1e-6
 
-    def capture(self, run: gpu_device.Run) -> tuple[gpu_device.Run, Any]:
-        results = run()
+    def capture(self, call: Call) -> tuple[Call, Any]:
+        results = call()
 
         def replay() -> None:
-            for name, tensor in (run() or {}).items():
+            for name, tensor in (call() or {}).items():
                 if not tensor.is_inference():
                     results[name].copy_(tensor)
 
         return replay, results
 
-    def at_once(self, runs: Sequence[gpu_device.Run]) -> list[Any]:
-        return [run() for run in runs]
+    def at_once(self, calls: Sequence[Call]) -> list[Any]:
+        return [call() for call in calls]
+
+
+def part(ours: float, regime: str = "onchip", **rivals: float) -> dict[str, Any]:
+    """The entry of a point, timed eagerly: three samples per side, whose median is the given time."""
+    sides = {"ours": ours, **{name.replace("_", " "): t for name, t in rivals.items()}}
+    return {"regime": regime, "times": {"eager": {name: [9 * t, t, t / 9] for name, t in sides.items()}}}

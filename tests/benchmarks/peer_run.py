@@ -1,10 +1,10 @@
-"""One engine of the benchmarks on every kind of case, against float64; test_bench_cases.py runs it for each engine.
+"""Runs one engine of the benchmarks on every kind of case, against float64. test_bench_cases.py starts it for each.
 
-It is a process of its own because such libraries change what later tests rely on: OpenVINO replaces the thread's signal
-stack, and JAX starts threads and warns at every fork from then on. What can be put back must be as it was after each
-case, as the benchmarks have all engines in one process.
+Each engine has a process of its own here, because such libraries change the state of the process: OpenVINO replaces the
+thread's signal stack, and JAX starts threads and warns at every fork from then on. The benchmarks have all engines in
+one process, so the state that can be restored must be the same after each case as before.
 
-PYTHONPATH=.:benchmarks python tests/benchmarks/peer_run.py NAME
+    PYTHONPATH=. python tests/benchmarks/peer_run.py NAME
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ KINDS = list(dict.fromkeys(replace(case, shape=Shape(5, 7, 6, 9)) for case in la
 
 
 def process_state() -> dict[str, object]:
-    """What native code can change in this thread and process, and others rely on."""
+    """The state of this thread and process that native code can change and other code relies on."""
     libc = ctypes.CDLL(None)
-    record = (ctypes.c_void_p * 32)()  # more than a stack_t or a sigaction takes; both begin with the address
+    record = (ctypes.c_void_p * 32)()  # larger than a stack_t or a sigaction, which both begin with an address
     libc.sigaltstack(None, record)
     state: dict[str, object] = {"alternate signal stack": record[0]}
     for number in signal.valid_signals():
         libc.sigaction(int(number), None, record)
         state[f"handler of signal {int(number)}"] = record[0]
-    # a denormal result and a denormal operand, which a thread's floating-point settings can turn into zeros
+    # a denormal result and a denormal operand: a thread's floating-point settings can turn either into zero
     products = torch.tensor([1e-30, 1e-40]) * torch.tensor([1e-10, 1e10])
     state["denormals are kept"] = (products > 0).tolist()
     state["rounding"] = libc.fegetround()

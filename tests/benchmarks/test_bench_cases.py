@@ -1,4 +1,4 @@
-"""The cases and engines of the benchmarks at small sizes: every table's kind, every peer installed, against float64."""
+"""The cases and engines of the benchmarks at small sizes, against float64: every kind of case, every installed peer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from peer_run import KINDS
 from benchmarks import layer_cases, peers
 from benchmarks.layer_cases import Case, Shape
 
-QUICK_PEERS = [peer for peer in peers.PEERS if peer.name != "torch.compile"]  # it compiles for seconds
+QUICK_PEERS = [peer for peer in peers.PEERS if peer.name != "torch.compile"]  # compiling takes seconds
 
 
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_ours_passes_the_gate(case: Case) -> None:
+def test_ours_is_right(case: Case) -> None:
     with layer_cases.grad_mode(case):
         engine = peers.build_ours(layer_cases.build(case), 1)
         assert layer_cases.error_of(case, engine.values(engine.run())) <= case.error_bound
@@ -27,16 +27,16 @@ def test_ours_passes_the_gate(case: Case) -> None:
 
 @pytest.mark.parametrize("peer", QUICK_PEERS, ids=lambda peer: peer.name)
 def test_peers_compute_the_same(peer: peers.Peer) -> None:
-    """Each in a process of its own, which it must also leave as it was: see peer_run.py."""
+    """Each runs in a process of its own and must leave its state as it was: see peer_run.py."""
     if not peer.installed:
         pytest.skip(f"{peer.package} is not installed")
     command = [sys.executable, str(Path(__file__).with_name("peer_run.py")), peer.name]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the package and the benchmarks as found here
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # imports what this process imports
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
 
 
-def test_the_gate_sees_a_wrong_result() -> None:
+def test_a_wrong_result_is_seen() -> None:
     case = Case("GRU", Shape(5, 7, 6, 9))
     with layer_cases.grad_mode(case):
         engine = peers.build_ours(layer_cases.build(case), 1)
@@ -51,7 +51,7 @@ def test_the_gate_sees_a_wrong_result() -> None:
 
 
 def test_tables() -> None:
-    """Each table has every cell, and ragged ones what no PackedSequence of length 1 would say."""
+    """Each table has every cell, and ragged lengths range from a tenth of T to T."""
     cases = list(layer_cases.grid())
     assert len(set(cases)) == len(cases)
     tables = {case.what for case in cases}

@@ -188,7 +188,7 @@ def test_unknown_questions_are_refused() -> None:
     assert "expected questions out of layers" in done.stderr
 
 
-# -- the regression watch ---------------------------------------------------------------------------------------------
+# -- comparing revisions ----------------------------------------------------------------------------------------------
 
 
 def test_compare_finds_what_became_slower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_compare_finds_what_became_slower(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compare_with_itself(tmp_path: Path) -> None:
-    """A real process, on one case; and one with a package that lacks what older revisions have elsewhere."""
+    """Real processes on one case: with this package, and with one that lacks the folders older revisions lack."""
     older = tmp_path / "seqcls_fast"
     shutil.copytree(ROOT / "seqcls_fast", older, ignore=shutil.ignore_patterns("toolkit", "cli", "__pycache__"))
     for tree in (ROOT, tmp_path):
