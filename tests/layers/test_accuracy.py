@@ -1,6 +1,7 @@
-"""How close to float64, measured against torch.nn on the same numbers: float32 at most twice torch's error, forward
-and gradients (2.5 times forward where both are below 1e-6); 16-bit dtypes at most torch's own. Errors are root mean
-squares over a few seeds: the largest of some thousand roundings says more about the seed."""
+"""Distance to float64 results, compared with that of torch.nn on the same numbers. In float32 our error is at most
+twice torch's, for outputs and gradients (2.5 times for outputs where both errors are below 1e-6); in 16-bit dtypes it
+is at most torch's own. Errors are root mean squares over a few seeds, because a maximum depends too much on the seed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ SHAPES = [(50, 32, 64, 128), (20, 8, 16, 32), (100, 4, 50, 65), (7, 3, 300, 20)]
 
 
 def modules(cell: str, I: int, H: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Ours and torch's in `dtype`, and torch's in float64, with equal weights."""
+    """Our module and torch's in `dtype`, and torch's in float64, all with equal weights."""
     kind = {"gru": "GRU", "lstm": "LSTM"}.get(cell, "RNN")
     options = {"nonlinearity": cell[4:]} if kind == "RNN" else {}
     ours = getattr(sf, kind)(I, H, dtype=dtype, **options)
@@ -29,7 +30,7 @@ def modules(cell: str, I: int, H: int, dtype: torch.dtype) -> tuple[nn.Module, n
 
 
 def results(module: nn.Module, x: Tensor, cotangent: Tensor, impl: str) -> dict[str, Tensor]:
-    """Output and gradients by name, as float64."""
+    """The output and the gradients by name, converted to float64."""
     dtype = next(module.parameters()).dtype
     x = x.to(dtype).requires_grad_()
     with sf.use_impl(impl):
@@ -41,11 +42,11 @@ def results(module: nn.Module, x: Tensor, cotangent: Tensor, impl: str) -> dict[
     }
 
 
-@lru_cache(maxsize=8)  # the implementations of one case run one after the other
+@lru_cache(maxsize=8)  # all implementations run a case before the next case begins
 def torch_results(
     cell: str, shape: tuple[int, int, int, int], dtype: torch.dtype, seed: int
 ) -> tuple[nn.Module, Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Our module, input, incoming gradient, and what torch makes of them in `dtype` and in float64."""
+    """Our module, the input, the incoming gradient, and torch's results in `dtype` and in float64."""
     T, B, I, H = shape
     torch.manual_seed(seed)
     ours, theirs, exact = modules(cell, I, H, dtype)
@@ -64,7 +65,7 @@ def test_error_against_torch(cell: str, shape: tuple[int, int, int, int], dtype:
         mine = results(ours, x, cotangent, compiled)
         for name, want in exact.items():
             if cell == "rnn_relu" and dtype != torch.float32 and name != "output":
-                continue  # a unit that rounds to the other side of 0 loses its whole gradient, in either of the two
+                continue  # in both libraries, a unit that rounds to the other side of 0 loses its whole gradient
             total = squares.setdefault(name, [0.0, 0.0])
             for k, found in enumerate((mine, theirs)):
                 total[k] += float((found[name] - want).norm() / want.norm()) ** 2 / seeds
@@ -74,7 +75,7 @@ def test_error_against_torch(cell: str, shape: tuple[int, int, int, int], dtype:
 
 
 def one_step(cell: str, x: Tensor, impl: str) -> Tensor:
-    """tanh(x), relu(x) or, as the gate of a GRU between 0 and h0 = 1, sigmoid(x): one feature, one unit, one step."""
+    """tanh(x) or relu(x) by one step of an RNN, sigmoid(x) by a GRU whose gate mixes 0 and h0 = 1; one unit each."""
     gates = {"gru": [0.0, 1.0, 0.0]}.get(cell, [1.0])
     w_ih = torch.tensor(gates, dtype=x.dtype)[:, None]
     h0 = torch.ones(1, len(x), 1, dtype=x.dtype) if cell == "gru" else None
@@ -84,8 +85,8 @@ def one_step(cell: str, x: Tensor, impl: str) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru"])
 def test_activations_over_their_range(cell: str, dtype: torch.dtype, compiled: str) -> None:
-    """Within 5 units in the last place, near 0 too. The tail of sigmoid is e^x, where an error relative to x is one of
-    the value: half a unit more for each unit of x. Below the smallest normal float32, 0 is as good."""
+    """The error is at most 5 units in the last place, near 0 too. In its tail sigmoid(x) is about e^x, which magnifies
+    a rounding of x, so half a unit is added for each unit of x. Values below the smallest normal float32 may be 0."""
     size = torch.logspace(-30, 2.2, 4001, dtype=torch.float64)
     x = torch.cat([size, -size, torch.linspace(-20, 20, 4001, dtype=torch.float64), torch.zeros(1)]).to(dtype)
     want = (torch.tanh if cell == "rnn_tanh" else torch.sigmoid)(x.double())
@@ -99,12 +100,12 @@ def test_activations_over_their_range(cell: str, dtype: torch.dtype, compiled: s
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("weight", [1.0, 1 + 2**-7, 0.7])
 def test_every_16_bit_number(dtype: torch.dtype, weight: float, compiled: str) -> None:
-    """Loading and rounding as torch does it, to nearest even, for all 65536 patterns: relu(weight * x)."""
+    """relu(weight * x) for all 65536 bit patterns: numbers are read and rounded (to nearest even) as torch does it."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     w = torch.full((1, 1), weight, dtype=dtype)
     found = sf.rnn_layer(x[None, :, None], [w], [torch.zeros_like(w)], cell="rnn_relu", impl=compiled)[1].flatten()
     want = torch.relu(x.float() * w.item()).to(dtype)
-    if dtype == torch.bfloat16:  # the bfloat16 dot product instruction takes subnormal numbers and products for 0
+    if dtype == torch.bfloat16:  # the bfloat16 dot product instruction treats subnormal numbers and products as 0
         normal = ~((x.float().abs().minimum(want.float()) < 2 * torch.finfo(dtype).tiny) & (want != 0))
         found, want = found[normal], want[normal]
     torch.testing.assert_close(found, want, rtol=0, atol=0, equal_nan=True)

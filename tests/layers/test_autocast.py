@@ -1,7 +1,7 @@
-"""Autocast and explicit 16-bit modules: every input is cast going in, results come out in the autocast dtype.
+"""Autocast and explicit 16-bit modules: every input is cast to the autocast dtype, and results have that dtype.
 
-The explicit module, `.to(dtype)` on cast input, is what autocast must equal bit for bit; that the explicit one is right
-is measured against float64 (here over 200 steps, in test_nn_torch.py over every option), and sums against integers.
+Autocast must equal, bit for bit, the explicit module: `.to(dtype)`, called on cast input. Explicit modules are compared
+with float64, here over 200 steps and in test_nn_torch.py over every option; sums are compared with exact integers.
 """
 
 import copy
@@ -39,11 +39,11 @@ LENGTHS = [2, 0, 5, 3]
 
 
 def packed(x: Tensor, lengths: list[int], sort: bool) -> PackedSequence:
-    with torch.autocast("cpu", enabled=False):  # under which torch cannot join tensors of the other 16-bit dtype
+    with torch.autocast("cpu", enabled=False):  # torch cannot join tensors of the other 16-bit dtype under autocast
         return pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=sort)
 
 
-INPUTS: dict[str, tuple[dict[str, Any], Callable[[Any, Tensor, Any], Any]]] = {  # options, and module(x, hx) as it is
+INPUTS: dict[str, tuple[dict[str, Any], Callable[[Any, Tensor, Any], Any]]] = {  # options, and the call of the module
     "padded": ({}, lambda module, x, hx: module(x, hx)),
     "batch_first": ({"batch_first": True}, lambda module, x, hx: module(x.transpose(0, 1), hx)),
     "sorted": ({}, lambda module, x, hx: module(packed(x, [5, 4, 4, 1], True), hx)),
@@ -65,7 +65,7 @@ def nest(states: list[Tensor]) -> Any:
 def results_and_gradients(
     module: nn.Module, call: Callable[..., Any], x: Tensor, hx: Any, autocast: torch.dtype | None
 ) -> Tensors:
-    """All of them by name, for leaves of the dtypes given."""
+    """Results and gradients by name. The leaves keep the dtypes in which they are given."""
     x, states = x.detach().requires_grad_(), [state.detach().requires_grad_() for state in flat(hx)]
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
         results = named(*call(module, x, nest(states)))
@@ -75,8 +75,8 @@ def results_and_gradients(
 def assert_is_explicit(
     module: nn.Module, call: Callable[..., Any], x: Tensor, hx: Any, dtype: torch.dtype, terms: int = 0
 ) -> None:
-    """What autocast gives are the bits of the explicit module, or that but for ``terms`` roundings, and every gradient
-    has the dtype of its leaf."""
+    """Autocast has the same bits as the explicit module, or differs by at most ``terms`` roundings; every gradient has
+    the dtype of its leaf."""
     found = results_and_gradients(module, call, x, hx, dtype)
     narrow = copy.deepcopy(module).to(dtype)
     explicit = results_and_gradients(narrow, call, x.to(dtype), nest([state.to(dtype) for state in flat(hx)]), None)
@@ -95,7 +95,7 @@ def assert_is_explicit(
 @pytest.mark.parametrize("kind", INPUTS)
 def test_layers_are_the_explicit_ones(kind: str, dtype: torch.dtype, layer: str, impl: str) -> None:
     more, call = INPUTS[kind]
-    terms = 2 * 12 if rounds_sums(impl, dtype) else 0  # as checks.roundings has them, through two layers
+    terms = 2 * 12 if rounds_sums(impl, dtype) else 0  # the number in checks.roundings, for each of two layers
     for options in ({}, {"num_layers": 2, "bidirectional": True, "bias": False}):
         module = LAYERS[layer][0](I, H, **LAYERS[layer][1], **more, **options)
         hx = hx_of(module)
@@ -130,7 +130,7 @@ def test_cells_are_the_explicit_ones(dtype: torch.dtype, cell: str, impl: str) -
 
 @LAYER
 def test_float64_is_left_alone(layer: str, impl: str) -> None:
-    """As by torch's autocast; beside float32, which is narrowed, it is refused."""
+    """Autocast casts no float64 tensors, as in torch. (The next test: float64 together with float32 is refused.)"""
     module = LAYERS[layer][0](I, H, **LAYERS[layer][1], dtype=torch.float64)
     with sf.use_impl(impl):
         plain = named(*module(x_of(), hx_of(module)))
@@ -167,7 +167,7 @@ def test_autocast_that_is_off_or_elsewhere_changes_nothing(layer: str, impl: str
             with torch.autocast("cpu", enabled=False):
                 off = named(*module(x))
             again = named(*module(x))
-        torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") would turn itself off where there is none
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast("cuda") turns itself off without a GPU
         try:
             elsewhere = named(*module(x))
         finally:
@@ -203,7 +203,7 @@ def test_a_model_around_the_layer(dtype: torch.dtype, layer: str, impl: str) -> 
     for name, p in model.named_parameters():
         assert p.grad is not None
         assert p.grad.dtype == torch.float32
-        # embedding rows are summed over their uses, 2 each, in float32 here and in 16 bits there
+        # each row of the embedding is used twice: the two gradients are added in float32 here and in 16 bits there
         want = narrow.get_parameter(name).grad
         assert_close_by_name({name: p.grad}, {name: want}, 2 if name.startswith("embedding") else 0, dtype)
 
@@ -232,7 +232,7 @@ def test_compiled_models_have_the_same_dtypes_and_bits(dtype: torch.dtype, layer
 @LAYER
 @DTYPE
 def test_function_transforms(dtype: torch.dtype, layer: str, impl: str) -> None:
-    """vmap over inputs, and gradients sample by sample, are those of the loop."""
+    """vmap over inputs, and gradients of each sample, agree with a Python loop over the samples."""
     module, x = LAYERS[layer][0](I, H, **LAYERS[layer][1]), x_of(3, T, B, I).float()
     weights = dict(module.named_parameters())
 
@@ -243,7 +243,7 @@ def test_function_transforms(dtype: torch.dtype, layer: str, impl: str) -> None:
     with sf.use_impl(impl), torch.autocast("cpu", dtype):
         mapped = torch.func.vmap(lambda x: module(x)[0])(x)
         assert mapped.dtype == dtype
-        # the reference, which stands in for torch's own layer here, is as good as its batched matrix products
+        # impl="torch" runs the reference here, whose batched matrix products round differently from single ones
         terms = T if impl == "reference" else 4 * T if impl == "torch" else 0
         assert_close_by_name({"x": mapped}, {"x": torch.stack([module(each)[0] for each in x])}, terms)
     with sf.use_impl(impl):
@@ -275,7 +275,7 @@ def test_weights_changed_inside_a_block_are_used_at_once(cache: bool, cell: str,
 
 @DTYPE
 def test_gate_sums_and_weight_gradients_are_summed_in_float32(dtype: torch.dtype, impl: str) -> None:
-    """In 16 bits 2 / eps + 0.5 is 2 / eps and a count ends there: both sums are integers that the dtype holds."""
+    """A sum kept in 16 bits would stop growing at 2 / eps. The right sums are integers that the dtype can hold."""
     big = 2 / torch.finfo(dtype).eps
     module = sf.RNN(9, 1, nonlinearity="relu")
     for p in module.parameters():
@@ -293,7 +293,7 @@ def test_gate_sums_and_weight_gradients_are_summed_in_float32(dtype: torch.dtype
 
 @DTYPE
 def test_c_is_kept_in_float32(dtype: torch.dtype, impl: str) -> None:
-    """Open gates and an increment of eps / 8, which 1 in 16 bits does not take up, 200 times."""
+    """c starts at 1 and grows by eps / 8 in each of 200 steps. A c of 16 bits would stay at 1."""
     if rounds_sums(impl, dtype):
         pytest.skip("torch's own layer keeps c in the dtype of the layer")
     step, steps = torch.finfo(dtype).eps / 8, 200
@@ -310,8 +310,8 @@ def test_c_is_kept_in_float32(dtype: torch.dtype, impl: str) -> None:
 @CELL
 @DTYPE
 def test_200_steps_in_16_bits(dtype: torch.dtype, cell: str, impl: str) -> None:
-    """Rows of W_hh of norm 1/8 in a recurrence whose gates stay below sigmoid(1): an error shrinks to 0.85 or less in
-    each step (the GRU's is the slowest), so that all roundings of h add up to less than 1 / (1 - 0.85) half eps."""
+    """The rows of W_hh have norm 1/8 and the gates stay below sigmoid(1), so an error shrinks to at most 0.85 of itself
+    in each step (least in a GRU). All roundings of h together are then below 1 / (1 - 0.85) times half of eps."""
     kind, options = LAYERS[cell]
     module = kind(8, 32, **options)
     with torch.no_grad():
@@ -329,13 +329,13 @@ def test_200_steps_in_16_bits(dtype: torch.dtype, cell: str, impl: str) -> None:
 
 
 def classification(features: int) -> tuple[Tensor, Tensor]:
-    """Sequences, and whether their first feature is positive over all."""
+    """Random sequences, and labels: whether the sum of the first feature is positive."""
     x = x_of(T, 32, features)
     return x, (x[..., 0].sum(0) > 0).long()
 
 
 def run_over_steps(module: nn.Module, x: Tensor) -> Tensor:
-    """The last h of a layer or of a cell unrolled."""
+    """The last h of a layer, or of a cell that is called once for each step."""
     if isinstance(module, nn.RNNBase):
         return module(x)[0][-1]
     state = None
@@ -364,7 +364,7 @@ def test_explicit_16_bit_modules_train(library: dict[str, Any], dtype: torch.dty
 
 @CELL
 def test_grad_scaler(cell: str, impl: str) -> None:
-    """A scale of 1024 leaves a step as it is; one of 2^30 overflows float16, skips the step and is halved."""
+    """A scale of 1024 does not change a step. One of 2^30 overflows float16: the step is skipped, the scale halved."""
     x, y = classification(I)
     module = LAYERS[cell][0](I, H, **LAYERS[cell][1])
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -383,4 +383,4 @@ def test_grad_scaler(cell: str, impl: str) -> None:
         after[scale] = {name: p.detach() - start[name] for name, p in module.named_parameters()}
     assert all(t.any() for t in after[1.0].values())
     assert not any(t.any() for t in after[2.0**30].values())
-    assert_close_by_name(after[1024.0], after[1.0], 4 * T, torch.float16)  # unscaled gradients may be subnormal
+    assert_close_by_name(after[1024.0], after[1.0], 4 * T, torch.float16)  # without a scale, gradients may be subnormal

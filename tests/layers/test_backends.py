@@ -1,4 +1,5 @@
-"""Every implementation against the float64 reference: results and all gradients, at odd sizes, in poisoned memory."""
+"""Every implementation against the float64 reference: results and all gradients, at odd sizes, with NaN in all memory
+that must not be read."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from support.checks import check, expected
 
 
 def test_implementations_are_there() -> None:
-    """The list decides what every other test covers, so it may not shrink silently."""
+    """Every other test runs on the implementations in this list, so a missing one must not go unnoticed."""
     impls = ops.available_impls()
     print("implementations:", *impls)
     assert impls[0] == "reference"
@@ -32,7 +33,7 @@ def test_matches_reference(case: Case, impl: str) -> None:
 
 @pytest.mark.parametrize("case", LARGE + WIDE, ids=str)
 def test_matches_reference_with_threads(case: Case, compiled: str) -> None:
-    expected(case)  # kept, so that the reference runs on one thread
+    expected(case)  # computed here and kept, so that the reference runs on one thread
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
         check(case, compiled)

@@ -1,8 +1,8 @@
-"""Bits that must not move: a row's forward result whatever batch, padding, layout or thread count it meets, a stream
-fed in chunks, and every result from one run to the next.
+"""Results that must be equal bit for bit: a row's forward result in any batch, padding, layout and number of threads;
+a sequence in one call or in chunks; and every result from one run to the next.
 
-Only the compiled implementations promise the first two: the reference and torch's own layer go through torch's matmul,
-whose bits depend on the size of the batch.
+Only the compiled implementations promise the first two. The reference and torch's own layer call torch's matmul, whose
+bits depend on the size of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support.cases import CELLS, FLOATS, HALVES, Case, build, only
 from support.checks import batch_sizes, gradients, guarded, layer
 
 Named = dict[str, Tensor]
-# (T, B, I, H): tails of every vector width, more rows than a tile, few rows with many units
+# (T, B, I, H): sizes that no vector width divides, more rows than a tile has, few rows with many units
 SHAPES = [(7, 9, 5, 33), (11, 6, 16, 64), (4, 19, 130, 100), (3, 5, 1, 3), (5, 2, 40, 257)]
 GRID = [
     Case(cell, *shape, directions=2, lengths="zeros", dtype=dtype)
@@ -43,7 +43,7 @@ def forward(inputs: Named, case: Case, impl: str, **options: Any) -> Named:
 
 
 def rows(named: Named, index: list[int]) -> Named:
-    """Some rows of the batch, of whatever has one."""
+    """Some rows of the batch, in every tensor that has a batch dimension."""
     return {name: t[:, index] if name in ("x", "h0", "c0", "output", "h_n", "c_n") else t for name, t in named.items()}
 
 
@@ -68,7 +68,7 @@ def test_row_alone_and_in_other_batches(case: Case, compiled: str) -> None:
 
 @pytest.mark.parametrize("case", GRID + PROJECTED, ids=str)
 def test_every_way_to_ask(case: Case, compiled: str) -> None:
-    """Padding, layout, alignment, want_output and whether a gradient will be asked for change no bit."""
+    """No bit depends on padding, layout, alignment, want_output, or whether inputs require gradients."""
     inputs, lengths = numbers(case)
     whole = forward(inputs, case, compiled, lengths=lengths)
     states = {name: t for name, t in whole.items() if name != "output"}
@@ -128,7 +128,7 @@ def test_thread_count(cell: str, dtype: str, hidden: int, batch: int, compiled: 
 
 
 CHUNKS = [(1,) * 11, (4, 7), (10, 1), (2, 3, 6)]
-STREAMS = [c for c in GRID if c.T == 11 and not (c.cell == "lstm" and c.dtype in HALVES)]  # those carry a rounded c
+STREAMS = [c for c in GRID if c.T == 11 and not (c.cell == "lstm" and c.dtype in HALVES)]  # c_n is rounded to 16 bits
 STREAMS += [Case("lstm", 11, 3, 5, 33, proj=True, dtype=dtype) for dtype in FLOATS]
 
 
@@ -147,7 +147,7 @@ def test_stream_in_chunks(case: Case, compiled: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS + HALVES)
 def test_changed_weights_are_seen(dtype: str, compiled: str) -> None:
-    """Packed weights may be kept between calls, found by content: one element written behind torch's back counts."""
+    """Packed weights may be kept between calls, found by content: even one changed element must be seen."""
     case = Case("lstm", T=3, B=2, I=7, H=21, directions=2, proj=True, dtype=dtype)
     inputs = {name: t.to(case.torch_dtype) for name, t in build(case).inputs.items()}
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_changed_weights_are_seen(dtype: str, compiled: str) -> None:
             continue
         for place in (0, t.numel() // 2, -1):
             values, old = t.view(-1).numpy() if dtype in FLOATS else t.view(-1), t.view(-1)[place].clone()
-            values[place] = -3.0  # through numpy: no version counter moves
+            values[place] = -3.0  # through numpy: torch does not count this change as a new version
             fresh = {key: guarded(value) for key, value in inputs.items()}
             after = forward(inputs, case, compiled)
             assert not torch.equal(after["output"], before["output"]), f"{name} changed unseen at {place}"
@@ -169,9 +169,9 @@ def test_changed_weights_are_seen(dtype: str, compiled: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_next_step_reads_what_was_stored(cell: str, dtype: str, impl: str) -> None:
-    """16-bit: h is rounded once a step and the next step starts from the rounded one, c stays in float32. Replayed in
-    float64 from the stored h, nearly every element rounds to the very same number. Not promised of torch's own layer:
-    some of its 16-bit dtypes round every sum, the others run in float32 throughout."""
+    """In 16 bits h is rounded once in each step, and the next step starts from the rounded h; c stays in float32. So
+    when each step is repeated in float64 from the stored h, nearly every element rounds to the same number. torch's
+    own layer does not promise this: in some 16-bit dtypes it rounds every sum, in the others it runs in float32."""
     if impl == "torch":
         pytest.skip("torch's own layer rounds more often in 16 bits, or not between steps")
     case = Case(cell, T=6, B=8, I=5, H=33, dtype=dtype)
@@ -189,7 +189,7 @@ def test_next_step_reads_what_was_stored(cell: str, dtype: str, impl: str) -> No
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_repeatable(case: Case, threads: int, impl: str) -> None:
-    """Forward and gradients, with other work in between so that recycled buffers hold something else."""
+    """Results and gradients are the same again after other work, which leaves other numbers in reused buffers."""
     torch.set_num_threads(threads)
     inputs, lengths = numbers(case)
     cotangents = {name: t.to(case.torch_dtype) for name, t in build(case).cotangents.items()}
@@ -206,7 +206,7 @@ def test_repeatable(case: Case, threads: int, impl: str) -> None:
 
 
 def test_auto_is_one_of_them() -> None:
-    """impl="auto" and use_impl choose among the implementations and compute nothing of their own."""
+    """impl="auto" and use_impl only choose one of the implementations: the bits are those of that one."""
     case = Case("gru", *SHAPES[0], lengths="zeros")
     inputs, lengths = numbers(case)
 

@@ -1,4 +1,4 @@
-"""SequenceClassifier: what each pooling means, that padding never changes a logit, the table of projections, export."""
+"""SequenceClassifier: the poolings, padding (which never changes a logit), the table of projections, and export."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def padded_ids(value: int = 0) -> Tensor:
 
 
 def pooled_by_hand(model: sf.SequenceClassifier, x: Tensor, lengths: Tensor) -> Tensor:
-    """The logits by torch.nn's own layer, row by row, each without its padding."""
+    """The logits computed with torch.nn's layer, one row at a time, each without its padding."""
     kind = {"gru": nn.GRU, "lstm": nn.LSTM}.get(model.cell, nn.RNN)
     options = {} if kind is not nn.RNN else {"nonlinearity": model.cell[4:]}
     encoder = kind(I, H, model.num_layers, batch_first=True, bidirectional=model.bidirectional, **options)
@@ -81,11 +81,11 @@ def test_features_as_torch_layers_pool_them(pooling: str, bidirectional: bool, n
 def test_ids_as_embedded_features(
     pooling: str, bidirectional: bool, steps_per_id: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits and every gradient, whichever way they are projected; the padding's embedding has none."""
+    """Both ways to project ids give the same logits and gradients; the embedding of the padding has no gradient."""
     monkeypatch.setattr(classifier, "_STEPS_PER_ID", steps_per_id)
     model = text_model(pooling=pooling, bidirectional=bidirectional, num_layers=2)
     ids = padded_ids()
-    ids[0, 3] = 0  # the padding's id within a row counts as a step
+    ids[0, 3] = 0  # the id of the padding counts as a step where it is within a row
     assert model.embedding is not None
     wanted = pooled_by_hand(model, model.embedding(ids), LENGTHS)
     found = model(ids, LENGTHS)
@@ -109,11 +109,11 @@ def test_ids_as_embedded_features(
 def test_padding_never_changes_a_logit(pooling: str, bidirectional: bool) -> None:
     model = text_model(pooling=pooling, bidirectional=bidirectional)
     wanted = model(padded_ids(), LENGTHS)
-    torch.testing.assert_close(model(padded_ids()), wanted)  # rows end at their last id that is not padding
+    torch.testing.assert_close(model(padded_ids()), wanted)  # a row ends at its last id that is not padding
     longer = torch.cat([padded_ids(), torch.zeros(B, 30, dtype=torch.int64)], 1)
     for more in (longer, longer.int()):
         torch.testing.assert_close(model(more), wanted, rtol=1e-6, atol=1e-6)
-    junk = padded_ids(V + 5)  # beyond the vocabulary, and beyond the lengths
+    junk = padded_ids(V + 5)  # ids outside the vocabulary, beyond the lengths
     torch.testing.assert_close(model(junk, LENGTHS), wanted)
     for row, length in enumerate(LENGTHS.tolist()):
         alone = model(padded_ids()[row : row + 1, : max(length, 1)], LENGTHS[row : row + 1])
@@ -149,7 +149,7 @@ def test_the_prepared_table_and_when_it_goes() -> None:
     assert model._tables is not None
     with torch.no_grad():
         torch.testing.assert_close(model(ids, LENGTHS), wanted)
-    with torch.no_grad():  # an id's row of the table decides, not the embedding, where kernels take ids
+    with torch.no_grad():  # where kernels take ids, the result comes from the table and not from the embedding
         model._tables[0][:, int(ids[0, 0])] += 1
         assert torch.allclose(model(ids, LENGTHS)[0], wanted[0]) != ops.takes_ids(ids)
     torch.testing.assert_close(model(ids, LENGTHS), wanted)  # with gradients the table is not used
@@ -286,7 +286,7 @@ def test_input_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
 @pytest.mark.parametrize("pays", [0, 1e9])
 def test_ids_whichever_way_they_are_projected(pays: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any integers; what lies beyond the lengths does not matter, an id beyond the vocabulary is refused."""
+    """Ids have any integer dtype. Ids outside the vocabulary are refused, except beyond the lengths."""
     monkeypatch.setattr(classifier, "_STEPS_PER_ID", pays)
     model = text_model(pooling="max")
     wanted = model(padded_ids(), LENGTHS)
@@ -296,7 +296,7 @@ def test_ids_whichever_way_they_are_projected(pays: float, dtype: torch.dtype, m
 
 
 def test_packed_layers_agree() -> None:
-    """The classifier against torch's own way of ragged batches."""
+    """The classifier agrees with torch.nn's layer on a PackedSequence."""
     model = text_model(pooling="mean")
     some = LENGTHS > 0
     assert model.embedding is not None

@@ -1,7 +1,8 @@
-"""convert() and revert(): each thing that is carried, left or refused, on one layer at a time.
+"""convert() and revert() on single layers: what they keep, which layers they leave, and which models they refuse.
 
-The truth is the same layer before. Only classes are exchanged, so that what torch keeps in a module's dictionaries
-needs one test that it still takes effect, not one per shape. Whole models are in test_convert_models.py.
+Results are compared with those of the same layer before. convert() only changes a module's class, so everything that
+torch keeps in its dictionaries needs one test that it still has an effect, not one for each shape of a layer. Whole
+models are in test_convert_models.py.
 """
 
 import copy
@@ -172,7 +173,7 @@ PARAMETRIZE = ("weight_norm", "spectral_norm", "orthogonal")
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("way", REPARAMETRIZE)
 def test_reparametrized_weights_stay_live(way: str, used: bool) -> None:
-    module, twin = layer().eval(), layer().eval()  # in training, each access to a spectral norm changes it
+    module, twin = layer().eval(), layer().eval()  # in training mode, each access to a spectral norm changes it
     for m in (module, twin):
         torch.manual_seed(2)  # spectral_norm starts from a random vector
         REPARAMETRIZE[way](m)
@@ -182,7 +183,7 @@ def test_reparametrized_weights_stay_live(way: str, used: bool) -> None:
     assert convert(module).swapped == {"": "torch.nn.LSTM"}
     assert list(module.state_dict()) == keys
     assert_close_by_name(run(module), before, TERMS)
-    with torch.no_grad():  # the computed weight follows what it is computed from
+    with torch.no_grad():  # the weight changes with the tensors that it is computed from
         for m in (module, twin):
             for parameter in m.parameters():
                 parameter.mul_(0.5)
@@ -235,7 +236,7 @@ def test_exchange_does_not_compute_a_parametrization() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
 
 
-# what is left
+# layers that are left
 
 
 class MyLSTM(nn.LSTM):
@@ -247,7 +248,7 @@ class LoRALSTM(nn.LSTM):
 
 
 class LoraLayer(nn.Module):
-    """Named as in PEFT."""
+    """A class with the name of PEFT's adapter layers."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class Wrap(nn.Module):
 
 
 class ExplorationPolicy(nn.Module):
-    """Not LoRA."""
+    """Its name contains "lora", but it is no adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +270,7 @@ class ExplorationPolicy(nn.Module):
 
 
 def patched() -> nn.Module:
-    """As accelerate does it."""
+    """Replaces forward() in the way that accelerate does."""
     module = nn.GRU(3, 4)
     module.forward = functools.partial(module.forward)  # type: ignore[method-assign]
     return module
@@ -294,7 +295,7 @@ LEFT: list[tuple[Callable[[], nn.Module], str, str, str]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # complex modules and torch.ao say that they are not finished
+@pytest.mark.filterwarnings("ignore")  # complex modules and torch.ao warn that they are experimental
 @pytest.mark.parametrize(("make", "name", "kind", "reason"), LEFT, ids=lambda v: v if isinstance(v, str) else "")
 def test_what_is_left_and_why(make: Callable[[], nn.Module], name: str, kind: str, reason: str) -> None:
     model = nn.ModuleDict({"a": nn.ModuleList([make()]), "b": nn.LSTM(3, 4)})
@@ -330,7 +331,7 @@ def test_revert_leaves_a_layer_patched_since() -> None:
     assert type(module) is sf.LSTM
 
 
-# what is refused
+# models that are refused
 
 DISTRIBUTED = """
 import torch, sys
@@ -362,7 +363,7 @@ for name, wrap in wraps.items():
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_wrapped_for_distributed_training_is_refused() -> None:
-    """In a process of its own, which alone has a process group."""
+    """Runs in another process, because it needs a process group."""
     command = [sys.executable, "-W", "ignore", "-c", DISTRIBUTED]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
     assert result.returncode == 0, result.stderr
@@ -376,7 +377,7 @@ def test_only_modules(call: Callable[[Any], ConvertReport]) -> None:
 
 
 class Trouble:
-    """Something on a parametrized class that refuses to be there on another class."""
+    """An attribute of a parametrized class that raises when it is copied to another class."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         raise OSError("trouble")
@@ -385,7 +386,7 @@ class Trouble:
 def test_nothing_is_changed_where_something_raises() -> None:
     model = nn.ModuleList([nn.LSTM(3, 4), parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0")])
     type(model[1]).trouble = Trouble()  # type: ignore[attr-defined]
-    with pytest.raises((OSError, RuntimeError)):  # Python 3.11 and before wraps it
+    with pytest.raises((OSError, RuntimeError)):  # Python 3.11 and older wrap the error in a RuntimeError
         convert(model)
     assert type(model[0]) is nn.LSTM
     assert vars(model[0]).keys() == vars(nn.LSTM(3, 4)).keys()
@@ -413,7 +414,7 @@ def test_torch_compile(compiled_first: bool) -> None:
     assert "seqcls_fast" in "".join(compiled_code)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.ao.quantization is
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.ao.quantization is deprecated
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
 def test_quantize_dynamic_warns_that_ours_stay_in_float(name: str) -> None:
     model = nn.Sequential(getattr(nn, name)(3, 4))

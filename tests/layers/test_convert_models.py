@@ -1,6 +1,6 @@
-"""convert() and revert() on whole models: what they compute, how they train, and what their copies do.
+"""convert() and revert() on whole models: results, training and copies.
 
-The truth is the same model with torch's layers, before it is converted.
+All are compared with the same model with torch's layers, before it is converted.
 """
 
 import copy
@@ -36,7 +36,7 @@ def test_architectures_stay_the_same(name: str, dtype: torch.dtype) -> None:
 def test_an_optimizer_built_before_goes_on(name: str) -> None:
     def trained(converts: bool) -> dict[str, Tensor]:
         model, inputs = build(name, torch.float64)
-        for module in model.modules():  # dropout need not draw the same numbers in both
+        for module in model.modules():  # the two libraries may draw different numbers for dropout, so it is off
             if isinstance(module, nn.Dropout | nn.RNNBase):
                 setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", 0.0)
         optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)

@@ -1,5 +1,5 @@
-"""What autograd may do to a layer besides one plain backward: gradcheck, unused outputs, odd incoming gradients,
-retained graphs, double backward, in-place changes, function transforms. Plain gradients: test_backends.py."""
+"""Uses of autograd besides one plain backward: gradcheck, unused outputs, unusual incoming gradients, retained graphs,
+double backward, in-place changes, function transforms. Plain gradients are tested in test_backends.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN.append(Case("gru", T=5, B=4, I=6, H=9, directions=2, dtype="float64", ids=
 
 
 def tensors_and_call(case: Case, impl: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-    """Leaves, the keywords of layer(), and incoming gradients, for a float64 case in a padded layout."""
+    """The leaves, the keywords of layer(), and the incoming gradients of a float64 case with padded rows."""
     problem = build(case)
     return arguments(case, problem), keywords(case, problem) | {"impl": impl}, problem.cotangents
 
@@ -56,7 +56,7 @@ def test_gradgradcheck(case: Case, impl: str) -> None:
 
 @pytest.mark.parametrize("case", PLAIN, ids=str)
 def test_only_some_outputs_used(case: Case, impl: str) -> None:
-    """An undefined incoming gradient means zero, whichever it is."""
+    """A result that is not used has an undefined incoming gradient, which counts as zero."""
     inputs, options, cotangents = tensors_and_call(case, impl)
     for count in range(1, len(cotangents)):
         for used in itertools.combinations(cotangents, count):
@@ -78,7 +78,7 @@ def test_only_some_inputs_need_gradients(case: Case, impl: str) -> None:
 
 @pytest.mark.parametrize("case", PLAIN, ids=str)
 def test_expanded_and_strided_incoming_gradients(case: Case, impl: str) -> None:
-    """sum().backward() sends one number with stride 0; a transposed gradient is as good as a contiguous one."""
+    """sum().backward() sends one number with stride 0. This and a transposed gradient count like contiguous ones."""
     inputs, options, cotangents = tensors_and_call(case, impl)
     ones = {name: torch.ones_like(t) for name, t in cotangents.items()}
     wanted = gradients(layer(inputs, **options), inputs, ones)
@@ -99,7 +99,7 @@ def test_second_backward_through_a_retained_graph(case: Case, impl: str) -> None
     inputs, options, cotangents = tensors_and_call(case, impl)
     results = layer(inputs, **options)
     first = gradients(results, inputs, cotangents, retain_graph=True)
-    layer(inputs, **options)  # another call between the two may not disturb what was saved
+    layer(inputs, **options)  # another call in between must not change what was saved
     torch.testing.assert_close(gradients(results, inputs, cotangents), first, rtol=0, atol=0)
 
 
@@ -128,7 +128,7 @@ def test_double_backward_matches_reference(case: Case, dtype: str, impl: str) ->
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_output_changed_in_place_before_backward(cell: str, impl: str) -> None:
-    """The output is what the backward reads, yet an in-place activation or dropout behind the layer is allowed."""
+    """The backward reads the output, yet the output may be changed in place by an activation or dropout after it."""
     case = Case(cell, T=4, dtype="float64", directions=2, lengths="random")
     inputs, options, cotangents = tensors_and_call(case, impl)
     wanted = gradients(layer(inputs, **options), inputs, cotangents)
@@ -157,7 +157,7 @@ def test_no_argument_is_written(case: Case, impl: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_function_transforms_are_right_or_refused(cell: str, impl: str) -> None:
-    """A custom op has no tangent of its own: forward AD must never return a silent zero."""
+    """The ops have no rule for forward AD: it must give the right tangent or raise, and never return zeros."""
     case = Case(cell, T=3, B=2, dtype="float64")
     inputs, options, _ = tensors_and_call(case, impl)
     rest = {name: t.detach() for name, t in inputs.items() if name != "x"}
@@ -205,7 +205,7 @@ def test_recomputed_gates_are_the_same(case: Case, impl: str) -> None:
         found.append(results | gradients(results, inputs, problem.cotangents))
         kept.append(numbers)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    by_reference = impl == "reference" or (impl == "torch" and case.ids)  # which keeps what torch keeps
+    by_reference = impl == "reference" or (impl == "torch" and case.ids)  # it keeps what torch keeps
     assert by_reference or kept[1] < kept[0]
 
 

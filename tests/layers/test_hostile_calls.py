@@ -1,5 +1,5 @@
-"""What no call may do to the process: tensors without the memory they claim, sizes beyond 64 bits, values that another
-thread changes, objects that are not what they are passed as. Each is a sentence or a right result, never a crash."""
+"""Calls that must not crash the process: tensors without the memory they claim, sizes beyond 64 bits, values that
+another thread changes during the call, objects of a wrong kind. Each raises a clear error or returns a right result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 def forward_arguments(cell: str = "lstm", **changes: Any) -> dict[str, Any]:
-    """The arguments of rnn_forward by name, the weights apart."""
+    """The arguments of rnn_forward by name, each weight under a name of its own."""
     G = GATES[cell]
     arguments = {
         "x": torch.randn(T, B, I), "w_ih": torch.randn(G * H, I), "w_hh": torch.randn(G * H, H),
@@ -95,7 +95,7 @@ def test_the_same_of_packed_rows_and_ids() -> None:
 
 
 def test_a_module_whose_weights_were_freed() -> None:
-    """As by a framework that shards or offloads weights, when it forgets to bring them back."""
+    """A framework that shards or offloads weights leaves them so when it does not bring them back."""
     gru = sf.GRU(I, H)
     gru.weight_hh_l0.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"^w_hh: expected memory for shape \(18, 6\)"):
@@ -103,7 +103,7 @@ def test_a_module_whose_weights_were_freed() -> None:
 
 
 def test_a_view_at_the_end_of_its_storage_is_taken() -> None:
-    """The last element may be read, and no more memory is asked for than that."""
+    """A tensor needs memory up to its last element and no more."""
     a = forward_arguments()
     memory = torch.randn(1000)
     for name in ("x", "w_ih", "h0"):
@@ -117,12 +117,12 @@ def test_a_view_at_the_end_of_its_storage_is_taken() -> None:
 
 
 def wide(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros of any size in the memory of one."""
+    """Zeros of any shape, in the memory of one element."""
     return torch.zeros(1, dtype=dtype).expand(shape) if 0 not in shape else torch.empty(shape, dtype=dtype)
 
 
 FAR = 2**58
-ALONE: dict[str, Any] = {"h0": None, "c0": None, "lengths": None}  # no other tensor has the size in question
+ALONE: dict[str, Any] = {"h0": None, "c0": None, "lengths": None}  # so that no other tensor has the size that is tested
 OVERFLOWS: dict[str, dict[str, Any]] = {
     "steps": ALONE | {"x": wide(2**60 + 2**18, 1, 1)},
     "steps of no rows": ALONE | {"x": wide(2**62, 0, 1), "want_saved": True},
@@ -152,7 +152,7 @@ def test_samples_that_overflow_are_refused() -> None:
 
 @pytest.mark.parametrize("ids", [False, True])
 def test_steps_that_no_row_reaches_cost_nothing(ids: bool) -> None:
-    """2**40 steps would take days; without an output there is nothing to write for them either."""
+    """Steps beyond all lengths are not run (2**40 would take days), and without output they write nothing."""
     x = wide(2**40, B, dtype=torch.int64) if ids else wide(2**40, B, I)
     a = forward_arguments(x=x, lengths=torch.tensor([0, 2, 1]), want_output=False)
     found = forward(a)
@@ -165,7 +165,7 @@ def test_steps_that_no_row_reaches_cost_nothing(ids: bool) -> None:
 
 
 def while_changing(change: Callable[[], None], work: Callable[[], None], seconds: float = 1.0) -> None:
-    """Runs ``work`` again and again while another thread runs ``change``. RuntimeErrors of ``work`` are sentences."""
+    """Repeats ``work`` while another thread repeats ``change``. A RuntimeError of ``work`` must be one of ours."""
     done = threading.Event()
 
     def changing() -> None:
@@ -188,11 +188,11 @@ def while_changing(change: Callable[[], None], work: Callable[[], None], seconds
 
 @pytest.mark.alone
 def test_ids_changed_during_the_call() -> None:
-    """They are read once: what was checked is what is used. A far id would be read far outside the weights."""
+    """Each id is read once, so the id that was checked is used. A changed id would be read far outside the weights."""
     ids = torch.randint(I, (1000, 40))
     a = backward_arguments(x=ids, h0=None, c0=None, lengths=None)
 
-    def change() -> None:  # of the id that is used last, a while after it was checked
+    def change() -> None:  # changes the id that is used last, long after it was checked
         ids[-1, -1] = 2**40
         ids[-1, -1] = 0
 
@@ -229,8 +229,8 @@ def test_lengths_changed_during_the_call() -> None:
 
 @pytest.mark.alone
 def test_weights_changed_during_a_call_are_not_kept() -> None:
-    """Packed weights are kept under a hash of the weights. Where these change between hashing and packing, what is kept
-    must not be found again under the old values."""
+    """Packed weights are kept under a hash of the weights. When weights change between hashing and packing, the new
+    packed weights must not be found later under the hash of the old ones."""
     assert _ext.C is not None
     gru, x, delay = sf.GRU(256, 512), torch.randn(1, 1, 256), random.Random(0)
     versions = [[torch.randn_like(p) / 20 for p in gru.parameters()] for _ in range(2)]
@@ -254,7 +254,7 @@ def test_weights_changed_during_a_call_are_not_kept() -> None:
             _ext.C.clear_packed_cache()
             load(versions[0])
             running = pool.submit(call)
-            time.sleep(delay.random() / 1000)  # hashing and packing take about half of that
+            time.sleep(delay.random() / 1000)  # hashing and packing take about half a millisecond
             load(versions[1])
             running.result()
             for version, want in zip(versions, wanted, strict=True):
@@ -262,7 +262,7 @@ def test_weights_changed_during_a_call_are_not_kept() -> None:
                 assert torch.equal(call(), want)
 
 
-# -- what is not what it is passed as ---------------------------------------------------------------------------------
+# -- objects of a wrong kind, and messages ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("plugin", [None, 3, datetime.datetime_CAPI], ids=["None", "a number", "a capsule of others"])  # type: ignore[attr-defined]
@@ -306,7 +306,7 @@ def test_shapes_in_messages_are_short() -> None:
 
 
 def test_tensors_without_values_are_refused_alike() -> None:
-    """Meta tensors go to the fake kernels."""
+    """The fake kernels, which take meta tensors, make the same checks."""
     a = forward_arguments()
     meta = {name: t.to("meta") if isinstance(t, Tensor) else t for name, t in a.items()}
     with pytest.raises(RuntimeError, match=r"^cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'none'$"):
@@ -316,7 +316,7 @@ def test_tensors_without_values_are_refused_alike() -> None:
 @pytest.mark.parametrize("name", ["x", "output", "saved"])
 @pytest.mark.parametrize("meta", [False, True])
 def test_none_is_no_tensor(name: str, meta: bool) -> None:
-    """The dispatcher lets it pass for one."""
+    """torch's dispatcher takes None as a tensor, so the ops check for it."""
     a = backward_arguments()
     if meta:
         a = {key: t.to("meta") if isinstance(t, Tensor) else t for key, t in a.items()}

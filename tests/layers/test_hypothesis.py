@@ -1,5 +1,5 @@
-"""Small cases drawn by hypothesis: what the pairwise grid of test_backends.py misses needs three or more axes at
-once, and shrinks to a readable case here. Derandomised, so that a run says the same twice."""
+"""Small cases drawn by hypothesis. They find errors that need three or more axes at once, which the pairwise grid of
+test_backends.py misses, and hypothesis reduces them to a readable case. Every run draws the same cases."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_matches_reference(impl: str, case: Case) -> None:
 @given(case=anything.filter(lambda case: case.directions == 2), threads=st.integers(2, 4))
 def test_matches_reference_with_threads(compiled: str, case: Case, threads: int) -> None:
     torch.set_num_threads(1)
-    expected(case)  # kept, so that the reference runs on one thread
-    torch.set_num_threads(threads)  # the fixture of conftest.py puts it back
+    expected(case)  # computed here and kept, so that the reference runs on one thread
+    torch.set_num_threads(threads)  # a fixture of conftest.py restores it
     check(case, compiled)
 
 

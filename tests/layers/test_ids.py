@@ -1,5 +1,5 @@
-"""Ids in the place of features. What they compute: test_backends.py and test_gradients.py, where they are one more axis
-of the cases. Here what that cannot say: they are one-hot rows to the bit, and what is refused."""
+"""Ids as input instead of features: results equal those of one-hot rows bit for bit, and wrong ids are refused. Results
+and gradients are also compared in test_backends.py and test_gradients.py, where ids are an axis of the cases."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CASES += [
 
 
 def features(inputs: Named, case: Case) -> Named:
-    """The same inputs, with the row of features that each id stands for; padding is not read."""
+    """The same inputs with a one-hot row of features for each id. Ids in the padding may have any value."""
     ids = inputs["x"].clamp(0, case.I - 1)
     return inputs | {"x": one_hot(ids, case.I).to(case.torch_dtype)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_has_the_bits_of_one_hot_rows(case: Case, compiled: str) -> None:
-    """Sums of zeros and one weight are exact; bfloat16's products of pairs, which drop subnormals, are left out."""
+    """Sums of zeros and one weight are exact. bfloat16 is left out: its dot products treat subnormal numbers as 0."""
     problem = build(case)
     inputs, options = arguments(case, problem), keywords(case, problem) | {"impl": compiled}
     for threads in (1, 2):
@@ -57,7 +57,7 @@ def test_gradients_have_the_same_bits_whatever_the_threads(case: Case, compiled:
 
 
 def test_gradient_of_a_table_has_its_strides(compiled: str) -> None:
-    """So that nothing is transposed on the way back to an embedding."""
+    """The gradient of a table comes back in the embedding's layout, so nothing is transposed."""
     ids, table = torch.randint(11, (5, 3)), torch.randn(23, 12, requires_grad=True)
     output, _, _ = ops.rnn_layer(ids, [table.t()], [torch.randn(12, 4)], cell="gru", impl=compiled)
     assert output is not None
@@ -84,12 +84,12 @@ def test_an_id_without_a_column_is_refused(bad: int, train: bool, impl: str) -> 
     options: dict[str, Any] = {"cell": "gru", "impl": impl}
     with pytest.raises(RuntimeError, match=f"^x: expected ids from 0 to 10, the columns of w_ih, but got {bad}$"):
         ops.rnn_layer(ids, [w_ih], [w_hh], **options)
-    _, h_n, _ = ops.rnn_layer(ids, [w_ih], [w_hh], lengths=torch.tensor([5, 3, 5]), **options)  # it is padding
+    _, h_n, _ = ops.rnn_layer(ids, [w_ih], [w_hh], lengths=torch.tensor([5, 3, 5]), **options)  # the bad id is padding
     assert h_n.isfinite().all()
 
 
 def test_ids_changed_before_the_backward_are_looked_at_again(compiled: str) -> None:
-    """Autograd notices most changes; what it does not see may not be read out of bounds."""
+    """Autograd notices most changes of an input, but not this one. The id must still not be read out of bounds."""
     ids, w_ih, w_hh = torch.randint(11, (5, 3)), torch.randn(12, 11, requires_grad=True), torch.randn(12, 4)
     output, _, _ = ops.rnn_layer(ids, [w_ih], [w_hh], cell="gru", impl=compiled)
     ids.data[0, 0] = FAR
@@ -137,7 +137,7 @@ def test_refused(sentence: str, compiled: str) -> None:
 @pytest.mark.parametrize("bad", [-1, 11, FAR])
 @pytest.mark.parametrize("regime", ["onchip", "stepwise"])
 def test_kernels_on_cuda_read_nothing_for_an_id_without_a_column(regime: str, bad: int) -> None:
-    """They cannot raise: they say so in the word that the next call reads (here this one does)."""
+    """Kernels cannot raise. They write an error code, which the next call raises; the simulator raises it at once."""
     load_plugin()
     ids, w_ih, w_hh = torch.randint(11, (5, 3)), torch.randn(12, 11), torch.randn(12, 4)
     ids[3, 1] = bad
@@ -149,7 +149,7 @@ def test_kernels_on_cuda_read_nothing_for_an_id_without_a_column(regime: str, ba
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_reference_takes_them_as_one_hot_rows(cell: str) -> None:
-    """Results and gradients of the specification, biases and padding included."""
+    """The reference gives the same results and gradients for ids and for one-hot rows, with biases and padding."""
     case = Case(cell, T=6, B=9, I=4, H=7, directions=2, lengths="zeros", dtype="float64", ids=True)
     problem = build(case)
     inputs, options = arguments(case, problem), keywords(case, problem)
@@ -164,8 +164,8 @@ def test_reference_takes_them_as_one_hot_rows(cell: str) -> None:
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("ids", [False, True])
 def test_compiled_with_any_number_of_columns(ids: bool, marked: bool, compiled: str) -> None:
-    """One graph, or one more for marks, for every number of features or ids, and its gradients."""
-    torch._dynamo.reset()  # this function has been compiled before, for other implementations
+    """One compiled graph serves every number of features or ids, and its gradients are right."""
+    torch._dynamo.reset()  # the function was compiled before, for other implementations
     frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 
     @torch.compile(backend=frames, fullgraph=True, dynamic=None if marked else True)

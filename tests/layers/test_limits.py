@@ -1,6 +1,6 @@
-"""What a layer must survive: offsets beyond 2^31, NaN and inf, long sequences in little memory, several Python
-threads on one module, a fork. The last three and the first are asked of the compiled implementations, whose code
-they are about; the reference is ordinary torch."""
+"""Conditions under which a layer must work: offsets beyond 2^31, NaN and inf, long sequences in little memory, several
+Python threads on one module, a fork. All but NaN and inf are tested on the compiled implementations only, because they
+concern their code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_script(text: str, *args: str, timeout: float = 120) -> str:
-    """Runs Python code in a process of its own, in the root of the project."""
+    """Runs Python code in another process, in the project's folder."""
     done = subprocess.run(
         [sys.executable, "-c", text, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -33,13 +33,13 @@ def run_script(text: str, *args: str, timeout: float = 120) -> str:
     return done.stdout
 
 
-FAR = 2**30 + 7  # elements: three of these apart, the last row begins beyond 2^31
+FAR = 2**30 + 7  # elements between two rows: the third row begins beyond 2^31
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("axis", ["time", "batch", "features", "packed"])
 def test_strides_beyond_int32(axis: str, tmp_path: Path, compiled: str) -> None:
-    """x lies in a sparse file of 8 GiB of which only the touched pages exist."""
+    """x lies in a sparse file of 8 GiB, which takes disk space only for the pages that are written."""
     case = Case("gru", T=3, B=3, I=3, H=9)
     inputs = {name: t.float() for name, t in build(case).inputs.items()}
     options: dict[str, Any] = {"cell": "gru", "impl": compiled}
@@ -78,7 +78,7 @@ def torch_layer(cell: str, case: Case, inputs: dict[str, Tensor]) -> dict[str, T
 
 
 def unusual(case: Case) -> dict[str, Tensor]:
-    """Inputs with NaN, inf and huge numbers in rows of their own; row 0 is ordinary."""
+    """Inputs with NaN, inf or huge numbers, each in another row of the batch; row 0 is ordinary."""
     inputs = {name: t.to(case.torch_dtype) for name, t in build(case).inputs.items()}
     inputs["x"][1, 1, 2] = float("nan")
     inputs["x"][2, 2, 0] = float("inf")
@@ -99,7 +99,7 @@ def unusual(case: Case) -> dict[str, Tensor]:
 def test_nan_and_inf_as_torch(cell: str, dtype: str, hidden: int, impl: str) -> None:
     case = Case(cell, T=5, B=11, I=6, H=hidden, directions=2, dtype=dtype)
     inputs = unusual(case)
-    halves = dtype in HALVES  # compared with float32: torch's own 16-bit path may overflow between two roundings
+    halves = dtype in HALVES  # compared with float32: torch may overflow where ours does not
     found = layer(inputs, cell=cell, impl=impl)
     wanted = torch_layer(cell, case, {name: t.float() if halves else t for name, t in inputs.items()})
     for name, want in wanted.items():
@@ -111,14 +111,14 @@ def test_nan_and_inf_as_torch(cell: str, dtype: str, hidden: int, impl: str) -> 
                 f"{name}: {kind.__name__} differs first at (t, row, unit) {elsewhere[0].tolist()}"
             )
         finite = want.isfinite()
-        largest = want.where(finite, 0).abs().amax((0, 2), keepdim=True)  # of a row: some hold 1e4
+        largest = want.where(finite, 0).abs().amax((0, 2), keepdim=True)  # for each row, since some hold 1e4
         off = (got - want).where(finite, 0).abs() / largest.clamp(min=torch.finfo(want.dtype).tiny)
         assert off.max() <= tolerance(case.torch_dtype, roundings(case, name, impl)), name
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_stays_in_its_row(cell: str, impl: str) -> None:
-    """Gradients: the input gradient of an ordinary row is finite, those of the weights are NaN."""
+    """NaN in one row leaves the input gradients of ordinary rows as they are; gradients of the weights become NaN."""
     case = Case(cell, T=5, B=11, I=6, H=19, directions=2)
     inputs = {name: t.requires_grad_() for name, t in unusual(case).items()}
     results = layer(inputs, cell=cell, impl=impl)
@@ -164,13 +164,13 @@ assert seen > 0.8 * T * 2 * H * 4 / 2**20, f"this check sees no growth where the
 @pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of the memory from /proc")
 def test_inference_without_output_needs_no_memory_per_step(compiled: str) -> None:
-    """want_output=False needs O(B * H): x has stride 0 over time, so nothing else may grow with T, the projection of
-    a single row neither."""
+    """want_output=False needs memory of O(B * H). x has stride 0 over time and takes no memory either, so the process
+    must not grow with T. The same holds for a batch of one row."""
     run_script(MEMORY, compiled)
 
 
-# torch's own kernels hang in a child of a process that used its OpenMP threads (GNU OpenMP does not survive a fork):
-# every tensor here has less than 32768 elements, which torch handles in one thread, so that only ours use two.
+# GNU OpenMP does not work after a fork: torch's kernels hang in a child of a process that used OpenMP threads. Every
+# tensor here has fewer than 32768 elements, for which torch uses one thread, so that only our kernels use two.
 FORK = """
 import os, signal, sys, torch
 import seqcls_fast as sf
@@ -198,7 +198,7 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork")
 @pytest.mark.parametrize("module", ["GRU", "LSTM"])
 def test_fork_after_use(module: str, compiled: str) -> None:
-    """Forward and backward with two threads in a child of a process that has used its threads."""
+    """Forward and backward run with two threads in a child of a process that has already used two threads."""
     run_script(FORK, compiled, module)
 
 
@@ -208,8 +208,8 @@ def test_fork_after_use(module: str, compiled: str) -> None:
     [("RNN", 40, True), ("GRU", 40, True), ("LSTM", 40, True), ("GRU", 300, False), ("LSTM", 300, False)],
 )
 def test_concurrent_calls_on_one_module(kind: str, hidden: int, bidirectional: bool, compiled: str) -> None:
-    """Forward and backward from several Python threads, sizes mixed, while the packed weights are shared. A wide layer
-    of few rows is split over units, which wait for each other at every step."""
+    """Several Python threads run forward and backward at different sizes and share the packed weights. A wide layer
+    with few rows divides its units among threads, which wait for each other at every step."""
     torch.set_num_threads(2)
     module = getattr(sf, kind)(13, hidden, num_layers=2, bidirectional=bidirectional, batch_first=True)
     xs = [torch.randn(b, t, 13) for b, t in ((1, 9), (4, 17), (33, 5), (2, 40), (16, 16), (7, 1))]
@@ -234,8 +234,8 @@ def test_concurrent_calls_on_one_module(kind: str, hidden: int, bidirectional: b
 
 
 def test_equal_bytes_of_other_shapes_are_other_weights(compiled: str) -> None:
-    """Packed weights are found by their content: 2 rows of 7, and the same numbers and zeros as 2 rows of 8, which are
-    as many vectors of any ISA."""
+    """Packed weights are found by their content and their shape. Here 2 rows of 7 and 2 rows of 8 have the same numbers
+    and then zeros, and take the same number of vectors in every instruction set."""
     numbers = torch.arange(1.0, 15) / 50
     for w_ih in (numbers.view(2, 7), torch.cat([numbers, torch.zeros(2)]).view(2, 8)):
         inputs = {"x": torch.ones(2, 1, w_ih.size(1)), "w_ih[0]": w_ih, "w_hh[0]": torch.eye(2)}
@@ -245,7 +245,7 @@ def test_equal_bytes_of_other_shapes_are_other_weights(compiled: str) -> None:
 
 @pytest.mark.alone
 def test_other_python_threads_go_on(compiled: str) -> None:
-    """The interpreter's lock is released for as long as a kernel runs."""
+    """Python's global lock is released while a kernel runs."""
     x, w_ih, w_hh = torch.ones(1, 1, 64).expand(200_000, -1, -1), torch.ones(256, 64) / 64, torch.ones(256, 64) / 64
     woken = 0
     with ThreadPoolExecutor(1) as pool, torch.inference_mode():
@@ -259,6 +259,6 @@ def test_other_python_threads_go_on(compiled: str) -> None:
 
 
 def test_gates_table_is_the_library_s() -> None:
-    """cases.GATES is made from the table for installs without the extension; it lists the same cells."""
+    """cases.GATES is made from the table for installs without the extension. It must list the same cells."""
     with pytest.raises(ValueError, match=", ".join(GATES)):
         sf.rnn_layer(torch.zeros(1, 1, 1), [torch.zeros(1, 1)], [torch.zeros(1, 1)], cell="none")

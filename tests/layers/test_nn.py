@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM as modules: construction, parameters, and everything that copies, moves or replaces parameters.
 
-torch.nn runs beside ours and decides; what is ours alone says so. The routes by which a weight may change each come
-after an inference call, so that a kernel which kept a packed copy of the old weights is caught.
+Each result is compared with that of torch.nn; a test of something that torch.nn lacks says so. Every way to change a
+weight is tested after an inference call, so that a kernel which kept a packed copy of the old weights is noticed.
 """
 
 import copy
@@ -67,7 +67,7 @@ def test_positional_arguments_come_in_torchs_order() -> None:
 
 
 def test_signatures_are_real() -> None:
-    """Ours alone: torch.nn's *args, **kwargs defeat skip_init."""
+    """torch.nn lacks this: skip_init does not work with its constructors, which take *args and **kwargs."""
     for sf_class, _ in PAIRS.values():
         kinds = {p.kind for p in inspect.signature(sf_class).parameters.values()}
         assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
@@ -125,7 +125,7 @@ def test_state_dicts_interchange(sf_class: type, nn_class: type) -> None:
     options = {"num_layers": 2, "bidirectional": True} | ({"proj_size": 2} if sf_class is sf.LSTM else {})
     ours, theirs = (kind(I, H, **options, dtype=torch.float64) for kind in (sf_class, nn_class))
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    with pytest.raises(AssertionError):  # else the test would pass without loading anything
+    with pytest.raises(AssertionError):  # the weights differ before they are loaded
         assert_same(ours, theirs, x_of())
     ours.load_state_dict(theirs.state_dict())
     assert_same(ours, theirs, x_of())
@@ -171,7 +171,7 @@ def test_copies_carry_everything(sf_class: type, nn_class: type, copied: Callabl
     assert type(twin) is sf_class
     assert repr(twin) == repr(ours)
     assert_same(twin, theirs, x_of())
-    if twin is ours:  # share_memory
+    if twin is ours:  # share_memory returns the module itself
         assert all(p.is_shared() for p in ours.parameters())
         return
     before = named(*ours(x_of()))
@@ -193,12 +193,12 @@ def test_flatten_parameters_changes_nothing(sf_class: type, nn_class: type) -> N
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
 def test_subclasses_and_parents(sf_class: type, nn_class: type) -> None:
     assert issubclass(sf_class, nn.RNNBase)
-    assert not issubclass(sf_class, nn_class)  # Dynamo refuses those three
+    assert not issubclass(sf_class, nn_class)  # Dynamo refuses torch.nn's RNN, GRU and LSTM
     parent = nn.ModuleDict({"a": sf_class(I, H)})
     assert next(iter(parent.state_dict())) == "a.weight_ih_l0"
 
 
-# live weights: an inference call first, so that anything that packs weights has packed them
+# changed weights: an inference call comes first, so that packed weights are kept by then
 
 
 def replace_parameters(module: nn.Module) -> None:
@@ -276,7 +276,7 @@ ROUTES: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
 def test_changed_weights_are_seen_at_once(sf_class: type, nn_class: type, dtype: torch.dtype, route: str) -> None:
-    """At sizes where packing is worth caching (one step, wide), and again for a second change."""
+    """The layer is wide and runs one step, a size at which packed weights are kept. A second change follows."""
     wide = 48
     torch.manual_seed(0)
     module, twin = sf_class(I, wide, dtype=dtype), nn_class(I, wide, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""RNNCell, GRUCell and LSTMCell against torch.nn's: results, every gradient, and the errors with their words."""
+"""RNNCell, GRUCell and LSTMCell against torch.nn's: results, every gradient, and the text of errors."""
 
 import copy
 import pickle
@@ -58,7 +58,7 @@ def test_unrolled_cells_are_torchs(kind: str, bias: bool, batch: int | None, wit
         hx = (inputs["h"], inputs["c"]) if kind == "lstm" else inputs["h"]
         results = unroll(cell, inputs["x"], hx if with_hx else None)
         found.append(results | gradients(results, cell, **inputs))
-    # in bfloat16 a cell rounds both of its states, and their gradients, at every step and use; torch's rounds more, see
+    # in bfloat16 a cell rounds each state, and its gradient, at every step and use; torch's rounds more often, see
     # checks.roundings
     terms = 8 * STEPS * (3 if rounds_sums(sf.available_impls()[-1], dtype) else 1)
     assert_close_by_name(*found, terms if dtype == torch.bfloat16 else TERMS)
@@ -105,7 +105,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-# the last says whether torch.nn says the same
+# the last field: whether torch.nn raises the same error
 ERRORS: list[tuple[tuple[str, ...], tuple[Any, ...], type[Exception], str, bool]] = [
     (CELLS, (zeros(1, B, I),), ValueError, "Expected input to be 1D or 2D, got 3D instead", True),
     (CELLS, (zeros(),), ValueError, "Expected input to be 1D or 2D, got 0D instead", True),

@@ -1,7 +1,7 @@
-"""What RNN, GRU and LSTM accept, return and refuse: packed, ragged, unbatched, empty and strided input, and dropout.
+"""Inputs of RNN, GRU and LSTM: packed, ragged, unbatched, empty and strided input, dropout, and the errors.
 
-torch.nn decides wherever it has an answer. It knows neither `lengths` nor `want_output`, so there the truth is
-torch.nn on each row alone, and our own result with the output.
+Results are compared with torch.nn's. torch.nn has no `lengths` and no `want_output`: with `lengths` each row is
+compared with torch.nn on that row alone, and without output the states are compared with those of a call with output.
 """
 
 import copy
@@ -21,7 +21,7 @@ STACK = {"num_layers": 2, "bidirectional": True}
 
 
 def leaf_states(hx: Any) -> dict[str, Tensor]:
-    """Makes the states of `hx` leaves that want a gradient, and names them."""
+    """The states of `hx` by name, as leaves that require a gradient."""
     states = hx if isinstance(hx, tuple) else (hx,)
     return {name: state.requires_grad_() for name, state in zip(("h_0", "c_0"), states, strict=False)}
 
@@ -145,7 +145,7 @@ def test_lengths_only_where_they_mean_something(sf_class: type, nn_class: type) 
         module(pack_sequence([torch.zeros(2, I)]), lengths=[2])
     with pytest.raises(RuntimeError, match="lengths: expected one per row"):
         module(torch.zeros(T, I), lengths=[2, 3])
-    with pytest.raises(TypeError):  # keyword-only
+    with pytest.raises(TypeError):  # lengths is keyword-only
         module(torch.zeros(T, B, I), None, [2, 3, 1, 1])
 
 
@@ -265,7 +265,7 @@ def test_a_stream_in_chunks_equals_the_whole(sf_class: type, nn_class: type) -> 
 
 
 def test_dropout_scales_and_zeroes_between_layers_only() -> None:
-    """The second layer copies its input, so the mask can be read off."""
+    """The second layer copies its input, so its output shows the dropout mask."""
     p, hidden = 0.3, 200
     module = sf.RNN(hidden, hidden, 2, "relu", bias=False, dropout=p)
     with torch.no_grad():
@@ -275,9 +275,9 @@ def test_dropout_scales_and_zeroes_between_layers_only() -> None:
     output, _ = module(x)
     kept = output != 0
     count, deviation = x.numel(), (x.numel() * p * (1 - p)) ** 0.5
-    assert abs((~kept).sum().item() - count * p) < 5 * deviation  # missed once in two million seeds; the seed is fixed
+    assert abs((~kept).sum().item() - count * p) < 5 * deviation  # one seed in two million fails; the seed is fixed
     assert_close_by_name({"output": output}, {"output": torch.where(kept, x / (1 - p), 0)}, 2)
-    assert not torch.equal(kept[0], kept[1])  # a mask per step
+    assert not torch.equal(kept[0], kept[1])  # each step has its own mask
     module.eval()
     assert torch.equal(module(x)[0], x)
 
@@ -285,7 +285,7 @@ def test_dropout_scales_and_zeroes_between_layers_only() -> None:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
 def test_dropout_draws_what_torch_draws(sf_class: type, nn_class: type, packed: bool) -> None:
-    """Same seed, same masks (time-first layout), so results and gradients are torch.nn's."""
+    """The same seed draws the same masks as in torch.nn (in time-first layout), so results and gradients are equal."""
     ours, theirs = pair(sf_class, nn_class, I, H, num_layers=3, bidirectional=True, dropout=0.5)
     x: Any = pack_padded_sequence(x_of(), torch.tensor([5, 4, 4, 1])) if packed else x_of()
     results: list[Tensors] = []
@@ -324,7 +324,7 @@ def test_dropout_with_lengths_leaves_the_padding_zero() -> None:
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
 def test_autocast_is_one_rule(name: str) -> None:
-    """Ours alone: whatever the kind of input, everything is cast going in and comes out in the autocast dtype."""
+    """torch.nn lacks this: for every kind of input, all tensors are cast, and results have the autocast dtype."""
     module = getattr(sf, name)(I, H)
     narrow = copy.deepcopy(module).bfloat16()
     x = x_of().float()
@@ -335,7 +335,7 @@ def test_autocast_is_one_rule(name: str) -> None:
         hx = hx_of(module)
         kinds = [(x[:, 0], None, {}), (x, None, {"lengths": [2, 0, 5, 3]})]
         kinds.append((pack_padded_sequence(x, torch.tensor([5, 4, 4, 1])), None, {}))
-    # narrow input, wide states, and narrow states beside a wide input
+    # a 16-bit input, float32 states, and 16-bit states with a float32 input
     kinds += [(x, None, {}), (x.bfloat16(), None, {}), (x, torch.float32, {}), (x, torch.bfloat16, {})]
     for given, dtype, options in kinds:
         with torch.autocast("cpu", torch.bfloat16):
@@ -356,7 +356,7 @@ def flat(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [t for item in value for t in flat(item)]
 
 
-# errors: torch.nn raises the same type with the same words, except in the table of what it gets wrong
+# errors: torch.nn raises the same type with the same text, except in the table BETTER
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
@@ -462,7 +462,7 @@ def test_script_is_refused_and_trace_works(sf_class: type, nn_class: type) -> No
     x = x_of().float()
     with torch.no_grad():
         traced = torch.jit.trace(module, (x,))
-        kernels = "base" in sf.available_impls()  # else the trace holds the reference's loop over time
+        kernels = "base" in sf.available_impls()  # without, the trace holds the reference's loop over time
         assert_close_by_name(named(*traced(x[:, :2])), named(*module(x[:, :2])), 0 if kernels else TERMS)
         if kernels:
             longer = torch.cat([x, x])

@@ -1,7 +1,7 @@
-"""Parity with torch.nn over the whole product of constructor arguments, and torch's own module tests run on ours.
+"""Equality with torch.nn for all combinations of constructor arguments, and torch's own module tests run on ours.
 
-torch.nn in float64, carrying exactly the weights of ours, is the truth for every dtype. torch's module database also
-knows the inputs, references and errors that its own test suite uses; the checks below are those of that suite.
+For every dtype, results are compared with torch.nn in float64 with exactly the same weights. torch's module database
+has the inputs, reference functions and errors of its own test suite; the checks below are those of that suite.
 """
 
 import copy
@@ -60,7 +60,7 @@ def test_results_and_gradients_are_torchs(
     states = [state.to(dtype) for state in (hx if isinstance(hx, tuple) else (hx,))]
     half = dtype.itemsize == 2
     if half and options.get("nonlinearity") == "relu":
-        # rounding h may turn a unit on or off, and its gradient with it: keep all of them on
+        # rounding h may turn a unit on or off, and so its gradient: positive numbers keep all of them on
         x, states = x.abs(), [state.abs() for state in states]
         for p in ours.parameters():
             p.data.abs_()
@@ -75,7 +75,7 @@ def test_results_and_gradients_are_torchs(
             results = named(*module(inputs["x"], None if not given else mine if len(mine) == 2 else mine[0]))
             found.append(results | gradients(results, module, **inputs))
         assert all(t is None or t.dtype == dtype for t in found[0].values())
-        # in 16 bits h is rounded once a step and layer, and its gradient once more for each use: output, next step, sum
+        # in 16 bits h is rounded once per step and layer, and its gradient once per use: output, next step, their sum
         assert_close_by_name(*found, layers * (4 * T if half else terms))
 
 
@@ -133,7 +133,7 @@ def build(info: ModuleInfo, sample: ModuleInput, dtype: torch.dtype = torch.floa
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Every tensor in a nest of tuples and packed sequences, without their integers."""
+    """Every floating-point tensor in nested tuples and packed sequences."""
     if isinstance(value, PackedSequence):
         return [value.data]
     return [value] if isinstance(value, Tensor) else [t for item in value for t in tensors(item)]
@@ -164,7 +164,7 @@ def test_the_database_has_all_six() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_module_inputs(name: str, training: bool, dtype: torch.dtype) -> None:
-    """test_forward of torch's suite, and every gradient against torch.nn in float64."""
+    """torch's test_forward, and every gradient against torch.nn in float64."""
     ours, theirs = INFOS[name]
     packed = 0
     for sample in samples(ours, dtype, training):
@@ -180,7 +180,7 @@ def test_module_inputs(name: str, training: bool, dtype: torch.dtype) -> None:
             for r, m, a in ((result, module, args), (expected, twin, wide))
         )
         assert_close_by_name(found, wanted, WORK, dtype)
-        if isinstance(args[0], PackedSequence):  # whose reference_fn is for unbatched input
+        if isinstance(args[0], PackedSequence):  # its reference_fn is for unbatched input
             packed += 1
         else:
             referred = sample.reference_fn(module, *args)
@@ -190,7 +190,7 @@ def test_module_inputs(name: str, training: bool, dtype: torch.dtype) -> None:
 
 @INFO
 def test_gradcheck_and_gradgradcheck(name: str) -> None:
-    """test_grad and test_gradgrad: with respect to inputs and parameters, as functions."""
+    """torch's test_grad and test_gradgrad, with respect to inputs and parameters."""
     ours, _ = INFOS[name]
     for sample in samples(ours, torch.float64):
         args = sample.forward_input.args
@@ -211,7 +211,7 @@ def test_gradcheck_and_gradgradcheck(name: str) -> None:
 
 @INFO
 def test_non_contiguous_inputs(name: str) -> None:
-    """test_non_contiguous_tensors: results and gradients do not depend on strides, of inputs and of gradients."""
+    """torch's test_non_contiguous_tensors: results and gradients do not depend on the strides of the inputs."""
     ours, _ = INFOS[name]
     for sample in samples(ours, torch.float64):
         args = sample.forward_input.args
@@ -230,7 +230,7 @@ def test_non_contiguous_inputs(name: str) -> None:
 
 @INFO
 def test_repr_pickle_and_copies(name: str) -> None:
-    """test_repr, test_pickle and test_save_load."""
+    """torch's test_repr, test_pickle and test_save_load."""
     ours, theirs = INFOS[name]
     for sample in samples(ours, torch.float64):
         args = sample.forward_input.args
@@ -246,7 +246,7 @@ def test_repr_pickle_and_copies(name: str) -> None:
 
 @INFO
 def test_factory_arguments(name: str) -> None:
-    """test_factory_kwargs, test_device_ctx_init and test_to_empty."""
+    """torch's test_factory_kwargs, test_device_ctx_init and test_to_empty."""
     ours, _ = INFOS[name]
     for sample in samples(ours, torch.float64):
         args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
@@ -261,9 +261,9 @@ def test_factory_arguments(name: str) -> None:
 
 
 @INFO
-@pytest.mark.filterwarnings("ignore::UserWarning")  # dropout with one layer is among the constructions
+@pytest.mark.filterwarnings("ignore::UserWarning")  # one construction has dropout and one layer, which warns
 def test_error_inputs(name: str) -> None:
-    """test_errors."""
+    """torch's test_errors."""
     ours, _ = INFOS[name]
     errors = ours.module_error_inputs_func(ours, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
     assert len(errors) >= 4

@@ -1,5 +1,5 @@
-"""The dispatcher ops against torch's own checks of custom ops, and what rnn_layer refuses: every wrong argument is an
-exception with a sentence that names it, never a crash and never a broadcast."""
+"""torch's own checks of custom ops, and wrong arguments of rnn_layer: each raises an error that names the argument, and
+none crashes or is broadcast."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from support.cases import CELLS, Case, build
 from support.checks import arguments, keywords
 
 needs_extension = pytest.mark.skipif(_ext.C is None, reason=f"the compiled extension is missing: {_ext.why_missing}")
-# test_autograd_registration is left out for the ops that training runs: their autograd is not registered with the
-# dispatcher but lives in the Functions of _autograd.py, around the ops, so that a call without a graph pays nothing for
-# it. rnn_layer, the op of exported programs, has it registered and passes every check.
+# test_autograd_registration is left out for the ops that training calls: their gradients are not registered with the
+# dispatcher but are in the Functions of _autograd.py, so that a call without a graph costs nothing more. rnn_layer, the
+# op of exported programs, has its gradients registered and passes every check.
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_CHECKS = (*CHECKS, "test_autograd_registration")
-# H = 16 and no lengths: what is kept for the backward has the width of whole vectors and a place for every step, and
-# holds nothing where there is no unit or step, so that two runs would not compare as equal.
+# opcheck compares the results of two runs. The tensor that is saved for the backward has room for whole vectors and for
+# every step, and the room of missing units and steps is not written. H = 16 and no lengths leave no such room.
 FULL = [
     *(Case(cell, H=16, directions=2) for cell in CELLS),
     Case("lstm", H=32, proj=True, dtype="float64", layout="batch_first"),
@@ -58,7 +58,7 @@ def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any
 
 
 def forward_arguments(tensors: dict[str, Any]) -> tuple[Any, ...]:
-    """The tensors as rnn_forward takes them: weights in one list, kind after kind."""
+    """The tensors as rnn_forward takes them: weights in one list, sorted by kind."""
     weights = [t for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr") for t in tensors[name]]
     return tensors["x"], weights, *(tensors[name] for name in ("h0", "c0", "lengths", "batch_sizes"))
 
@@ -207,7 +207,7 @@ def test_tf32_on_the_cpu_changes_nothing(compiled: str) -> None:
 @needs_extension
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_refuses_what_forward_did_not_return(cell: str, compiled: str) -> None:
-    """The ops are public: a saved or output tensor of another call is a sentence, not a read out of bounds."""
+    """The ops are public: a saved or output tensor of another call raises an error and is not read out of bounds."""
     case = Case(cell, T=4, B=3, H=20)
     tensors, _ = flat_arguments(case, compiled)
     tail = (cell, 1, False, True, True, 0, compiled)
@@ -236,7 +236,7 @@ SOUND = Case("lstm", T=4, B=3, I=5, H=6, directions=2, proj=True)
 
 
 def sound() -> dict[str, Any]:
-    """Keyword arguments of rnn_layer that are all right."""
+    """Valid keyword arguments of rnn_layer."""
     tensors, options = flat_arguments(SOUND, "auto")
     return tensors | options
 
@@ -254,13 +254,13 @@ RESIZED = [
     for name, rank in {"x": 3, "w_ih": 2, "w_hh": 2, "b_ih": 1, "b_hh": 1, "w_hr": 2, "h0": 3, "c0": 3}.items()
     for dim in range(rank)
     for change in (longer, shorter)
-    if (name, dim) != ("x", 0)  # another number of steps is no mistake
+    if (name, dim) != ("x", 0)  # any number of steps is right
 ]
 
 
 @pytest.mark.parametrize(("name", "dim", "change"), RESIZED, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_any_wrong_size(name: str, dim: int, change: Callable[[Tensor, int], Tensor], checked: str) -> None:
-    """One argument is one too large or too small in one dimension: never read out of bounds, never broadcast."""
+    """A size that is one too large or too small raises; the tensor is not read out of bounds and not broadcast."""
     given = sound() | {"impl": checked}
     value = given[name]
     given[name] = [value[0], change(value[1], dim)] if isinstance(value, list) else change(value, dim)
@@ -270,8 +270,8 @@ def test_any_wrong_size(name: str, dim: int, change: Callable[[Tensor, int], Ten
 
 X = torch.zeros(4, 3, 5)
 PACKED = {"x": torch.zeros(7, 5)}
-# rnn_layer checks these itself; the sizes and dtypes of the rest are checked by the op, and in front of torch's own
-# layer. The reference leaves those to torch's operations.
+# rnn_layer checks these itself. Those of WRONG_FOR_OP are checked by the op, and before torch's own layer is called.
+# The reference leaves them to torch's operations.
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("lengths: expected", {"lengths": torch.tensor([1, -1, 2])}),
     ("lengths: expected", {"lengths": torch.tensor([1, 5, 2])}),
@@ -348,7 +348,7 @@ def test_three_directions(checked: str) -> None:
 
 
 def test_sound_arguments_are_accepted(impl: str) -> None:
-    """What the tests above spoil is right to begin with, and stays so with other integer types and an empty batch."""
+    """The arguments that the tests above change are valid, also with other integer dtypes and an empty batch."""
     given = sound() | {"impl": impl}
     output, h_n, c_n = ops.rnn_layer(**given)
     assert output is not None
@@ -356,7 +356,7 @@ def test_sound_arguments_are_accepted(impl: str) -> None:
     assert (output.shape, h_n.shape, c_n.shape) == ((4, 3, 6), (2, 3, 3), (2, 3, 6))
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         ops.rnn_layer(**given | {"lengths": torch.tensor([4, 0, 1], dtype=dtype)})
-    ops.rnn_layer(**given | {"lengths": torch.tensor([4, 9, 0, 9, 1])[::2]})  # strided: the 9s are not in it
+    ops.rnn_layer(**given | {"lengths": torch.tensor([4, 9, 0, 9, 1])[::2]})  # every second element, without the 9s
     empty = {"x": torch.zeros(4, 0, 5), "h0": torch.zeros(2, 0, 3), "c0": torch.zeros(2, 0, 6)}
     output, h_n, c_n = ops.rnn_layer(**given | empty)
     assert output is not None
@@ -365,7 +365,7 @@ def test_sound_arguments_are_accepted(impl: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_meta_tensors_have_the_right_shapes(cell: str, impl: str) -> None:
-    """As torch.nn's layers: shapes without numbers, for models that are laid out before they are loaded."""
+    """Meta tensors give shapes without numbers, as in torch.nn, for models that are built before weights are loaded."""
     tensors, options = flat_arguments(Case(cell, T=4, B=3, directions=2), impl)
     real = ops.rnn_layer(**tensors, **options)
     tensors = {
@@ -394,7 +394,7 @@ def test_use_impl_is_per_thread_and_restored(impl: str) -> None:
     with ops.use_impl("reference"):
         with contextlib.suppress(KeyError), ops.use_impl(impl):
             assert torch.equal(h_n(), inside)
-            with ThreadPoolExecutor(1) as pool:  # another thread has its own default
+            with ThreadPoolExecutor(1) as pool:  # use_impl does not change other threads
                 assert torch.equal(pool.submit(h_n).result(), outside)
             raise KeyError
         assert torch.equal(h_n(), ops.rnn_layer(**given | {"impl": "reference"})[1])

@@ -1,7 +1,7 @@
-"""An oracle that shares nothing with torch: onnxruntime's RNN, GRU and LSTM operators on one-node models.
+"""Results compared with onnxruntime's RNN, GRU and LSTM operators, which share no code with torch.
 
-The conversions below restate the ONNX operator specification: gates i o f c and z r h, the directions in the first
-dimension, both biases in one row, output (T, D, B, H).
+The conversions below follow the specification of the ONNX operators: gates in the order i o f c and z r h, the
+directions in the first dimension, both biases in one row, output (T, D, B, H).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 OPERATORS = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "gru": "GRU", "lstm": "LSTM"}
-ORDER = {"rnn_tanh": [0], "rnn_relu": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}  # ours, as ONNX wants to see them
+ORDER = {"rnn_tanh": [0], "rnn_relu": [0], "gru": [1, 0, 2], "lstm": [0, 3, 1, 2]}  # our gates in ONNX's order
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "rnn_tanh": {"activations": ["Tanh"]},
     "rnn_relu": {"activations": ["Relu"]},
@@ -91,8 +91,8 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_onnxruntime(case: Case, impl: str) -> None:
-    """No length of 0 here: there onnxruntime returns 0 for the final states where torch's convention, and ours, is the
-    initial state (test_length_zero_keeps_the_state)."""
+    """No length is 0 here: for such a row onnxruntime returns final states of 0, while torch and ours return the
+    initial states (test_length_zero_keeps_the_state)."""
     problem = build(case)
     inputs = {name: t.float() for name, t in problem.inputs.items()}
     wanted = run_onnx(case, onnx_inputs(case, inputs, problem.lengths))

@@ -1,7 +1,7 @@
-"""The reference layer against torch.nn in float64, and against a second writing of it: one row, one step at a time.
+"""The reference layer against torch.nn in float64, and against a second implementation: one row, one step at a time.
 
-torch.nn checks the arithmetic and every gradient; it knows no zero lengths and no lengths in a free order, so those
-are checked row by row against `naive_row`, which shares no code and no idea with the reference.
+The arithmetic and every gradient are compared with torch.nn. It takes no lengths of 0 and no lengths in any order, so
+these are compared, row by row, with `naive_row`, which is written without the reference's code.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def make(
 
 
 def call(inputs: dict[str, Tensor], cell: str, **options: object) -> Named:
-    """`rnn_layer` on named inputs, its results by name."""
+    """Calls `rnn_layer` with named inputs and returns its results by name."""
     lists = {key: [t for name, t in inputs.items() if name.startswith(f"{key}[")] for key in
              ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")}  # fmt: skip
     states = {key: inputs[key] for key in ("h0", "c0") if key in inputs}
@@ -67,7 +67,7 @@ def gradients(results: Named, inputs: dict[str, Tensor], seed: int = 1) -> Named
 
 
 def torch_layer(inputs: dict[str, Tensor], cell: str, directions: int, bias: bool, P: int | None) -> Named:
-    """The same through torch.nn, differentiable in the same inputs."""
+    """torch.nn's results for the same inputs, which can be differentiated with respect to them."""
     options = {"bias": bias, "bidirectional": directions == 2} | ({"proj_size": P} if P else {})
     if cell.startswith("rnn"):
         options["nonlinearity"] = cell.removeprefix("rnn_")
@@ -89,7 +89,7 @@ def naive_row(
     cell: str, x: np.ndarray, w_ih: np.ndarray, w_hh: np.ndarray, bias: tuple[np.ndarray, np.ndarray],
     w_hr: np.ndarray | None, h: np.ndarray, c: np.ndarray, rounded: torch.dtype,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """The states of one row and direction after each step of `x` (L, I), h rounded to `rounded` each time."""
+    """The states of one row and direction after each step of `x` (L, I); each h is rounded to the dtype `rounded`."""
 
     def sigmoid(v: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-v))
@@ -113,7 +113,7 @@ def naive_row(
 
 
 def naive(inputs: dict[str, Tensor], cell: str, directions: int, lengths: list[int]) -> Named:
-    """A layer as a loop over rows, each of which sees its own steps and nothing else."""
+    """A layer as a loop over rows, which gives each row its own steps only."""
     rounded = inputs["x"].dtype
     values = {name: t.detach().double().numpy() for name, t in inputs.items()}
     x = values["x"]
@@ -133,7 +133,7 @@ def naive(inputs: dict[str, Tensor], cell: str, directions: int, lengths: list[i
     return {"c_n": None} | {name: torch.from_numpy(value) for name, value in results.items()}
 
 
-# a step is I + H products and about 10 operations of the cell; backward goes through it all again and sums rows
+# roundings: a step has I + H products and about 10 operations of the cell; the backward has as many and sums rows
 TERMS = 2 * T * (I + H + 10) + T * B
 
 
@@ -156,7 +156,7 @@ def test_lengths_match_the_naive_loop(
     inputs = make(cell, directions, bias, P, dtype)
     ours = call(inputs, cell, lengths=LENGTHS)
     assert all(t is None or t.dtype == dtype for t in ours.values())
-    # both round h to 16 bits; a sum near the middle of two values may still go up here and down there: 1 a step
+    # both round h to 16 bits, but near the middle of two numbers they may round differently: one rounding per step
     terms = TERMS if dtype == torch.float64 else T
     assert_close_by_name(ours, naive(inputs, cell, directions, LENGTHS.tolist()), terms)
 
@@ -185,7 +185,7 @@ def test_gradients_with_lengths_are_those_of_each_row_alone(
     assert_close_by_name(found, expected, TERMS)
     beyond = torch.arange(T).unsqueeze(1) >= LENGTHS
     assert not found["d_x"][beyond].any()
-    assert found["d_h0"][:, 1].any()  # the row of length 0 hands its gradient on
+    assert found["d_h0"][:, 1].any()  # the row of length 0 passes its gradient to h0
 
 
 @pytest.mark.parametrize(("cell", "directions", "bias", "P"), VARIANTS)
@@ -234,7 +234,7 @@ def test_gradcheck_and_gradgradcheck(cell: str, directions: int, bias: bool, P: 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("junk", [float("nan"), float("inf")])
 def test_padding_is_never_read(cell: str, junk: float) -> None:
-    """Whatever lies beyond a length, results and all first and second gradients are bitwise the same."""
+    """Results, gradients and second derivatives have the same bits for any numbers beyond the lengths."""
     inputs = make(cell, 2, True, None)
     beyond = (torch.arange(T).unsqueeze(1) >= LENGTHS).unsqueeze(2)
 
@@ -275,12 +275,12 @@ def test_nan_in_the_data_stays_in_its_row_and_after_its_step() -> None:
         assert nan.sum() == nan[2:, 0].numel(), cell
         output = call(inputs, cell, lengths=torch.tensor([4, 2, 5, 1]))["output"]
         assert output[:4, 0].isnan().any(1).tolist() == [False, False, True, True]
-        assert not output[4, 0].any()  # beyond the length of a row that ended in NaN: still 0
+        assert not output[4, 0].any()  # beyond the length, also of a row that ends in NaN, the output is 0
 
 
 @pytest.mark.parametrize(("dtype", "stuck"), [(torch.bfloat16, 256.0), (torch.float16, 2048.0)])
 def test_h_is_rounded_at_every_step(dtype: torch.dtype, stuck: float) -> None:
-    """h = h + 1 stays where 1 is half of the distance to the next 16-bit number, rounded to even."""
+    """h = h + 1 stops growing at the number where 1 is half of the distance to the next 16-bit number."""
     one = torch.ones(1, 1, dtype=dtype)
     x, h0 = torch.ones(10, 1, 1, dtype=dtype), torch.full((1, 1, 1), stuck, dtype=dtype)
     output, h_n, _ = rnn_layer(x, [one], [one], h0=h0, cell="rnn_relu")
@@ -289,7 +289,7 @@ def test_h_is_rounded_at_every_step(dtype: torch.dtype, stuck: float) -> None:
 
 
 def test_c_is_kept_wide_inside() -> None:
-    """A thousand increments too small for bfloat16 beside the sum still add up."""
+    """A thousand increments add up, although each is too small to change a sum in bfloat16."""
     steps = 1000
     w_ih = torch.zeros(4, 1)
     bias = torch.tensor([-4.0, 20.0, 0.125, 0.0])  # i, f, g, o: c grows by sigmoid(-4) * tanh(0.125) a step

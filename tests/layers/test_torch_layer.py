@@ -1,7 +1,7 @@
-"""torch's own layer as the fallback: that it runs, what goes to the reference instead, and what its graph must bear.
+"""torch's own layer as the fallback: calls that it runs, calls that the reference runs instead, and its graph.
 
-Its results and gradients are compared with everyone's in the tests that take `impl`. Those ask most of their questions
-in float64 or of ragged rows, where torch's LSTM on a CPU is not oneDNN's: here they are asked of that one.
+Its results and gradients are also compared in all tests that take `impl`. Most of those use float64 or ragged rows, for
+which torch does not run oneDNN's LSTM on a CPU: the tests here use the cases for which it does.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ def not_torch(*_: Any) -> Any:
 
 @pytest.fixture
 def only_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The reference may not run, nor our kernels."""
+    """torch's own layer runs: neither the reference nor our kernels."""
     monkeypatch.setattr(_autograd, "reference_layer", not_the_reference)
     monkeypatch.setattr(_torch_layer, "reference_layer", not_the_reference)
     with sf.use_impl("torch"):
         yield
 
 
-# -- that it runs -----------------------------------------------------------------------------------------------------
+# -- calls that it runs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("kind", "options"), MODULES, ids=str)
 @pytest.mark.usefixtures("only_torch")
 def test_the_modules_have_the_bits_of_torch_nn(kind: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    """Padded, packed and ragged, forward and back, as far as torch runs in this dtype and not we in float32 for it."""
+    """Padded, packed and ragged, forward and backward. Bits are compared where the layer runs in the dtype itself."""
     options = options | {"bidirectional": True, "num_layers": 2, "dtype": dtype}
     ours, theirs = getattr(sf, kind)(I, H, **options), getattr(nn, kind)(I, H, **options)
     theirs.load_state_dict(ours.state_dict())
@@ -74,7 +74,7 @@ def test_the_modules_have_the_bits_of_torch_nn(kind: str, options: dict[str, Any
         for results in (found, wanted):
             sum(t.float().cos().sum() for t in results).backward()
         if _torch_layer.runs_wide(dtype):
-            continue  # the call went through, which says that torch's layer took it
+            continue  # torch's layer ran, in float32: its bits are not those of this dtype
         assert all(map(torch.equal, found, wanted))
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(mine.grad, other.grad)
@@ -130,7 +130,7 @@ def test_without_the_extension_it_runs_and_one_warning_says_so() -> None:
 
 
 def test_a_device_without_kernels_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """impl="auto", and the name of a compiled implementation too, where that does not run."""
+    """On such a device torch's layer runs for impl="auto" and for the name of a compiled implementation."""
     monkeypatch.setattr(ops, "_DEVICES", ("cuda",))
     monkeypatch.setattr(_autograd, "reference_layer", not_the_reference)
     ours, x = sf.GRU(I, H), torch.randn(T, B, I)
@@ -142,7 +142,7 @@ def test_a_device_without_kernels_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("only_torch")
 def test_a_classifier_gives_it_features_and_not_ids() -> None:
-    """A table of projections wants ids in the layer, which would unroll time."""
+    """With ids the layer would run the reference's loop over time, so the table of projections is not used."""
     model = sf.SequenceClassifier(I, H, 3, vocab_size=4).eval()
     ids = torch.randint(4, (8, 20))
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_a_classifier_gives_it_features_and_not_ids() -> None:
         torch.testing.assert_close(model(ids), plain)
 
 
-# -- what it cannot do ------------------------------------------------------------------------------------------------
+# -- calls that it cannot run -----------------------------------------------------------------------------------------
 
 
 class Watched(TorchDispatchMode):
@@ -172,7 +172,7 @@ def watched(module: nn.Module, x: Tensor) -> Any:
 
 def fake(module: nn.Module, x: Tensor) -> Any:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    return module(mode.from_tensor(x))  # outside the mode
+    return module(mode.from_tensor(x))  # the mode itself is not active
 
 
 def compiled(module: nn.Module, x: Tensor) -> Any:
@@ -211,7 +211,7 @@ def test_goes_to_the_reference(name: str, kind: str, monkeypatch: pytest.MonkeyP
         REFERENCE[name](module, torch.randn(T, B, I))
 
 
-@pytest.mark.filterwarnings("ignore")  # tracing warns about itself
+@pytest.mark.filterwarnings("ignore")  # tracing warns
 def test_traced_modules_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_torch_layer, "torch_layer", not_torch)
     with sf.use_impl("torch"):
@@ -227,7 +227,7 @@ class OnMps(Tensor):
 
 
 def test_limits_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture of a CUDA graph cannot wait for lengths, and torch refuses projections on MPS."""
+    """Lengths cannot be read while a CUDA graph is captured, and torch refuses projections on MPS."""
     spec = _autograd.Spec(1, "lstm", False, True, "torch")
     weights = [torch.zeros(4 * H, I), torch.zeros(4 * H, 3), torch.zeros(3, H)]
     rest = {"plain": weights[:2], "projected": weights}
@@ -246,7 +246,7 @@ def test_limits_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["x", "w_ih", "w_hh", "h0"])
 def test_freed_memory_is_refused(name: str) -> None:
-    """oneDNN would read it."""
+    """oneDNN would read the freed memory."""
     given = {"x": torch.zeros(T, B, I), "w_ih": torch.zeros(4 * H, I), "w_hh": torch.zeros(4 * H, H)}
     given["h0"] = torch.zeros(1, B, H)
     size = given[name].numel() * 4
@@ -275,8 +275,8 @@ def as_expected(found: dict[str, Tensor], case: Case) -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("case", [*ONEDNN, *(Case(cell, T=1, B=5, I=4, H=7) for cell in CELLS)], ids=str)
 def test_results_changed_in_place(case: Case, recompute: bool) -> None:
-    """The backward of oneDNN's LSTM reads the output, that of a single step the states: torch refuses to run either
-    once they have been changed."""
+    """The backward of oneDNN's LSTM reads the output, and that of a single step the states. torch refuses to run them
+    after a change of these, so ours must keep copies."""
     inputs, options, cotangents = leaves_of(case)
     results = layer(inputs, recompute=recompute, **options)
     before = {name: t.detach().clone() for name, t in results.items()}
@@ -292,7 +292,7 @@ def test_results_changed_in_place(case: Case, recompute: bool) -> None:
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("cell", CELLS)
 def test_results_have_memory_of_their_own(cell: str, steps: int, lengths: str) -> None:
-    """Or a change of one in place would change another, or a state that was given."""
+    """With shared memory, changing one result in place would change another, or a state that was given."""
     inputs, options, _ = leaves_of(Case(cell, T=steps, B=5, I=4, H=7, lengths=lengths))
     results = layer(inputs, **options)
     places = [t.untyped_storage().data_ptr() for t in (*results.values(), *inputs.values())]
@@ -314,15 +314,15 @@ def test_a_graph_is_used_twice_where_it_is_retained(case: Case) -> None:
 @pytest.mark.parametrize("twice", [True, False])
 @pytest.mark.parametrize("case", [*ONEDNN, replace(ONEDNN[0], cell="gru", lengths="zeros")], ids=str)
 def test_a_graph_of_the_backward(case: Case, twice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an ordinary backward of the same call; where torch cannot differentiate its own, as on a GPU, it must not
-    be asked."""
+    """A second derivative after an ordinary backward of the same call. Where torch's backward has no derivative, as on
+    a GPU, it must not be used."""
     monkeypatch.setattr(_torch_layer, "_differentiates_twice", lambda _: twice)
     inputs, options, cotangents = leaves_of(case)
     results = layer(inputs, **options)
     values = {name: t.detach() for name, t in results.items()}
     as_expected(values | gradients(results, inputs, cotangents, retain_graph=True), case)
     by_torch: list[Any] = []
-    for t in results.values():  # what stands behind TorchLayer is torch's
+    for t in results.values():  # the graph behind TorchLayer is that of torch's layer
         edges = {edge for edge, _ in t.grad_fn.next_functions if edge is not None}
         for edge in edges:
             edge.register_prehook(lambda given: by_torch.extend(grad for grad in given if grad is not None))
@@ -356,7 +356,7 @@ def test_changed_weights_are_refused_as_torch_does(cell: str, recompute: bool) -
 
 @pytest.mark.parametrize("lengths", [[9, 0, -4], [5, 0, 0], [0, 0, 0], [5, 5, 5], [7, 7, 9]])
 def test_lengths_that_are_not_checked_act_as_if_clamped(lengths: list[int]) -> None:
-    """As on a GPU, where nothing waits for them to be checked."""
+    """On a GPU lengths are not checked, since the check would wait for the GPU."""
     inputs, options, cotangents = leaves_of(Case("gru", T=5, B=3, I=4, H=7, dtype="float64"))
     flat = [t for name, t in inputs.items() if "[" in name]
     found = {}
@@ -376,7 +376,7 @@ def test_lengths_that_are_not_checked_act_as_if_clamped(lengths: list[int]) -> N
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("cell", "projected"), [("gru", 0), ("rnn_relu", 0), ("lstm", 0), ("lstm", 3)])
 def test_weights_in_one_piece_for_cudnn(cell: str, projected: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN is asked as torch.nn's flatten_parameters() asks it, about copies, and gradients go to the weights."""
+    """cuDNN gets copies of the weights as torch.nn's flatten_parameters() passes them; gradients reach the weights."""
     asked: list[Any] = []
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *args: asked.append(args))
     monkeypatch.setattr("torch.backends.cudnn.rnn.get_cudnn_mode", lambda mode: mode)
