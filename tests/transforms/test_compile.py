@@ -1,6 +1,6 @@
-"""torch.compile with fullgraph=True: values, gradients, and how often it compiles. The backend is aot_eager, which does
-all of inductor's work but the code generation; inductor itself once per cell. What an implementation computes does not
-depend on who calls it, so most tests run on one; test_transforms.py has every transform on every implementation."""
+"""torch.compile with fullgraph=True: values, gradients, and the number of compilations. The backend is aot_eager, which
+does all of inductor's work but the code generation; inductor itself runs once per cell. Compiled code calls the same
+ops, so most tests run on one implementation; test_transforms.py runs every transform on all of them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from support.checks import NAN
 from support.tolerances import assert_close_by_name
 from support.twins import named
 
-I, H = 13, 8  # sizes of their own: torch takes equal ones for the same
+I, H = 13, 8  # sizes that differ from T and B: torch takes equal sizes for one
 LAYERS = {"rnn": sf.RNN, "gru": sf.GRU, "lstm": sf.LSTM}
 EACH = pytest.mark.parametrize("name", LAYERS)
-SHAPES = ((5, 3), (7, 4), (6, 2), (9, 5), (12, 7))  # T, B: after two all dimensions are dynamic
+SHAPES = ((5, 3), (7, 4), (6, 2), (9, 5), (12, 7))  # T, B: from the third on, torch compiles with dynamic sizes
 WORK = 2 * 12 * (I + 3 * H + 10) + 12 * 7
 
 
@@ -35,7 +35,7 @@ def _forget_compiled_code() -> Iterator[None]:
 
 
 class Model(nn.Module):
-    """A layer inside something larger: what surrounds it is compiled together with it."""
+    """A model that holds a layer: the operations around the layer are compiled together with it."""
 
     def __init__(self, layer: Callable[..., Any], **options: Any) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Model(nn.Module):
 
 
 def gradients(results: dict[str, Tensor | None], module: nn.Module, **inputs: Tensor) -> dict[str, Tensor | None]:
-    """Of every parameter and input, for one fixed cotangent. The graph goes: compiled code gives its buffers away."""
+    """Gradients of every parameter and input for a fixed cotangent. Compiled code can run its backward only once."""
     wrt = dict(module.named_parameters()) | inputs
     total = torch.stack(
         [(t * torch.arange(t.numel()).cos().view_as(t)).sum() for t in results.values() if t is not None]
@@ -116,7 +116,7 @@ def test_inductor(name: str) -> None:
 
 @EACH
 def test_the_graph_does_not_grow_with_the_length(name: str) -> None:
-    """One op per layer, whatever T: so does compile time not."""
+    """A layer is one op for any T, so the time to compile does not grow with T either."""
     sizes = {}
     for T in (3, 300):
         torch._dynamo.reset()
@@ -204,7 +204,7 @@ def test_autocast(name: str) -> None:
 @EACH
 @pytest.mark.parametrize("chosen", ["auto", "torch"])
 def test_compiled_autograd(chosen: str, name: str) -> None:
-    """The backward of an eager forward, compiled: it cannot look at versions, and is right all the same."""
+    """Only the backward is compiled. It cannot see that the output was changed in place, and must still be right."""
     layer = LAYERS[name](I, H)
     x = torch.randn(4, 2, I, requires_grad=True)
     found = []
@@ -248,11 +248,11 @@ def test_want_output_false() -> None:
 @EACH
 @pytest.mark.parametrize("transform", ["grad", "vmap", "per-sample", "jvp", "jacrev", "hessian"])
 def test_torch_func_inside_a_compiled_function(transform: str, name: str) -> None:
-    """Dynamo does not see our vmap rule: what it compiles then is the reference, and right."""
+    """Dynamo ignores our vmap rule, so the reference is compiled here and gives the right results."""
     layer = LAYERS[name](I, H).double()
     weights = {key: p.detach() for key, p in layer.named_parameters()}
     x = torch.randn(3, 4, 2, I, dtype=torch.float64)
-    first = x[0].clone()  # torch 2.13 has an internal error for the jvp of a view
+    first = x[0].clone()  # torch 2.13 raises an internal error for the jvp of a view
 
     def loss(weights: Any, x: Tensor) -> Tensor:
         return functional_call(layer, weights, (x,))[0].sin().sum()
@@ -283,7 +283,7 @@ def test_torch_func_around_a_compiled_layer(name: str) -> None:
 
 
 def test_impl_is_part_of_what_was_compiled(impl: str) -> None:
-    """use_impl around a compiled module: another implementation compiles anew rather than run the old one."""
+    """A compiled module is compiled again under use_impl and does not run the implementation of before."""
     layer = sf.GRU(I, H)
     twin = compiled_by("aot_eager", layer)
     x = torch.randn(4, 2, I)

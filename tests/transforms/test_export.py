@@ -1,5 +1,5 @@
-"""torch.export, AOTInductor and torch.jit.trace: what leaves Python holds one op per layer and runs at any length.
-ONNX has a file of its own, test_export_onnx.py."""
+"""torch.export, AOTInductor and torch.jit.trace: programs have one op per layer and run at any length. ONNX is tested
+in test_export_onnx.py."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_export_with_dynamic_batch_and_length(name: str, ragged: bool, strict: b
         for B, T in SHAPES:
             given = inputs(B, T, ragged)
             for a, b in zip(program.module()(*given), model(*given), strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # the head may be another sum
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # the head may add in another order
 
 
 @EACH
@@ -76,7 +76,7 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
 
 @EACH
 def test_an_exported_program_trains(name: str) -> None:
-    """The op has its autograd registered, where an op without one would give no gradient and only warn."""
+    """Gradients of the op are registered with torch: without them, training would only warn and change nothing."""
     model = Tagger(name).eval()
     twin = exported(model).module()
     x, lengths = inputs(4, 7)
@@ -92,7 +92,7 @@ def test_an_exported_program_trains(name: str) -> None:
 
 
 def test_gradients_of_the_exported_op_by_itself(compiled: str) -> None:
-    """Bitwise those of rnn_layer, for each result alone and all together, twice differentiable."""
+    """They have the bits of rnn_layer's gradients, for each result alone and for all, and can be differentiated."""
     lstm = sf.LSTM(I, H, proj_size=3).double()
     x, hx = torch.randn(4, 2, I).double(), (torch.randn(1, 2, 3).double(), torch.randn(1, 2, H).double())
     leaves = [t.detach().requires_grad_() for t in (x, *hx, *lstm.parameters())]
@@ -115,7 +115,7 @@ def test_gradients_of_the_exported_op_by_itself(compiled: str) -> None:
 
 @EACH
 def test_aot_inductor(name: str, tmp_path: Path) -> None:
-    """The package runs in a new process that has loaded the op library: the two lines of docs/layers.md."""
+    """The package runs in a new process that has loaded the op library with the two lines of docs/layers.md."""
     model = Tagger(name).eval()
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(exported(model), package_path=str(tmp_path / "model.pt2"))
@@ -136,7 +136,7 @@ for g, w in zip(given, wanted):
 @EACH
 @pytest.mark.parametrize("grad", [False, True])
 def test_jit_trace(name: str, grad: bool, tmp_path: Path, compiled: str) -> None:
-    """Traced with or without gradients, saved, loaded: right at other sizes, and it can be trained on."""
+    """A model traced with or without gradients, saved and loaded, is right at other sizes and can be trained."""
     model = Tagger(name).eval()
     with sf.use_impl(compiled), torch.set_grad_enabled(grad):
         torch.jit.trace(model, inputs(3, 5)).save(tmp_path / "model.pt")
@@ -155,7 +155,7 @@ def test_jit_trace(name: str, grad: bool, tmp_path: Path, compiled: str) -> None
 @EACH
 @pytest.mark.parametrize("kind", ["exported", "traced"])
 def test_transforms_of_what_was_exported(name: str, kind: str) -> None:
-    """An op without a rule for tangents would answer with silent zeros."""
+    """Transforms of programs are right: an op without a rule for tangents would return zeros without an error."""
     layer = LAYERS[name](I, H, bidirectional=True).double()
     x = torch.randn(4, 2, I, dtype=torch.float64)
     program = export(layer, (x,)).module() if kind == "exported" else torch.jit.trace(layer, (x,))

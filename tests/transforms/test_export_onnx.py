@@ -1,6 +1,6 @@
-"""``to_onnx``: what the file holds, and that onnxruntime computes what the model does.
+"""``to_onnx``: the content of the file, and that onnxruntime's results are those of the model.
 
-Layers are exported with dynamic T and B and run at shapes, and with lengths, other than those they were exported with.
+Layers are exported with dynamic T and B, and run with other shapes and lengths than they were exported with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(_ext.C is None, reason="exported programs hold the compiled op")
 
-TERMS = 16  # what is promised: 2e-6 of a result's scale in float32
+TERMS = 16  # to_onnx promises 2e-6 of a result's scale in float32
 T, B, I, H = 5, 3, 4, 6
 SHAPES = [(T, B), (1, 1), (2, 7), (9, 4)]
 LENGTHS: dict[str, Callable[[int, int], list[int]]] = {
@@ -43,11 +43,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM", {}),
 }
 AXES = ("bidirectional", "deep", "batch_first", "bias", "state", "lengths", "want_output")
-AROUND = {"Transpose", "Reshape", "Cast", "Equal", "Unsqueeze", "Where", "Split", "Concat"}  # what a layer brings along
+AROUND = {"Transpose", "Reshape", "Cast", "Equal", "Unsqueeze", "Where", "Split", "Concat"}  # other nodes of a layer
 
 
 def pairwise() -> list[Any]:
-    """16 cases in which any two values of any two axes meet: each axis is a sum of its own of a run's four bits."""
+    """16 cases that have every pair of values of every two axes: each axis is the parity of some bits of 0 to 15."""
     cases = []
     for run in range(16):
         kind = list(KINDS)[run & 3]
@@ -57,7 +57,7 @@ def pairwise() -> list[Any]:
 
 
 class Finals(nn.Module):
-    """A layer that nobody asks for its output."""
+    """A layer of which only the final states are used."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Finals(nn.Module):
 
 
 class File:
-    """A written file: checked, and loaded in onnxruntime."""
+    """A written file, which is checked and loaded in onnxruntime."""
 
     def __init__(self, path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
@@ -181,7 +181,7 @@ def test_unbatched(exported: Callable[..., File]) -> None:
 
 
 class Classifier(nn.Module):
-    """Embedding, layer and head, with something in training mode that shows in its result."""
+    """Embedding, layer and head, with dropout, so that the result shows whether it is in training mode."""
 
     def __init__(self, packed: bool = False, **options: Any) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ TOKENS = (torch.randint(11, (B, T), generator=torch.Generator().manual_seed(3)),
 
 
 def test_model(exported: Callable[..., File]) -> None:
-    """Its mode, hooks and reference setting do not matter and are not touched; names are the caller's."""
+    """A model's mode and the use of the reference make no difference and are left as they are; names can be given."""
     model = Classifier().train()
     model.head.eval()
     before = [module.training for module in model.modules()]
@@ -213,7 +213,7 @@ def test_model(exported: Callable[..., File]) -> None:
     assert [module.training for module in model.modules()] == before
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert file.count["LSTM"] == 2
-    assert [node.output[0] for node in file.model.graph.node if node.op_type == "LSTM"][1] == ""  # no Y in the last
+    assert [node.output[0] for node in file.model.graph.node if node.op_type == "LSTM"][1] == ""  # the last has no Y
     assert [value.name for value in file.session.get_inputs()] == ["tokens", "steps"]
     assert file.session.get_outputs()[0].name == "scores"
     assert file.dims() == [["batch", 3]]
@@ -222,11 +222,11 @@ def test_model(exported: Callable[..., File]) -> None:
 
 
 def test_large_weights_are_stored_once_and_in_order(exported: Callable[..., File]) -> None:
-    model = sf.GRU(400, 400)  # beyond what torch folds
+    model = sf.GRU(400, 400)  # larger than the constants that torch computes in advance
     file = exported(model, (torch.randn(2, 1, 400),))
     assert file.count == {"GRU": 1, "Transpose": 1, "Reshape": 1}
     stored = sum(onnx.numpy_helper.to_array(t).nbytes for t in file.model.graph.initializer)
-    assert stored == sum(p.nbytes for p in model.parameters()) + 3 * 8  # the shape of the output
+    assert stored == sum(p.nbytes for p in model.parameters()) + 3 * 8  # and the shape of the output
 
 
 def test_float16(exported: Callable[..., File]) -> None:
@@ -235,13 +235,13 @@ def test_float16(exported: Callable[..., File]) -> None:
 
 
 def test_float64_is_standard_onnx() -> None:
-    """onnxruntime has no kernels for it, but the file is right for those that do."""
+    """onnxruntime has no float64 kernels, so the file is only checked against the standard."""
     program = to_onnx(sf.LSTM(I, H, dtype=torch.float64), (torch.randn(T, B, I, dtype=torch.float64),))
     onnx.checker.check_model(program.model_proto, full_check=True)
 
 
 class Functional(nn.Module):
-    """No module of ours to look at before exporting."""
+    """A model that calls rnn_layer and holds none of our modules, so the export cannot check them before."""
 
     def __init__(self, dtype: torch.dtype, projected: bool) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str, tmp_path: Path) -> None:
-    """In one sentence, and with the model and an existing file as they were."""
+    """The error is one sentence; the model and an existing file stay as they are."""
     model, args, sentence = REFUSED[name]
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
@@ -329,5 +329,5 @@ def test_large_models_are_two_files(
     monkeypatch.setattr(os, "replace", lambda old, new: replaced.append(Path(new).name) or replace(old, new))
     model = sf.GRU(I, H)
     assert_agree(exported(model, (X,)), model, torch.randn(T, B, I))
-    assert replaced[-2:] == ["model.onnx.data", "model.onnx"]  # a model is there once its weights are
+    assert replaced[-2:] == ["model.onnx.data", "model.onnx"]  # the weights are in place before the model
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]

@@ -1,5 +1,5 @@
-"""torch.func on layers and modules: every transform agrees with the reference layer, which torch differentiates and
-maps over by itself. Shapes are tiny and float64, so that a wrong index shows and rounding does not."""
+"""torch.func on layers and modules: every transform agrees with the reference layer, which consists of torch's own
+operations. Shapes are small and numbers float64, so that a wrong index is seen and rounding is not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONE = torch.ones((), dtype=torch.float64)
 
 
 def close(found: Any, wanted: Any) -> None:
-    """Agreement of float64 results that took some hundred operations each way."""
+    """Compares float64 results of some hundred operations."""
     found, wanted = tree_leaves(found), tree_leaves(wanted)
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
@@ -41,7 +41,7 @@ def close(found: Any, wanted: Any) -> None:
 
 
 class Setting:
-    """A module as functions of its weights and input, and numbers to put in: N samples of B rows."""
+    """A module as functions of its weights and input, and numbers for them: N samples of B rows."""
 
     def __init__(self, name: str) -> None:
         self.module = MODULES[name]().double()
@@ -54,7 +54,7 @@ class Setting:
         return functional_call(self.module, weights, (x, hx), {"lengths": lengths})
 
     def loss(self, weights: Any, x: Tensor, lengths: Tensor | None = None, hx: Any = None) -> Tensor:
-        """Weighs every result differently."""
+        """A sum that gives every element another weight."""
         results = tree_leaves(self.call(weights, x, lengths, hx))
         return torch.stack([(t.flatten() * torch.arange(1, t.numel() + 1)).sin().sum() for t in results]).sum()
 
@@ -76,7 +76,7 @@ def summed(gradients: dict[str, Tensor]) -> Tensor:
     return torch.stack([(t**2).sum() for t in gradients.values()]).sum()
 
 
-# name -> function of a Setting, computed by the reference and by an implementation
+# name -> function of a Setting, whose result must be equal for the reference and an implementation
 TRANSFORMS: dict[str, Callable[[Setting], Any]] = {
     "vmap": lambda s: vmap(partial(s.call, s.weights))(s.x),
     "vmap, other dims": lambda s: vmap(partial(s.call, s.weights), in_dims=3, out_dims=1)(s.x.movedim(0, 3)),
@@ -137,7 +137,7 @@ def test_transform(transform: str, name: str, compiled: str) -> None:
 
 @EACH
 def test_per_sample_gradients_are_those_of_a_loop(name: str, impl: str) -> None:
-    """And, from here on, the numbers do not rest on torch.func."""
+    """From here on, expected numbers are computed without torch.func."""
     s = Setting(name)
     wanted: dict[str, list[Tensor]] = {key: [] for key in s.weights}
     with sf.use_impl(impl):
@@ -159,7 +159,7 @@ def test_ensemble_of_modules(name: str, impl: str) -> None:
         each = [tree_leaves(module(s.x[0])) for module in modules]
         close(found, [torch.stack(parts) for parts in zip(*each, strict=True)])
         total = torch.stack([t.sum() for t in tree_leaves(found)]).sum()
-        gradients = torch.autograd.grad(total, list(weights.values()))  # through the vmap, by plain autograd
+        gradients = torch.autograd.grad(total, list(weights.values()))  # plain autograd through the vmap
     for module, k in zip(modules, range(3), strict=True):
         with sf.use_impl(impl):
             alone = torch.stack([t.sum() for t in tree_leaves(module(s.x[0]))]).sum()
@@ -168,7 +168,7 @@ def test_ensemble_of_modules(name: str, impl: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_plain_autograd_through_vmap(cell: str, impl: str) -> None:
-    """The weights have a graph that torch.func knows nothing of, once and twice."""
+    """First and second derivatives by plain autograd of a vmap over leaves."""
     s = Setting({"rnn_tanh": "rnn", "rnn_relu": "relu"}.get(cell, cell))
     leaves = {key: w.clone().requires_grad_() for key, w in s.weights.items()}
     x = s.x.clone().requires_grad_()
@@ -185,7 +185,7 @@ def test_plain_autograd_through_vmap(cell: str, impl: str) -> None:
 
 
 def test_one_hot_directions_of_jvp_and_vjp_agree(impl: str) -> None:
-    """jvp and vjp are transposes of one another, whatever computes them."""
+    """jacfwd uses jvp and jacrev uses vjp; both give the same matrix."""
     s = Setting("lstm")
     function = lambda x: s.call(s.weights, x, LENGTHS[0])[0]  # noqa: E731
     with sf.use_impl(impl):
@@ -193,7 +193,7 @@ def test_one_hot_directions_of_jvp_and_vjp_agree(impl: str) -> None:
 
 
 def test_packed_input_under_vmap(impl: str) -> None:
-    """Packed rows of several samples do not interleave into one packed batch: they go one by one."""
+    """Packed rows of several samples cannot form one packed batch, so each sample is a call of its own."""
     case = Case("gru", T=4, B=3, dtype="float64", layout="packed", lengths="random")
     problem = build(case)
     inputs, options = {k: t.detach() for k, t in arguments(case, problem).items()}, keywords(case, problem)
@@ -221,7 +221,7 @@ def test_padding_is_not_read_under_vmap(compiled: str) -> None:
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, ids: bool, compiled: str) -> None:
-    """In float32, at sizes with remainders, with threads, lengths and h0: the op over samples is exact."""
+    """The op over samples has the bits of one call per sample: float32, odd sizes, threads, lengths and h0."""
     case = Case(cell, T=9, B=6, I=37, H=33, directions=2, lengths="zeros", proj=cell == "lstm", ids=ids)
     problem = build(case)
     inputs, options = {k: t.detach() for k, t in arguments(case, problem).items()}, keywords(case, problem)
@@ -246,7 +246,7 @@ def test_per_sample_weight_gradients_have_the_bits_of_a_call_each(cell: str, ids
 
 
 def test_samples_of_the_op(compiled: str) -> None:
-    """The gradients of samples add up to that of the batch, which they must divide; packed input has none."""
+    """Gradients of samples add up to that of the batch. B must be a multiple of samples; packed input takes none."""
     gru = sf.GRU(3, 4)
     x, weights = torch.randn(5, 6, 3), [p.detach() for p in gru.parameters()]
     library = torch.ops.seqcls_fast
@@ -288,7 +288,7 @@ def test_bad_lengths_are_refused_by_other_transforms(transform: str, impl: str) 
 
 @EACH
 def test_vmap_over_nothing(name: str, impl: str) -> None:
-    """As torch's own: results with an empty dimension, of the right shapes."""
+    """A vmap over no samples gives results of the right shapes with an empty dimension, as torch's operations do."""
     s = Setting(name)
     with sf.use_impl(impl):
         for function, dims in ((s.call, (None, 0)), (grad(s.loss, (0, 1)), (None, 0))):
@@ -305,7 +305,7 @@ def test_an_ensemble_of_nothing_is_refused(compiled: str) -> None:
 
 
 def test_impl_reaches_the_transforms(compiled: str) -> None:
-    """The implementation asked for is the one that runs, forward and backward, under vmap."""
+    """The chosen implementation runs under vmap, forward and backward."""
     s, seen = Setting("gru"), []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

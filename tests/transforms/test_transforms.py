@@ -1,4 +1,4 @@
-"""Every row of the table in docs/transforms.md holds for ours on every implementation, and the table is up to date."""
+"""Every row of the table in docs/transforms.md holds for each of our implementations, and the table is up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import seqcls_fast as sf
 from transforms import CELLS, ROWS, Ours, Row, TorchNN, entry, outcome, read_entry, read_table, this_machine
 
-UNROLLED = "the reference path unrolls time, also where torch's own layer hands over to it, and neither promises bits"
+UNROLLED = "programs of the reference, which also runs here for torch's own layer, have one T and promise no bits"
 
 
 def rows(slow: bool) -> list[object]:
@@ -21,7 +21,7 @@ def assert_holds(row: Row, cell: str, impl: str) -> None:
     if row.kernels and impl in ("reference", "torch"):
         pytest.skip(UNROLLED)
     with sf.use_impl(impl), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracers and exporters warn about themselves
+        warnings.simplefilter("ignore")  # tracers and exporters warn
         row.check(Ours, cell)
 
 
@@ -52,7 +52,7 @@ def test_torch_does_what_the_table_says(row: Row, cell: str) -> None:
     if (torch.__version__.split("+")[0], this_machine()) != (table.torch, table.machine):
         pytest.skip(f"the table was made with torch {table.torch} on {table.machine}")
     if row.cpu:
-        pytest.skip("what torch.nn answers depends on the CPU")
+        pytest.skip("torch.nn's result depends on the CPU")
     assert outcome(row, TorchNN, cell).split()[0] == table.theirs[row.name][cell].split()[0]
 
 

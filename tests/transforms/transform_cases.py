@@ -1,7 +1,8 @@
-"""What the rows of the table of transforms are tried on: torch.nn's layers or ours in a model, and the truth about it.
+"""The models on which the rows of the table of transforms are tested: torch.nn's layers or ours, and expected results.
 
-The truth is torch.nn in float64, eagerly, one row of the batch at a time, so that no transform, no batching and no
-padding is on its side. ``Library`` says how torch.nn's layers and ours do the same thing, each in its natural way.
+Expected results are those of torch.nn in float64, without compilation, one row of the batch at a time, so that they
+need no transform, no batching and no padding. ``Library`` has the calls by which torch.nn's layers and ours do the
+same.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import seqcls_fast as sf
 from support.tolerances import assert_close_by_name
 
 T, B, I, H = 5, 4, 3, 6
-# derivatives of derivatives are four passes over two layers; a step reads up to 2 * H + H values
+# roundings: second derivatives run four times through two layers, and a step sums up to 2 * H + H products
 TERMS = 4 * 2 * T * (2 * H + H + 10)
-TERMS_16 = 4 * T  # 16-bit layers sum in float32 and round h, forward and back, in both layers
+TERMS_16 = 4 * T  # 16-bit layers round h, forward and backward, in two layers
 
 
 class Wrong(AssertionError):
-    """The transform went through and its result is wrong; ``word`` is what the table calls it."""
+    """The transform ran but its result is wrong; ``word`` stands for this in the table."""
 
     def __init__(self, message: str, word: str = "wrong") -> None:
         super().__init__(message)
@@ -33,7 +34,7 @@ class Wrong(AssertionError):
 
 
 class TorchNN:
-    """torch.nn's layers, and how they take ragged batches and leave for ONNX."""
+    """torch.nn's layers, their calls with ragged batches, and their export to ONNX."""
 
     @staticmethod
     def new(cell: str, *sizes: int, **options: Any) -> nn.Module:
@@ -50,7 +51,7 @@ class TorchNN:
 
 
 class Ours:
-    """Our layers, in the same way."""
+    """The same for our layers."""
 
     @staticmethod
     def new(cell: str, *sizes: int, **options: Any) -> nn.Module:
@@ -69,12 +70,12 @@ Library = type[TorchNN] | type[Ours]
 
 
 def flat(value: Any) -> list[Tensor]:
-    """The tensors of ``output, h_n`` or ``output, (h_n, c_n)``."""
+    """A list of the tensors in ``output, h_n`` or ``output, (h_n, c_n)``."""
     return [value] if isinstance(value, Tensor) else [t for part in value for t in flat(part)]
 
 
 class Model(nn.Module):
-    """A layer as a model holds it: ``output, h_n (, c_n)`` of padded or, with lengths, ragged rows."""
+    """A model of one layer. It returns ``output, h_n (, c_n)`` of padded or, with lengths, ragged rows."""
 
     def __init__(self, library: Library, layer: nn.Module) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Model(nn.Module):
 
 
 class Case:
-    """A model of two bidirectional layers, and the truth about it."""
+    """A model of two bidirectional layers, and its expected results."""
 
     def __init__(
         self, library: Library, cell: str, dtype: torch.dtype = torch.float32, sizes: Sequence[int] = (I, H, 2),
@@ -96,7 +97,7 @@ class Case:
         self.directions = 2 if bidirectional else 1
         self.truth = getattr(nn, cell)(*sizes, bidirectional=bidirectional, dtype=torch.float64)
         self.truth.load_state_dict(self.model.layer.state_dict())
-        # made anew for each case, since torch.export leaves marks on tensors that torch.compile obeys
+        # new tensors for each case: torch.export marks tensors, and torch.compile follows such marks
         self.x = torch.randn(T, B, sizes[0], dtype=dtype)
         self.lengths, self.some_empty = torch.tensor([3, 5, 1, 4]), torch.tensor([3, 0, 5, 0])
 
@@ -112,7 +113,7 @@ class Case:
         return functional_call(self.model, dict(zip(self.names, _values(weights), strict=True)), args)
 
     def expected(self, x: Tensor, lengths: Tensor | None = None, weights: Any = None) -> tuple[Tensor, ...]:
-        """What the model should return, row by row; differentiable."""
+        """The expected results, computed row by row; they can be differentiated."""
         state = dict(self.truth.named_parameters())
         if weights is not None:
             state = dict(zip(state, (w.double() for w in _values(weights)), strict=True))
@@ -129,7 +130,7 @@ class Case:
         return [torch.cat([output, output.new_zeros(total - len(x), output.size(1))]), *finals]
 
     def gradients(self, x: Tensor, lengths: Tensor | None = None, weights: Any = None) -> tuple[Tensor, ...]:
-        """Of the loss, with respect to x and the weights."""
+        """The expected gradients of the loss with respect to x and the weights."""
         weights = [w.detach().double().requires_grad_() for w in _values(weights or self.weights())]
         x = x.detach().double().requires_grad_()
         return torch.autograd.grad(loss(self.expected(x, lengths, weights)), [x, *weights])
@@ -137,7 +138,7 @@ class Case:
     def check(
         self, function: Callable[..., Any], x: Tensor, *lengths: Tensor, terms: int = TERMS, dtype: Any = None
     ) -> None:
-        """That ``function`` is the model: its results, and the loss's gradients through it."""
+        """Asserts that results of ``function``, and the loss's gradients through it, are those of the model."""
         x = x.detach().requires_grad_()
         results = flat(function(x, *lengths))
         agree(results, self.expected(x.detach(), *lengths), terms, dtype)
@@ -150,7 +151,7 @@ def _values(weights: Sequence[Tensor] | dict[str, Tensor]) -> Sequence[Tensor]:
 
 
 def loss(results: Sequence[Tensor]) -> Tensor:
-    """Every element counts, each with a weight of its own."""
+    """A sum over all elements, whose gradient differs from element to element."""
     return sum((t * t + t).sum() for t in (t.to(torch.promote_types(t.dtype, torch.float32)) for t in results))
 
 

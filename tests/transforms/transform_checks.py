@@ -1,7 +1,7 @@
-"""What each row of the table of transforms does: ``check(library, cell)`` raises when something does not work.
+"""The check of each row of the table of transforms: ``check(library, cell)`` raises when something does not work.
 
-Every check compares numbers with those of ``Case.expected`` and ``Case.gradients``: that a call went through says
-nothing. A check makes its own layer and leaves no state behind.
+Every check compares numbers with those of ``Case.expected`` and ``Case.gradients``; it is not enough that a call runs.
+A check makes its own layer and leaves no state behind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transform_cases import (
     same_bits,
 )
 
-OTHER_SHAPES = [(7, 3), (2, 6), (1, 2)]  # what a program made at (T, B) is also run at
+OTHER_SHAPES = [(7, 3), (2, 6), (1, 2)]  # T, B: further shapes at which a program runs
 
 
 # -- compiled and exported --------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def compile_dynamic(library: Library, cell: str) -> None:
     case = Case(library, cell)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     model = compiled(case.model, counter)
-    for t, b in ((T, B), (T + 1, B + 1)):  # the second tells torch which sizes vary
+    for t, b in ((T, B), (T + 1, B + 1)):  # the second call shows torch which sizes vary
         case.check(model, torch.randn(t, b, I))
     warm = counter.frame_count
     for t, b in ((9, 7), (3, 2), (8, B)):
@@ -97,7 +97,7 @@ def export(case: Case, *args: Tensor) -> Any:
 
 
 def elsewhere(case: Case, program: Callable[..., Any], ragged: bool = False) -> None:
-    """That a program is right at other shapes and lengths than it was made with."""
+    """Asserts that a program is right at other shapes and lengths than it was made with."""
     for t, b in [(T, B), *OTHER_SHAPES]:
         args = [torch.randn(t, b, I)]
         if ragged:
@@ -208,7 +208,7 @@ def ensemble(library: Library, cell: str) -> None:
 
 
 def _difference(case: Case, point: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
-    """The derivative in a direction, by a central difference in float64, whose error is about 1e-9."""
+    """The derivative in a direction, by central differences in float64 (with an error of about 1e-9)."""
 
     def at(step: float) -> tuple[Tensor, ...]:
         x, *weights = (p.double() + step * d.double() for p, d in zip(point, direction, strict=True))
@@ -218,7 +218,7 @@ def _difference(case: Case, point: Sequence[Tensor], direction: Sequence[Tensor]
 
 
 def _directions(case: Case) -> tuple[list[Tensor], list[Tensor], Callable[..., Any]]:
-    """A point, a direction there in the input and all weights, and the model as a function of both."""
+    """Values of the input and all weights, a direction for each, and the model as a function of them."""
     point = [case.x, *case.weights().values()]
     return point, [torch.randn_like(t) for t in point], lambda x, *weights: case.call(weights, x)
 
@@ -271,7 +271,7 @@ def hessian(library: Library, cell: str) -> None:
 
 
 def _penalty(case: Case, lengths: Tensor | None = None) -> None:
-    """The gradients of a penalty on the gradients."""
+    """Checks the gradients of a sum of squared gradients."""
 
     def of(function: Callable[..., Any], dtype: torch.dtype) -> Any:
         inputs = [t.to(dtype).requires_grad_() for t in (case.x, *case.weights().values())]
@@ -305,7 +305,7 @@ def double_backward_ragged(library: Library, cell: str) -> None:
 
 
 def _rounded(case: Case, dtype: torch.dtype) -> None:
-    """As autocast sees the case: input and weights in 16 bits."""
+    """Rounds the input and the weights to 16 bits, as autocast does."""
     case.truth.load_state_dict({name: w.to(dtype) for name, w in case.model.layer.state_dict().items()})
     case.x = case.x.to(dtype).float()
 

@@ -2,8 +2,8 @@
 
     python tests/transforms/transforms.py [--check]
 
-writes the table; --check runs ours alone, writes nothing and exits with 1 if anything fails. What the rows do is in
-transform_checks.py.
+writes the table; --check runs ours alone, writes nothing and exits with 1 if anything fails. The checks of the rows
+are in transform_checks.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ CELLS = ("RNN", "GRU", "LSTM")
 
 
 class Row(NamedTuple):
-    """One line of the table. The flags say where the tests leave it out."""
+    """One line of the table. The flags say which tests leave it out."""
 
     name: str
     check: Callable[[Library, str], None]
-    slow: bool = False  # seconds each, or blind to the implementation: ours runs once, torch.nn's only for the table
-    kernels: bool = False  # not promised without kernels: the reference's time loop is Python, its bits are torch's
-    cpu: bool = False  # what torch.nn answers depends on the CPU
+    slow: bool = False  # takes seconds, or is equal for all implementations: tested on one
+    kernels: bool = False  # not promised without kernels: the reference loops over time in Python
+    cpu: bool = False  # torch.nn's result depends on the CPU
 
 
 ROWS = [
@@ -83,7 +83,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "transforms.md"
 
 
 def outcome(row: Row, library: Library, cell: str) -> str:
-    """What the table says: ``yes``, or ``no`` and what happened."""
+    """The text for the table: ``yes``, or ``no`` and the reason."""
     torch.manual_seed(0)
     try:
         with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def outcome(row: Row, library: Library, cell: str) -> str:
 
 
 def entry(outcomes: dict[str, str]) -> str:
-    """One field of the table: cells of one outcome together, none named where all agree."""
+    """One field of the table: cells are grouped by outcome, and not named where all have the same."""
     groups: dict[str, list[str]] = {}
     for cell, said in outcomes.items():
         groups.setdefault(said, []).append(cell)
@@ -107,7 +107,7 @@ def entry(outcomes: dict[str, str]) -> str:
 
 
 def read_entry(text: str) -> dict[str, str]:
-    """:func:`entry` undone."""
+    """The inverse of :func:`entry`."""
     if ": " not in text:
         return dict.fromkeys(CELLS, text)
     groups = (part.split(": ") for part in text.split("; "))
@@ -115,7 +115,7 @@ def read_entry(text: str) -> dict[str, str]:
 
 
 class Table(NamedTuple):
-    """The table of the page: where it comes from, and the fields of each row by cell."""
+    """The table of the page: torch's version, the machine, and the fields of each row by cell."""
 
     torch: str
     machine: str
@@ -159,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run every transform on torch.nn's layers and ours.")
     parser.add_argument("--check", action="store_true", help="only ours, and write nothing; 1 if anything fails")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)  # exporters that fail say so at length
+    logging.disable(logging.CRITICAL)  # exporters that fail print long messages
     results = {}
     for row in ROWS:
         theirs = {} if options.check else {cell: outcome(row, TorchNN, cell) for cell in CELLS}
