@@ -1,7 +1,7 @@
 """Valid calls of the operators for fuzz_ops.py, each a pure function of a seed and a number.
 
-The layers come from cases.py, so that reference.py can say what a call must return. Their tensors lie in memory of any
-strides, with NaN wherever nothing may be read.
+The layers come from cases.py, so that reference.py can compute the expected results. Their tensors have all kinds of
+strides, with NaN in all memory that must not be read.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ BACKWARD = (
 )  # fmt: skip
 SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD}
 Slot = tuple[str, int]
-KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")  # of weights, in the order of their list
+KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")  # of weights, in the order of the list
 
-IMPLS = [name for name in ops.available_impls() if name not in ("reference", "torch")]  # those of the operators
+IMPLS = [name for name in ops.available_impls() if name not in ("reference", "torch")]  # those that operators know
 STEPS = (1, 1, 2, 3, 4, 7)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
 LARGE_STEPS = (1, 3, 7, 40, 100)
 LARGE = (1, 3, 16, 40, 65, 100, 130, 257, 300)
-# least and most multiply-adds; two threads share a call from 800,000 on
+# least and most multiply-adds; from 800,000 on, a call is divided between two threads
 SMALL_COSTS, LARGE_COSTS = (0, 30_000), (30_000, 4_000_000)
 
 
 @dataclass
 class Call:
-    """One call and what it was made of; `changes` says what is wrong with it, if anything is."""
+    """One call and the case it was made from; `changes` says what was made wrong, if anything was."""
 
     seed: int
     number: int
@@ -74,7 +74,7 @@ class Call:
         return getattr(_ext.C, self.function)(*self.arguments.values())
 
     def tensors(self) -> dict[Slot, Tensor]:
-        """Every tensor among the arguments by its name and, among weights, its place."""
+        """Every tensor among the arguments, by its name and its place in the list of weights (or 0)."""
         found = {}
         for name, value in self.arguments.items():
             for place, t in enumerate(value if isinstance(value, list) else [value]):
@@ -100,11 +100,11 @@ class Call:
 
 
 def _described(value: Any) -> str:
-    """In words, without a look at the memory of a tensor, which may be gone."""
+    """A description that does not read the memory of a tensor, which may have been freed."""
     if not isinstance(value, Tensor):
         try:
             text = repr(value)
-        except RecursionError:  # of a list with a tensor of many dimensions
+        except RecursionError:  # a list with a tensor of many dimensions raises it
             text = f"a {type(value).__name__}"
         return text if len(text) < 120 else f"{text[:100]}... ({len(text)} characters)"
     words = [type(value).__name__, str(value.dtype)]
@@ -118,8 +118,8 @@ def _described(value: Any) -> str:
 
 
 def place(t: Tensor, rng: random.Random) -> Tensor:
-    """The numbers of `t` in memory of some order, gaps, offset and alignment; a dimension of equal numbers may have
-    stride 0."""
+    """Copies `t` to memory with a random order of dimensions, gaps, offset and alignment. A dimension along which all
+    numbers are equal may have stride 0."""
     order = list(range(t.dim()))
     if rng.random() < 0.5:
         rng.shuffle(order)
@@ -139,7 +139,7 @@ def place(t: Tensor, rng: random.Random) -> Tensor:
 
 
 def draw_case(rng: random.Random, costs: tuple[int, int] | None) -> Case:
-    """Most are small; some have work for two threads, or more than one tile."""
+    """A random case. Most are small; some are large enough for two threads, or for more than one tile."""
     large = costs is not None or rng.random() < 0.06
     steps, sizes = (LARGE_STEPS, LARGE) if large else (STEPS, SIZES)
     least, most = costs or (LARGE_COSTS if large else SMALL_COSTS)
@@ -167,18 +167,18 @@ def draw_case(rng: random.Random, costs: tuple[int, int] | None) -> Case:
 
 
 def draw_problem(case: Case, rng: random.Random) -> Problem:
-    """The case's numbers; some tensors are constant along a dimension, and one of two states may be absent."""
-    # as 16-bit cases do, those of relu keep off its kink, where a rounding would change gradients by their full size
+    """Numbers for a case. Some tensors are constant along a dimension, and one of two states may be missing."""
+    # numbers of 16-bit cases avoid 0 as an input of relu, where a rounding would switch gradients on or off
     problem = build(replace(case, dtype="bfloat16") if case.cell == "rnn_relu" and case.dtype in FLOATS else case)
     inputs = dict(problem.inputs)
     if "c0" in inputs and rng.random() < 0.3:
         del inputs[rng.choice(("h0", "c0"))]
     for name, t in inputs.items():
         d = rng.randrange(t.dim())
-        signs_matter = case.cell == "rnn_relu" and d == 0 and "[" in name  # they decide on which side a unit is
+        signs_matter = case.cell == "rnn_relu" and d == 0 and "[" in name  # they keep units on one side of 0
         if rng.random() < 0.12 and t.numel() and not signs_matter:
             inputs[name] = t.narrow(d, 0, 1).expand_as(t).clone()
-            if name.startswith("w_hh"):  # which still contracts
+            if name.startswith("w_hh"):  # so that h does not grow from step to step
                 inputs[name] *= 2.0 ** -math.ceil(math.log2(case.H) / 2)
     names = [name for name in problem.cotangents if rng.random() < 0.7] or ["h_n"]
     cotangents = {name: problem.cotangents[name] for name in names}
@@ -204,13 +204,13 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
         "batch_first": case.layout == "batch_first",
         "want_output": case.want_output,
         "want_saved": rng.random() < 0.4,
-        "impl": impls[rng.randrange(60) % len(impls)],  # the same draw on every machine
-        "allow_tf32": rng.random() < 0.2,  # which changes nothing on the CPU
+        "impl": impls[rng.randrange(60) % len(impls)],  # the same random number is drawn on every machine
+        "allow_tf32": rng.random() < 0.2,  # has no effect on the CPU
     }
 
 
 def backward_arguments(case: Case, problem: Problem, fixed: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Of a backward of what a forward with the same arguments returned."""
+    """Arguments of rnn_backward, with the results of a forward with the same inputs."""
     dtype = case.torch_dtype
     with poisoned_memory():
         results = torch.ops.seqcls_fast.rnn_forward.default(*(fixed | {"want_saved": True}).values())
@@ -218,7 +218,7 @@ def backward_arguments(case: Case, problem: Problem, fixed: dict[str, Any], rng:
     for name, t in problem.cotangents.items():
         laid_out = lay_out(t, case, problem.lengths, is_input=False) if name == "output" else t.to(dtype)
         incoming[f"d_{name}"] = place(laid_out, rng)
-    # few enough for the reference, which runs each of them alone
+    # few samples, since the reference runs each of them alone
     divisors = [n for n in range(1, case.B + 1) if case.B % n == 0 and n * case.T <= 300] or [1, 2, 5]
     own = {
         "output": place(results[-2], rng),
@@ -243,7 +243,7 @@ def valid_call(seed: int, number: int, rng: random.Random, costs: tuple[int, int
     return Call(seed, number, function, arguments, rng.choice((1, 1, 2)), case, problem)
 
 
-# ---- What a valid call returns
+# ---- Results of a valid call
 
 
 def result_names(call: Call) -> list[str]:
@@ -259,7 +259,7 @@ def result_names(call: Call) -> list[str]:
 
 
 def expected(call: Call) -> Named:
-    """The same of the float64 reference, time-first; gradients of weights by samples where these were asked for."""
+    """Results of the float64 reference, time-first. With samples, gradients of weights are one for each sample."""
     assert call.problem is not None
     if call.function != "rnn_backward":
         return _reference(call, call.problem, backward=False)
@@ -277,9 +277,9 @@ def expected(call: Call) -> Named:
 
 
 def least_scale(call: Call, wanted: Named) -> dict[str, float]:
-    """Of each result: a few numbers may cancel, so errors are relative to what went into them. States are mixed from
-    earlier ones and activations, which are at most 1; gradients from those that come in and go on. Both depend on the
-    sums of gates, of terms of random sign: the inputs are about 1 and the weights at most H**-0.5."""
+    """A lower bound for the scale to which the errors of each result are compared. Terms may cancel, so the scale is
+    that of the terms: earlier states and activations (at most 1) for states, other gradients for gradients. Both are
+    multiplied by the usual size of a gate's sum, whose inputs are about 1 and whose weights are at most H**-0.5."""
     assert call.problem is not None
     case, inputs = call.case, call.problem.inputs
     backward = call.function == "rnn_backward"
@@ -291,7 +291,7 @@ def least_scale(call: Call, wanted: Named) -> dict[str, float]:
 
 
 def _stretch(problem: Problem, begin: int, count: int) -> Problem:
-    """Some rows of the batch alone."""
+    """The problem with `count` rows of the batch, from `begin` on."""
 
     def rows(tensors: Named) -> Named:
         of_batch = ("x", "h0", "c0", "output", "h_n", "c_n")
@@ -308,7 +308,7 @@ def _reference(call: Call, problem: Problem, backward: bool) -> Named:
 
 
 def found(call: Call, results: list[Tensor]) -> Named:
-    """What a call returned by name, time-first, without what is only for the backward."""
+    """The results of a call by name, time-first, without `saved`."""
     named = dict(zip(result_names(call), results, strict=True))
     named.pop("saved", None)
     assert call.problem is not None
@@ -318,7 +318,7 @@ def found(call: Call, results: list[Tensor]) -> Named:
 
 
 def spoiled(call: Call) -> list[Any]:
-    """The arguments with NaN in every floating-point tensor: a call with them leaves NaN in all memory it used."""
+    """The arguments with NaN in every floating-point tensor. A call with them leaves NaN in all memory that it used."""
 
     def spoil(value: Any) -> Any:
         if isinstance(value, list):

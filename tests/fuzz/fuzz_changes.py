@@ -1,7 +1,7 @@
 """Hostile changes to a valid call of fuzz_calls.py.
 
-A change says in words what it did, or returns None where it does not apply. Several may meet in one call, so a change
-looks at a tensor's numbers only where `readable` says that they are there.
+A change returns a description, or None where it does not apply. Several changes may be made to one call, so a change
+reads a tensor's numbers only where `readable` says that they are in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.cases import CELLS
 Change = Callable[[Call, random.Random], str | None]
 
 INT64 = (-(2**63), -(2**63) + 1, 2**63 - 1, 2**62, -(2**40), 2**40 + 1, 2**32, 2**31, -1)
-# Sizes that must be refused for their memory. Those between a few thousand and these would only be slow.
+# Sizes that must be refused, because they need too much memory. Smaller ones above a few thousand would only be slow.
 HUGE = (
     2**31, 2**31 + 1, 2**32 - 1, 2**40, 2**48, 2**58, 2**58 + 2**18, 2**59 + 2**20, 2**60, 2**60 + 2**18, 2**61 + 2**20,
     2**62, 2**62 - 1, 2**63 - 1, 2**63 - 2**20,
@@ -36,7 +36,7 @@ NAMES = (
     "reference", "x" * 1950, "x" * 5000, "\u00e9" * 3000, "x" * 10**6,
 )  # fmt: skip
 NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e-310, 1e-40, 3e38, -3e38, 1e300, -0.0, 6e-8, 65504.0)
-SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values kept per unit and step, in blocks of 16 units
+SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step, in groups of 16 units
 
 
 class PlainSubclass(Tensor):
@@ -53,12 +53,12 @@ def hostile_call(call: Call, rng: random.Random) -> Call:
         try:
             done = rng.choice(CHANGES)(call, rng)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, OverflowError, IndexError):
-            done = None  # torch does not do this to such a tensor
+            done = None  # torch refuses this for such a tensor
         call.changes += [done] if done else []
         if len(call.changes) == wanted:
             break
     ask_for_no_more_than_can_be_done(call)
-    # last, and in calls of the right types alone: a message of torch's about another type prints what tensors hold
+    # done last, and only where all types are right: torch's message about a wrong type prints the numbers of tensors
     if well_typed(call) and rng.random() < 0.2:
         for _ in range(rng.choice((1, 1, 2))):
             call.changes += [storage(call, rng) or "nothing to shrink"]
@@ -66,7 +66,7 @@ def hostile_call(call: Call, rng: random.Random) -> Call:
 
 
 def well_typed(call: Call) -> bool:
-    """Whether torch's dispatcher takes the arguments for what the schema says."""
+    """Whether the arguments have the types that the operator's schema asks for."""
 
     def fits(name: str, value: Any) -> bool:
         if name == "weights":
@@ -84,31 +84,32 @@ def well_typed(call: Call) -> bool:
 
 
 def plain(t: Any) -> bool:
-    """Whether it is an ordinary tensor, which can be viewed in other ways."""
+    """Whether `t` is an ordinary CPU tensor, of which views can be made."""
     usual = type(t) in (Tensor, torch.nn.Parameter, PlainSubclass)
     return usual and t.device.type == "cpu" and t.layout == torch.strided and not (t.is_quantized or t.is_nested)
 
 
 def readable(t: Tensor) -> bool:
-    """Whether its numbers can be read: few, and all of them in memory."""
+    """Whether the numbers of `t` can be read: they are few and all in memory."""
     return plain(t) and t.numel() <= 10**6 and in_memory(t)
 
 
 def in_memory(t: Tensor) -> bool:
-    """Whether the storage of a plain tensor holds all that its strides reach."""
+    """Whether the storage of a plain tensor is large enough for its shape and strides."""
     reach = sum(stride * (size - 1) for stride, size in zip(t.stride(), t.shape, strict=True)) + 1 if t.numel() else 0
     return not reach or (t.storage_offset() + reach) * t.element_size() <= t.untyped_storage().nbytes()
 
 
 def slot_of(call: Call, rng: random.Random, *names: str, test: Callable[[Tensor], bool] = readable) -> Slot | None:
-    """A tensor among the arguments: of these names, if any are given, and each name as likely as the next."""
+    """A random tensor among the arguments, with one of `names` if any are given. Every name is equally likely."""
     slots = [slot for slot, t in call.tensors().items() if test(t) and slot[0] in (names or call.arguments)]
     name = rng.choice(sorted({name for name, _ in slots})) if slots else None
     return rng.choice([slot for slot in slots if slot[0] == name]) if slots else None
 
 
 def of_a_tensor(*names: str, test: Callable[[Tensor], bool] = readable) -> Callable[..., Change]:
-    """Makes a change of a function from a tensor and a source of chance to its replacement and some words."""
+    """Turns a function of a tensor and a random generator, which returns another tensor and a description, into a
+    change."""
 
     def decorate(function: Callable[[Tensor, random.Random], tuple[Any, str] | None]) -> Change:
         def change(call: Call, rng: random.Random) -> str | None:
@@ -128,7 +129,7 @@ def of_a_tensor(*names: str, test: Callable[[Tensor], bool] = readable) -> Calla
 
 
 def sizes(call: Call, rng: random.Random) -> str | None:
-    """One or two of T, B, I, H and P become another size, in all tensors that have them."""
+    """Changes one or two of T, B, I, H and P in all tensors that have them."""
     case = call.case
     given = {"T": case.T, "B": case.B, "I": case.I, "H": case.H} | ({"P": case.P} if case.proj else {})
     new = dict(given)
@@ -159,7 +160,7 @@ def sizes(call: Call, rng: random.Random) -> str | None:
 
 
 def resized(t: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A part of `t`, or its first elements over and over in the same memory."""
+    """A part of `t`, or its first elements repeated with stride 0."""
     if not t.numel() and 0 not in shape:
         t = t.new_zeros([1] * t.dim())
     for d, size in enumerate(shape):
@@ -252,7 +253,7 @@ def all_meta(call: Call, rng: random.Random) -> str | None:
     return "all without numbers"
 
 
-@of_a_tensor(test=lambda t: readable(t) and not (t.is_neg() or t.is_conj()))  # torch copies those before the call
+@of_a_tensor(test=lambda t: readable(t) and not (t.is_neg() or t.is_conj()))  # torch copies these before a call
 def storage(t: Tensor, rng: random.Random) -> tuple[Tensor, str] | None:
     memory = t.untyped_storage()
     before = memory.nbytes()
@@ -312,7 +313,7 @@ def one_flag(call: Call, rng: random.Random) -> str:
     return f"{name} = {call.arguments[name]!r}"
 
 
-# ---- Which tensor is where
+# ---- Exchanged, missing and added tensors
 
 
 def weight_list(call: Call, rng: random.Random) -> str | None:
@@ -352,7 +353,7 @@ def swapped(call: Call, rng: random.Random) -> str | None:
 
 
 def present_or_not(call: Call, rng: random.Random) -> str | None:
-    """An optional tensor goes, or one that is absent comes: of the right shape or not."""
+    """Removes an optional tensor, or adds one that is missing, in the right or a wrong shape."""
     names = [
         name for name in ("h0", "c0", "lengths", "batch_sizes", "d_output", "d_h_n", "d_c_n") if name in call.arguments
     ]
@@ -367,7 +368,7 @@ def present_or_not(call: Call, rng: random.Random) -> str | None:
     return f"{name}: added"
 
 
-# Those that have found the most are drawn the most.
+# Changes that have found the most errors are drawn most often.
 CHANGES: tuple[Change, ...] = (
     *(sizes,) * 6, *(one_shape,) * 2, *(one_huge,) * 2, *(integers,) * 3, *(one_kind,) * 3, floats,
     one_dtype, all_meta, directions, samples, samples, one_name, one_flag, weight_list, swapped, present_or_not,
@@ -375,8 +376,8 @@ CHANGES: tuple[Change, ...] = (
 
 
 def ask_for_no_more_than_can_be_done(call: Call) -> None:
-    """A sequence of 2**40 steps that needs little memory would rightly take for ever: have its output returned, which
-    is refused, unless its rows are short."""
+    """Keeps a call from running for ever. A sequence of 2**40 steps may need little memory and is then valid. Unless
+    its rows are short, the call asks for the output, which is too large and is refused."""
     x, lengths = call.arguments["x"], call.arguments["lengths"]
     if not plain(x) or max(x.shape, default=0) < 10**5 or "want_output" not in call.arguments:
         return

@@ -1,4 +1,4 @@
-"""Calls of the functions of seqcls_fast._C, which are no operators, with odd arguments, for fuzz_ops.py."""
+"""Calls of the functions of seqcls_fast._C (those that are no operators) with unusual arguments, for fuzz_ops.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FUNCTIONS = (
     "build_info", "cells", "impls", "cpu_features", "cached_packs", "clear_packed_cache", "pool_held", "trim_pool",
     "regimes", "known_devices", "device_limits",
 )  # fmt: skip
-KEPT = [ctypes.create_string_buffer(bytes(range(1, 256)), 4096)]  # what a foreign capsule points to
+KEPT = [ctypes.create_string_buffer(bytes(range(1, 256)), 4096)]  # memory for a capsule of another library
 
 
 def capsule(name: bytes | None) -> Any:
@@ -29,7 +29,7 @@ def capsule(name: bytes | None) -> Any:
 
 
 def own_call(seed: int, number: int, rng: random.Random) -> Call:
-    """A call of a function of the extension."""
+    """A random call of a function of the extension."""
     kind = rng.random()
     if kind < 0.6:
         return Call(seed, number, "plan", plan_arguments(rng), changes=["as listed"])

@@ -1,5 +1,5 @@
-// For AddressSanitizer (`make fuzz`): its operator new ends the process where memory cannot be had. This one throws, as
-// it does everywhere else, so that the fuzzer sees what becomes of the exception.
+// Used with AddressSanitizer (`make fuzz`), whose operator new ends the process when memory cannot be allocated. This
+// one throws std::bad_alloc, as without AddressSanitizer, so that the fuzzer tests how the exception is handled.
 #include <cstdlib>
 #include <new>
 

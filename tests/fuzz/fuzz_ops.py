@@ -1,8 +1,8 @@
 """Fuzzes the operators and the extension's own functions: `python tests/fuzz/fuzz_ops.py --calls 100000 --seed 1`.
 
-A call is a pure function of the seed and its number, so `--only NUMBER` repeats one alone. Calls run in a process of
-their own (fuzz_worker.py), which writes down each before it begins: a crash or a hang costs that call alone, and has a
-name.
+A call is a pure function of the seed and its number, so `--only NUMBER` repeats one alone. Calls run in another process
+(fuzz_worker.py), which writes each to a file before it begins: after a crash or a hang, the call is known, and the
+others still run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ WORKER = (sys.executable, str(Path(__file__).with_name("fuzz_worker.py")))
 @dataclass
 class Failure:
     number: int
-    fault: str  # of many lines where there is more to say
+    fault: str  # one line, or more with a report
     call: str = ""
 
     @property
     def kind(self) -> str:
-        """The same for failures that are alike: without numbers, shapes and what is quoted at length."""
+        """The first line without numbers, shapes and long quotations, so that similar failures have the same kind."""
         line = re.sub(r"0x[0-9a-f]+|-?\d+", "#", self.fault.split("\n")[0])
         return re.sub(r"'[^']{20,}.*|\(#.*|(?<=KeyError): .*", "...", line)[:160]
 
 
 def run_calls(seed: int, start: int, stop: int, races: bool, worker: Sequence[str] = WORKER) -> Iterator[Failure]:
-    """The failures of calls from `start` on, whatever becomes of the process that runs them."""
+    """The failures of calls from `start` on. When their process dies, another one runs the calls that are left."""
     with tempfile.TemporaryDirectory() as folder:
         progress, errors = Path(folder, "progress"), Path(folder, "stderr")
         while start < stop:
@@ -60,7 +60,7 @@ def run_calls(seed: int, start: int, stop: int, races: bool, worker: Sequence[st
 
 
 def cause_of_death(status: int, errors: str) -> str:
-    """In the first line what distinguishes it, then the report of the sanitizers or of faulthandler."""
+    """The kind of crash in the first line, then the report of the sanitizers or of faulthandler."""
     told = re.search(r"runtime error: .*|ERROR: AddressSanitizer: [\w-]+|Timeout \(.*|Fatal Python error: .*", errors)
     if told is None:
         return f"crash: exit status {status}\n{errors[-3000:]}"
@@ -97,7 +97,7 @@ def fuzz(given: argparse.Namespace) -> int:
             with lock:
                 numbers = kinds.setdefault(failure.kind, [])
                 numbers.append(failure.number)
-                if len(numbers) <= 2:  # of each kind
+                if len(numbers) <= 2:  # print two of each kind
                     print(f"\ncall {failure.number} of seed {given.seed}: {failure.fault}\n{failure.call}", flush=True)
                 if sum(map(len, kinds.values())) >= given.failures:
                     return

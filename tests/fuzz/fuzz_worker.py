@@ -1,7 +1,7 @@
-"""Runs the calls of fuzz_ops.py one after the other and says what was wrong with each, in a process that may die of it.
+"""Runs the calls of fuzz_ops.py one after the other, in a process that may crash, and prints the faults of each.
 
-A valid call must return what reference.py says and leave its arguments as they were. A hostile one must return, or
-raise one of torch's types of exceptions with a sentence.
+A valid call must return the results of reference.py and leave its arguments as they are. A hostile one must return, or
+raise one of torch's types of exceptions with a readable message.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from torch.nested._internal.nested_tensor import NestedTensor
 
 from support.checks import compare, padding, poisoned_memory
 
-SECONDS = 20  # a call that takes longer hangs
-SANITIZED = "ASAN_OPTIONS" in os.environ  # whose shadow memory takes terabytes of addresses
-ADDRESSES = 3 << 30  # bytes that calls may ask for, beyond what an idle process has
-LONGEST = 2000  # characters of a message
-RACE_COSTS = (20_000_000, 400_000_000)  # multiply-adds: long enough to be overtaken
+SECONDS = 20  # a call that takes longer counts as a hang
+SANITIZED = "ASAN_OPTIONS" in os.environ  # AddressSanitizer reserves terabytes of addresses
+ADDRESSES = 3 << 30  # bytes that calls may allocate, in addition to those of an idle process
+LONGEST = 2000  # characters in a message
+RACE_COSTS = (20_000_000, 400_000_000)  # multiply-adds: long enough for changes during a call
 WRITER = Path(__file__).with_name("fuzz_writer.py")
 
 
@@ -53,7 +53,7 @@ def make(seed: int, number: int, races: bool) -> Call:
 
 
 def fault_of(call: Call) -> str | None:
-    """What is wrong with how a call went, or None."""
+    """Runs a call and returns its fault, or None."""
     torch.set_num_threads(call.threads)
     if call.changes:
         try:
@@ -69,7 +69,7 @@ def fault_of(call: Call) -> str | None:
     except Exception as error:
         return f"valid, but raised {type(error).__name__}: {error}"
     tensors = call.tensors()
-    faulthandler.cancel_dump_traceback_later()  # what follows is slow where others need the CPUs
+    faulthandler.cancel_dump_traceback_later()  # comparing may be slow when the CPUs are busy
     torch.set_num_threads(1)
     changed = [slot for slot, memory in before if not torch.equal(memory, memory_of(tensors[slot]))]
     return f"changed its arguments {changed}" if changed else fault_of_results(call, results)
@@ -81,7 +81,7 @@ def memory_of(t: Tensor) -> Tensor:
 
 
 def fault_of_results(call: Call, results: Any) -> str | None:
-    """Of a valid call: what its results have not in common with the reference."""
+    """How the results of a valid call differ from the reference, or None."""
     try:
         got = found(call, results)
         wanted = expected(call)
@@ -97,9 +97,10 @@ def fault_of_results(call: Call, results: Any) -> str | None:
 
 
 def fault_of_error(call: Call, error: Exception) -> str | None:
-    """Whether a refusal is one a user can make use of: torch's types, and a sentence of bounded length."""
+    """The fault of an error, or None if it helps a user: one of torch's types, with a message of some words and not too
+    many."""
     text, name = str(error), type(error).__name__
-    # what these kinds of tensors raise themselves, before the operator
+    # errors that these kinds of tensors raise before the operator runs
     refusals = (AssertionError, NotImplementedError, DynamicOutputShapeException)
     if isinstance(error, refusals) and any(isinstance(t, FakeTensor | NestedTensor) for t in call.tensors().values()):
         return None
@@ -107,7 +108,7 @@ def fault_of_error(call: Call, error: Exception) -> str | None:
         return f"raised {name}: {text[:500]}"
     if len(text.split()) < 3 or "API call failed" in text:
         return f"raised {name} without a sentence: {text[:500]!r}"
-    # sentences of torch and pybind11 that quote whole arguments, list all backends or say where they are from
+    # messages of torch and pybind11 that quote whole arguments, list all backends or have a stack trace
     theirs = "xpected a value of type|incompatible function arguments|Could not run .* backend|failed to unpack"
     if len(text) > LONGEST and not re.search(theirs, text):
         return f"raised {name} of {len(text)} characters: {text[:300]}..."
@@ -115,10 +116,11 @@ def fault_of_error(call: Call, error: Exception) -> str | None:
 
 
 def fault_of_success(call: Call, results: Any) -> str | None:
-    """Of a hostile call that returned: it must have found its memory, and return what it does of ordinary tensors."""
+    """The fault of a hostile call that returned, or None. All memory must exist, and ordinary tensors with the same
+    numbers must give the same results."""
     tensors = call.tensors()
     if not call.is_operator or not all(map(plain, tensors.values())):
-        return None  # another kernel ran, which reads no numbers
+        return None  # the call did not run our kernels
     missing = {name for (name, _), t in tensors.items() if not in_memory(t)}
     if missing:
         return f"returned although the memory of {', '.join(sorted(missing))} is gone"
@@ -129,7 +131,7 @@ def fault_of_success(call: Call, results: Any) -> str | None:
         return None
     for slot, t in tensors.items():
         call.set(slot, t.detach().resolve_conj().resolve_neg().contiguous().clone())
-    compared = len(results) - bool(call.arguments.get("want_saved"))  # of saved, not all is written
+    compared = len(results) - bool(call.arguments.get("want_saved"))  # some elements of saved are not written
     for place, (t, again) in enumerate(zip(results[:compared], call.run()[:compared], strict=True)):
         if not torch.allclose(t, again, rtol=0, atol=0, equal_nan=True):
             return f"result {place} differs from that of tensors of ordinary memory"
@@ -140,7 +142,7 @@ def fault_of_success(call: Call, results: Any) -> str | None:
 
 
 class Race:
-    """Runs calls whose arguments lie where the other process writes. What comes of them is not looked at, but nothing
+    """Runs calls whose arguments are in memory to which another process writes. Results are not compared, but nothing
     may crash."""
 
     def __init__(self, path: Path) -> None:
@@ -179,9 +181,9 @@ class Race:
 def work(seed: int, start: int, stop: int, races: bool, progress: Path) -> None:
     """Runs calls, and prints a line of JSON for each failure."""
     warnings.simplefilter("ignore")
-    if not SANITIZED:  # else its own report of a crash says more
+    if not SANITIZED:  # the sanitizer's own report of a crash is better
         faulthandler.enable()
-        make(seed, start, races)  # so that what is loaded on demand is there
+        make(seed, start, races)  # loads modules that the calls import, before memory is limited
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES, resource.RLIM_INFINITY))
     file = os.open(progress, os.O_WRONLY)
@@ -203,7 +205,7 @@ def work(seed: int, start: int, stop: int, races: bool, progress: Path) -> None:
 
 
 def run_one(seed: int, number: int, races: bool) -> int:
-    """Shows a call and runs it in this process."""
+    """Prints a call and runs it in this process."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:

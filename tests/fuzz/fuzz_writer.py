@@ -1,7 +1,7 @@
-"""Writes into the arguments of calls while these run, from a process of its own: `python fuzz_writer.py FILE`.
+"""Writes to the arguments of calls while they run in another process: `python fuzz_writer.py FILE`.
 
-The file is what Race of fuzz_worker.py maps: two words, which say how many words hold integers and how many there are;
-the arguments; what these hold between two writes.
+Race in fuzz_worker.py maps the same file. It has three parts: two words, which are the number of words of integers and
+the number of all words; the arguments; and a copy of the arguments with the right values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BAD = (-(2**63), 2**63 - 1, 2**40 + 1, -(2**40), 2**33, 2**31, -1, 0, 1, 40)
 
 
 def main(path: str) -> None:
-    """Puts a wrong word in the place of a right one for some microseconds, again and again."""
+    """Replaces a right word with a wrong one for some microseconds, again and again."""
     rng, parent = random.Random(0), os.getppid()
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory, memoryview(memory).cast("q") as words:
         while os.getppid() == parent:
@@ -25,7 +25,7 @@ def main(path: str) -> None:
             if not total:
                 time.sleep(1e-3)
                 continue
-            # mostly integers, which say where something is
+            # mostly integers, since a wrong length or id may lead to a wrong address
             place = 2 + rng.randrange(integers if integers and rng.random() < 0.9 else total)
             words[place] = rng.choice(BAD)
             for _ in range(rng.randrange(100)):

@@ -1,4 +1,4 @@
-"""A sample of the operator fuzz, and that the fuzzer notices what it is for. `make fuzz` runs 100,000 calls with
+"""A sample of the operators' fuzz test, and tests that the fuzzer notices faults. `make fuzz` runs 100,000 calls with
 AddressSanitizer and UBSan."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import fuzz_worker
 from fuzz_calls import Call, valid_call
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # torch's, of kinds of tensors that are experimental
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of torch, about experimental kinds of tensors
     pytest.mark.alone,  # its processes use every core
 ]
 TESTS = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ SEED = 1
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """fuzz_ops.py with the package under test, which need not be the installed one."""
+    """Runs fuzz_ops.py with the package under test, which may not be the installed one."""
     folders = (Path(seqcls_fast.__file__).parents[1], TESTS.parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, str(TESTS / "fuzz_ops.py"), "--seed", str(SEED), *arguments]
@@ -58,13 +58,13 @@ def test_one_call_alone() -> None:
 def test_a_call_depends_on_its_number_alone() -> None:
     first = [str(fuzz_worker.make(SEED, number, races=False)) for number in range(60)]
     again = [str(fuzz_worker.make(SEED, number, races=False)) for number in reversed(range(60))]
-    addresses = [text for text in first if " at 0x" in text]  # an object() among the arguments
+    addresses = [text for text in first if " at 0x" in text]  # with an object() among the arguments
     assert [text for text in first if text not in addresses] == [text for text in again[::-1] if " at 0x" not in text]
     assert len(addresses) < 20
 
 
 def test_every_change_is_made() -> None:
-    """Each applies to some call; one that never did would be there for nothing."""
+    """Every change applies to some call; one that never applied would be useless."""
     for change in {*fuzz_changes.CHANGES, fuzz_changes.storage}:
         found = (attempt(change, number) for number in itertools.count())
         assert any(itertools.islice(found, 200)), change
@@ -78,7 +78,7 @@ def attempt(change: fuzz_changes.Change, number: int) -> str | None:
         return None
 
 
-# ---- What is noticed of one call
+# ---- Faults of one call
 
 
 def valid(function: str = "rnn_forward") -> Call:
@@ -87,7 +87,7 @@ def valid(function: str = "rnn_forward") -> Call:
 
 
 class Tampered(Call):
-    """A call that goes as `instead` does."""
+    """A call whose results are replaced by those of `instead`."""
 
     def run(self) -> Any:
         return self.instead(self, super().run())
@@ -173,7 +173,7 @@ def test_memory_that_is_not_there() -> None:
     assert fuzz_worker.fault_of_success(valid(), valid().run()) is None
 
 
-# ---- What is noticed of a process
+# ---- Faults of a process
 
 
 DYING = """
