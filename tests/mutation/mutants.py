@@ -2,9 +2,9 @@
 
     python tests/mutation/mutants.py [--list] [--only NAME ...] [--sample N]
 
-The mutants are exact replacements of text, in mutant_list.py. One whose text no longer occurs exactly once is an
-error, so that they cannot rot. C++ mutants build one ISA in the copy, those of CUDA kernels the plugin of
-tests/cuda/simt; Python ones run on whatever is built there.
+The mutants are exact replacements of text, in mutant_list.py. A mutant whose text no longer occurs exactly once is an
+error, so that the list stays up to date. For mutants of C++ one instruction set is built in the copy, for those of CUDA
+kernels the plugin of tests/cuda/simt; mutants of Python run with the extension that was built last.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = Path("build", "simt")  # objects of tests/cuda/simt
-ISA = "base"  # the quickest to build; the broken sources are those of every ISA
+KEPT = Path("build", "simt")  # object files of tests/cuda/simt
+ISA = "base"  # the instruction set that builds fastest; all are built from the same sources
 KERNELS = (
     "test_backends.py",
     "test_bitwise.py",
@@ -32,11 +32,11 @@ KERNELS = (
     "test_limits.py",
     "test_ids.py",
 )
-SUITES = {  # which tests must notice, by the beginning of the mutated file's name; the first that fits
+SUITES = {  # the tests that must notice a mutant: those of the first key with which its file's path begins
     "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
-    # (of what the plugin runs alone: the extension may be that of the mutant before)
+    # (only tests that use the plugin alone, because the extension may still have another mutant)
     "csrc/cuda/kernels/ids": (
         "test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column",
         "test_simt.py",
@@ -125,7 +125,7 @@ SUITES = {  # which tests must notice, by the beginning of the mutated file's na
 
 
 def _path_of(test: str) -> str:
-    """`test_ids.py::test_x` as a path from the root; no two folders have test files of one name."""
+    """`test_ids.py::test_x` as a path from the project's folder; every test file has a name of its own."""
     name, *rest = test.split("::")
     (file,) = (ROOT / "tests").rglob(name)
     return "::".join([str(file.relative_to(ROOT)), *rest])
@@ -136,12 +136,12 @@ def suite_of(mutant: Mutant) -> tuple[str, ...]:
 
 
 def of_plugin(mutant: Mutant) -> bool:
-    """Whether the extension itself has nothing of it."""
+    """Whether the mutant is in the plugin and not in the extension."""
     return mutant.file.startswith("csrc/cuda")
 
 
 def misfits(mutants: list[Mutant]) -> list[str]:
-    """Those whose text does not occur exactly once."""
+    """A message for each mutant whose text does not occur exactly once."""
     found = []
     for mutant in mutants:
         path = ROOT / mutant.file
@@ -152,7 +152,7 @@ def misfits(mutants: list[Mutant]) -> list[str]:
 
 
 class Copy:
-    """A copy of the project that may be broken, built and tested."""
+    """A copy of the project, in which mutants are built and tested."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -163,12 +163,12 @@ class Copy:
                 shutil.copy(ROOT / name, root)
         if (ROOT / KEPT).exists():
             shutil.copytree(ROOT / KEPT, root / KEPT)
-        # a .pyc is trusted when size and second of its source agree, which mutants of one second do
+        # Python takes a .pyc for current when the size of the source and its time in seconds agree, so none is written
         path = os.pathsep.join([str(root), str(root / "tests"), str(root / "tests" / "cuda")])
         self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
 
     def run(self, *command: str, timeout: float = 1200) -> tuple[int, str]:
-        """Exit status and the end of what it printed; -1 for a hang."""
+        """The exit status and the end of the output; -1 for a hang."""
         try:
             done = subprocess.run(
                 [sys.executable, *command], cwd=self.root, env=self.environment, timeout=timeout, text=True,
@@ -184,19 +184,18 @@ class Copy:
         return self.run("setup.py", "build_ext", "--inplace", f"--isas={ISA}")
 
     def test(self, tests: tuple[str, ...], compiled: bool) -> tuple[int, str]:
-        """0 when all pass. A crash or a hang is as good as a failure."""
+        """Runs tests; the status is 0 when all pass. A crash or a hang counts as a failure."""
         impl = ["--impl", ISA] if compiled else []
         files = [_path_of(name) for name in tests]
         return self.run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *impl, *files)
 
     def try_out(self, mutant: Mutant) -> str:
-        """What became of a mutant: `noticed`, or what is wrong with it or with the tests."""
+        """Tests one mutant: `noticed: TEST`, or what is wrong with the mutant or the tests."""
         path = self.root / mutant.file
         sound = path.read_text()
         path.write_text(sound.replace(mutant.old, mutant.new))
-        if of_plugin(
-            mutant
-        ):  # compiled in half the time; its tests take three times as long, but seldom run to the end
+        # -O0 halves the time to compile the plugin. Its tests then take three times as long, but most stop early.
+        if of_plugin(mutant):
             self.environment["CXXFLAGS"] = "-O0"
         try:
             compiled = mutant.file.startswith("csrc")
@@ -204,7 +203,7 @@ class Copy:
                 return f"DOES NOT BUILD\n{failure[1]}"
             status, text = self.test(suite_of(mutant), compiled)
         finally:
-            path.write_text(sound)  # a new modification time: the next build starts from it
+            path.write_text(sound)  # with a new modification time, so that the next build compiles it
             self.environment.pop("CXXFLAGS", None)
         failed = [line for line in text.splitlines() if line.startswith("FAILED")]
         if status == 0:
