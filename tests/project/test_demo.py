@@ -1,7 +1,7 @@
-"""The demos at their smallest: they learn, compare and draw, and their test data are not training data in disguise.
+"""The demos at their smallest: they train, compare and plot, and their test data have no copies in the training data.
 
-The floors of accuracy are the mean over seeds 0 to 9 less six deviations, which vary the data's parts, the weights and
-the order of the batches; other machines have other files.
+The least accuracies are the mean over seeds 0 to 9 minus six standard deviations. The seeds vary the split of the data,
+the weights and the order of the batches; other machines have other files.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def run(*arguments: str) -> str:
 
 
 def check_accuracy(output: str, floor: float) -> int:
-    """Against guessing and the floor; returns the number of classes."""
+    """Checks that the accuracy is above guessing and the floor; returns the number of classes."""
     accuracy = float(re.search(r"^accuracy +([\d.]+)", output, re.MULTILINE)[1])
     matrix = output.partition("rows: true class")[2].splitlines()[1:]
     support = [sum(map(int, line.split()[1:])) for line in matrix[: matrix.index("")]]
     majority = max(support) / sum(support)
-    assert accuracy > majority + 6 * sqrt(majority * (1 - majority) / sum(support))  # what guessing could reach
+    assert accuracy > majority + 6 * sqrt(majority * (1 - majority) / sum(support))  # above guessing
     assert accuracy >= floor
     return len(support)
 
@@ -117,7 +117,7 @@ def test_seed_decides(snippets: ModuleType, data: Any) -> None:
 
 @pytest.fixture
 def corpus(snippets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose .txt files are a language of its own, with comments in brackets; 25 files that all differ."""
+    """A folder of 25 different .txt files, which count as one language whose comments are in brackets."""
     language = snippets.Language("Notes", lambda: tmp_path.glob("*.txt"), r"\[[^\]]*\]")
     monkeypatch.setattr(snippets, "LANGUAGES", (language,))
     for number in range(25):
@@ -132,7 +132,7 @@ def used(data: Any) -> set[str]:
 
 
 def test_files_that_say_the_same_count_once(snippets: ModuleType, corpus: Path) -> None:
-    for name in ("00.txt", "01.txt"):  # with another holder, other line ends and case
+    for name in ("00.txt", "01.txt"):  # copies with another copyright holder, line ends and case
         text = (corpus / name).read_text()
         (corpus / name).write_text("Copyright 1999 One\n" + text)
         (corpus / f"copy of {name}").write_bytes(
@@ -165,7 +165,7 @@ def test_comments_alone_are_no_snippet(snippets: ModuleType, corpus: Path) -> No
         steps = [int(number) // 5 for number in re.findall(r"\bw\d+x(\d+)", snippet.text)[::5]]
         comments = sum(12 <= step <= 30 for step in steps)
         assert comments * 2 <= len(steps)
-    assert any("[" in snippet.text for snippet in data.train)  # beside code they stay
+    assert any("[" in snippet.text for snippet in data.train)  # comments next to code are kept
 
 
 def test_cuda_is_told_by_words_of_its_own(data: Any) -> None:
@@ -175,4 +175,4 @@ def test_cuda_is_told_by_words_of_its_own(data: Any) -> None:
             assert not cuda.search(snippet.text)
     if any(s.language == "CUDA" for s in data.train):
         found = [bool(cuda.search(s.text)) for s in data.train if s.language == "CUDA"]
-        assert sum(found) > len(found) / 3  # the others have another word, as C10_DEVICE
+        assert sum(found) > len(found) / 3  # the others have other CUDA words, such as C10_DEVICE

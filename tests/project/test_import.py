@@ -33,14 +33,14 @@ def test_torch_on_first_use() -> None:
 
 
 def test_the_layers_import_no_more_of_torch_than_torch_does() -> None:
-    """Dynamo alone would take as long as torch itself; the toolkit's libraries are for the toolkit."""
+    """Importing Dynamo would take as long as importing torch; only the toolkit needs the toolkit's libraries."""
     use = "model = sf.SequenceClassifier(3, 4, 2, vocab_size=9)\nmodel(torch.ones(2, 3).long()).sum().backward()"
     heavy = "{'torch._dynamo', 'torch._inductor', 'sympy', 'sklearn', 'tokenizers', 'matplotlib', 'rich'}"
     assert run(f"import sys, torch, seqcls_fast as sf\n{use}\nprint({heavy} & set(sys.modules))") == "set()"
 
 
 def test_first_use_under_another_default_device() -> None:
-    """Nothing made once at the first use may be on the device of that moment."""
+    """A tensor that is made at the first use and kept must not be on the default device of that moment."""
     code = (
         "import torch, seqcls_fast as sf\nwith torch.device('meta'): sf.GRU(3, 4)\n"
         "output, _ = sf.GRU(3, 4)(torch.zeros(5, 2, 3))\noutput.sum().backward()\nprint(output.device)"
@@ -49,7 +49,7 @@ def test_first_use_under_another_default_device() -> None:
 
 
 def test_public_names() -> None:
-    pytest.importorskip("sklearn")  # the estimators'
+    pytest.importorskip("sklearn")  # the estimators need it
     for name in seqcls_fast.__all__:
         assert getattr(seqcls_fast, name) is not None
     assert set(seqcls_fast.__all__) <= set(dir(seqcls_fast))
