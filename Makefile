@@ -1,17 +1,19 @@
-# Everything runs in .venv, which the first target that needs it makes: Python 3.10+ (with venv), a C++17 compiler and
-# a way for pip to fetch packages are all it takes. Stamp files in .venv let later calls redo only what changed.
+# Everything runs in .venv, which is made by the first target that needs it. This takes Python 3.10+ (with venv), a
+# C++17 compiler and packages that pip can fetch. Stamp files in .venv save later calls from repeating finished work.
 
 PYTHON ?= python3
-# What pip installs as torch. Any release from 2.11 on works; name another, or a build for some accelerator, with pip's
-# own syntax: make test TORCH="torch==2.11.0 --find-links FOLDER". Read when .venv is made, so `make distclean` first.
+# The torch that pip installs. Every release from 2.11 on works. Another release, or a build for an accelerator, is
+# named in pip's syntax: make test TORCH="torch==2.11.0 --find-links FOLDER". It is used when .venv is made, so run
+# `make distclean` first.
 TORCH ?= torch==2.13.0
-# The CUDA part is built with nvcc and this torch, in a second environment. CUDA_PYTHON=PATH names an interpreter that
-# has such a torch, pytest, setuptools, ninja and pybind11 already. With REQUIRE_CUDA=1 a missing nvcc is a failure.
+# The CUDA part is built with nvcc and this torch, in a second environment, or with the interpreter CUDA_PYTHON=PATH if
+# that has such a torch, pytest, setuptools, ninja and pybind11. With REQUIRE_CUDA=1 a missing nvcc is a failure.
 TORCH_CUDA ?= torch==2.14.1
 REQUIRE_CUDA ?=
-# The oldest torch that works has an environment too. All of these may lie elsewhere, to be kept when a clone is not.
+# The oldest torch that works has a third environment. CUDA_VENV and FLOOR_VENV may be folders outside the clone, so
+# that they are kept when the clone is deleted.
 TORCH_FLOOR ?= torch==2.11.0
-# Passed on: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
+# Further arguments of the commands: make test PYTEST="-k lstm -x", make demo DEMO="--threads 1", make bench BENCH=...
 PYTEST ?=
 # How many tests run at a time: make test JOBS=1
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -27,7 +29,7 @@ FLOOR_VENV ?= .venv-floor
 CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
 NVCC := $(shell PATH="$${CUDA_HOME:+$$CUDA_HOME/bin:}$$PATH" command -v nvcc)
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
-# torch's build finds ninja on the PATH alone
+# torch's build looks for ninja on the PATH only
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
@@ -45,12 +47,13 @@ $(VENV)/.torch:
 	$(PY) -m pip install --quiet 'setuptools>=77' wheel ninja pybind11
 	touch $@
 
-# Editable, so Python files need no stamp. setup.py keeps the objects under build/, so later builds are incremental.
+# The install is editable, so changed Python files need no new one. setup.py keeps object files in build/, so that later
+# builds compile only changed sources.
 $(VENV)/.built: $(VENV)/.torch pyproject.toml $(SOURCES)
 	$(PY) -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-# pip takes the extra from the metadata just installed and builds nothing again
+# the package is installed already, so pip only adds the requirements of its extra
 $(VENV)/.toolkit: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[toolkit]'
 	touch $@
@@ -59,34 +62,34 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[dev]'
 	touch $@
 
-build: $(VENV)/.built ## the extension, and the package as an editable install
+build: $(VENV)/.built ## build the extension and install the package (editable)
 	$(PY) -m seqcls_fast info
 
-setup: $(VENV)/.built $(VENV)/.dev ## build, and what tests and linters need
+setup: $(VENV)/.built $(VENV)/.dev ## build, and install all that tests and linters need
 
 # -- use --------------------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, and time it beside torch.nn's (half a minute)
+demo: $(VENV)/.toolkit ## train a classifier of code snippets, report on it, time it against torch.nn (half a minute)
 	$(PY) examples/demo.py $(DEMO)
 
 demo-small: $(VENV)/.toolkit
 	$(PY) examples/demo.py --small $(DEMO)
 
-# Tests run side by side on every core; those marked `alone` run afterwards, one at a time. pytest exits with 5 where
-# nothing was collected, which one of the two groups may do under -k or with names of files, but not both.
+# Tests run side by side on every core; those marked `alone` run afterwards, one at a time. pytest exits with 5 when it
+# finds no test, which is allowed for one of the two groups (with -k or names of files), but not for both.
 test: setup ## every test, and the examples in docstrings, README and docs
 	@$(PY) -m pytest -m "not alone" $(SIDE_BY_SIDE) $(PYTEST); many=$$?; \
 	  $(PY) -m pytest -m alone $(PYTEST); few=$$?; \
 	  case "$$many $$few" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
-# The documents' examples come last: they crashed once on what a benchmark's engine had left behind in the process.
+# The examples of the docs run last: they once crashed in a process in which another library had run a benchmark.
 test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/project/test_docs.py $(PYTEST)
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
-# Up to demo-small without the peers of the benchmarks (in a fresh .venv), from test-peers on with them.
-check: ## what .ci/run runs; each stage prints its own time
+# In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
+check: ## all checks, as .ci/run runs them; each stage prints its own time
 	@for stage in setup lint test demo-small test-peers bench-quick fuzz-sample torch-floor cuda-setup cuda-check \
 	  cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
@@ -107,10 +110,11 @@ mutants: setup ## change the kernels in many small ways, one at a time: each cha
 mutants-sample: setup
 	$(PY) tests/mutation/mutants.py --sample 6
 
-# The same sources with AddressSanitizer and UBSan, in folders of their own. The interpreter is not instrumented, so the
-# runtimes come first by LD_PRELOAD (libstdc++ with them, or C++ exceptions abort); it never frees what it interned, so
-# leaks are not reported. `pytest` and not `python -m pytest`: the latter would import the package from the tree. The
-# checks left out double the compile time of the kernels, and one ISA besides the portable one is enough by default.
+# The same sources with AddressSanitizer and UBSan, built in other folders. The interpreter is compiled without them, so
+# LD_PRELOAD loads their libraries first (and libstdc++, without which C++ exceptions abort). Leaks are not reported,
+# because the interpreter never frees some objects. `python -m pytest` would import the package from the tree, so
+# `pytest` is called. The checks that are left out double the compile time of the kernels, and one instruction set
+# besides the portable one is enough by default.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize=null,vptr,object-size -fno-sanitize-recover=undefined
 ASAN_ISAS ?= avx2
 ASAN_RUNTIMES = $$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)
@@ -122,8 +126,8 @@ asan: asan-build ## kernel tests on an extension with AddressSanitizer and UBSan
 	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" \
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/layers/test_backends.py tests/layers/test_limits.py $(PYTEST)
 
-# Memory that cannot be had is refused, as it is without the sanitizers: AddressSanitizer's own malloc() and the
-# operator new of fuzz_new.cpp see to that. Fresh memory is full of NaN.
+# When memory cannot be allocated, malloc() returns null and operator new (of fuzz_new.cpp) throws, as without the
+# sanitizers. New memory is filled with NaN.
 FUZZ ?=
 FUZZ_OPTIONS := detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048:malloc_fill_byte=255
 FUZZ_OPTIONS := $(FUZZ_OPTIONS):max_malloc_fill_size=268435456:verify_asan_link_order=0:alloc_dealloc_mismatch=0
@@ -137,15 +141,15 @@ fuzz: asan-build build/asan/new.so ## 100,000 valid and hostile calls of the ope
 	$(FUZZ_OPS) --calls 100000 $(FUZZ)
 	$(FUZZ_OPS) --calls 500 --races $(FUZZ)
 
-fuzz-sample: asan-build build/asan/new.so ## 2,000 of them, and 40 races
+fuzz-sample: asan-build build/asan/new.so ## 2,000 of these calls, and 40 races
 	$(FUZZ_OPS) --calls 2000 $(FUZZ)
 	$(FUZZ_OPS) --calls 40 --races $(FUZZ)
 
 # -- other releases of torch ------------------------------------------------------------------------------------------
 
-# CI tests one release in full, and of the oldest and the newest what torch itself has a part in. Each environment is
-# made once (5 GB: PyPI's builds are for CUDA). A build's tests run in the folder that has the package, or the one of the
-# tree, built for another release, would be theirs.
+# CI runs all tests with one release of torch. With the oldest and the newest it runs the tests whose results depend on
+# torch's own code. Each environment is made once (5 GB: PyPI's builds include CUDA). The tests of a build run in the
+# folder that has its package, because in the tree they would import the package that is built for another release.
 RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
 RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
   test_ops.py) transforms/test_func.py transforms/test_transforms.py)
@@ -163,7 +167,7 @@ torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, 
 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
-simt-full: setup ## the CUDA kernels on the CPU, the whole product of cases instead of pairs (an hour)
+simt-full: setup ## the CUDA kernels on the CPU: all combinations of cases instead of pairs (an hour)
 	$(PY) -m pytest tests/cuda/test_simt.py --simt-full $(PYTEST)
 
 $(CUDA_VENV)/.ready:
@@ -179,13 +183,13 @@ cuda-setup cuda-check cuda-static cuda-build:
 else
 cuda-setup: $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
 
-cuda-check: cuda-setup ## compile the CUDA kernels: spills, registers, what is in their time loops
+cuda-check: cuda-setup ## compile the CUDA kernels; check spills, registers and the instructions of their time loops
 	$(CUDA_PYTHON) tools/cuda_check.py $(CUDA_CHECK)
 
 cuda-static: cuda-setup ## the same, and write docs/design/cuda-static.md
 	$(CUDA_PYTHON) tools/cuda_check.py --static-report docs/design/cuda-static.md $(CUDA_CHECK)
 
-# Beside the CPU build, as asan's.
+# The build has folders of its own, beside the CPU build.
 cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torch, tested without a GPU
 	PATH="$(dir $(abspath $(CUDA_PYTHON))):$$PATH" SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
 	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
@@ -203,29 +207,29 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.built
 bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (about 13 minutes)
 	$(PY) -m benchmarks $(BENCH)
 
-bench-quick: setup ## a small size of each, against the peers that are there, to see that they run (a minute)
+bench-quick: setup ## each benchmark at a small size, against the installed peers, to see that it runs (a minute)
 	$(PY) -m benchmarks --quick $(BENCH)
 
 report: $(VENV)/.torch ## docs/performance.md, docs/machines and the charts from benchmarks/results
 	$(PY) -m benchmarks.report
 
-# The working tree as it is against a revision, which is built beside it: make bench-compare BASE=HEAD~1
+# Compares the working tree with a revision, which is built in another folder: make bench-compare BASE=HEAD~1
 BASE ?=
 bench-compare: setup ## time against another revision: BASE=REVISION
 	$(PY) -m benchmarks.compare $(BENCH) $(BASE)
 
-# PYTHON, if it is given, else .venv's
+# Runs with PYTHON if it is given, else with .venv's interpreter.
 GPU ?=
 .PHONY: gpu
-gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## where a GPU and nvcc are: build, check and measure the CUDA part
+gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with a GPU and nvcc: build, check and measure the CUDA part
 	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) -m benchmarks.gpu $(GPU)
 
 # -- tidying ----------------------------------------------------------------------------------------------------------
 
-clean: ## what was built and cached, but not .venv
+clean: ## remove builds and caches, but not .venv
 	rm -rf build dist *.egg-info seqcls_fast/_C*.so $(VENV)/.built
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and the environments
+distclean: clean ## clean, and remove the environments
 	rm -rf $(VENV) $(FLOOR_VENV) $(CUDA_VENV)
