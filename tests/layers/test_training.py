@@ -1,7 +1,7 @@
 """Idioms of training code around a layer: gradient penalties, inner loops, hooks, checkpoints, in-place activations,
 DistributedDataParallel, optimizers.
 
-torch.nn in float64 does the same beside ours and is the truth; where it has no such call, a loop or plain formula is.
+Results are compared with torch.nn in float64, or with a loop or a formula where torch.nn has no such call.
 """
 
 import operator
@@ -25,20 +25,20 @@ from support.tolerances import assert_close_by_name
 from support.twins import OURS, PAIRS, TERMS, B, H, I, T, Tensors, hx_of, named, pair, x_of
 
 PAIR = pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
-SECOND = 4 * TERMS  # a double backward passes through the forward and the backward once each way
+SECOND = 4 * TERMS  # second derivatives go through the forward and the backward, and back through both
 LENGTHS = [3, 5, 1, 4]
 DEEP = {"num_layers": 2, "bidirectional": True}
 
 
 @pytest.fixture(autouse=True)
 def _on(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests that ask for `impl` run on it, the implementation of all that torch.nn is not."""
+    """Our layers in tests that take `impl` run on that implementation."""
     with sf.use_impl(request.getfixturevalue("impl") if "impl" in request.fixturenames else "auto"):
         yield
 
 
 class Scorer(nn.Module):
-    """A layer and a linear score per row, from every step and from the final states."""
+    """A layer and a linear score for each row, computed from all steps and the final states."""
 
     def __init__(self, layer: nn.Module, lengths: list[int] | None = None) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def grads(module: nn.Module) -> Tensors:
 
 
 def assert_both(run: Callable[[Any], Tensors], modules: list[Any], terms: int = TERMS) -> Tensors:
-    """`run` gives the same tensors for ours and for torch's; returns ours."""
+    """Asserts that `run` gives the same tensors for our module and torch's, and returns ours."""
     mine, theirs = (run(module) for module in modules)
     assert_close_by_name(mine, theirs, terms)
     return mine
@@ -85,7 +85,7 @@ def assert_both(run: Callable[[Any], Tensors], modules: list[Any], terms: int = 
 def test_gradient_penalty(
     sf_class: type, nn_class: type, options: dict[str, Any], dtype: torch.dtype, impl: str
 ) -> None:
-    """WGAN-GP: a loss made of the norm of the critic's input gradient, here with a penalty on that of h0 as well."""
+    """The loss of WGAN-GP: a penalty on the norm of the critic's input gradient, here also on the gradient of h0."""
     ours, theirs = scorers(sf_class, nn_class, **options)
 
     def run(critic: Scorer, dtype: torch.dtype) -> Tensors:
@@ -102,7 +102,7 @@ def test_gradient_penalty(
 
 
 def adapted_loss(model: nn.Module, weights: dict[str, Tensor], support: Tensor, query: Tensor) -> Tensor:
-    """MAML's: the loss on a task's query set after one step on its support set."""
+    """The loss of MAML: that on a task's query set after one step on its support set."""
     inner = functional_call(model, weights, (support,)).square().mean()
     steps = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
     adapted = {name: w - 0.1 * d for (name, w), d in zip(weights.items(), steps, strict=True)}
@@ -120,7 +120,7 @@ def test_meta_learning(sf_class: type, nn_class: type, impl: str) -> None:
 
 @PAIR
 def test_meta_learning_mapped_over_tasks(sf_class: type, nn_class: type, impl: str) -> None:
-    """vmap over each task's data and weights, second derivatives included, is the loop of torch.nn."""
+    """vmap over the data and weights of tasks gives the results of a loop over torch.nn, with second derivatives."""
     ours, theirs = scorers(sf_class, nn_class)
     names = [name for name, _ in theirs.named_parameters()]
     stacked = {name: torch.stack([p.detach() * k for k in (0.5, 1, 1.5)]) for name, p in theirs.named_parameters()}
@@ -155,9 +155,9 @@ def test_hessian_vector_products_and_jacobians(sf_class: type, nn_class: type, i
 
 @PAIR
 @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in its forward-mode formulas
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # a warning of torch's forward mode
 def test_vectorized_jacobians(sf_class: type, nn_class: type, strategy: str, impl: str) -> None:
-    """Reverse mode is one backward with batched incoming gradients, through a graph made before the vmap."""
+    """In reverse mode one backward gets a batch of incoming gradients, for a graph that was made before the vmap."""
     ours, theirs = scorers(sf_class, nn_class, lengths=LENGTHS, bidirectional=True)
     found = torch.autograd.functional.jacobian(ours, x_of(), vectorize=True, strategy=strategy)
     wanted = torch.autograd.functional.jacobian(theirs, x_of())
@@ -212,7 +212,7 @@ def test_hooks_may_change_gradients(sf_class: type, nn_class: type, impl: str) -
 
 @PAIR
 def test_optimizer_in_the_backward(sf_class: type, nn_class: type, impl: str) -> None:
-    """Each parameter is stepped and its gradient freed as soon as it is there."""
+    """Each parameter is updated, and its gradient freed, as soon as the backward has computed it."""
 
     def run(model: Scorer) -> Tensors:
         optimizers = {p: torch.optim.SGD([p], lr=0.01, momentum=0.9) for p in model.parameters()}
@@ -237,7 +237,7 @@ def test_optimizer_in_the_backward(sf_class: type, nn_class: type, impl: str) ->
     assert_both(run, scorers(sf_class, nn_class, **DEEP), 3 * TERMS)
 
 
-# graphs: kept, disturbed, freed, recomputed
+# graphs that are kept, changed, freed or computed again
 
 
 @PAIR
@@ -257,7 +257,7 @@ def test_graphs_can_be_used_twice(sf_class: type, nn_class: type, impl: str) -> 
 @PAIR
 @pytest.mark.parametrize("changed", ["x", "hx", "weight_ih_l0", "weight_hh_l0"])
 def test_changed_in_place_before_backward(sf_class: type, nn_class: type, changed: str, impl: str) -> None:
-    """torch's usual sentence, never a gradient of the changed value."""
+    """torch's usual error is raised, and no gradient is computed from the changed value."""
     module = sf_class(I, H)
     x, hx = x_of().float().requires_grad_() * 1, hx_of(module)
     hx = tuple(state.float() for state in hx) if isinstance(hx, tuple) else hx.float()
@@ -320,7 +320,7 @@ ELSEWHERE = {
 @PAIR
 @pytest.mark.parametrize("way", ELSEWHERE)
 def test_saved_elsewhere_or_recomputed(sf_class: type, nn_class: type, way: str, impl: str) -> None:
-    """Gradients are bit for bit those of the plain call; a dropout between layers draws the same again."""
+    """Gradients have the bits of the plain call: dropout between layers draws the same numbers again."""
     model, found = Scorer(sf_class(I, H, **DEEP, dropout=0.5), LENGTHS), []
     for call in (plain, ELSEWHERE[way]):
         torch.manual_seed(3)
@@ -365,7 +365,7 @@ IN_PLACE: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 class Behind(nn.Module):
-    """A layer with something in place right behind it; torch.nn's works on copies, which is what it should mean."""
+    """A layer and a change of its results in place. For torch.nn's, which gives the expected numbers, copies change."""
 
     def __init__(self, layer: nn.Module, change: str, copies: bool) -> None:
         super().__init__()
@@ -428,7 +428,7 @@ def test_deterministic_algorithms_and_anomaly_detection(sf_class: type, nn_class
 
 
 class Spare(Scorer):
-    """A scorer with a parameter that no loss reaches."""
+    """A scorer with a parameter on which no loss depends."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -436,7 +436,7 @@ class Spare(Scorer):
 
 
 def distributed_worker(rank: int, world: int, file: str) -> None:
-    """Gradients are the mean over processes, which torch.nn's are over the batches of all of them."""
+    """Gradients are the mean over processes. They are compared with torch.nn's mean over the batches of all of them."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     try:
         torch.set_num_threads(1)
@@ -488,7 +488,7 @@ def sgd(parameters: Any, **options: Any) -> torch.optim.Optimizer:
 
 
 def adam(parameters: Any, **options: Any) -> torch.optim.Optimizer:
-    """Its eps is as large as the gradients, or steps for the small ones would be their rounding errors."""
+    """eps is as large as the gradients. With a small eps, steps for small gradients would be rounding errors."""
     return torch.optim.AdamW(parameters, lr=0.01, eps=1.0, **options)
 
 
@@ -525,7 +525,7 @@ def test_data_parallel_without_gpus_passes_through(sf_class: type, nn_class: typ
 
 @PAIR
 def test_averaged_models(sf_class: type, nn_class: type, impl: str) -> None:
-    """SWA, EMA and the vector of all parameters: the averages are used by the copy, in eval and training alike."""
+    """SWA, EMA and the vector of all parameters: the averaged copy uses its averages, in eval and in training mode."""
     for average in (None, torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)):
 
         def run(model: Scorer, average: Any = average) -> Tensors:
