@@ -111,7 +111,10 @@ PYTHON = [
         "want_saved=spec.want_saved",
     ),
     Mutant(
-        "exported c_n without gradient", EXPORTED, 'd_c_n = grads[1] if spec.cell == "lstm" else None', "d_c_n = None"
+        "exported c_n without gradient",
+        EXPORTED,
+        "d_c_n = grads[1] if CELLS[spec.cell].has_c else None",
+        "d_c_n = None",
     ),
     Mutant("exported without autocast", EXPORTED, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
     Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
