@@ -41,7 +41,7 @@ def _option(help: str, default: Any = dataclasses.MISSING, **keywords: Any) -> A
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What to train on, and how: all that decides which model comes out."""
+    """The data to train on and the way to train: everything that decides which model results."""
 
     data: str
     kind: str = _option("text or series (default: series for .ts, else text)", choices=tuple(ESTIMATORS))
@@ -63,7 +63,7 @@ class TrainOptions:
         "or a share of the data instead, such as 0.1", None, metavar="SHARE", type=_share
     )
     parameters: dict[str, Any]  # of the estimator, by the names of its constructor
-    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # names that somebody chose
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # the names that the user set
 
     @property
     def validated(self) -> bool:

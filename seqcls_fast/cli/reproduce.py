@@ -22,7 +22,7 @@ __all__ = ["NotReproducedError", "add", "compare", "shown"]
 
 EXAMPLES = """\
 examples:
-  seqcls-fast reproduce model                           where the data lie as they did when it was trained
+  seqcls-fast reproduce model                           where the data are still in the same place
   seqcls-fast reproduce model --data moved/reviews.csv --keep again
 """
 # Parameters that say what is shown and written during training. The weights do not depend on them.
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     purpose = "train a saved model again and compare weights, metrics and versions"
     parser = add_command(commands, "reproduce", purpose, EXAMPLES, _reproduce)
     parser.add_argument("model", help="directory that train wrote")
-    parser.add_argument("--data", metavar="FILE", help="where the data lie now")
+    parser.add_argument("--data", metavar="FILE", help="where the data are now")
     parser.add_argument("--validation", metavar="FILE", help="where the file lies now that --validation named")
     parser.add_argument("--keep", metavar="DIR", help="where to save what was trained (default: nowhere)")
 

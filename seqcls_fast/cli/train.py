@@ -286,7 +286,7 @@ def _report(
 
 
 def sha256(path: str | Path) -> str:
-    """The digest of a file; of a folder, the digest of the names and digests of the files that are read of it."""
+    """The digest of a file; of a folder, that of the names and digests of the files that are read from it."""
     digest = hashlib.sha256()
     if Path(path).is_dir():
         from ..toolkit.data.readers import files_below

@@ -1,2 +1,2 @@
-"""What a person needs around the layers: raw text or series in, a trusted classifier out. Its libraries are the
-``[toolkit]`` extra; nothing here is imported before it is used."""
+"""Classifiers on top of the layers, from raw texts or series, with training, evaluation and saving. The libraries that
+it needs are the ``[toolkit]`` extra; nothing here is imported before it is used."""

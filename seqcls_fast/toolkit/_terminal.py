@@ -125,7 +125,7 @@ def numbers(values: Sequence[float], most: int) -> str:
 
 
 def bar(share: float) -> str:
-    """A bar of blocks, as long as a share from 0 to 1 is large, to an eighth of a column."""
+    """A bar whose length stands for a share from 0 to 1, exact to an eighth of a column."""
     eighths = round(share * BAR * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 

@@ -129,7 +129,7 @@ def _data(fitted: Fitted, command: dict[str, Any]) -> list[str]:
 def _training(fitted: Fitted) -> list[str]:
     last = fitted.history[fitted.best_epoch - 1]
     names = ["loss", "accuracy"]
-    if fitted.validation_report is None:  # which has the validation metrics, with intervals
+    if fitted.validation_report is None:  # a report has these metrics, with intervals
         names += ["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"]
     return [
         "## Figures",

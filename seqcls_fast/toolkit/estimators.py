@@ -114,7 +114,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         return self._ready().decide(probabilities)
 
     def calibrate(self, X: Any, y: Any = None) -> _SequenceEstimator:
-        """Learns the ``temperature_`` from held-out data, by which logits are divided to make probabilities honest.
+        """Learns from held-out data the ``temperature_`` to divide logits by, so that probabilities match frequencies.
 
         The predicted classes stay the same. A threshold is forgotten, as it was chosen on other probabilities.
 
@@ -144,9 +144,9 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         Args:
             X, y: sequences and labels that the model was not trained on, or the ``pathlib.Path`` of a file with both.
             label: one of ``classes_``.
-            precision: the share of the sequences predicted as ``label`` that have to be; recall is then the largest
-                possible.
-            recall: or the share of the sequences of ``label`` that has to be found; precision is then the largest
+            precision: the share of the sequences predicted as ``label`` that must be right; recall is then the
+                largest possible.
+            recall: or the share of the sequences of ``label`` that must be found; precision is then the largest
                 possible.
         """
         self.fitted_ = self._ready().with_threshold(X, y, label, precision, recall)

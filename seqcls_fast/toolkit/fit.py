@@ -128,7 +128,7 @@ def batch_size_for(count: int) -> int:
 
 
 def learning_rate_for(steps: int) -> float:
-    """The fewer steps there are, the larger: 1e-2 for 100, 2e-3 from 2,500 on."""
+    """The learning rate, larger for fewer steps: 1e-2 for 100, 2e-3 from 2,500 on."""
     return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
 
 

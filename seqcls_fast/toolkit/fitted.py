@@ -119,7 +119,7 @@ class Fitted:
         return report
 
     def validated(self, held: Data | None, ranks: Ranks) -> Fitted:
-        """With a report on the validation data, if there are any, and in the process that writes."""
+        """A copy with a report on the validation data; ``self`` if there are none or another process writes."""
         gathered = None
         if held is not None:
             gathered = ranks.gather([(self._logits_of(piece.sequences), piece.targets) for piece in held.pieces(ranks)])
@@ -142,7 +142,7 @@ class Fitted:
     # -- calibration --------------------------------------------------------------------------------------------------
 
     def calibrated(self, X: Any, y: Any) -> Fitted:
-        """With the temperature that suits these data, and without a threshold."""
+        """A copy with the temperature that suits these data, and without a threshold."""
         logits, y = self._unseen(X, y, "calibrate")
         targets = labels.to_targets(y, self.classes)
         temperature = calibration.temperature(logits.numpy(), targets.numpy())
@@ -155,7 +155,7 @@ class Fitted:
         return replace(self, temperature=temperature, threshold=None)
 
     def with_threshold(self, X: Any, y: Any, label: Any, precision: float | None, recall: float | None) -> Fitted:
-        """With the threshold for ``label`` that reaches the precision or the recall on these data."""
+        """A copy with the threshold for ``label`` that reaches the precision or the recall on these data."""
         logits, y = self._unseen(X, y, "choose_threshold")
         if label not in (classes := self.classes.tolist()):
             raise ValueError(f"label: expected one of the classes but got {shown(label)}")
@@ -204,7 +204,7 @@ class Fitted:
 
     @classmethod
     def load(cls, saved: store.Saved, inputs: Inputs, parameters: dict[str, Any]) -> Fitted:
-        """From a saved folder, with the checked parameters that its configuration holds.
+        """Reads a saved folder. ``parameters`` are those of its configuration, after a check.
 
         The weights are read last, once their names and shapes in the file are known to be those of the model.
         """

@@ -1,4 +1,4 @@
-"""What X may be: a list, an array, a column, a frame with one column, or the path of a file. And what follows from it.
+"""Texts and series as the X of an estimator: a list, an array, a column, a frame with one column, or a file's path.
 
 Texts and series differ in how raw data become sequences, and in nothing else. These classes hold that difference.
 """
@@ -29,7 +29,7 @@ class Inputs:
         raise NotImplementedError
 
     def model_size(self, parameters: Mapping[str, Any], encoder: Any) -> tuple[int, dict[str, Any]]:
-        """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and arguments that other kinds lack."""
+        """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and its arguments for this kind alone."""
         raise NotImplementedError
 
     def sequences(self, X: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The parameters of the estimators' constructors: what each may be, and as JSON; the devices of this machine."""
+"""Checks the parameters of the estimators' constructors, turns them into JSON and back, finds the machine's devices."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ PARAMETERS = (
     Parameter("bidirectional", bool, True, "whether the encoder reads from both ends"),
     Parameter(
         "pooling", str, "max",
-        'what the head sees: "last" (the state at the end of a sequence, at both ends for two directions), "mean" or '
+        'input of the head: "last" (the state at the end of a sequence, at both ends for two directions), "mean" or '
         '"max" over the steps, or "attention" (their mean, weighted by a learnt score)',
     ),
     Parameter("dropout", float, 0.2, "probability of dropping a value between layers and before the head, in training"),

@@ -30,12 +30,12 @@ class Batch:
     """The rows of a batch that one process takes."""
 
     examples: Examples
-    rows: Tensor  # which of the examples
+    rows: Tensor  # indices into the examples
     count: int  # rows of the batch, over all processes
 
 
 class Data(Protocol):
-    """Training data, whatever they are read from."""
+    """Training data, in memory or streamed."""
 
     def __len__(self) -> int: ...
 

@@ -31,7 +31,8 @@ _JSON_SPACE = " \t\r\n"
 class Lines:
     """The lines of a file, decoded, with their ends.
 
-    ``offset`` and ``number`` count the bytes and lines read so far. Of a text file the bytes below it are read, if any.
+    ``offset`` and ``number`` count the bytes and lines read so far. If a file was opened as text, the
+    bytes under it are read, where it has any.
     """
 
     def __init__(self, file: Any, name: str, offset: int = 0, number: int = 0) -> None:

@@ -107,7 +107,7 @@ def leaks(train: Fingerprints, test: Sequence[Any]) -> list[str]:
 
 
 def shared(train: Fingerprints, test: Fingerprints) -> list[str]:
-    """Warnings as those of :func:`leaks` for streamed test data, of which only fingerprints are known."""
+    """As :func:`leaks`, for streamed test data, of which only fingerprints are kept."""
     number = len(train.exact & test.exact)
     if not number:
         return []

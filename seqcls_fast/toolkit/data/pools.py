@@ -1,6 +1,6 @@
 """How rows are read and encoded: pools of some fifty batches for an epoch, or pieces in the order of the files.
 
-Both are functions of the numbers that describe them, so that they can be made here or in a worker process.
+A few numbers determine each of them, so that this process or a worker process can make it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PoolBatch:
     sequences: Ragged  # all rows of the pool that this process takes, as are targets and weights
     targets: Tensor  # int64
     weights: Tensor | None  # float32, as the file has them
-    rows: Tensor  # which of these are in the batch
+    rows: Tensor  # the indices of those that are in the batch
     count: int  # rows of the batch, over all processes
 
 
@@ -55,7 +55,7 @@ class Pool(NamedTuple):
 
     values: np.ndarray
     lengths: np.ndarray
-    targets: Any  # an array: labels are always there
+    targets: Any  # an array, never None, because a pool has labels
     weights: np.ndarray | None
     sizes: list[int]  # by batch, how many rows this process takes
     counts: list[int]  # by batch, how many rows all processes take
@@ -127,7 +127,7 @@ class Pools:
         )  # fmt: skip
 
     def _table(self, order: tuple[np.ndarray, np.ndarray], epoch: int, pool: int) -> Table:
-        """The rows of a pool: the last ones of a block, whole blocks, the first ones of a block."""
+        """The rows of a pool: the rest of one block, then whole blocks, then the beginning of another."""
         numbers, ends = order
         first, stop = (self.steps * self.batch_size * k for k in (pool, pool + 1))
         stop = min(stop, self.source.survey().rows)
@@ -153,7 +153,7 @@ class Pieces:
     world: int
 
     def items(self, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
-        """One worker's pieces: every ``workers``-th of those of the process. Pieces as numpy arrays."""
+        """One worker's pieces as numpy arrays: every ``workers``-th piece of this process."""
         size, start = PIECE_ROWS[self.source.kind], 0
         tables: list[Table] = []
         for rows, content in self.source.contents():

@@ -118,7 +118,7 @@ class Files:
         self.paths = _paths(path, layout)
         self.stamps: dict[int, tuple[int, int]] = {}  # by file, its size and time of change when blocks() read it
         self._readers = [_reader_of(path, layout) for path in self.paths]
-        self._last: tuple[Block, Content] | None = None  # the block read last, of which other rows are often next
+        self._last: tuple[Block, Content] | None = None  # the block read last: more of its rows are often next
 
     def records(self, file: int) -> Iterator[Record]:
         with _open(self.paths[file]) as opened:
@@ -191,7 +191,7 @@ def files_below(path: str | os.PathLike[str], formats: Collection[str] | None = 
 
 
 def _open(path: str) -> IO[bytes]:
-    """For reading; a name that is too long is not repeated as a whole."""
+    """Opens a file for reading. An error message cuts a name that is too long."""
     try:
         return open(path, "rb")
     except OSError as error:
@@ -215,7 +215,7 @@ def _endings() -> dict[str, str]:
 
 
 def _format_of(source: Source, layout: Layout) -> str:
-    """The format that is asked for, or that the file's name says."""
+    """The format that is asked for, or the one that the file's name ends in."""
     format = layout.format
     if format is None:
         suffix = os.path.splitext(_name(source))[1].lower()

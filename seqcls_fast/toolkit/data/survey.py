@@ -70,7 +70,7 @@ class _Shared:
 
 
 class RowSource:
-    """The rows that a stream reads: those of some files, or the side of a split that ``rules`` leave of them."""
+    """The rows that a stream reads: all rows of some files, or one side of a split of them, given by ``rules``."""
 
     def __init__(self, path: str, kind: str, files: Files) -> None:
         self.path, self.kind, self.files = path, kind, files

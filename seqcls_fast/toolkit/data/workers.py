@@ -27,7 +27,7 @@ _START = "fork" if sys.platform == "linux" else None
 
 
 def made_ahead(items: Callable[[int, int], Iterator[Any]], workers: int) -> Iterator[Any]:
-    """The items in order, made by that many processes, which are two items ahead (or one each); by this one if 0.
+    """The items in order, made by ``workers`` processes, which are two items ahead (or one each). 0: by this process.
 
     ``items(worker, workers)`` yields every ``workers``-th item, those of one worker.
     """

@@ -131,9 +131,7 @@ def _pictures(report: Results, history: Any, lengths: Any) -> list[tuple[Figure,
     many = len(report.labels) > 12
     found = [(plots.confusion(report), "Confusion matrix: which classes are taken for which", many)]
     if report.proba is not None:
-        found.append(
-            (plots.reliability(report), "Reliability: whether probabilities can be taken at their word", False)
-        )
+        found.append((plots.reliability(report), "Reliability: whether probabilities match frequencies", False))
         if report.roc_auc is not None:
             found.append((plots.roc(report), "ROC: examples found against false alarms", False))
             found.append((plots.precision_recall(report), "Precision and recall at every threshold", False))

@@ -1,1 +1,1 @@
-"""The training loop, and all that lets it stop and go on."""
+"""The training loop, and the checkpoints from which it can go on after a stop."""

@@ -191,7 +191,7 @@ class _Training:
         loss, plain, right, tokens, padded, more = figures.tolist()
         if more:  # some process needed more; all use that many from now on, as one number is kept in checkpoints
             self.micro_batches = max(self.ranks.all(self.micro_batches))
-        self._check_finite(plain / batch.count, float(norm))  # the unweighted loss: a large weight is no explosion
+        self._check_finite(plain / batch.count, float(norm))  # the unweighted loss: a large weight is not an explosion
         if self.next_restore_point is not None:  # the step from its weights was finite
             self.restore_point, self.next_restore_point = self.next_restore_point, None
         self.optimizer.step()
@@ -229,7 +229,8 @@ class _Training:
     def _gradients(self, batch: Batch) -> Tensor:
         """Sets the parameters' gradients to this process's share of the gradient of the mean loss over the batch.
 
-        Returns sums over these rows: weighted loss, loss, right answers, tokens, tokens with padding; and a 0.
+        Returns sums over these rows: weighted loss, loss, right answers, tokens, tokens with padding; and a 0,
+        which :meth:`_step` replaces.
         """
         key = (self.options.seed, "dropout", len(self.history), self.sums.steps, self.ranks.rank)
         _seed(seed_of(*key), self.device)
@@ -282,7 +283,7 @@ class _Training:
         return {"loss": float(totals[1]) / int(counts.sum())} | {name: float(value) for name, value in found.items()}
 
     def _was_last(self, record: dict[str, Any], progress: Progress) -> bool:
-        """Keeps the weights if they are the best so far. Whether patience or the caller's ``stop`` ends training."""
+        """Keeps the weights if they are the best so far. Returns whether training must end."""
         if self.validation is not None:
             best_epoch = best_epoch_of(self.history, self.options.metric)
             if best_epoch == record["epoch"]:

@@ -17,7 +17,8 @@ __all__ = ["Progress", "tensorboard_log"]
 class Progress:
     """The bar or the lines of one training.
 
-    ``verbose``: None shows a bar if stderr is a terminal, True a line per epoch if it is none, False nothing.
+    ``verbose``: None shows a bar and a line per epoch if stderr is a terminal, True prints the lines elsewhere too,
+    False shows nothing.
     """
 
     def __init__(self, epochs: int, steps: int, verbose: bool | None, done: int = 0) -> None:
