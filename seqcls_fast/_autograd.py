@@ -35,13 +35,13 @@ Outputs = tuple[Tensor | None, Tensor, Tensor | None]
 _Tensors = Sequence[Any]  # Tensor or None
 _NOTHING = torch.empty(0, device="cpu")  # on the CPU even if torch's default device is another
 
-# The places of a layer's tensors, the same in every list of them, of their gradients and of facts about them. All
-# weights, kind after kind, come from _WEIGHTS on.
+# The index of each tensor of a layer. Lists of the tensors, of their gradients and of facts about them all have this
+# order. The weights, one kind after another, begin at _WEIGHTS.
 _X, _H0, _C0, _LENGTHS, _BATCH_SIZES, _WEIGHTS = range(6)
 
 
 class Spec:
-    """The arguments of a Function that are no tensors. The tensors always come as ``x, h0, c0, lengths, batch_sizes,
+    """The arguments of a Function that are not tensors. The tensors always come as ``x, h0, c0, lengths, batch_sizes,
     *weights``."""
 
     want_saved = True
@@ -56,7 +56,7 @@ class Spec:
         self.want_output, self.impl, self.allow_tf32 = want_output, impl, allow_tf32
 
     def replace(self, **changes: Any) -> Spec:
-        """A copy with other values."""
+        """A copy with some values changed."""
         other = Spec.__new__(Spec)
         other.__dict__ |= self.__dict__ | changes
         return other
@@ -72,7 +72,7 @@ def needs_graph(tensors: _Tensors) -> bool:
 
 
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """``output, h_n, c_n, saved``. If ``saved`` is wanted, the output comes with it, as the backward reads both."""
+    """``output, h_n, c_n, saved``. If ``saved`` is wanted, so is the output, as the backward reads both."""
     x, h0, c0, lengths, batch_sizes, *weights = tensors
     h_n, *rest = torch.ops.seqcls_fast.rnn_forward.default(
         x, weights, h0, c0, lengths, batch_sizes, spec.cell, spec.directions, spec.batch_first, spec.want_output,
@@ -84,14 +84,14 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
 
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
-    """The gradients of ``tensors`` by the kernels; if one weight's is needed, those of all weights."""
+    """The gradients of ``tensors``, by the kernels. If one weight needs a gradient, all weights get one."""
     x, h0, c0, lengths, batch_sizes, *weights = tensors
     want_d_weights = True in needs[_WEIGHTS:]
     found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, weights, h0, c0, lengths, batch_sizes, output, saved, spec.cell, spec.directions, spec.batch_first,
         needs[_X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32,
     )  # fmt: skip
-    rest = iter(found)  # in the order of the tensors, without gaps
+    rest = iter(found)  # only the gradients that were computed, in the order of the tensors
     d_x = next(rest) if needs[_X] else None
     d_h0 = None if h0 is None else next(rest)
     d_c0 = None if c0 is None else next(rest)
@@ -125,8 +125,8 @@ class Layer(torch.autograd.Function):
         *tensors, output, saved = ctx.saved_tensors
         if saved is None:
             output, _, _, saved = run_forward(ctx.spec, tensors)
-        # If the output was changed in place, the forward gives the same bits again. Compiled autograd has no version to
-        # ask, so there it always runs again.
+        # If the output was changed in place, run the forward again, which gives the same bits. Compiled autograd has no
+        # versions that would show a change, so it always runs the forward again.
         elif ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):
             output = run_forward(ctx.spec, tensors)[0]
         _, *needs = ctx.needs_input_grad
@@ -141,7 +141,7 @@ def version_of(t: Tensor) -> Tensor:
 
 
 def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
-    """:func:`_gradients`, and a graph of them where one is asked for."""
+    """:func:`_gradients`, which can be differentiated again where the caller asks for that."""
     if forward_ad._current_level >= 0 or grads_batched(grads):  # the kernels have no rule for either
         return reference_gradients(spec.replace(needs=needs), grads, tensors)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -151,7 +151,7 @@ def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _T
 
 
 def grads_batched(grads: _Tensors) -> bool:
-    """Whether they come from ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    """Whether the gradients come from ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
     return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
 
@@ -190,7 +190,7 @@ class TransformedLayer(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
-        # Outside a vmap over x alone, the weights may need gradients that nothing inside it shows.
+        # Only here, outside of vmap, can one see whether tensors that it does not map (such as weights) need gradients.
         def function(*tensors: Any) -> Any:
             *results, saved = TransformedLayer.apply(below, *tensors)
             return *results, saved if spec.want_saved else None
@@ -249,14 +249,14 @@ class LayerGrad(torch.autograd.Function):
         return (*apart, *d_weights), (*apart_dims, *(None if grad is None else 0 for grad in d_weights))
 
 
-# In the functions below, `dims` has for each tensor the dimension that vmap maps over, None if it has none, and
-# `places` the dimension of the batch in each index of that dimension, None if the tensor has no batch.
+# In the functions below, `dims` has the dimension of each tensor that vmap maps over, or None. `places` has the
+# dimension of its batch, counted without the mapped one, or None if the tensor has no batch.
 _Dims = Sequence[int | None]
 
 
 def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
-    """``output, h_n, c_n, saved`` of a layer over ``n`` indices of a mapped dimension, and where that is in each.
-    ``function`` computes them from the layer's tensors without it."""
+    """``output, h_n, c_n, saved`` of a layer over ``n`` indices of a mapped dimension, and its place in each of them.
+    ``function`` computes them from tensors without that dimension."""
     if not _can_fold(tensors, dims):
         return _one_by_one(function, n, dims, tensors)
     inputs, outputs = _batch_dims(spec)
@@ -265,7 +265,7 @@ def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensor
 
 
 def _batch_dims(spec: Spec) -> tuple[_Dims, _Dims]:
-    """The places of ``x, h0, c0, lengths, batch_sizes`` and those of ``output, h_n, c_n, saved``."""
+    """The dimension of the batch in ``x, h0, c0, lengths, batch_sizes`` and in ``output, h_n, c_n, saved``."""
     steps = 0 if spec.batch_first else 1
     return (steps, 1, 1, 0, None), (steps, 1, 1, 2)
 
@@ -282,13 +282,13 @@ def _batch_of(x: Tensor, dim: int | None, at: int | None) -> int:
 
 
 def _fold_all(tensors: _Tensors, dims: _Dims, places: _Dims, n: int) -> list[Any]:
-    """The tensors with the mapped dimension and the batch as one; those beyond ``places`` have no batch."""
+    """Merges the mapped dimension of each tensor into its batch. Tensors beyond ``places`` have no batch."""
     padded = [*places, *[None] * (len(tensors) - len(places))]
     return [_fold(*item, n) for item in zip(tensors, dims, padded, strict=True)]
 
 
 def _unfold_all(results: _Tensors, places: _Dims, n: int, batch: int) -> Any:
-    """The inverse: the tensors with both dimensions, and where the mapped one is in each."""
+    """The inverse: splits the batch of each tensor again. Also the place of the mapped dimension in each."""
     pairs = list(zip(results, places, strict=True))
     apart = tuple(t if t is None or at is None else t.unflatten(at, (n, batch)) for t, at in pairs)
     return apart, tuple(None if t is None else at for t, at in pairs)
@@ -302,7 +302,7 @@ def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor |
 
 
 def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -> Any:
-    """The results of ``function`` for each index of the mapped dimension, stacked, and where that is: in front."""
+    """The results of ``function`` for each index of the mapped dimension, stacked in dimension 0, and these zeros."""
     if not n:
         raise RuntimeError("vmap: expected at least one index to map weights or packed rows over but got none")
     each = [
@@ -317,8 +317,8 @@ def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -
 
 
 def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool], grads: _Tensors) -> list[Any]:
-    """The gradients of the tensors that need one, from ``function``, which takes a list of them, and from the gradients
-    of its results that have one."""
+    """The gradients of the tensors that need one. ``function`` computes results from a list of the tensors, and
+    ``grads`` has the gradient of each result, or None."""
     wanted = [i for i, needed in enumerate(needs) if needed]
     used = [i for i, grad in enumerate(grads) if grad is not None]
     found: list[Any] = [None] * len(tensors)

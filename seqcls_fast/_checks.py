@@ -78,7 +78,7 @@ def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
 
 
 def refuse_rank(dim: int, states: Sequence[Tensor]) -> NoReturn:
-    """Raises an error that names the states without the ``dim`` dimensions of the input."""
+    """Raises an error about states that do not have ``dim`` dimensions, as the input has."""
     kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
     got = ", ".join(f"{state.dim()}-D" for state in states)
     if len(states) == 2:

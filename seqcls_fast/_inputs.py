@@ -1,6 +1,6 @@
 """Questions about a layer's tensors that every path asks: is autocast on, are these ids, are the lengths right.
 
-The reference, the modules' checks and the operators' Python side share them, so they know none of these.
+The reference, the modules' checks and the operators' Python side all use them, so this file imports none of these.
 """
 
 from __future__ import annotations

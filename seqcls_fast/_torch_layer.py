@@ -24,7 +24,7 @@ from ._shapes import CELLS, by_kind
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # of plain tensors and parameters, which have no dispatch
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # of classes without a dispatch of their own
 _PRODUCTS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
@@ -54,8 +54,8 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
 
 
 def torch_layer(spec: Spec, *tensors: Any) -> Outputs:
-    """torch's layer, for calls that :func:`can_run`. ``lengths`` on a GPU are read, which waits for it; values outside
-    0 to T are clamped."""
+    """Runs torch's layer; :func:`can_run` must be true of the call. Reading ``lengths`` from a GPU waits for the GPU.
+    Lengths outside 0 to T are clamped."""
     _check_sizes(spec, *tensors)
     if not needs_graph(tensors):
         return _run(spec, False, *tensors)
@@ -84,7 +84,7 @@ class TorchLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         spec, (_, _, _, _, *needs) = ctx.spec, ctx.needs_input_grad
-        compiling = torch.compiler.is_compiling()  # compiled autograd, which has no versions of tensors
+        compiling = torch.compiler.is_compiling()  # in compiled autograd tensors have no versions
         must_rerun = compiling or spec.recompute or (ctx.watch is not None and ctx.watch._version)
         transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
         graph = torch.is_grad_enabled() and (must_rerun or not ctx.twice)

@@ -21,7 +21,7 @@ from ._shapes import CELLS
 __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
 
 POOLINGS = ("last", "mean", "max", "attention")
-_STEPS_PER_ID = 2  # from so many steps for each id on, computing the table is cheaper than projecting each step
+_STEPS_PER_ID = 2  # with at least so many steps for each id, the table is cheaper than projecting each step
 
 
 class SequenceClassifier(nn.Module):
@@ -36,8 +36,8 @@ class SequenceClassifier(nn.Module):
         padding_idx: the id that rows are padded with (its embedding is zero and is not trained), or None.
         num_layers: layers of the encoder.
         bidirectional: whether it reads from both ends.
-        pooling: what the head sees: ``"last"`` (the state at a row's end, at both for two directions), ``"mean"`` or
-            ``"max"`` over the steps, or ``"attention"`` (their mean, weighted by a learnt score).
+        pooling: the input of the head: ``"last"`` (the state at a row's end, or at both ends for two directions),
+            ``"mean"`` or ``"max"`` over the steps, or ``"attention"`` (their mean, weighted by a learnt score).
         dropout: probability of dropping a value between layers and in front of the head, in training.
         device, dtype: of the parameters.
 
@@ -48,7 +48,7 @@ class SequenceClassifier(nn.Module):
           last id that is not ``padding_idx``.
 
     Outputs: logits
-        :math:`(B, \text{num\_classes})`; for a row without steps those of a pooled state of zeros.
+        :math:`(B, \text{num\_classes})`; a row without steps has the logits of a pooled state of zeros.
 
     Examples::
 

@@ -115,7 +115,7 @@ def _one_direction(
         h, c = _step(cell, from_x[t], linear(h, w_hh, b_hh), h, c)
         if w_hr is not None:
             h = linear(h, w_hr)
-        h = h.to(storage).to(from_x.dtype)  # what the next step reads is what is stored
+        h = h.to(storage).to(from_x.dtype)  # rounded as it is stored, as the next step reads it
         if valid is not None:
             h, c = torch.where(valid[t], h, old_h), torch.where(valid[t], c, old_c)
         steps[t] = h
@@ -123,7 +123,7 @@ def _one_direction(
 
 
 def _columns(w_ih: Tensor, b_ih: Tensor | None, ids: Tensor) -> Tensor:
-    """What ``linear`` makes of rows that are 1 where their ids are and 0 elsewhere."""
+    """``linear`` of one-hot rows, without the product: for each id its column of ``w_ih``, plus the bias."""
     if ids.numel() and values_can_be_read(ids):
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= w_ih.size(1):
