@@ -1,7 +1,7 @@
 """Timing the sides of a row in turns, and the session that a question measures in.
 
 A sample taken while the machine was busy is repeated a few times. A side without two good samples keeps the least of
-all that was seen, and is starred. Nothing else is left out: there are no other outliers. Sides take turns because the
+all that was seen, and is starred. All other samples count. Sides take turns because the
 clock of a shared machine drifts over seconds.
 """
 
@@ -25,7 +25,7 @@ from .machine import Machine
 from .rows import Row, Side
 
 RETRIES = 2  # of one sample; a side that never had a good one is given up after two rounds of them
-FAR_BEHIND, LONG = 3.0, 0.2  # a side this many times slower than the fastest, and than these seconds, is called once
+FAR_BEHIND, LONG = 3.0, 0.2  # times the fastest side, and seconds: a side above both is called only once
 
 
 def calls_per_sample(call: Call, min_time: float) -> int:

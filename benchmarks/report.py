@@ -350,7 +350,7 @@ def between(file: Path, begin: str, end: str, text: str) -> None:
 
 
 def reports(results: Path) -> list[tuple[str, Report]]:
-    """(name of its file, report) of every CPU, the one measured last first; other files begin in another way."""
+    """(name of its file, report) of every CPU, the one measured last first. Other files do not begin with a run."""
     found = [
         (file.stem, Report(rows.load(file)))
         for file in sorted(results.glob("*.json"))

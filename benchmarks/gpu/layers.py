@@ -203,7 +203,7 @@ def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str
             try:
                 theirs = errors(nn_results(device, case, precision), case, _rows(build(case)))
                 entry["nn"] = max(theirs.values())
-            except RuntimeError as error:  # cuDNN does not have all that we have
+            except RuntimeError as error:  # cuDNN cannot run some cases that ours can
                 entry["nn refuses"] = str(error).splitlines()[0]
             for regime in fitting(device, case, precision):
                 layer = Layer(device, case, precision, regime)

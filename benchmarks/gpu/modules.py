@@ -74,7 +74,7 @@ def _results_and_gradients(module: nn.Module, x: Any) -> list[Tensor]:
 
 
 def check_many_steps(device: Any, steps: int = 1_000_000) -> dict[str, Any]:
-    """One sequence of a million steps, whole, and in ten pieces that hand their state on."""
+    """One sequence of a million steps, whole, and in ten pieces, each with the state of the one before."""
     torch.manual_seed(0)
     module = sf.GRU(8, 16).to(device.torch_device, DTYPE)
     x = torch.randn(steps, 1, 8, generator=torch.Generator().manual_seed(0)).to(device.torch_device, DTYPE)
