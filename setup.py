@@ -60,7 +60,7 @@ NVCC_FLAGS = [
     "-Xcompiler=-fPIC,-fvisibility=hidden",
     f"-Xcompiler=-ffile-prefix-map={ROOT.resolve()}=.",
     "-diag-suppress=161,1675",  # pragmas of other compilers
-    "-Xfatbin=-compress-all",  # to a fifth
+    "-Xfatbin=-compress-all",  # the code for GPUs then takes a fifth of the space
 ]
 
 

@@ -97,7 +97,7 @@ class Trainer:
 
 
 def batches(classifier: sf.TextClassifier, data: snippets.Snippets, count: int) -> Iterator[tuple[Tensor, ...]]:
-    """Ids, lengths and targets. The first batch mixes all lengths, so that a model which read the padding would show.
+    """Ids, lengths and targets. The first batch mixes all lengths, so that reading the padding would change its loss.
 
     The others hold rows of similar length, as the batches of ``fit`` do.
     """

@@ -73,8 +73,8 @@ class Language:
     name: str
     files: Callable[[], Iterator[Path]]
     comment: str
-    accepts: Callable[[str], object] = bool  # is a file in it, by its text without comments
-    tells: Callable[[str], object] = bool  # is a snippet in it
+    accepts: Callable[[str], object] = bool  # whether a file is in it, by its text without comments
+    tells: Callable[[str], object] = bool  # whether a snippet is in it
 
 
 def build(seed: int = 0, snippets: int = 1400, files: int = 300) -> Snippets:

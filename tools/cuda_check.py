@@ -186,7 +186,7 @@ def loop_problems(kernel: step_model.Kernel, loop: sass.Loop, inner: Sequence[sa
         if count := loop.count(f"(CGA)?{pattern}"):
             problems.append(f"expected no {pattern}, which {why}, but the time loop has {count}")
     if calls := sum(instruction.calls for instruction in loop.code):
-        problems.append(f"expected no function called, of which this check sees nothing, but the time loop has {calls}")
+        problems.append(f"expected no function called, as this check cannot see into it, but the time loop has {calls}")
     expected = (*WAITS[kernel.regime], int(kernel.splits > 1))
     of_block, named, mbarriers = count_waits(loop, inner)
     names = ("block barriers", "mbarrier waits", "named barriers")

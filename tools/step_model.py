@@ -13,8 +13,8 @@ from operator import attrgetter
 
 from sass import Loop
 
-HMMA_CYCLES = 6.4  # one scheduler's tensor core takes these for an m16n8k16 of 16 bits or an m16n8k8 of TF32
-HMMA_ISSUE, MUFU_CYCLES = 6, 8  # from one such instruction of a warp to its next
+HMMA_CYCLES = 6.4  # of one scheduler's tensor core, for an m16n8k16 of 16 bits or an m16n8k8 of TF32
+HMMA_ISSUE, MUFU_CYCLES = 6, 8  # cycles from one such instruction of a warp to its next
 LDSM_LATENCY, MUFU_LATENCY, STS_LATENCY = 33, 20, 20
 EXCHANGE = {"Onchip": 30, "Cluster": 250, "Grid": 700}  # cycles from a step's last store to the next step's first load
 GHZ = 1.98

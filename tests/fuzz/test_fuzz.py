@@ -221,7 +221,7 @@ READ of size 4 at 0x60b0000a thread T0
 """
     kind = fuzz_ops.Failure(1, fuzz_ops.cause_of_death(1, report)).kind
     assert kind == "crash: ERROR: AddressSanitizer: heap-buffer-overflow in read_row < run_forward"
-    report = "./csrc/bindings.cpp:278:11: runtime error: signed integer overflow: 2 * 4611686018427387904 cannot be\n"
+    report = "./csrc/bindings/ops.cpp:78:1: runtime error: signed integer overflow: 2 * 4611686018427387904 cannot be\n"
     kind = fuzz_ops.Failure(1, fuzz_ops.cause_of_death(1, report)).kind
     assert kind.startswith("crash: runtime error: signed integer overflow: # * #")
 
