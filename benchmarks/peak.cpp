@@ -1,7 +1,8 @@
 // Measures the limits of this machine: multiply-add peak per instruction set and type, core clock, read bandwidth,
 // core-to-core round trip. machine.py builds it with the system's C++ compiler and calls it through ctypes; it uses
-// nothing of the package. Every peak kernel is a loop of independent chains of multiply-adds that stay in registers. A
-// rate is the slowest thread's times the number of threads, so it shows if another process took one thread's core.
+// nothing of the package. Every kernel that measures a peak is a loop of independent chains of multiply-adds that stay
+// in registers. A rate is the slowest thread's times the number of threads, so it is low if another process took the
+// core of one thread.
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -193,7 +194,7 @@ double clock_ghz(double seconds) {
 // GB/s read by all threads together, each from a buffer of its own.
 double read_gbs(std::int64_t bytes_per_thread, int threads, double seconds) {
   const std::int64_t bytes = bytes_per_thread / kStep * kStep;
-  // how often a chunk reads its buffer: reading the clock must not count beside a small one
+  // How often a chunk reads its buffer: so often that the time of reading the clock is small beside it.
   const std::int64_t passes = 1 + (1 << 18) / bytes;
   std::vector<char*> buffers(threads);
   for (auto& buffer : buffers) {
@@ -217,7 +218,7 @@ double read_gbs(std::int64_t bytes_per_thread, int threads, double seconds) {
 }
 
 // Nanoseconds for a cache line to go to another core and back, the best of `batches`. On virtual machines it changes
-// within minutes (80 to 400 ns were seen), and so does the time of engines whose threads meet at every step.
+// within minutes (80 to 400 ns were seen), and so does the time of layers whose threads meet at every step.
 double round_trip_ns(int batches) {
   constexpr int kTrips = 500;
   alignas(128) std::atomic<int> ball{0};

@@ -1,6 +1,6 @@
-// From the arguments of an op to the plain Layer of core/args.h: every check of an argument that all ops share is here.
-// A LayerCall is the result: the Layer, the memory that it points to where that is not a tensor of the caller, and the
-// shapes of the tensors that go with it.
+// Turns the arguments of an op into the plain Layer of core/args.h, and checks the arguments that all ops share.
+// The result is a LayerCall: it holds the Layer, any memory that the Layer points to and that no tensor of the caller
+// owns, and it knows the shapes that the other tensors of the call must have.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,8 @@ struct Weights {
   Kind w_ih, w_hh, b_ih, b_hh, w_hr;
 };
 
-// The list has all w_ih, all w_hh, then both biases or neither, then w_hr or not.
+// Divides the list of all weights into its kinds. It holds every w_ih, every w_hh, then optionally every b_ih and every
+// b_hh, then optionally every w_hr.
 inline Weights by_kind(const Tensors& all, int64_t directions) {
   if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
   const auto n = static_cast<int64_t>(all.size()), each = n / directions;
@@ -111,7 +112,7 @@ struct LayerCall {
     if (batch_first) return {layer.B, layer.T, width};
     return {layer.T, layer.B, width};
   }
-  // Their rows, from a column on.
+  // The rows of such a tensor. Each of them begins at `column`.
   Rows rows(const Tensor& t, int64_t column = 0) const {
     Rows r;
     r.dtype = layer.dtype;
@@ -176,7 +177,7 @@ inline void read_lengths(LayerCall& call, const Tensor& lengths) {
   if (low < 0 || high > T) fail("lengths: expected values from 0 to T = ", T, " but got ", low, " to ", high);
 }
 
-// T, B, the lengths and the first row of each step, from the batch sizes of a packed sequence with so many `rows`.
+// Takes T, B, the lengths and the first row of each step from the batch sizes of a packed sequence. rows: those of x.
 inline void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t rows) {
   if (batch_sizes.dim() != 1 || batch_sizes.scalar_type() != ScalarType::Long ||
       batch_sizes.device().type() != DeviceType::CPU) {
@@ -209,7 +210,7 @@ inline void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t
   call.t_row.push_back(row);
 }
 
-// Everything but the weights and the states.
+// Describes all of a layer except for its weights and states.
 inline LayerCall describe_input(const LayerArguments& given, const Runner& runner) {
   const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first] = given;
   LayerCall call;
@@ -219,7 +220,7 @@ inline LayerCall describe_input(const LayerArguments& given, const Runner& runne
   Layer& l = call.layer;
   l.cell = static_cast<int>(call.info - kCells);
   l.gates = call.info->gates;
-  // x holds features, or else ids of columns of w_ih: then the weights say what the layer's dtype is.
+  // x holds features, or ids of columns of w_ih. With ids the layer has the dtype of the weights.
   const bool ids = x.scalar_type() == ScalarType::Long;
   l.dtype = ids && !weights.empty() ? dtype_of("weights", weights.back()) : dtype_of("x", x);
   call.buffer_dtype = runner.buffer_dtype(l.dtype);
@@ -274,7 +275,8 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   Layer& l = call.layer;
   Tensors& weights = given.weights;
   const int64_t directions = given.directions;
-  if (call.device.type() != DeviceType::CPU)  // cuBLAS reads them; w_ih is no operand of a product if x holds ids
+  // cuBLAS reads contiguous weights only. With ids it does not read w_ih, the first weights of the list.
+  if (call.device.type() != DeviceType::CPU)
     for (size_t i = l.ids ? static_cast<size_t>(directions) : 0; i < weights.size(); ++i)
       weights[i] = torch::stable::contiguous(weights[i]);
   const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);

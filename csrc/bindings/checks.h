@@ -1,4 +1,5 @@
 // Errors about arguments: each is a sentence of the form "name: expected one thing but got another".
+// Nothing of torch or pybind11 is included here, so that files that may include only one of them can both use it.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,7 @@ inline std::string quoted(const std::string& name) {
   return result + (name.size() > kMost ? "...'" : "'");
 }
 
-// The index of a name in a list of names. The error for a name that is not there begins with `what` and lists them all.
+// The index of `name` in a list of names. If it is not in the list, the error begins with `what` and lists all names.
 template <class Names>
 int index_in(const char* what, const Names& names, const std::string& name) {
   std::string choices;

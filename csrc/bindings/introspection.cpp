@@ -124,7 +124,7 @@ PYBIND11_MODULE(_C, m) {
         for (const sf::CellInfo& cell : sf::kCells) all[cell.name] = py::make_tuple(cell.gates, cell.saved, cell.has_c);
         return all;
       },
-      "The table of cells by name, in the order of their index: gates, values saved per unit and step, whether c is.");
+      "The table of cells by name, in the order of their index: gates, values saved per unit and step, has a state c.");
   m.def(
       "impls",
       [] {
@@ -132,8 +132,9 @@ PYBIND11_MODULE(_C, m) {
         for (const auto* plugin : sf::plugins()) names.insert(names.end(), plugin->names.begin(), plugin->names.end());
         return names;
       },
-      "The implementations for CPU tensors this machine can run, slowest first, then those of plugins.");
-  m.def("cpu_features", &sf::cpu_features, "The CPU features the choice of an implementation looks at, where present.");
+      "The implementations for CPU tensors that this machine can run: ours, slowest first, then those of plugins.");
+  m.def("cpu_features", &sf::cpu_features,
+        "The features of this CPU, of those that decide which implementations it can run.");
   m.def("cached_packs", &sf::packed_cache_size, "How many packed weights are kept for small inference calls.");
   m.def("clear_packed_cache", &sf::packed_cache_clear, "Forgets all kept packed weights.");
   m.def("pool_held", &sf::pool_held, "Bytes kept for the next call's buffers.");

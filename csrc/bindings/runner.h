@@ -1,6 +1,6 @@
-// The interface of an implementation of the ops, which they call once their arguments are checked: an instruction set
-// of the CPU, CUDA, or one that a plugin brings (tests/cuda/simt runs the CUDA backend on the CPU that way).
-// runners.h has the implementations, and chooses the one that a call gets.
+// Runner, the interface of an implementation. The ops call it after they have checked their arguments. There is one for
+// the CPU, one for CUDA, and plugins may add more: tests/cuda/simt adds one that runs the CUDA backend on the CPU.
+// runners.h has our implementations and chooses one for each call.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,8 @@ struct Plugin {  // more implementations for CPU tensors
   std::unique_ptr<Runner> (*make)(const std::string& name, bool allow_tf32);
 };
 
-// The name of the capsules that hold a Plugin. It changes with every struct and function that a plugin shares with us.
+// The name of the capsules that hold a Plugin. Its number must be raised when a struct or function that plugins share
+// with us changes.
 constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.2";
 
 inline std::vector<const Plugin*>& plugins() {

@@ -1,6 +1,6 @@
-// The implementations behind runner.h, and ScopedRunner, which chooses the one that a call gets.
-// The CUDA backend sees no header of torch: torch's stream, cuBLAS handle, allocator and sort are passed to it here as
-// plain functions.
+// The implementations of runner.h's interface, and ScopedRunner, which chooses one for each call.
+// The CUDA backend includes no header of torch. It receives torch's stream and cuBLAS handle from here as plain
+// pointers, and torch's allocator and sort as plain functions.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,8 @@
 #include "tensors.h"
 #if defined(SF_WITH_CUDA)
 #include "../cuda/host/runner.h"
-// A torch without CUDA lacks these two, and then nothing calls them.
+// A torch that was built without CUDA lacks these two functions. They are weak so that the library still loads there,
+// where nothing calls them.
 #pragma weak torch_get_current_cuda_blas_handle
 #pragma weak aoti_torch_get_current_cuda_stream
 #endif
@@ -59,7 +60,7 @@ inline uint32_t* error_word() {
   return word;
 }
 
-// The keys in ascending order, equal ones in their old order, and where each was.
+// Sorts keys in ascending order; equal keys keep their order. Also returns the old position of each.
 inline std::pair<Tensor, Tensor> sort_stably(const Tensor& keys) {
   using torch::stable::detail::from, torch::stable::detail::to;
   StableIValue stack[] = {from(keys), from(std::optional<bool>(true)), from(int64_t{0}), from(false)};

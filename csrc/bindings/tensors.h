@@ -1,4 +1,4 @@
-// Torch's tensors over the stable ABI, as the ops use them: short names for their types, checks, and new tensors.
+// Helpers for torch's tensors, over the stable ABI: short names for types, checks of tensors, and new tensors.
 // Kernels get bare pointers, so check_tensor() also proves that sizes and strides stay within a tensor's memory.
 #pragma once
 

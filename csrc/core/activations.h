@@ -1,5 +1,5 @@
-// sigmoid and tanh for every value type. Both are computed from 2^t = s (1 + q). Since q is known and not only 1 + q,
-// tanh is exact to about 2 units in the last place near 0 too.
+// sigmoid and tanh for every value type. Both are computed from 2^t = s (1 + q). q is kept apart from the 1, since
+// their sum would lose digits where q is small. So tanh is exact to about 2 units in the last place near 0 too.
 // For vectors include csrc/cpu/kernels/vec.h before this file: the functions called below are found for compiler
 // vectors only if they were declared before.
 #pragma once
@@ -13,7 +13,7 @@ template <class T>
 struct Exp2Poly;
 template <>
 struct Exp2Poly<float> {
-  static constexpr double kLargest = 126;  // 2^x is a normal number for exponents up to this one, of either sign
+  static constexpr double kLargest = 126;  // 2^x is a normal number for all x from -kLargest to kLargest
   static constexpr int kTerms = 6;
   static constexpr float kC[kTerms] = {0x1.62e430p-1f, 0x1.ebfbe0p-3f,  0x1.c6af6cp-5f,
                                        0x1.3b2a54p-7f, 0x1.5f0890p-10f, 0x1.44138ap-13f};

@@ -53,8 +53,8 @@ struct Layer {
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
 };
 
-// The steps of all rows, and the multiply-adds of one step in one direction. Both are doubles, because products of
-// several sizes may not fit into 64 bits.
+// steps_of() is the number of steps of all rows together, weights_of() the number of multiply-adds of one step of one
+// row in one direction. Both are doubles, because products of several sizes may not fit into 64 bits.
 SF_FN double steps_of(const Layer& layer) {
   if (!layer.lengths) return static_cast<double>(layer.T) * static_cast<double>(layer.B);
   double sum = 0;

@@ -1,5 +1,6 @@
 // The operations that the cells are written with, here for float and double. csrc/cpu/kernels/vec.h has the same
-// operations for vectors.
+// operations for vectors. They are builtins of the compiler and not functions of the standard library, because this
+// file is compiled once per instruction set (see csrc/cpu/kernels/kernels.cpp).
 #pragma once
 
 // A function that is always inlined, on a GPU too.

@@ -1,4 +1,5 @@
-// Error codes that a kernel writes to host memory; the next call raises them.
+// Error codes, and their sentences. A kernel cannot raise an error itself, and the host does not wait for it. It writes
+// a code to host memory instead, and a later call raises it.
 #pragma once
 
 #include <cstdint>

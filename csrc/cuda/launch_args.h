@@ -1,4 +1,5 @@
 // The arguments of one launch of a recurrent kernel: plain data, the same struct for every cell, pass and regime.
+// Addresses are made from 32-bit strides; a layer that is too large for them runs stepwise.
 #pragma once
 
 #include "../core/args.h"

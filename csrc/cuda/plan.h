@@ -85,7 +85,7 @@ struct Request {
 
 struct Plan {
   Regime regime = Regime::kStepwise;
-  const char* why = "";  // why this regime, or the one tried before it, does not fit
+  const char* why = "";  // why this regime does not fit; if it does, why the one tried before it does not
   Tiling tiling{};
   int padded = 0;        // H rounded up to what the tiling covers
   int groups = 0;        // groups of a team, at most padded / 16
@@ -98,7 +98,8 @@ struct Plan {
   int shared_bytes = 0;  // shared memory of a block
 };
 
-// The most registers that a thread of a block may have. The number of warps counts rounded up to a multiple of four.
+// The most registers that a thread of a block may have. A multiprocessor has four parts that share out the warps, so
+// their number counts as if rounded up to a multiple of four.
 constexpr int register_cap(int warps) {
   const int cap = 16384 / (32 * ((warps + 3) / 4)) / 8 * 8;
   return cap < 255 ? cap : 255;
@@ -148,7 +149,7 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   }
   p.blocks = static_cast<int>(ceil_div(p.groups, max_groups));
   p.block_groups = static_cast<int>(ceil_div(p.groups, p.blocks));
-  p.groups = p.blocks * p.block_groups;  // every warp has a group, which may be all padding: cluster.cuh needs that
+  p.groups = p.blocks * p.block_groups;  // every warp has a group, even one of padding only: cluster.cuh needs that
   p.threads = 32 * p.block_groups * p.tiling.splits;
   p.registers = register_cap(max_block_warps);
   if (regime == Regime::kOnchip && p.blocks > 1) {
@@ -166,7 +167,8 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   }
   const int64_t batch_tiles = ceil_div(r.batch > 0 ? r.batch : 1, kTileRows);
   const int64_t wanted = ceil_div(batch_tiles, resident > 0 ? resident : 1);
-  // onchip: blocks beyond the number of multiprocessors wait their turn; two tiles of a block hide each other's latency
+  // onchip: a block has at most two tiles, since while one waits the other can compute. Blocks beyond the number of
+  // multiprocessors start when others have ended.
   const int64_t most = regime == Regime::kOnchip ? (wanted < 2 ? wanted : 2) : wanted;
   for (p.tiles = static_cast<int>(most < 16 ? most : 16); p.tiles > 0; --p.tiles) {
     p.shared_bytes = shared_bytes(r, p);

@@ -100,7 +100,7 @@ FAULTY = {
     "stream_too_many_threads": ["32 to 1024 threads", "got 1056"],
     "stream_part_of_a_warp": ["32 to 1024 threads", "got 48"],
     "stream_too_much_shared": ["65540 bytes of shared memory, the device has 65536"],
-    "stream_part_of_a_cluster": ["3 blocks are no clusters of 2"],
+    "stream_part_of_a_cluster": ["3 blocks do not divide into clusters of 2"],
     "stream_too_wide_a_cluster": ["clusters of 8 blocks, the device has 4"],
     "stream_too_many_at_once": ["5 blocks at once on 4 multiprocessors"],
 }

@@ -1,4 +1,5 @@
-// The functions of the CPU backend that csrc/bindings calls.
+// The functions of the CPU backend that csrc/bindings calls, by the file that defines them.
+// Kernels, which they take, is the table of functions that each instruction set has.
 #pragma once
 
 #include <string>

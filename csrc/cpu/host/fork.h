@@ -1,6 +1,6 @@
-// What makes the library safe across fork(). In a child the parent's other threads are gone: a lock that one of them
-// held stays locked, and OpenMP waits for them in vain. A child therefore starts with a new copy of everything behind a
-// lock, and runs on one thread.
+// Makes the library safe across fork(). In a child process the parent's other threads are gone: a lock that one of them
+// held stays locked, and OpenMP would wait for them forever. A child therefore starts with new, empty copies of all
+// data that a lock protects, and runs on one thread.
 #pragma once
 
 #include <pthread.h>

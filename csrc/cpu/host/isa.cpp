@@ -1,4 +1,5 @@
-// Which instruction sets this CPU has, and the table of kernels of each one that was built.
+// Finds the instruction sets that this CPU has, and chooses a table of kernels by the name of an implementation.
+// "auto" is the last in the list, which is in ascending order of speed. This file is compiled for the oldest CPU.
 #include <algorithm>
 #include <initializer_list>
 #include <string>
@@ -23,7 +24,7 @@ extern const Kernels kernels_avx512_bf16;
 namespace {
 
 #if defined(__x86_64__)
-// The AVX2 build also uses F16C, which is not asked for: every CPU with AVX2 has it, and Clang cannot test for it.
+// The AVX2 build also uses F16C. It is not tested here: every CPU with AVX2 has it, and Clang cannot test for it.
 #define SF_FEATURES(X) X(avx2) X(fma) X(avx512f) X(avx512dq) X(avx512bw) X(avx512vl) X(avx512bf16)
 #else
 #define SF_FEATURES(X)

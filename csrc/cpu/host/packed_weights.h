@@ -1,5 +1,5 @@
-// A call's packed weights: packed anew, or taken from a small cache where packing would be a large part of the call.
-// Included by run.cpp alone.
+// The packed weights of a call. They are packed anew, unless that would be a large part of the call: then they come
+// from a small cache. Included by run.cpp alone.
 #pragma once
 
 #include <cstring>

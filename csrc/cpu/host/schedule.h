@@ -49,7 +49,7 @@ inline void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& bod
 class SpinBarrier {
  public:
   explicit SpinBarrier(int64_t total) : total_(total) {}
-  // A thread that takes part. `weight` is the number of tasks it stands for, out of `total`.
+  // A thread that takes part. `weight` is how many of the `total` ranges of units it computes.
   struct Member {
     SpinBarrier* barrier;
     int64_t weight, round = 0;
@@ -111,7 +111,8 @@ struct Split {
   std::vector<int64_t> rows;               // all rows of the batch, longest first
 };
 
-// With few rows and a wide layer each thread reads only its units' weights instead of all weights.
+// Whether to divide by hidden units. That pays with few rows and a wide layer, since each thread then reads only the
+// weights of its units instead of all weights.
 inline bool split_by_units(const Layer& layer, int64_t workers) {
   return workers > 1 && !layer.P && layer.directions == 1 && layer.H >= 256 && layer.B <= 4 * workers;
 }
@@ -135,7 +136,7 @@ inline Split split(const Layer& layer, double work) {
       if (groups > 1 && w / members != d) continue;
       Share share{d, {}};
       const int64_t member = w % members;
-      if (layer.lengths) {  // every so many rows one, so that each worker gets both long and short rows
+      if (layer.lengths) {  // one row in `members`, so that each worker gets both long and short rows
         for (int64_t i = member; i < layer.B; i += members) share.rows.push_back(s.rows[static_cast<size_t>(i)]);
       } else {
         for (int64_t i = layer.B * member / members; i < layer.B * (member + 1) / members; ++i) {
@@ -148,8 +149,8 @@ inline Split split(const Layer& layer, double work) {
   return s;
 }
 
-// Calls run(task) for every task of the call. scratch(rows) and shared(rows) are the bytes of memory that a task over
-// so many rows needs for itself, and that tasks which share these rows need together.
+// Calls run(task) for every task of the call. scratch(n) is the memory, in bytes, that each task over n rows needs for
+// itself; shared(n) is the memory that all tasks over the same n rows use together.
 inline void run_split(const Layer& layer, const Split& s, const std::function<int64_t(int64_t)>& scratch,
                       const std::function<int64_t(int64_t)>& shared, const std::function<void(const Task&)>& run) {
   if (s.by_units) {

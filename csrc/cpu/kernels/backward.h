@@ -1,7 +1,7 @@
-// The backward pass of one task, from the last step to the first. d(h) is d_gates of the next step times W_hh plus the
-// gradients of the output and, at a row's end, of h_n. From it the cell computes this step's d_gates, which are kept
-// for the other gradients (input_grad.h, weight_grad.h). All of it is in the compute type. With a projection, a row of
-// d_gates also holds d(projected h) and o * tanh(c).
+// The backward pass of one task, from the last step to the first. d(h), the gradient of h, is d_gates of the next step
+// times W_hh, plus the gradient of the output and, at a row's last step, of h_n. From it the cell computes this step's
+// d_gates, which are kept for the other gradients (input_grad.h, weight_grad.h). All of it is in the compute type. With
+// a projection, a row of d_gates also holds d(projected h) and o * tanh(c).
 #pragma once
 
 #include "kernel_table.h"
@@ -13,7 +13,8 @@
 namespace sf {
 namespace {
 
-// What the tiles of one step need. The product sums over `segments` parts of each row a, each K wide: one per gate.
+// The inputs and outputs of the tiles of one step. The product sums over `segments` parts of each row of `a`, each of
+// which is K wide; the product with W_hh has one part per gate.
 template <class A>
 struct BackwardStep {
   const A** a;
@@ -30,8 +31,8 @@ struct BackwardStep {
   int64_t carry_stride;
 };
 
-// The product, written to memory: the code that uses it is long, and as a loop over memory it fits the instruction
-// cache.
+// The product of the rows of `a` with the weights, written to memory. The code that follows is long: it reads the
+// product in a loop over memory instead of being unrolled for all registers, so that it fits the instruction cache.
 template <class F, int kRows, int kBlocks>
 SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t next,
                           typename F::A (&d_h)[kRows][kBlocks * F::kLanes]) {
@@ -101,7 +102,7 @@ __attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& 
   }
 }
 
-// d(projected h), or d_h0: no cell follows.
+// Computes d(projected h), or d_h0. It is d(h) without a cell after it.
 template <class F, int kRows>
 __attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
                                              int64_t columns, typename F::A* const* out) {
@@ -198,7 +199,7 @@ class BackwardPass {
     }
   }
 
-  // The carry that a row's last step receives: the gradient of c_n.
+  // Sets the carry that a row's last step receives: the gradient of c_n, or zero.
   void start_carry(int64_t i) {
     A* carry = carry_ + i * padded_;
     for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
@@ -229,7 +230,7 @@ class BackwardPass {
     }
   }
 
-  // Sets the product of d_gates with W_hh: one segment per gate, which is the slot of the state's part.
+  // Sets the operands of the product of d_gates with W_hh. There is one segment per gate: its hidden_slot().
   void set_recurrent(BackwardStep<A>& s, int64_t rows) const {
     s.a = a_;
     s.rows = rows;

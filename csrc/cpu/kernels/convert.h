@@ -156,7 +156,7 @@ inline void write_row<Bits16>(Dtype, const Bits16* from, char* target, int64_t n
   __builtin_memcpy(target, from, static_cast<size_t>(n) * 2);
 }
 
-// Rounds n values to the storage type: the next step must read the values that a later call would read from the output.
+// Rounds n values to the storage type, because the next step must read the values that the output holds.
 template <class A>
 void round_row(Dtype d, A* row, int64_t n) {
   if (d == Dtype::kBFloat16) {

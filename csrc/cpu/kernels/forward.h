@@ -1,8 +1,8 @@
 // The forward pass of one task, step by step and in each step tile by tile.
 // h is kept in two buffers that take turns, and copied to the output: rows of the output are often a power of two
-// apart, and the cache could not hold many of them. The input is projected at each step or, for one or two rows, which
-// would spend most of their time reading w_ih, for some steps at once. The bits are the same, because each sum adds the
-// same numbers in the same order. Where x holds ids, the projection is a column of w_ih.
+// apart, and the cache could not hold many of them. The input is projected at each step. With only one or two rows,
+// reading w_ih would take most of the time, so several steps are projected at once. The bits are the same, because each
+// sum adds the same numbers in the same order. Where x holds ids, the projection is a column of w_ih.
 #pragma once
 
 #include "kernel_table.h"
@@ -14,7 +14,7 @@
 namespace sf {
 namespace {
 
-// What the tiles of one step need.
+// The inputs and outputs of the tiles of one step.
 template <class F>
 struct ForwardStep {
   using A = typename F::A;
@@ -250,7 +250,7 @@ class ForwardPass {
     read_row<To>(from.dtype, source, from.stride, to + begin, end - begin);
   }
 
-  // Finds the rows of this step, and projects the input of the next steps if that is done first.
+  // Finds the rows of this step. At the start of a chunk of steps that are projected at once, projects their input.
   void prepare(int64_t step, int64_t active, int64_t steps) {
     const int64_t in_chunk = step % chunk_;
     if (project_first_) {
@@ -329,7 +329,7 @@ class ForwardPass {
     }
   }
 
-  // h = W_hr m. The tile writes whole vectors of A, so it needs rows of its own before h is written.
+  // h = W_hr m, where m is h before the projection. It is computed in padded rows, as tiles write whole vectors.
   void project_output(int64_t active) {
     const int64_t panel = panel_size<F>(layer_.H, 1);
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);

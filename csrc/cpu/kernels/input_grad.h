@@ -1,5 +1,5 @@
-// The gradient of the input: d_gates times w_ih. Both directions are added in the same registers. Beyond a row's length
-// it is zero.
+// The gradient of the input: d_gates times w_ih. The products of both directions are summed in the same registers.
+// Beyond a row's length the gradient is zero.
 #pragma once
 
 #include "kernel_table.h"

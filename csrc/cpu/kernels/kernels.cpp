@@ -10,7 +10,8 @@
 namespace sf {
 namespace {
 
-// Calls function(F, Cell) for the layer's format and cell. Only the forward pass uses pairs of bfloat16.
+// These three call function(F, Cell), with a value of the type of the layer's format and one of its cell. Only the
+// forward pass uses the format of pairs of bfloat16.
 template <class F, class Function>
 auto with_cell(const Layer& layer, Function&& function) {
   switch (layer.cell) {
@@ -38,12 +39,12 @@ auto with_forward_format(const Layer& layer, Function&& function) {
 constexpr int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <class Cell>
-PackSource input_weights(const Layer& l, int d) {  // k: input
+PackSource input_weights(const Layer& l, int d) {  // k runs over the input's features
   const Matrix& w = l.w_ih[d];
   return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.features(), l.H, Cell::kGates};
 }
 template <class Cell>
-PackSource hidden_weights(const Layer& l, int d) {  // k: previous h
+PackSource hidden_weights(const Layer& l, int d) {  // k runs over the values of the previous h
   const Matrix& w = l.w_hh[d];
   return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.out(), l.H, Cell::kGates};
 }
@@ -172,8 +173,9 @@ void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* 
   with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
 }
 
-// A hash of 128 bits of the bytes of all parts. The sizes of the parts must be known or be hashed too. No step of mix()
-// maps two words to one, and its shift lets high bits change low ones, so that two flipped signs do not cancel.
+// A hash of 128 bits over the bytes of all parts. The sizes of the parts are not hashed: the caller puts them into a
+// part. Each step of mix() can be undone, so it loses nothing, and its shift lets high bits change low ones, so that
+// two flipped signs do not cancel.
 void fingerprint(const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
   constexpr uint64_t kPrime = 0x9e3779b97f4a7c15, kOther = 0xd6e8feb86659fd93;
   constexpr int kStreams = 4, kBytes = sizeof(HashVec);

@@ -39,8 +39,8 @@ SF_FN typename F::V read_line(Dtype d, const char* data, int64_t index, int64_t 
   return F::read(line, n);
 }
 
-// Transposes a square of kLanes vectors. Each round interleaves the vectors of its two halves; log2(kLanes) rounds are
-// a transposition.
+// Transposes a square of kLanes vectors. Each round interleaves the vectors of the square's first half with those of
+// its second half. After log2(kLanes) rounds the square is transposed.
 template <class F>
 SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
   constexpr int kL = F::kLanes;
@@ -78,7 +78,7 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
   }
 }
 
-// The same for formats whose lanes hold kPack elements along k, of the type that the weights are stored in.
+// The same for formats with kPack > 1: a lane holds kPack elements of neighbouring k, which are copied as they are.
 template <class F>
 void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::E* out) {
   using E = typename F::E;

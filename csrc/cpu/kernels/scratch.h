@@ -1,4 +1,4 @@
-// Divides one block of memory into aligned arrays. With a null base it only adds up their sizes, so that the code that
+// Divides one piece of memory into aligned arrays. With a null base it only adds up their sizes, so that the code that
 // takes the arrays also measures how much memory they need.
 #pragma once
 

@@ -9,7 +9,8 @@
 namespace sf {
 namespace {
 
-// A format: the type of rows and packed weights (E) and of sums (A), and how one k is added, or kPack of them at once.
+// A format: the type of rows and packed weights (E), the type of sums (A), and add(), which adds the products of one k,
+// or of kPack neighbouring k at once, to a sum.
 template <class T>
 struct Plain {
   using A = T;
@@ -61,7 +62,7 @@ struct TileShape {
   static constexpr int kFewRows = kSlots == 1 ? 0 : kManyRegisters ? 2 : 1;
 };
 
-// Loads the cache lines of n values at p, which are soon to be read or written, while other work goes on.
+// Starts to load the cache lines of n values at p, which will soon be read or written.
 template <bool kWrite, class T>
 SF_FN void prefetch(const T* p, int64_t n) {
   const char* line = reinterpret_cast<const char*>(p);
@@ -94,9 +95,9 @@ SF_FN void for_row_groups(int64_t n, Function&& function) {
   }
 }
 
-// Calls one(block, next) for the first block of each group of kBlocks blocks in [begin, end), where `next` is that of
-// the group to come, or `block` itself at the end. Odd time steps visit the groups in reverse, so that the weights read
-// last are still in the cache.
+// Calls one(block, next) for the first block of each group of kBlocks blocks in [begin, end). `next` is the first block
+// of the following group, or `block` itself in the last call. Odd time steps visit the groups in reverse, so that the
+// weights read last are still in the cache.
 template <int kBlocks, class Function>
 SF_FN void for_blocks(int64_t begin, int64_t end, bool backwards, Function&& one) {
   const int64_t last = (end - begin) / kBlocks - 1;
@@ -112,8 +113,8 @@ struct HiddenSlotOfGate {
   static constexpr int slot(int gate) { return Cell::hidden_slot(gate); }
 };
 
-// Adds one k, or one pair of them. The rows' values or the weights, whichever are fewer, are all held in registers; the
-// others are loaded one at a time.
+// Adds the products of one k, or of kPack neighbouring k, to all sums. The rows' values or the weights, whichever are
+// fewer, are all held in registers; the others are loaded one at a time.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, class Broadcast>
 SF_FN void add_k(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* w, int64_t block_stride,
                  Broadcast broadcast) {
@@ -157,8 +158,8 @@ SF_FN void copy_sums(V (&to)[kRows][kColumns], const V (&from)[kRows][kColumns])
   }
 }
 
-// Memory to prefetch while sums are formed. Each tile fetches the part of `bytes` that its rows [begin, end) are of
-// all.
+// Memory to prefetch while sums are formed. Each tile prefetches its share of the `bytes`: the tile of the rows
+// [begin, end) takes the fraction (end - begin) / rows.
 struct Ahead {
   const void* from = nullptr;
   int64_t bytes = 0, begin = 0, end = 0, rows = 1;
@@ -167,7 +168,8 @@ struct Ahead {
   int64_t size() const { return bytes * (end - begin) / rows; }
 };
 
-// Adds rows[m][begin..end) times the packed panels w, w + block_stride, ... to acc; w points to their line `begin`.
+// Adds rows[m][begin..end) times the packed panels w, w + block_stride, ... to acc; w points to its line
+// `begin`.
 // With kFetch, each k also prefetches the two cache lines at `next`, and then moves `next` by `step` bytes.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, bool kFetch = false>
 SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows,
@@ -194,12 +196,14 @@ SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const
   }
 }
 
-// The longest chain of additions, in ks. A longer one would lose digits that torch's products, made in blocks, keep.
+// The most k that are added to a sum one after another. A longer chain of additions would lose digits that torch keeps,
+// since its products are summed in blocks.
 constexpr int64_t kChain = 256;
 
-// More than one chain: the first starts from the sums, each other from zero and is added to them at its end. The
-// function is not inlined, so that the more common case of one chain keeps all registers. Such large panels are not in
-// the first cache and a tile of few rows would wait for them, so it prefetches the next panels.
+// The product for K > kChain, as several chains. The first chain starts from the given sums. Every other chain starts
+// from zero and is added to the sums at its end. The function is not inlined, so that the more common case of one chain
+// keeps all registers. Panels this large do not fit the L1 cache, and a tile of few rows would wait for them, so each
+// tile prefetches a share of the next panels.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 __attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
                                           const typename F::E* const* rows, int64_t K, const typename F::E* w,
@@ -240,7 +244,7 @@ SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typen
   }
 }
 
-// A product without a cell: out[row][column..] = start + in[row][0..K) times one panel, for kRows rows.
+// A product that no cell follows, for kRows rows: out[row][column..] = start + in[row][0..K) times one panel.
 template <class F, int kGroups, int kSlots, int kRows>
 __attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
                                             const typename F::A* start, typename F::A* const* out, int64_t column) {

@@ -1,6 +1,6 @@
 // Vectors of the instruction set that this file is compiled for, as vectors of the compiler: FloatVec, DoubleVec and
-// the operations of core/math.h. A fused multiply-add is written as fma(); the compiler may form none itself, because a
-// sum must have the same bits in every tile.
+// the operations of core/math.h. A fused multiply-add is written as fma(). A build flag keeps the compiler from forming
+// others, because a sum must have the same bits in every tile.
 #pragma once
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -151,7 +151,7 @@ SF_FN V portable_fma(V a, V b, V c) {
 }
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return portable_fma(a, b, c); }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return portable_fma(a, b, c); }
-#else  // x86-64 without FMA rounds twice, but in every tile
+#else  // x86-64 without FMA rounds the product and the sum; it does so in every tile, so bits stay equal
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return a * b + c; }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return a * b + c; }
 #endif

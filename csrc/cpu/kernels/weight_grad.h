@@ -1,7 +1,7 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
-// The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other side, some columns at
-// a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an order that
-// does not depend on the number of threads.
+// The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other operand, a few
+// columns at a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an
+// order that does not depend on the number of threads.
 #pragma once
 
 #include "kernel_table.h"
@@ -81,7 +81,7 @@ class WeightGradPass {
   static constexpr int64_t kChunk = 128;
   enum Source { kInput, kHidden, kUnprojected, kSources };
 
-  // Columns of d_gates whose weight gradients one thread computes; each column gives one row of each gradient.
+  // Neighbouring columns of d_gates that one thread works on. Each column gives one row of each weight's gradient.
   struct Strip {
     int64_t column, count;       // in a row of d_gates
     int64_t grad_row[kSources];  // first row in the gradient of each source's weight, or -1
@@ -192,7 +192,8 @@ class WeightGradPass {
     for_row_groups<kBlocks>(blocks_of<F>(width_[source]), function);
   }
 
-  // Sums of columns, first in short runs: one long chain of additions would lose digits that torch's own sum keeps.
+  // Adds the columns of a chunk to the bias gradients, first in short runs: one long chain of additions would lose
+  // digits that torch's own sum keeps.
   void add_bias(Strip& s, int64_t K) {
     constexpr int64_t kRun = 8;
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
@@ -231,7 +232,7 @@ class WeightGradPass {
     }
   }
 
-  // n numbers of row k of a source, from column `first` on, as contiguous A; null where they are a state of zeros.
+  // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0.
   const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
     const char* row = source_rows_[source][k];
     if (!row) return nullptr;

@@ -1,4 +1,5 @@
-// The CUDA backend as a runner calls it: CudaRunner on a GPU, the one of tests/cuda/simt on the CPU.
+// The functions of the CUDA backend that a Runner calls: CudaRunner (runner.cu) on a GPU, SimtRunner (tests/cuda/simt)
+// on the CPU. They reach the device through the DeviceStream that they are given.
 #pragma once
 
 #include <string>

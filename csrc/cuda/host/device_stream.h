@@ -1,6 +1,6 @@
-// All that the host code asks of a device: memory, products, sorting and launches, which run in order, as on a CUDA
-// stream. runner.cu implements it with CUDA, cuBLAS and torch's allocator, tests/cuda/simt on the CPU, so that the same
-// host code and the same kernels run there.
+// DeviceStream, the interface through which the host code uses a device: memory, products, sorting and launches, which
+// run in order, as on a CUDA stream. runner.cu implements it with CUDA, cuBLAS and torch's allocator. tests/cuda/simt
+// implements it on the CPU, so that the same host code and the same kernels run there.
 #pragma once
 
 #include <cstdint>
@@ -41,12 +41,12 @@ class DeviceStream {
  public:
   virtual ~DeviceStream() = default;
   virtual const Limits& limits() const = 0;
-  // Scratch memory, aligned to 256 bytes, not initialised. When the call ends, later work of the stream may take it.
+  // Scratch memory, aligned to 256 bytes, not initialised. When the call ends, later work of the stream may reuse it.
   virtual void* take(int64_t bytes) = 0;
   virtual void zero(void* data, int64_t bytes) = 0;
   virtual void multiply(const Product&) = 0;
   virtual Sorted sort(const int64_t* keys, int64_t count) = 0;
-  // A kernel that runs on the CPU is run by `call`, once per thread.
+  // `call` runs the kernel in one thread. Only a stream on the CPU uses it.
   using Call = void (*)(const void* kernel, void** arguments);
   virtual void launch(const void* kernel, const LaunchShape&, void** arguments, Call call) = 0;
   // The word to which a kernel writes a Fault.

@@ -30,8 +30,9 @@ auto with_cell(int cell, F&& f) {
   }
   throw std::runtime_error("cell: expected an index of the list of cells");
 }
+// f may use the types Storage and Compute, but not mma(): it is not known here whether TF32 is allowed.
 template <class F>
-auto with_math(Dtype dtype, F&& f) {  // f may use the types of storage and sums, but form no products
+auto with_math(Dtype dtype, F&& f) {
   switch (dtype) {
     case Dtype::kBFloat16:
       return f(Bf16{});
@@ -52,8 +53,8 @@ inline Dtype compute_dtype(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::k
 inline int64_t row_count(const Layer& l) { return l.packed_rows ? l.packed_rows : l.T * l.B; }
 inline int64_t gates_width(const Layer& l) { return kCells[l.cell].slots * l.H + (l.P ? l.P + l.H : 0); }
 
-// The lengths of the batch rows, within 0 .. T, and an order of the rows in which neighbours, and so the rows of a
-// batch tile, have about the same length. Null where LaunchArgs says so.
+// The lengths of the batch rows, within 0 .. T, and the batch rows in descending order of length, so that the rows of a
+// batch tile have about the same length. Either is null where LaunchArgs allows it.
 struct Lengths {
   const int64_t *lengths = nullptr, *order = nullptr;
 };
@@ -72,11 +73,13 @@ struct Chunk {
   int64_t begin[kMaxDirections], end[kMaxDirections];
   bool first, last;
 };
-// Projects the input and calls `run`, chunk by chunk. From one gate's values to the next there are `gate_width`.
+// For each chunk, projects its input and calls `run`. A gate's values begin `gate_width` after those of the gate
+// before.
 void for_chunks(const Forward&, int64_t gate_width, const Choice&, DeviceStream&,
                 const std::function<void(const Chunk&)>& run);
 
-// The sum of both biases of each slot, (directions, slots, H), and where in it a direction's values begin.
+// make_bias() returns the sum of both biases of each slot, (directions, slots, H), in the compute type. bias_of() finds
+// the values of one direction in it.
 const void* make_bias(const Layer&, DeviceStream&);
 const void* bias_of(const void* all, const Layer&, int d);
 

@@ -1,5 +1,5 @@
-// From a layer to a plan, and to the launches of the regimes that keep R on the chip. Like all host code but runner.cu,
-// it reaches the device through DeviceStream alone, so that tests/cuda/simt can run it on the CPU.
+// Makes the plan of a layer, and launches the regimes that keep R on the chip: onchip, cluster and grid. Like all host
+// code but runner.cu, it reaches the device through DeviceStream alone, so that tests/cuda/simt can run it on the CPU.
 #include "host.h"
 #include "../kernels/kernels.h"
 #include "../kernels/pack.cuh"
@@ -127,7 +127,7 @@ struct RecurrentLaunch {
   }
 
   void launch() {
-    if (args.words) stream.zero(args.words, word_bytes);  // a tag that no step has
+    if (args.words) stream.zero(args.words, word_bytes);  // 0 is a tag that no sent word has
     LaunchShape shape{plan.teams * l.directions * plan.blocks, plan.threads, plan.shared_bytes};
     shape.cluster = plan.regime == Regime::kCluster ? plan.blocks : 1;
     shape.cooperative = plan.regime == Regime::kGrid;
@@ -209,7 +209,7 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
   if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H,
                 5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kStrideLimit / 2)
-    why = "rows lie too far apart";
+    why = "the layer is too large for addresses of 32 bits";
   const Request r = request_of(l, pass, choice.tf32);
   Plan plan;
   if (why) {

@@ -1,4 +1,5 @@
-// The work before and after a recurrence: the projection of x, and the gradients of x, weights and biases.
+// The work before and after a recurrence: the projection of x, and the gradients of x, weights and biases. x is
+// projected in chunks of steps, so that the projected input of a long sequence does not fill the memory.
 #include <vector>
 
 #include "host.h"
@@ -9,8 +10,8 @@ namespace {
 
 constexpr int64_t kSumParts = 128;
 
-// Rows of x, output or a gradient as a product reads them: one stride from each row to the next, ordered by time or by
-// batch row.
+// The rows of x, in the form in which a product can read them: the same stride from each row to the next, with the rows
+// ordered by time or by batch row.
 enum class Order { kTime, kBatch };
 struct ProductRows {
   const void* data;
@@ -20,7 +21,7 @@ struct ProductRows {
 // The rows as they are if a product can read them, otherwise a copy ordered by time. `masked` asks for a copy whose
 // padding is zero, which a sum over rows needs.
 ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool masked, DeviceStream& stream) {
-  const auto apart = [&](int64_t stride) { return stride >= width; };  // rows with this stride do not overlap
+  const auto apart = [&](int64_t stride) { return stride >= width; };  // whether rows with this stride do not overlap
   if (rows.stride == 1 && !masked) {
     if (l.packed_rows && apart(rows.b_stride)) return {rows.data, rows.b_stride, Order::kTime};
     if (!l.packed_rows) {
@@ -195,7 +196,7 @@ void input_grad(const Backward& b, const Choice& choice, DeviceStream& stream) {
 
 namespace {
 
-// The rows of x, those of one sample after those of another, as the gradient of W_ih sums over them.
+// The rows of x in the order in which the gradient of W_ih sums over them: sample by sample, ordered by time in each.
 ProductRows summed_rows(const Layer& l, int64_t samples, DeviceStream& stream) {
   ProductRows x{};
   if (samples == 1) x = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, stream);

@@ -22,7 +22,7 @@ void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// The functions of cuBLAS 12 and 13 that are used, with the numbers of their headers.
+// The functions of cuBLAS 12 and 13 that are used, and the constants that they take, with the values in its headers.
 struct Cublas {
   using Handle = void*;
   static constexpr int kN = 0, kT = 1;
@@ -99,8 +99,8 @@ class CudaDeviceStream : public DeviceStream {
 
   using DeviceStream::launch;
   void launch(const void* kernel, const LaunchShape& shape, void** arguments, Call) override {
-    constexpr int kDefaultShared = 48 << 10, kPortableCluster = 8;  // the most a launch may have without asking
-    // Ask for all there is: another thread may be launching the same kernel with more shared memory than this launch.
+    constexpr int kDefaultShared = 48 << 10, kPortableCluster = 8;  // a launch must ask the driver for more than these
+    // Ask for all shared memory: another thread may be launching the same kernel and need more of it than this launch.
     if (shape.shared > kDefaultShared)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits_.shared_bytes),
             "asking for shared memory");
@@ -164,7 +164,7 @@ class CudaRunner : public Runner {
   CudaDeviceStream stream_;
 };
 
-// The most blocks that can form a cluster on this device, of the kernel that needs the most of a multiprocessor.
+// The most blocks that can form a cluster on this device, for the kernel that takes most registers and shared memory.
 int largest_cluster(const Limits& limits) {
   const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");

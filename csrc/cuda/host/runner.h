@@ -1,5 +1,5 @@
-// The part of the CUDA backend that csrc/bindings calls: the runner, and the limits of a device. Torch comes in as
-// plain functions, so that nothing here includes its headers.
+// The part of the CUDA backend that csrc/bindings calls: the runner, and the limits of a device. The functions of torch
+// that it needs are passed in as plain pointers, so that no file of the backend includes headers of torch.
 #pragma once
 
 #include "../../bindings/runner.h"

@@ -1,4 +1,5 @@
-// From a layer to the launches of the stepwise regime, whose kernels are in kernels/stepwise.cuh.
+// Launches the stepwise regime: in every step a product with R for each direction, and a kernel for the cells of both
+// directions. The kernels are in kernels/stepwise.cuh.
 #include "host.h"
 #include "../kernels/stepwise.cuh"
 
@@ -87,7 +88,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
           StepwiseDirectionArgs& io = a.direction[d];
           io.projected = chunk.projected[d];
           const bool any = s < chunk.end[d] - chunk.begin[d];
-          io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T is a step that no row has
+          io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T: no row has this step
           stream.multiply(recurrent[d]);
         }
         launch_over(stream, stepwise_forward<Cell, Math>, cells, a);

@@ -1,11 +1,11 @@
-// Regime 2: the blocks of a cluster share R and write their slices of the next operand into each other's shared memory.
-// The mbarrier of the receiving block counts the bytes that arrive. The time loop therefore needs no barrier of the
-// block, and no barrier of the cluster either, which would wait for the stores of the output.
+// The cluster regime: the blocks of a cluster share R and write their slices of the next operand into each other's
+// shared memory. The mbarrier of the receiving block counts the bytes that arrive. The time loop therefore needs no
+// barrier of the block, and no barrier of the cluster either, which would wait for the stores of the output.
 //
 // A tile has two operand halves, used in turn, and an mbarrier for each that says when it is full. No barrier has to
-// say when a half may be overwritten: the operand of step s + 2 overwrites that of step s, and a block sends its slice
-// of s + 2 only when it has all of s + 1, that is after every group of every block has sent its slice of s + 1, which a
-// group does only after it has read all of s.
+// say when a half may be overwritten. The operand of step s + 2 overwrites that of step s. A block sends its slice
+// of s + 2 only when it has the whole operand of s + 1. By then every group of every block has sent its slice of s + 1,
+// and a group does that only after it has read all of s.
 #pragma once
 
 #include "exchange.cuh"

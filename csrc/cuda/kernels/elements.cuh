@@ -1,4 +1,5 @@
-// For elementwise kernels: the threads of a block, and the elements that each thread has.
+// For elementwise kernels. Thread i of a launch takes the elements i, i + n, i + 2n, ..., where n is all_threads(), so
+// that a launch of any size covers any number of elements.
 #pragma once
 
 #include "precision.cuh"

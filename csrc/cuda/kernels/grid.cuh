@@ -1,7 +1,7 @@
-// Regime 3: blocks anywhere on the device share R. Operands travel through the L2 cache in words of 64 bits: 32 bits of
-// data, and the step as a tag. The tag says whether a word has come, so there are no fences and no counters, and a
-// block waits for the blocks of its team alone. The launch is cooperative, so that all blocks run at once. If one of
-// them still does not answer, the wait ends after max_polls failed polls, and an error is raised.
+// The grid regime: blocks anywhere on the device share R. They send operands through the L2 cache in words of 64 bits:
+// 32 bits of data, and the step as a tag. The tag says whether a word has come, so there are no fences and no counters,
+// and a block waits for the blocks of its team alone. The launch is cooperative, so that all blocks run at once. If a
+// word still does not come, the wait ends after max_polls failed polls, and an error is raised.
 //
 // Two halves of the operand are enough for the reason that cluster.cuh gives.
 #pragma once

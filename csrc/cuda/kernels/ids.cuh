@@ -1,5 +1,5 @@
-// For x that holds ids. The projection of an id is the column of W_ih that it names, and the gradient of a column is
-// the sum of the gradients of all steps that named it.
+// Kernels for x that holds ids. The projection of an id is the column of W_ih that it names, and the gradient of a
+// column is the sum of the gradients of all steps that named it, added in a fixed order without atomic additions.
 #pragma once
 
 #include "prepare.cuh"
@@ -51,8 +51,8 @@ gather_columns(SF_PARAMETER GatherColumns a) {
   }
 }
 
-// The key of each step is the column its gradient belongs to, where the columns of all samples are numbered one sample
-// after another. A step that belongs to no column has the number after the last as its key.
+// Writes the key of each step: the number of the column that its gradient belongs to. Each sample has columns of its
+// own, numbered one sample after another. The key of a step that belongs to no column is the number after the last one.
 struct KeyColumns {
   Ids ids;
   int64_t* to;
@@ -71,9 +71,9 @@ key_columns(SF_PARAMETER KeyColumns a) {
 }
 
 // Sums the rows of each column, in a fixed order. The rows are sorted by their column, and the rows of one column are a
-// run. sum_segments adds up the runs within each segment of kSegment rows. A run that lies within one segment is
-// finished by that. A run that began in an earlier segment leaves a partial sum, its head, in every segment that it
-// reaches; a run that begins in a segment and goes on leaves its tail. sum_long_runs adds the heads to the tail.
+// run. sum_segments adds up the rows of each run within each segment of kSegment rows. That finishes a run that lies in
+// one segment. A longer run leaves a partial sum in each of its segments: the tail of the segment in which it begins,
+// and the head of every later segment that it reaches. sum_long_runs adds the heads to the tail.
 constexpr int64_t kSegment = 32;
 
 struct SumColumns {
@@ -86,7 +86,8 @@ struct SumColumns {
   SF_FN int64_t end(int64_t segment) const {
     return (segment + 1) * kSegment < count ? (segment + 1) * kSegment : count;
   }
-  SF_FN bool goes_on(int64_t i) const { return i + 1 < count && keys[i + 1] == keys[i]; }  // the run of i, beyond i
+  // Whether the run of i goes on after i.
+  SF_FN bool goes_on(int64_t i) const { return i + 1 < count && keys[i + 1] == keys[i]; }
   SF_FN int64_t partial_at(int64_t segment, int which, int64_t column) const {
     return (2 * segment + which) * width + column;
   }

@@ -1,4 +1,5 @@
-// Finds the kernel for a plan. The search names every kernel that a plan can choose, so that all of them are compiled.
+// find_kernel() finds the recurrent kernel for a plan. Its search names every kernel that a plan can choose, so that
+// the source file that includes this header compiles all of them, and no other.
 #pragma once
 
 #include <utility>
@@ -11,7 +12,7 @@
 
 namespace sf::cuda {
 
-#ifdef SF_EVERY_REGIME  // set for tests/cuda/simt, on whose small devices any tiling may need several blocks
+#ifdef SF_EVERY_REGIME  // set for tests/cuda/simt, whose devices are so small that any tiling may take several blocks
 constexpr bool kEveryRegime = true;
 #else
 constexpr bool kEveryRegime = false;

@@ -1,4 +1,5 @@
-// The recurrent kernels. Each kernels_*.cu compiles those of one precision that a plan can choose.
+// The functions by which the host finds a recurrent kernel, one for each precision. Each is defined in a kernels_*.cu
+// of its own, which compiles the kernels of that precision that a plan can choose.
 #pragma once
 
 #include "../plan.h"

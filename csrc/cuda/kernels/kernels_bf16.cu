@@ -1,3 +1,5 @@
+// Compiles the recurrent kernels for bfloat16. Each precision has a file of its own,
+// so that a build can compile them at the same time.
 #include "kernels.cuh"
 
 namespace sf::cuda {

@@ -1,5 +1,5 @@
-// Regime 1: one block holds all of R. Cells write the next operand to the shared memory from which the product reads
-// it, and one barrier per step separates the two.
+// The onchip regime: one block holds all of R. Cells write the next operand to the shared memory from which the product
+// reads it, and one barrier per step separates the two.
 #pragma once
 
 #include "exchange.cuh"

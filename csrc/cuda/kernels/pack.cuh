@@ -1,4 +1,5 @@
-// Orders R as the fragments that a recurrent kernel keeps in its registers.
+// The kernel that copies R into the order in which a recurrent kernel loads it into its registers, as fragments. Rows
+// and columns beyond H are zeros, so that the recurrent kernels need no checks of bounds in their products.
 #pragma once
 
 #include "elements.cuh"

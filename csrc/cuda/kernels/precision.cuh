@@ -7,8 +7,8 @@
 
 namespace sf {
 
-// Two instructions of the special function unit each, with errors within 1e-7. They are declared before the cells are
-// included, so that a cell's calls on float find them and not the templates of core/activations.h.
+// On float, each takes two instructions of the special function unit, with errors within 1e-7. They are declared before
+// the cells are included, so that a cell's calls find them and not the templates of core/activations.h.
 SF_DEVICE float sigmoid(float x) { return cuda::reciprocal_approx(1.0f + cuda::exp2_approx(x * -1.4426950408889634f)); }
 SF_DEVICE float tanh(float x) {
   return 2.0f * cuda::reciprocal_approx(1.0f + cuda::exp2_approx(x * -2.8853900817779268f)) - 1.0f;
@@ -61,7 +61,7 @@ struct Fp16 {
   }
 };
 
-struct Float32 {  // how float32 is stored, whichever way it is multiplied
+struct Float32 {  // how float32 is stored, in both ways to multiply it (Tf32, Tf32x3)
   using Storage = float;
   using Element = float;
   using Compute = float;

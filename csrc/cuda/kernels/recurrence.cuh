@@ -129,8 +129,8 @@ struct RowTable {
   }
   SF_DEVICE int b(int row) const { return region.load(2 * row); }
   SF_DEVICE int length(int row) const { return region.load(2 * row + 1); }
-  // Loads the rows of a lane's columns, of which `row` is the first. If `has_step` is false, no row has a step any
-  // more.
+  // Loads the rows of a lane's columns, of which `row` is the first. If has_step is false, the lengths are set so that
+  // no row has the step.
   SF_DEVICE void load(int row, bool has_step, StepPosition<S>& to) const {
     const auto v = region.template load_as<Vector<int, 2 * S::kLaneColumns>>(2 * row);
     SF_UNROLL
@@ -194,7 +194,8 @@ recur(SF_PARAMETER LaunchArgs a) {
   }
   exchange.begin();
 
-  // Row offsets of a packed sequence are read one step before their use, the inputs of a cell one batch tile before.
+  // Row offsets of a packed sequence are read one step before they are used, the inputs of a cell one iteration of the
+  // loop below before.
   const auto row_of = [&](int t) {
     if (!a.t_row) return static_cast<uint32_t>(t);
     return static_cast<uint32_t>(t < 0 ? 0 : a.t_row[t]);  // t_row has T + 1 elements

@@ -1,5 +1,5 @@
-// One step of the cells of a lane, forward and backward: the values they read, write, and pass to the next step. The
-// formulas are those of core/cells.h.
+// One step of the cells that a lane holds, forward and backward: the values they read, write, and pass to the next
+// step. The formulas are those of core/cells.h. A step's inputs are loaded (load) before its product is ready (run).
 #pragma once
 
 #include "exchange.cuh"
@@ -49,7 +49,7 @@ struct ForwardStep {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
   SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool, Inputs& in) const {
-    in = Inputs{};  // without this the compiler would merge the new values with the old ones, a move each
+    in = Inputs{};  // otherwise the compiler keeps the old values of cells that load none, at a move each
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
@@ -74,7 +74,7 @@ struct ForwardStep {
       k.slots[cell][s] = bias[S::half_of(cell)][s] + (s < S::kGates ? in.x[cell][s < S::kGates ? s : 0] : 0);
     return k;
   }
-  // The value from which the sum of m-tile m starts. In a group of several warps it is added after their sums.
+  // The value from which the sum of m-tile m starts. Without kStartsFromInput it is added after the product.
   static SF_DEVICE float start(const Prepared& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
 
   SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& prepared,

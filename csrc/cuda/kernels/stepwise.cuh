@@ -1,5 +1,5 @@
-// Regime 4: one product and one cell kernel per step, for any size, any dtype and projected states. Each step reads R
-// again. The launches can be captured in a CUDA graph.
+// The stepwise regime: one product and one cell kernel per step, for any size, any dtype and projected states. Each
+// step reads R again. The launches can be captured in a CUDA graph.
 #pragma once
 
 #include "elements.cuh"
@@ -20,7 +20,7 @@ struct StepwiseDirectionArgs {
   void* state;           // c (B, H), c                       c (B, Hout), the part of d(loss)/dh not used yet
   void* carry;           //                                   c (B, H), the cell's carry
   void* projections;     // c (B, Hout), the projected h      c (B, H), d(loss)/dh before the projection
-  void* unprojected;     // s (B, H), h before it             s (B, Hout), d(loss)/dh after it
+  void* unprojected;     // s (B, H), h before projection     s (B, Hout), d(loss)/dh after projection
   int64_t t;             // the step
 };
 
@@ -56,7 +56,7 @@ SF_DEVICE typename Math::Compute value_or_zero(const Rows& rows, int64_t b, int6
   return rows.data ? Math::widen(*element<const typename Math::Storage>(rows, 0, b, unit)) : 0;
 }
 
-// Sets the states before the first step.
+// The first kernel of the forward: sets the states to h0 and c0, or to zeros.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin(SF_PARAMETER StepwiseArgs a) {
@@ -145,7 +145,7 @@ stepwise_end(SF_PARAMETER StepwiseArgs a) {
   }
 }
 
-// The backward: sets the gradients of the last states.
+// The first kernel of the backward: sets the gradients of the states after the last step.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin_back(SF_PARAMETER StepwiseArgs a) {
@@ -161,7 +161,8 @@ stepwise_begin_back(SF_PARAMETER StepwiseArgs a) {
   }
 }
 
-// Adds the product of the step before this one to d(loss)/dh. A row that has this step uses it, others keep it.
+// Adds the product of the step before this one to d(loss)/dh. If the row has this step, the cell uses up the sum;
+// otherwise the sum is kept for a later step.
 template <class Math>
 SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const StepwisePlace& p) {
   using Compute = typename Math::Compute;
@@ -227,7 +228,7 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
   }
 }
 
-// Writes the gradients of the first states.
+// Writes the gradients of h0 and c0.
 template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_end_back(SF_PARAMETER StepwiseArgs a) {

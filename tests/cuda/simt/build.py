@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 KEPT = ROOT / "build" / "simt"
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", f"-I{HERE.relative_to(ROOT)}")
-# Device code has pragmas that other compilers do not know, and small devices need kernels that real ones never do.
+# Device code has pragmas that other compilers do not know. Small devices need kernels that no real device would.
 PLUGIN_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-DSF_EVERY_REGIME")
 
 

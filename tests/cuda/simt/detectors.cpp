@@ -1,6 +1,6 @@
-// Small kernels for tests/cuda/test_simt_detectors.py, which lists the finding that is expected of each. `detectors
-// NAME` runs one of them under several schedules and prints the first finding. A wrong result is reported like a
-// finding. Most kernels have an argument that turns a correct kernel into a faulty one.
+// Small kernels for tests/cuda/test_simt_detectors.py, which lists the finding that each must cause. `detectors NAME`
+// runs one of them under several schedules, and prints the findings of the first that has any. A wrong result is
+// reported like a finding. Most kernels have an argument that turns a correct kernel into a faulty one.
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -60,7 +60,7 @@ void pass_along_groups() {  // warp 3 is ordered after warp 0 through warps 1 an
     if (warp == i || warp == i + 1) group_sync(i, 64);
   if (warp == 3) s.load(31 - lane);
 }
-void matrices(bool barrier) {  // ldmatrix reads what other lanes wrote, but is no barrier
+void matrices(bool barrier) {  // load_matrices reads what other lanes wrote, but is no barrier
   SharedAllocator allocator;
   const auto s = allocator.take<uint16_t>(256);
   s.store_as<uint4>(8 * thread_id(), {});
@@ -122,7 +122,7 @@ void exchange(const ExchangeMode& mode) {
     for (int i = 0; i < 2; ++i) barrier_init(full, i);
   if (mode.init_ordered) {
     cluster_sync();
-  } else {  // the barriers are initialised before they are used, but nothing orders that
+  } else {  // the mbarriers are initialised before they are used, but no barrier orders the two
     cta_sync();
     post(&words[64 * block_id() + t], 0, 7);
     for (int i = 0; i < 64; ++i)
@@ -135,7 +135,7 @@ void exchange(const ExchangeMode& mode) {
     if (t == 0 && !last) barrier_expect(full, 1 - (step & 1), mode.bytes);
     if (step > 0 && mode.waits && (mode.waits_last || !last))
       barrier_wait(full, step & 1, ((step - 1) / 2 & 1) ^ mode.parity);
-    if (!mode.waits) cluster_sync();  // a barrier does not order the bytes that are sent
+    if (!mode.waits) cluster_sync();  // not enough: only the mbarrier orders the bytes that are sent
     const uint32_t word = s.load(4 * (now * kPackets + (t + 1) % kPackets));
     require(mode.parity || !mode.waits || word == static_cast<uint32_t>(step), "a word that was sent");
     const uint32_t v = step + 1;
@@ -193,8 +193,8 @@ void uninitialised_mbarrier() {
   barrier_wait(allocator.take<uint64_t>(1), 0, 1);
 }
 
-// Each block waits for the word of the block before it and posts a word for the next one, which has the number of this
-// block plus `step`. The block of rank 0 begins.
+// The blocks form a chain, and `rank` is a block's position in it. Each block waits for the word of the block before it
+// and posts a word for the next one, which is the block with this block's number plus `step`.
 void pass_on(int rank, int step, uint64_t tag) {
   uint64_t* mine = &words[block_id() * 64 + thread_id()];
   uint32_t data = 1;
@@ -220,7 +220,7 @@ void words_order_nothing(bool barrier) {  // a word that has come does not order
 void many_words() {  // every poll fails, but the reader itself goes on, so the launch is not stuck
   for (int i = 0; i < 5000; ++i) require(poll(&words[i % 64]) >> 32 == 0, "a word nobody posted");
 }
-void read_then_written(bool barrier) {  // the last reader writes, while nothing orders an earlier reader
+void read_then_written(bool barrier) {  // the last reader writes; without the barrier an earlier read is unordered
   SharedAllocator allocator;
   const auto s = allocator.take<float>(1);
   if (thread_id() == 0) s.store(0, 1);

@@ -26,7 +26,7 @@ struct Fiber {
   }
 };
 
-// noipa: the body changes every register, so the compiler must assume nothing from reading it.
+// noipa: the compiler must not draw conclusions from the body, such as which registers a call leaves unchanged.
 [[gnu::naked, gnu::noinline, gnu::noipa]] inline void switch_stacks(void** /*save*/, void* /*load*/) {
   asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n"
       "movq %rsp, (%rdi); movq %rsi, %rsp\n"

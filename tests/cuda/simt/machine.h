@@ -2,8 +2,9 @@
 // are simulated together. Threads run in a random order, which is the same in every run of a program, each until it has
 // to wait. Threads that would wait for ever are reported.
 //
-// Races are found with vector clocks. A thread's clock list says for every other thread up to which time its accesses
-// are certain to have happened before. It changes at barriers alone, so threads that met at a barrier share one list.
+// Races are found with vector clocks. Each thread counts its own time. A thread's list of clocks has a time for every
+// other thread: that thread's accesses up to then are certain to have happened before. The list changes at barriers
+// alone, so threads that met at a barrier share one list.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +59,9 @@ struct Access {
   uint32_t clock = 0;
   uint16_t id = kNobody, line = 0;
 };
-// The last accesses to two bytes. Two readers are kept, so that at least one is not the next writer itself. A race with
-// an earlier reader is found in another launch, where the warps run in another order.
+// The last accesses to two bytes: the last write, and the last reads by two threads. Two readers are kept, because the
+// next writer may be one of them, and a thread does not race with itself. A race with an earlier reader is found in
+// another launch, where the warps run in another order.
 struct Shadow {
   Access write, read, read_before;
 };
@@ -125,7 +127,7 @@ inline struct World {
   Thread* running = nullptr;
   int ended = 0;
   uint64_t changes = 0;    // how often a word in global memory changed
-  int patience = 1 << 23;  // failed polls, with nothing else happening, until a launch counts as stuck (half a second)
+  int patience = 1 << 23;  // after this many failed polls and nothing else a launch is stuck (half a second)
   uint32_t launches = 0;
   Findings findings;
 
@@ -204,7 +206,8 @@ inline void sync_cluster(Site at) {
   Meeting& meeting = world.clusters[me().block / world.size.cluster];
   if (come_last(meeting, world.cluster_threads(), "cluster_sync", at)) rendezvous(meeting);
 }
-// The last lane that comes does the work of all lanes. Lanes that call different functions wait for ever.
+// The last lane of the warp to come does the work of all lanes. If lanes call different functions, all wait for ever,
+// and the launch is reported as stuck.
 inline void sync_warp(Collective collective, void* operands, const char* what, Site at) {
   Thread& t = me();
   t.collective = collective, t.operands = operands;
@@ -312,7 +315,7 @@ inline void launch(const LaunchSize& size, std::function<void()> body) {
     throw std::runtime_error("simt: a block has 32 to 1024 threads in whole warps, got " +
                              std::to_string(size.threads));
   if (size.cluster <= 0 || size.cluster > 16 || size.blocks <= 0 || size.blocks % size.cluster)
-    throw std::runtime_error("simt: " + std::to_string(size.blocks) + " blocks are no clusters of " +
+    throw std::runtime_error("simt: " + std::to_string(size.blocks) + " blocks do not divide into clusters of " +
                              std::to_string(size.cluster) + " (1 to 16)");
   world.size = size;
   world.body = std::move(body);

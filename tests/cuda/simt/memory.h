@@ -1,7 +1,7 @@
 // Shared memory and mbarriers with checks of bounds, alignment, reads of bytes that were never written, and races. An
-// access is a race unless the thread's clocks cover the access before it. Bytes sent by another block count as written
-// by the mbarrier that counts them, which has a clock like a thread, so that only a thread that waits for its phase may
-// read them.
+// access is a race unless the thread's clocks say that the access before it has happened. Bytes sent by another block
+// count as written by the mbarrier that counts them, which has a clock like a thread. So only a thread that has waited
+// for the phase of the mbarrier may read them.
 #pragma once
 
 #include "machine.h"
@@ -17,7 +17,7 @@ inline void race(const char* kind, int block, size_t byte, const Access& other, 
   if (other.id < world.cluster_threads()) who = name_of(block_threads(first)[other.id]);
   report("race", at,
          std::string(kind) + " of byte " + std::to_string(byte) + " of block " +
-             std::to_string(world.first_block + block) + ", nothing orders it and that of " + who + " in line " +
+             std::to_string(world.first_block + block) + " is not ordered after that of " + who + " in line " +
              std::to_string(other.line));
 }
 inline void note_read(int block, size_t byte, size_t size, Site at) {
@@ -27,7 +27,7 @@ inline void note_read(int block, size_t byte, size_t size, Site at) {
   for (size_t i = byte / 2; i < (byte + size + 1) / 2; ++i) {
     Shadow& s = shadow[i];
     if (s.write.id == kNobody)
-      report("poison", at, "byte " + std::to_string(2 * i) + " is read, and nobody wrote it");
+      report("poison", at, "byte " + std::to_string(2 * i) + " is read but was never written");
     else if (!knows(t, s.write))
       race("read after a write", block, 2 * i, s.write, at);
     if (s.read.id != t.id) s.read_before = s.read;
@@ -71,7 +71,7 @@ inline Mbarrier* barrier_at(int block, int64_t byte, Site at) {
 inline void init_barrier(int64_t byte, Site at) {
   note_write(me().block, byte, 8, at, me().clock, me().id);
   std::vector<Mbarrier>& barriers = my_block().barriers;
-  if (barriers.size() == kMostBarriers) return report("barrier", at, "more mbarriers than the machine keeps");
+  if (barriers.size() == kMostBarriers) return report("barrier", at, "more mbarriers than the simulator keeps");
   Mbarrier b;
   b.byte = byte;
   const int rank = me().block % world.size.cluster;
@@ -79,7 +79,7 @@ inline void init_barrier(int64_t byte, Site at) {
   b.gathered.resize(me().known->size());
   barriers.push_back(b);
 }
-// Ends the phase if this was all it waited for. Called whenever `bytes` or `pending` changed.
+// Ends the phase if no arrival and no bytes are missing any more. Called whenever `bytes` or `pending` has changed.
 inline void arrive(int block, Mbarrier& b) {
   Thread& t = me();
   if (b.latest != t.known) join(b.gathered, *(b.latest = t.known));

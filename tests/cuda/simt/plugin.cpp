@@ -1,7 +1,7 @@
-// The CUDA backend, host code and kernels, as implementations for CPU tensors: simt-REGIME, on a device so small that
-// modest layers span its blocks, and simt-REGIME-full, whose blocks are as large as a real device's. -tf32 behind
-// either is the op's allow_tf32, for tests that can name an implementation but pass no argument. simt-grid-hurried
-// stops waiting at its first failed poll. A finding of the detectors is an exception at the op.
+// The CUDA backend, host code and kernels, as implementations for CPU tensors. simt-REGIME simulates a device so small
+// that even a small layer needs several of its blocks; simt-REGIME-full has blocks as large as a real device's. With
+// -tf32 at the end, either has allow_tf32, for tests that can name an implementation but pass no argument.
+// simt-grid-hurried stops waiting at its first failed poll. If the simulator finds a fault, the op throws it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,7 +14,7 @@
 namespace sf::cuda {
 namespace {
 
-constexpr int64_t kChunk = 16384;  // bytes of projected input; so few that most sequences take several launches
+constexpr int64_t kChunk = 16384;  // bytes of projected input at a time, so few that most layers take several launches
 constexpr Limits kTiny{90, 4, 65536, 4, 2, kChunk}, kSmall{90, 40, 232448, 16, 2, kChunk},
     kFull{90, 64, 232448, 16, 16, kChunk};
 

@@ -137,7 +137,7 @@ void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block, Site at = 
   if (byte >= 0 && barrier >= 0) simt::send_bytes(byte, &v, 16, barrier, block, at);
 }
 
-// Words in global memory. Reading one gives no knowledge of what its writer did before, so no clocks are passed on.
+// Words in global memory. Reading a word says nothing about other accesses of its writer, so no clocks are passed on.
 inline void post(uint64_t* to, uint32_t data, uint32_t tag) {
   const uint64_t word = static_cast<uint64_t>(tag) << 32 | data;
   simt::world.changes += *to != word;

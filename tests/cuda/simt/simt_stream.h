@@ -38,8 +38,8 @@ class SimtStream : public DeviceStream {
     return {sorted, order};
   }
 
-  // The memory, rounded up to the alignment, ends where a page begins that nobody may touch. It is filled with bits
-  // that are NaN in every type.
+  // The memory, rounded up to the alignment, ends where a page begins that cannot be read or written. It is filled with
+  // bits that are NaN in every type.
   void* take(int64_t bytes) override {
     const size_t size = (bytes + 255) / 256 * 256, pages = (size + kPage - 1) / kPage * kPage;
     void* base = mmap(nullptr, pages + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
