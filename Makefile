@@ -108,7 +108,7 @@ mutants: setup ## change the kernels in many small ways, one at a time: each cha
 	$(PY) tests/mutation/mutants.py
 
 mutants-sample: setup
-	$(PY) tests/mutation/mutants.py --sample 6
+	$(PY) tests/mutation/mutants.py --sample 4
 
 # The same sources with AddressSanitizer and UBSan, built in other folders. The interpreter is compiled without them, so
 # LD_PRELOAD loads their libraries first (and libstdc++, without which C++ exceptions abort). Leaks are not reported,
