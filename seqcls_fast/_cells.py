@@ -1,5 +1,4 @@
-"""The table of cells, for code that runs without the extension: --help, which must not load it, and installs without a
-compiler.
+"""The table of cells for code that runs without the extension: ``--help``, and installs without a compiler.
 
 Everything else uses ``_shapes.CELLS``, the same table as the extension has it from csrc/core/cells.h. A test holds the
 two equal.

@@ -7,7 +7,6 @@ hand: packed, or padded.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +35,15 @@ class TorchTwin(nn.Module):
             raise ValueError(
                 "packed: expected True for a bidirectional model, as its reverse direction begins in padding"
             )
-        kinds: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
-        options: dict[str, Any] = {} if model.cell in kinds else {"nonlinearity": model.cell.removeprefix("rnn_")}
-        like = next(model.encoder.parameters())
-        encoder = kinds.get(model.cell, nn.RNN)(
-            model.input_size, model.hidden_size, model.num_layers, batch_first=True, bidirectional=model.bidirectional,
-            dropout=model.encoder.dropout, device=like.device, dtype=like.dtype, **options,
+        ours = model.encoder
+        name = type(ours).__name__  # the same as of torch's layer
+        options = {"nonlinearity": ours.nonlinearity} if name == "RNN" else {}
+        like = next(ours.parameters())
+        encoder = getattr(nn, name)(
+            ours.input_size, ours.hidden_size, ours.num_layers, batch_first=True, bidirectional=ours.bidirectional,
+            dropout=ours.dropout, device=like.device, dtype=like.dtype, **options,
         )  # fmt: skip
-        encoder.load_state_dict(model.encoder.state_dict())
+        encoder.load_state_dict(ours.state_dict())
         self.packed = packed
         self.model = copy.deepcopy(model)
         self.model.add_module("encoder", encoder)  # takes the place of ours
