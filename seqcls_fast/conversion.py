@@ -2,6 +2,7 @@
 
 A layer stays the same object and only its ``__class__`` changes, which works because our classes share torch's base
 classes and attributes. So parameters, hooks, optimizers, tied weights and other references to the layer stay valid.
+The classes are made in ``_layer_classes``; ``_other_libraries`` knows the libraries that look at a layer's class.
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import nn as ours
+from ._layer_classes import NAMES, TO_OURS, TO_TORCH, class_before, joint_class, torch_base, why_not_joint
+from ._other_libraries import askers_in, tell_opacus, wrapped_by_opacus
 
 __all__ = ["ConvertReport", "Left", "convert", "revert"]
 
-_NAMES = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
-_TO_OURS: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in _NAMES}
-_TO_TORCH = {mine: theirs for theirs, mine in _TO_OURS.items()}
 _MARK = "_converted_from_torch"  # a key of the layer's __dict__, which deepcopy and pickle keep
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 _ADAPTER = re.compile(r"LoRA|LORA|Lora(?![a-z])|Adapter|(^|_)(lora|adapter)")  # but not ExplorationPolicy
@@ -49,11 +48,12 @@ class ConvertReport:
 
         >>> import torch, seqcls_fast as sf
         >>> class Peephole(torch.nn.LSTM):
-        ...     pass
+        ...     def forward(self, input, hx=None):
+        ...         ...
         >>> print(sf.convert(torch.nn.ModuleList([torch.nn.GRU(3, 4), Peephole(3, 4)])))
         1 swapped, 1 left
           0  torch.nn.GRU  swapped
-          1  ...Peephole   left: it is a subclass, whose own code may rely on torch's class
+          1  ...Peephole   left: its class has a forward of its own that calls no super().forward
     """
 
     swapped: dict[str, str]
@@ -68,21 +68,28 @@ class ConvertReport:
         return "\n".join([f"{len(self.swapped)} swapped, {len(self.left)} left", *table])
 
 
-def convert(model: nn.Module) -> ConvertReport:
+def convert(model: nn.Module, *, keep_isinstance: bool | None = None) -> ConvertReport:
     """Turns every :class:`torch.nn.RNN`, ``GRU``, ``LSTM`` and cell inside ``model`` into ours, in place.
 
     The layers stay the same objects, so hooks, parametrizations, tied weights, state dicts and an optimizer built
-    before all go on working, and :func:`revert` undoes it. What cannot be swapped safely is left and reported:
-    subclasses, quantized, scripted or complex layers, layers inside a LoRA or another adapter, and layers whose
-    ``forward`` was replaced.
+    before all go on working, and :func:`revert` undoes it. A subclass that leaves the recurrence to torch's ``forward``
+    is swapped too, and the layer keeps its class's own methods. What cannot be swapped safely is left and reported:
+    other subclasses, quantized, scripted or complex layers, layers inside a LoRA or another adapter, layers that opacus
+    has wrapped, and layers whose ``forward`` was replaced.
 
-    Code that looks for ``torch.nn.LSTM`` no longer finds a converted layer. So convert after initialising weights by
-    ``isinstance`` and after ``torch.fx.symbolic_trace``, and revert before ``torch.jit.script`` and
-    ``torch.ao.quantization.quantize_dynamic``, which leaves a converted layer in float (a warning says so). A model
-    pickled whole needs seqcls_fast to be loaded; its state dict does not.
+    By default, code that looks for ``torch.nn.LSTM`` no longer finds a converted layer, unless the layer has a class
+    derived from it. So convert after initialising weights by ``isinstance`` and after ``torch.fx.symbolic_trace``, and
+    revert before ``torch.jit.script`` and ``torch.ao.quantization.quantize_dynamic``, which leaves a converted layer in
+    float (a warning says so). A model pickled whole needs seqcls_fast to be loaded; its state dict does not.
 
     Args:
         model: any module, which may itself be a layer. Convert before wrapping it for distributed training.
+        keep_isinstance: whether ``isinstance(layer, torch.nn.LSTM)`` still holds for a converted LSTM, and the same for
+            the other classes. Where it holds, ``torch.compile`` treats the layer as torch's own: unless
+            ``torch._dynamo.config.allow_rnn`` is set, it runs the layer outside of its graph, and refuses it under
+            ``fullgraph=True``. So the default, None, keeps it if ``allow_rnn`` is set, as newer releases of torch
+            do by default, and else only for layers in modules that are known to ask for it (torchrl's ``LSTMModule``
+            and ``GRUModule``). With False these are left. It does not change layers that are converted already.
 
     Returns:
         ConvertReport: what was swapped and what was left. Converting twice swaps nothing the second time.
@@ -98,12 +105,26 @@ def convert(model: nn.Module) -> ConvertReport:
         2 swapped, 0 left
           encoder  torch.nn.LSTM     swapped
           decoder  torch.nn.GRUCell  swapped
-        >>> type(model["encoder"])
-        <class 'seqcls_fast.nn.LSTM'>
+        >>> isinstance(model["encoder"], sf.LSTM)
+        True
     """
+    if keep_isinstance is not None and not isinstance(keep_isinstance, bool):
+        raise TypeError(f"keep_isinstance: expected a bool or None but got {type(keep_isinstance).__name__}")
     modules = _modules_of(model, "convert")
-    adapters = _adapters_in(modules)
-    return _exchange([(name, module, _why_left(module, adapters)) for name, module in modules], _TO_OURS)
+    adapters, askers, wrapped = _adapters_in(modules), askers_in(modules), wrapped_by_opacus(modules)
+    keep = _dynamo_takes_torchs_layers() if keep_isinstance is None else keep_isinstance
+
+    def decide(module: nn.Module) -> tuple[type | None, str | None]:
+        """The class that the module shall have, or why it must stay; neither for what is no layer of torch's."""
+        kind, asker = _class_of(module), askers.get(id(module))
+        reason = _why_left(module, adapters, wrapped)
+        if not reason and kind in TO_OURS and asker and keep_isinstance is False:
+            reason = f"it is held by {asker}, which asks for torch's class by isinstance: use keep_isinstance=True"
+        if reason or isinstance(module, tuple(TO_TORCH)) or not torch_base(kind):
+            return None, reason
+        return TO_OURS[kind] if kind in TO_OURS and not (keep or asker) else joint_class(kind), None
+
+    return _exchange([(name, module, *decide(module)) for name, module in modules], marks=True)
 
 
 def revert(model: nn.Module) -> ConvertReport:
@@ -130,27 +151,32 @@ def revert(model: nn.Module) -> ConvertReport:
         <class 'torch.nn.modules.rnn.LSTM'>
     """
     modules = [(name, module) for name, module in _modules_of(model, "revert") if _MARK in module.__dict__]
-    return _exchange([(name, module, _why_bound(module)) for name, module in modules], _TO_TORCH)
+    plan = [(name, module, class_before(_class_of(module)), _why_bound(module)) for name, module in modules]
+    return _exchange(plan, marks=False)
 
 
-def _exchange(modules: Iterable[tuple[str, nn.Module, str | None]], classes: dict[type, type]) -> ConvertReport:
-    """Exchanges the classes of the modules that ``classes`` knows and that have no reason to stay."""
-    swapped, left, plan = {}, [], []
-    for name, module, reason in modules:
-        kind = _class_of(module)
-        if reason:
-            left.append(Left(name, _describe(module, kind), reason))
-        elif kind in classes:
-            swapped[name] = _describe(module, kind)
-            plan.append((module, _class_over(module, classes[kind])))
-    for module, new_class in plan:  # nothing in this loop raises, so a model is never half converted
-        module.__class__ = new_class
-        if classes is _TO_OURS:
+def _dynamo_takes_torchs_layers() -> bool:
+    """Whether torch.compile traces modules for which isinstance(module, nn.LSTM) holds."""
+    from torch._dynamo import config  # takes a second, which other uses of this file shall not
+
+    return getattr(config, "allow_rnn", True)
+
+
+def _exchange(plan: list[tuple[str, nn.Module, type | None, str | None]], marks: bool) -> ConvertReport:
+    """Gives each module its new class, where it has one and no reason to stay. ``marks``: for convert, not revert."""
+    left = [Left(name, _describe(module), reason) for name, module, _, reason in plan if reason]
+    chosen = [(name, module, new_class) for name, module, new_class, reason in plan if new_class and not reason]
+    swapped = {name: _describe(module) for name, module, _ in chosen}
+    for module, new_class in [(module, _class_over(module, new_class)) for _, module, new_class in chosen]:
+        module.__class__ = new_class  # nothing in this loop raises, so a model is never half converted
+        if marks:
             module.__dict__[_MARK] = True
         else:
             del module.__dict__[_MARK]
-    for module, _ in plan:
+    for _, module, new_class in chosen:
         _renew_flat_weights(module)
+        if marks:
+            tell_opacus(new_class)
     return ConvertReport(swapped, tuple(left))
 
 
@@ -195,22 +221,24 @@ def _adapters_in(modules: Iterable[tuple[str, nn.Module]]) -> dict[int, str]:
     return held
 
 
-def _why_left(module: nn.Module, adapters: dict[int, str]) -> str | None:
+def _why_left(module: nn.Module, adapters: dict[int, str], wrapped: set[int]) -> str | None:
     """Why a recurrent layer must stay; None if it need not, is ours already, or is no recurrent layer."""
     kind = _class_of(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is scripted or traced, with torch's layer compiled in" if module.original_name in _NAMES else None
+        return "it is scripted or traced, with torch's layer compiled in" if module.original_name in NAMES else None
     if kind.__module__.startswith("torch.ao.nn"):
-        return "it is quantized or prepared for that" if kind.__name__ in _NAMES else None
-    if isinstance(module, tuple(_TO_TORCH)) or not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "it is quantized or prepared for that" if kind.__name__ in NAMES else None
+    if isinstance(module, tuple(TO_TORCH)) or not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return None
-    if kind not in _TO_OURS:
-        return "it is a subclass, whose own code may rely on torch's class"
+    if any(_ADAPTER.search(base.__name__) for base in kind.__mro__):
+        return "it is an adapter, which may rely on torch's class"
     if id(module) in adapters:
         return f"it is wrapped by {adapters[id(module)]}, which may rely on torch's class"
+    if id(module) in wrapped:
+        return "opacus has added its hooks, chosen by the layer's class: call its ModuleValidator.fix() before that"
     if any(parameter.is_complex() for parameter in module.parameters()):
         return "its parameters are complex"
-    return _why_bound(module)
+    return _why_bound(module) or (None if kind in TO_OURS else why_not_joint(module, kind))
 
 
 def _why_bound(module: nn.Module) -> str | None:
@@ -218,12 +246,16 @@ def _why_bound(module: nn.Module) -> str | None:
     return "its forward was replaced on the instance and would go on running" if "forward" in module.__dict__ else None
 
 
-def _describe(module: nn.Module, kind: type) -> str:
-    """The class as users write it."""
+def _describe(module: nn.Module) -> str:
+    """The class as users write it; the former class for one that is ours and a subclass of torch's."""
+    kind = _class_of(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"torch.jit.ScriptModule of {module.original_name}"
-    package = "torch.nn" if kind in _TO_OURS else "seqcls_fast" if kind in _TO_TORCH else kind.__module__
-    return f"{package}.{kind.__qualname__}"
+    before = class_before(kind)
+    if kind in TO_OURS or before in TO_OURS:
+        return f"{'seqcls_fast' if before else 'torch.nn'}.{kind.__name__}"
+    kind = before or kind
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _renew_flat_weights(module: nn.Module) -> None:

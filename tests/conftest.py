@@ -65,3 +65,10 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "kept"])
+def kept(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether Dynamo takes torch's own layers, and so whether convert() keeps isinstance by default."""
+    with torch._dynamo.config.patch(allow_rnn=request.param):
+        yield request.param

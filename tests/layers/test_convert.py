@@ -1,8 +1,9 @@
 """convert() and revert() on single layers: what they keep, which layers they leave, and which models they refuse.
 
 Results are compared with those of the same layer before. convert() only changes a module's class, so everything that
-torch keeps in its dictionaries needs one test that it still has an effect, not one for each shape of a layer. Whole
-models are in test_convert_models.py.
+torch keeps in its dictionaries needs one test that it still has an effect, not one for each shape of a layer. All run
+for both kinds of classes that a layer may get: ours alone, and ours and torch's at once. Whole models are in
+test_convert_models.py, subclasses and what asks for isinstance in test_convert_classes.py.
 """
 
 import copy
@@ -24,6 +25,7 @@ from seqcls_fast.conversion import ConvertReport, Left, convert, revert
 from support.architectures import TERMS, build, kinds, results
 from support.tolerances import assert_close_by_name
 
+pytestmark = pytest.mark.usefixtures("kept")
 CLASSES = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
 
 
@@ -45,11 +47,13 @@ def run(module: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_model_may_be_a_layer_itself(name: str) -> None:
+def test_the_model_may_be_a_layer_itself(name: str, kept: bool) -> None:
     module = layer(name)
-    before, parameters = run(module), list(module.parameters())
+    before, parameters, shown = run(module), list(module.parameters()), repr(module)
     assert convert(module).swapped == {"": f"torch.nn.{name}"}
-    assert type(module) is getattr(sf, name)
+    assert isinstance(module, getattr(sf, name))
+    assert isinstance(module, getattr(nn, name)) == kept
+    assert repr(module) == shown
     assert all(new is old for new, old in zip(module.parameters(), parameters, strict=True))
     assert_close_by_name(run(module), before, TERMS)
     assert revert(module).swapped == {"": f"seqcls_fast.{name}"}
@@ -203,12 +207,12 @@ def test_parametrizations_are_torchs_to_handle(way: str) -> None:
     shared_class = type(module)
     convert(module)
     assert parametrize.is_parametrized(module, "weight_hh_l0")
-    assert parametrize.type_before_parametrizations(module) is sf.LSTM
+    assert issubclass(parametrize.type_before_parametrizations(module), sf.LSTM)
     assert type(module).__name__ == "ParametrizedLSTM"
     want = run(module)
     other = copy.deepcopy(module)
     parametrize.remove_parametrizations(other, "weight_hh_l0")
-    assert type(other) is sf.LSTM
+    assert type(other) is parametrize.type_before_parametrizations(module)
     assert_close_by_name({"output": run(other)["output 0"]}, {"output": want["output 0"]}, TERMS)
     revert(other)
     assert type(other) is nn.LSTM
@@ -240,7 +244,8 @@ def test_exchange_does_not_compute_a_parametrization() -> None:
 
 
 class MyLSTM(nn.LSTM):
-    pass
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        return nn.LSTM.forward(self, input, hx)
 
 
 class LoRALSTM(nn.LSTM):
@@ -282,9 +287,10 @@ def parametrized_subclass() -> nn.Module:
 
 QUANTIZED = torch.ao.nn.quantized.dynamic
 LEFT: list[tuple[Callable[[], nn.Module], str, str, str]] = [
-    (lambda: MyLSTM(3, 4), "", "test_convert.MyLSTM", "it is a subclass, whose own code may rely on torch's class"),
-    (lambda: LoRALSTM(3, 4), "", "test_convert.LoRALSTM", "it is a subclass, whose"),
-    (parametrized_subclass, "", "test_convert.MyLSTM", "it is a subclass, whose"),
+    (lambda: MyLSTM(3, 4), "", "test_convert.MyLSTM", "its class has a forward of its own that calls no super"),
+    (lambda: LoRALSTM(3, 4), "", "test_convert.LoRALSTM", "it is an adapter, which may rely on torch's class"),
+    (parametrized_subclass, "", "test_convert.MyLSTM", "its class has a forward of its own that calls no super"),
+    (lambda: nn.RNNBase("GRU", 3, 4), "", "torch.nn.modules.rnn.RNNBase", "its class is none of torch's layers"),
     (lambda: QUANTIZED.LSTM(3, 4), "", "torch.ao.nn.quantized.dynamic.modules.rnn.LSTM", "it is quantized or prepared"),
     (lambda: torch.ao.nn.quantized.reference.GRUCell(3, 4), "", "torch.ao.nn.", "it is quantized or prepared"),
     (lambda: torch.jit.script(nn.GRU(3, 4)), "", "torch.jit.ScriptModule of GRU", "it is scripted or traced"),
@@ -328,7 +334,7 @@ def test_revert_leaves_a_layer_patched_since() -> None:
     convert(module)
     module.forward = functools.partial(module.forward)  # type: ignore[method-assign]
     assert [left.name for left in revert(module).left] == [""]
-    assert type(module) is sf.LSTM
+    assert isinstance(module, sf.LSTM)
 
 
 # models that are refused
@@ -421,7 +427,7 @@ def test_quantize_dynamic_warns_that_ours_stay_in_float(name: str) -> None:
     convert(model)
     with pytest.warns(UserWarning, match=rf"seqcls_fast.{name} stays in float: .* call seqcls_fast.revert\(model\)"):
         quantized = torch.ao.quantization.quantize_dynamic(model)
-    assert type(quantized[0]) is getattr(sf, name)
+    assert isinstance(quantized[0], getattr(sf, name))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is deprecated

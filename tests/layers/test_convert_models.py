@@ -1,6 +1,7 @@
 """convert() and revert() on whole models: results, training and copies.
 
-All are compared with the same model with torch's layers, before it is converted.
+All are compared with the same model with torch's layers, before it is converted. All run for both kinds of classes that
+a layer may get: ours alone, and ours and torch's at once.
 """
 
 import copy
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from seqcls_fast import convert, revert
 from support.architectures import ARCHITECTURES, TERMS, build, kinds, results
 from support.tolerances import assert_close_by_name
+
+pytestmark = pytest.mark.usefixtures("kept")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -20,6 +20,8 @@ EXPORTED = "seqcls_fast/_exported.py"
 TORCH_LAYER = "seqcls_fast/_torch_layer.py"
 SHAPES = "seqcls_fast/_shapes.py"
 CONVERSION = "seqcls_fast/conversion.py"
+LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
+OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
 EXPORT = "seqcls_fast/export.py"
 NN = "seqcls_fast/nn.py"
 
@@ -137,10 +139,15 @@ PYTHON = [
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
     Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),
     Mutant("not marked as converted", CONVERSION, "module.__dict__[_MARK] = True", "pass"),
+    Mutant("who asks by isinstance forgotten", CONVERSION, "not (keep or asker)", "not keep"),
+    Mutant("opacus not told", CONVERSION, "tell_opacus(new_class)", "pass"),
+    Mutant("joint class pickled by its name", LAYER_CLASSES, "if theirs else reduced", "if not theirs else reduced"),
+    Mutant("every subclass swapped", LAYER_CLASSES, 'not {"super", "forward"} <= used', "False"),
+    Mutant("hooks of opacus not seen", OTHER_LIBRARIES, '"autograd_grad_sample_hooks" in vars(parent)', "False"),
     Mutant("everything reverted", CONVERSION, " if _MARK in module.__dict__]", "]"),
     Mutant(
         "cells of another kind",
-        CONVERSION,
+        LAYER_CLASSES,
         "getattr(nn, name): getattr(ours, name) for",
         "getattr(nn, name): getattr(ours, name.replace('GRUCell', 'RNNCell')) for",
     ),

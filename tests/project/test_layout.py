@@ -22,6 +22,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("ops",),
     ("_checks",),
     ("nn",),
+    ("_layer_classes", "_other_libraries"),
     ("classifier", "conversion", "export"),
     ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks", "toolkit.parameter_table"),
     ("toolkit.timing", "toolkit.twin"),
