@@ -19,8 +19,8 @@ def plan(
     directions: int,
     backward: bool,
     regime: str,
-    limits: dict[str, int],
+    limits: dict[str, Any],
 ) -> dict[str, Any]: ...
-def known_devices() -> dict[str, dict[str, int]]: ...
-def device_limits(device: int) -> dict[str, int]: ...  # in builds with CUDA
+def known_devices() -> dict[str, dict[str, Any]]: ...
+def device_limits(device: int) -> dict[str, Any]: ...  # in builds with CUDA
 def register_plugin(plugin: object) -> None: ...  # a capsule, see csrc/bindings/runner.h

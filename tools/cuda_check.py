@@ -2,8 +2,9 @@
 
     python tools/cuda_check.py [--cuobjdump PATH] [--jobs N] [--static-report FILE]
 
-The checks: no spills, no local memory, and in the time loop of a recurrent kernel the right number of tensor core
-instructions, barriers and waits. nvcc, c++filt and cuobjdump are needed. cuobjdump is that of --cuobjdump, that of
+The checks: no spills, no local memory; in the time loop of a recurrent kernel the right number of tensor core
+instructions, barriers and waits, none of them behind a branch, and words between blocks read and written at the scope
+of the device; between a wait for other blocks of a cluster and the product a barrier of the warp. nvcc, c++filt and cuobjdump are needed. cuobjdump is that of --cuobjdump, that of
 CUOBJDUMP, one on the PATH, or that of the triton package, which comes with a CUDA torch. The flags are those of
 setup.py, so that the code that is checked is the code that is installed.
 """
@@ -167,6 +168,44 @@ def usage_problems(usage: Usage, threads: int | None) -> list[str]:
     return problems
 
 
+def warp_barrier_problems(ptx: str) -> dict[str, list[str]]:
+    """The problems of the kernels that wait for an mbarrier, by the kernel's name.
+
+    The lanes of a warp may see the end of a phase at different tries. The compiler must therefore be told that they come
+    together before the next instruction that all lanes run as one. It is in the PTX: ptxas may need no instruction.
+    """
+    problems = {}
+    for entry in re.split(r"\.entry\s+", ptx)[1:]:
+        _, *after = re.split(r"\bmbarrier\.try_wait\b", entry)
+        apart = sum(not re.search(r"\bbar\.warp\.sync\b", part.split("ldmatrix", 1)[0]) for part in after)
+        if apart:
+            name = re.match(r"[\w$]+", entry)
+            problems[name[0] if name else ""] = [
+                f"expected a bar.warp.sync between a wait for an mbarrier and ldmatrix but {apart} waits have none"
+            ]
+    return problems
+
+
+def convergence_problems(loop: sass.Loop) -> list[str]:
+    """Instructions that all lanes of a warp must run together, but which a branch in the time loop jumps over.
+
+    Code behind the branch that closes the loop, such as the retry of a wait, is left out: it comes back to where it
+    was left.
+    """
+    branches = {}
+    for one in loop.code:
+        target = sass.TARGET.search(one.operands) if one.opcode == "BRA" and one.guarded else None
+        if target:
+            branches[one.address] = int(target[1], 16)
+    head = loop.code[0].address
+    closing = max((address for address, target in branches.items() if target == head), default=head)
+    together = [one.address for one in loop.code if re.match("HMMA|LDSM", one.text)]
+    for address, target in branches.items():
+        if target <= closing and (skipped := sum(address < other < target for other in together)):
+            return [f"expected no branch over HMMA or LDSM but one at {address:#x} skips {skipped} of them"]
+    return []
+
+
 def count_waits(loop: sass.Loop, inner: Sequence[sass.Loop]) -> tuple[int, int, int]:
     """Barriers of the block, named barriers, and waits for an mbarrier. A wait counts once, whatever retries it has."""
     barriers = [instruction for instruction in loop.code if instruction.text.startswith("BAR.")]
@@ -187,6 +226,12 @@ def loop_problems(kernel: step_model.Kernel, loop: sass.Loop, inner: Sequence[sa
             problems.append(f"expected no {pattern}, which {why}, but the time loop has {count}")
     if calls := sum(instruction.calls for instruction in loop.code):
         problems.append(f"expected no function called, as this check cannot see into it, but the time loop has {calls}")
+    problems += convergence_problems(loop)
+    if kernel.regime == "Grid":
+        for what, pattern in (("reads", r"LDG\.E\.64"), ("writes", r"STG\.E\.64")):
+            strong = loop.count(pattern + r"\.STRONG\.GPU")
+            if not strong:
+                problems.append(f"expected {what} of 64 bits with .STRONG.GPU but the time loop has none")
     expected = (*WAITS[kernel.regime], int(kernel.splits > 1))
     of_block, named, mbarriers = count_waits(loop, inner)
     names = ("block barriers", "mbarrier waits", "named barriers")
@@ -259,7 +304,8 @@ def check_one(job: Job, log: str, *, cuobjdump: str) -> Checked:
     """Run all checks on one compiled source."""
     dump = subprocess.run([cuobjdump, "-sass", str(job.cubin)], capture_output=True, text=True, check=True).stdout
     kernels, usages = sass.parse(dump), parse_ptxas(log)
-    bounds = parse_launch_bounds((job.folder / job.stem / f"{job.source.stem}.ptx").read_text())
+    ptx = (job.folder / job.stem / f"{job.source.stem}.ptx").read_text()
+    bounds, apart = parse_launch_bounds(ptx), warp_barrier_problems(ptx)
     checked = Checked(kernels=len(usages))
     if missing := set(usages) - set(kernels):
         checked.problems[f"{job.arch}: expected every kernel in the disassembly"] = sorted(missing)
@@ -268,7 +314,7 @@ def check_one(job: Job, log: str, *, cuobjdump: str) -> Checked:
             continue
         usage = usages[mangled]
         problems, row = check_kernel(name, kernels[mangled], usage, bounds.get(mangled), job.arch)
-        for problem in problems:
+        for problem in [*problems, *apart.get(mangled, [])]:
             checked.problems.setdefault(f"{job.arch}: {problem}", []).append(f"{job.source.name}: {name}")
         checked.most_registers = max(checked.most_registers, usage.registers)
         if row is not None:

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ namespace {
 // The largest number that plan() takes. plan.h computes in 32 bits where that is enough for numbers up to this one.
 constexpr int64_t kMostPlanned = std::numeric_limits<int32_t>::max();
 
+using Clusters = std::map<int, int>;  // by their blocks: how many the device can hold at once, where that was asked
+
 int limit(const py::dict& given, const char* name) {
   if (!given.contains(name)) fail("limits: expected a whole number for '", name, "' but got none");
   const py::object value = given[name];
@@ -42,6 +45,9 @@ cuda::Limits limits_from(const py::dict& given) {
   limits.shared_bytes = limit(given, "shared_bytes");
   limits.cluster = limit(given, "cluster");
   limits.warps = limit(given, "warps");
+  for (const auto& [blocks, count] :
+       given.contains("active_clusters") ? given["active_clusters"].cast<Clusters>() : Clusters{})
+    if (blocks >= 2 && blocks <= 16) limits.active_clusters[blocks] = count;
   return limits;
 }
 
@@ -52,6 +58,10 @@ py::dict to_dict(const cuda::Limits& limits) {
   d["shared_bytes"] = limits.shared_bytes;
   d["cluster"] = limits.cluster;
   d["warps"] = limits.warps;
+  Clusters clusters;
+  for (int blocks = 2; blocks <= 16; ++blocks)
+    if (limits.active_clusters[blocks]) clusters[blocks] = limits.active_clusters[blocks];
+  if (!clusters.empty()) d["active_clusters"] = clusters;
   return d;
 }
 

@@ -12,7 +12,7 @@ inline const char* sentence_of(uint32_t fault) {
   return fault == kNoSuchId
              ? "x: expected every id of this or an earlier call to be the index of a column of w_ih, but one was "
                "not; it counted as zeros"
-             : "a recurrent kernel of this or an earlier call gave up waiting for the other blocks of its grid: "
+             : "a recurrent kernel of this or an earlier call gave up waiting for the other blocks of its team: "
                "its results and those computed from them are wrong";
 }
 

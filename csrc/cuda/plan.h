@@ -20,6 +20,7 @@ enum class Precision : int { kBf16, kFp16, kTf32, kTf32x3 };
 
 constexpr const char* kRegimes[] = {"onchip", "cluster", "grid", "stepwise"};
 constexpr int kTileRows = 8, kGroupUnits = 16;
+constexpr int64_t kAddressLimit = int64_t{1} << 32;  // strides of a RowAddress (launch_args.h) are smaller, in bytes
 
 constexpr int element_size(Precision p) { return p == Precision::kBf16 || p == Precision::kFp16 ? 2 : 4; }
 constexpr int planes(Precision p) { return p == Precision::kTf32x3 ? 2 : 1; }  // numbers whose sum is one operand value
@@ -63,13 +64,16 @@ struct Limits {
   int warps = 16;                                // most warps of a block
   int64_t projected_bytes = int64_t{256} << 20;  // most memory that the projected input may take at a time
   int64_t max_ordered = 65536;                   // largest batch that is ordered by length, in time B * B
-  int max_polls = 1 << 24;                       // failed polls before a kernel stops waiting (a few seconds)
+  int max_polls = 1 << 24;                       // failed polls before a kernel stops waiting, after some seconds
+  // The clusters of each size that the device can hold at once, as the driver says; 0 where it was not asked.
+  int active_clusters[17] = {};
 };
 
 struct Device {
   const char* name;
   Limits limits;
 };
+// The limits of some devices, for plans that are made without one. Their clusters are those of clusters_at_once.
 constexpr Device kDevices[] = {{"h200", {90, 132, 232448, 16, 16}},
                                {"h100", {90, 132, 232448, 16, 16}},
                                {"a100", {80, 108, 166912, 1, 16}},
@@ -115,7 +119,8 @@ constexpr int operand_pitch(const Request& r, int padded) {
 constexpr int shared_bytes(const Request& r, const Plan& p) {
   const int warps = p.block_groups * p.tiling.splits, values = planes(r.precision) * operands(r.pass, r.gates);
   const int rows = p.tiles * kTileRows * 8;
-  const int operand = 2 * p.tiles * planes(r.precision) * kTileRows * operand_pitch(r, p.padded);
+  const int held = 2 * (p.regime == Regime::kGrid ? 1 : p.tiles);  // grid holds the tile at hand and the one before
+  const int operand = held * planes(r.precision) * kTileRows * operand_pitch(r, p.padded);
   const int state = p.tiles * 2 * cells_per_lane(p.tiling.splits) * warps * 32 * 4;
   const int partial = p.tiling.splits == 1 ? 0 : 2 * warps * m_tiles(r.pass, r.gates) * 4 * 32 * 4;
   const int units = p.tiling.splits == 1 ? 16 : 8;
@@ -125,6 +130,16 @@ constexpr int shared_bytes(const Request& r, const Plan& p) {
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The clusters of a size that run at once, with one block on a multiprocessor. A cluster lies within one GPC, a part of
+// the device with 16 or 18 multiprocessors that work, so that clusters of 9 to 16 blocks fit each GPC once.
+constexpr int64_t clusters_at_once(const Limits& limits, int blocks) {
+  constexpr int kGpc = 16;
+  if (blocks <= 16 && limits.active_clusters[blocks] > 0) return limits.active_clusters[blocks];
+  const int64_t by_count = limits.multiprocessors / blocks;
+  const int64_t by_gpc = int64_t{limits.multiprocessors / kGpc} * (kGpc / blocks);
+  return limits.multiprocessors < kGpc || by_count < by_gpc ? by_count : by_gpc;
+}
 
 // The plan for one regime. If the regime cannot run the layer, the plan has no tiles and `why` says the reason.
 constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
@@ -156,11 +171,21 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
     p.why = "the recurrent weights do not fit one multiprocessor";
     return p;
   }
+  if (4 * r.batch * r.gates * p.padded >= kAddressLimit) {  // the bytes of a step of the projected input
+    p.why = "the layer is too large for addresses of 32 bits";
+    return p;
+  }
+  if (regime != Regime::kOnchip && p.blocks == 1) {
+    p.why = "one multiprocessor holds the recurrent weights, so there are no blocks to share them";
+    return p;
+  }
   if (regime == Regime::kCluster && p.blocks > limits.cluster) {
     p.why = limits.cluster > 1 ? "the recurrent weights do not fit one cluster" : "the device has no clusters";
     return p;
   }
-  const int64_t resident = limits.multiprocessors / (p.blocks * r.directions);
+  const int64_t teams_at_once =
+      regime == Regime::kCluster ? clusters_at_once(limits, p.blocks) : limits.multiprocessors / p.blocks;
+  const int64_t resident = teams_at_once / r.directions;
   if (regime == Regime::kGrid && resident == 0) {
     p.why = "the recurrent weights do not fit all multiprocessors at once";
     return p;

@@ -94,7 +94,7 @@ def explain(
     return {**request, "device": device, "limits": limits, "clock_ghz": clock, "built": built, **passes}
 
 
-def _device(extension: Any, name: str) -> tuple[dict[str, int], float | None]:
+def _device(extension: Any, name: str) -> tuple[dict[str, Any], float | None]:
     """The limits of a device, and its highest clock where that is known."""
     known = extension.known_devices()
     if name in known:
@@ -118,7 +118,7 @@ def _pass(
     request: dict[str, Any],
     backward: bool,
     regime: str,
-    limits: dict[str, int],
+    limits: dict[str, Any],
     clock: float | None,
 ) -> dict[str, Any]:
     """The plan of one pass, with the planner's reasons against the regimes that it tried before."""

@@ -87,6 +87,7 @@ def code_of(*lines: str) -> list[sass.Instruction]:
 
 
 HMMA = ["HMMA.16816.F32.BF16 R4, R8, R12, RZ"] * 12  # the products of a step of a GRU with 4 k-tiles
+WORDS = ["LDG.E.64.STRONG.GPU R4, [R2]", "STG.E.64.STRONG.GPU [R2], R4"]
 BARRIER, NAMED = "BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING R5, 0x40"
 TRY = "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR8], R88"
 
@@ -206,7 +207,27 @@ def test_a_right_kernel_passes() -> None:
     assert problems_of(recurrent(*HMMA, BARRIER)) == []
     assert problems_of(recurrent(*HMMA, *HMMA, BARRIER, BARRIER)) == []  # two steps in one turn
     assert problems_of(recurrent(*HMMA, NAMED, BARRIER), splits=2) == []
-    assert problems_of(recurrent(*HMMA, BARRIER), regime="Grid") == []
+    assert problems_of(recurrent(*HMMA, BARRIER, *WORDS), regime="Grid") == []
+
+
+def test_words_between_blocks_are_strong() -> None:
+    weak = [word.replace(".STRONG.GPU", "") for word in WORDS]
+    assert problems_of(recurrent(*HMMA, BARRIER, *weak), regime="Grid") == [
+        f"expected {what} of 64 bits with .STRONG.GPU but the time loop has none" for what in ("reads", "writes")
+    ]
+
+
+def test_products_behind_a_branch_are_found() -> None:
+    skipping = recurrent("@P0 BRA 15", *HMMA, BARRIER)
+    assert problems_of(skipping) == ["expected no branch over HMMA or LDSM but one at 0x20 skips 12 of them"]
+    assert problems_of(recurrent(*HMMA, "@P0 BRA 16", "FADD R1, R1, R1", BARRIER)) == []
+
+
+def test_a_wait_is_followed_by_a_warp_barrier() -> None:
+    entry = ".entry one()\n{{ mbarrier.try_wait.parity p, [a], b; {} ldmatrix.sync r, [a]; }}\n"
+    assert cuda_check.warp_barrier_problems(entry.format("bar.warp.sync -1;")) == {}
+    (problem,) = cuda_check.warp_barrier_problems(entry.format("")).pop("one")
+    assert problem == "expected a bar.warp.sync between a wait for an mbarrier and ldmatrix but 1 waits have none"
 
 
 def test_a_wait_and_its_retries_are_one() -> None:

@@ -91,11 +91,14 @@ TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
     (("lstm", 512, 64, "bf16", 2, "h200"), cluster(16, 2, 4), None),  # 4 teams a direction for 8 tiles
     (("lstm", 513, 16, "bf16", 1, "h200"), grid(33, 1, 8), None),  # a group a block; 16 is the largest cluster
     (("lstm", 768, 16, "bf16", 1, "h200"), grid(48, 1, 8), None),  # 2 teams of 48
-    # 2 teams for 8 tiles: 4 each. In the forward they take 141,568 bytes; in the backward each tile takes 98,560 of
-    # operand, so that only 2 fit.
-    (("lstm", 768, 64, "bf16", 1, "h200"), grid(48, 4, 8), STEPWISE),
+    # 2 teams for 8 tiles: 4 each. A block has two operands in shared memory, whatever its tiles: of 49,280 bytes each in
+    # the backward.
+    (("lstm", 768, 64, "bf16", 1, "h200"), grid(48, 4, 8), None),
+    (("lstm", 1024, 64, "bf16", 1, "h200"), grid(64, 4, 8), None),
+    (("gru", 1024, 256, "bf16", 1, "h200"), grid(64, 16, 8), None),
+    (("gru", 1024, 257, "bf16", 1, "h200"), STEPWISE, None),  # 33 tiles; a team has at most 16
     (("gru", 1024, 16, "fp16", 1, "h200"), grid(64, 1, 8), None),
-    (("lstm", 1024, 16, "bf16", 2, "h200"), grid(64, 2, 8), STEPWISE),  # backward 2 tiles' operands are 262,656
+    (("lstm", 1024, 16, "bf16", 2, "h200"), grid(64, 2, 8), None),
     (("lstm", 1025, 1, "bf16", 1, "h200"), STEPWISE, None),  # no kernel is that wide
     # bf16, one gate: padded to 64, 128 (16 warps, as R takes at most 32 registers), 256, 512 (8 warps), 1024 (2 splits)
     (("rnn_tanh", 128, 1, "bf16", 1, "h200"), onchip(1), None),
@@ -118,8 +121,7 @@ TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
     # No clusters before 9.0. A100: 108 multiprocessors of 166,912 bytes; L40S: 142 of 101,376
     (("lstm", 128, 64, "bf16", 1, "a100"), onchip(1), None),
     (("lstm", 256, 64, "bf16", 1, "a100"), grid(4, 1, 2), None),  # 27 teams
-    # 6 teams for 32 tiles: 6 each, 146,304 bytes in the forward; in the backward each tile takes 65,792 of operand
-    (("lstm", 512, 256, "bf16", 1, "a100"), grid(16, 6, 4), STEPWISE),
+    (("lstm", 512, 256, "bf16", 1, "a100"), grid(16, 6, 4), None),  # 6 teams for 32 tiles: 6 each
     (("lstm", 512, 16, "bf16", 1, "l40s"), grid(16, 1, 4), None),
     (("lstm", 768, 8, "bf16", 1, "l40s"), grid(48, 1, 8), STEPWISE),  # backward one tile takes 98,560 + 14,400
     (("gru", 128, 2000, "bf16", 1, "l40s"), onchip(2), None),  # 250 tiles
@@ -161,12 +163,18 @@ def test_padded_sizes(cell: str, precision: str) -> None:
     assert plan(cell, sizes[-1] + 1, 8, precision, 1, "h200", False)["regime"] == "stepwise"
 
 
+ALONE = "one multiprocessor holds the recurrent weights, so there are no blocks to share them"
 WHY = [
     ("lstm", 256, 8, "bf16", 1, "h200", "onchip", "the recurrent weights do not fit one multiprocessor"),
     ("lstm", 513, 8, "bf16", 1, "h200", "cluster", "the recurrent weights do not fit one cluster"),
     ("lstm", 256, 8, "bf16", 1, "a100", "cluster", "the device has no clusters"),
+    ("lstm", 64, 8, "bf16", 1, "h200", "grid", ALONE),
+    ("lstm", 128, 8, "bf16", 1, "h200", "cluster", ALONE),
+    # 64 units at least, 4 bytes, 4 gates: 2^32 bytes a step from 4,194,304 rows on
+    ("lstm", 1, 4194304, "bf16", 1, "h200", "onchip", "the layer is too large for addresses of 32 bits"),
+    ("lstm", 1, 5000000, "bf16", 1, "h200", "cluster", "the layer is too large for addresses of 32 bits"),
     ("rnn_tanh", 130, 8, "bf16", 1, "toy", "grid", "the recurrent weights do not fit all multiprocessors at once"),
-    ("lstm", 768, 256, "bf16", 1, "h200", "grid", "so many rows do not fit all multiprocessors at once"),
+    ("lstm", 768, 257, "bf16", 1, "h200", "grid", "so many rows do not fit all multiprocessors at once"),
     ("lstm", 768, 8, "bf16", 1, "l40s", "grid", "one batch tile does not fit shared memory"),
     ("lstm", 300, 8, "bf16", 1, "toy", "onchip", "a block has too few warps for the parts K is cut into"),
     ("lstm", 1025, 8, "bf16", 1, "h200", "cluster", "the recurrent weights do not fit the registers of any kernel"),
@@ -196,20 +204,44 @@ def check_bounds(p: dict[str, Any], cell: str, hidden: int, batch: int, precisio
     assert p["blocks"] * p["block_groups"] == p["groups"]
     assert 16 * (p["groups"] - p["blocks"]) < hidden  # no block is a group larger than it must be
     assert p["tiles"] * p["teams"] * 8 >= batch > p["tiles"] * (p["teams"] - 1) * 8
-    # the registers of a team are enough for R, and shared memory for both halves of the operand
+    # the registers of a team are enough for R, and shared memory for its operands: two of each tile, two in all in grid
     assert p["blocks"] * p["threads"] * p["weight_registers"] * 4 >= gates * hidden * hidden * size * planes
-    operand = 2 * p["tiles"] * 8 * planes * (gates if p["backward"] else 1) * p["padded"] * size
+    operand = (
+        2
+        * (1 if p["regime"] == "grid" else p["tiles"])
+        * 8
+        * planes
+        * (gates if p["backward"] else 1)
+        * p["padded"]
+        * size
+    )
     assert operand < p["shared_bytes"] <= limits["shared_bytes"]
     assert p["shared_bytes"] % 16 == 0
     if p["regime"] == "onchip":
         assert p["blocks"] == 1
     if p["regime"] == "cluster":
-        assert p["blocks"] <= limits["cluster"]
+        assert 1 < p["blocks"] <= limits["cluster"]
         assert limits["architecture"] >= 90
     if p["regime"] == "grid":
+        assert p["blocks"] > 1
         assert p["blocks"] * p["teams"] * directions <= limits["multiprocessors"]
     assert p["mma_cycles"] > 0
     assert p["mufu_cycles"] >= 0
+
+
+def test_the_largest_layer_whose_addresses_fit() -> None:
+    assert plan("lstm", 1, 4194303, "bf16", 1, "h200", False)["regime"] == "onchip"
+    assert plan("lstm", 1, 4194304, "bf16", 1, "h200", False)["regime"] == "stepwise"
+
+
+def test_clusters_are_as_many_as_the_driver_says() -> None:
+    """Without a driver to ask, clusters of more than 8 blocks fit each part of the device (GPC) once."""
+    layer = ("gru", 300, 8 * 80, "bf16", 1)  # 80 tiles for clusters of 10 blocks
+    found = plan(*layer, "h200", False)
+    assert (found["blocks"], found["tiles"], found["teams"]) == (10, 10, 8)
+    asked = KNOWN["h200"] | {"active_clusters": {10: 11}}
+    found = _ext.C.plan(*layer, False, "auto", asked)
+    assert (found["blocks"], found["tiles"], found["teams"]) == (10, 8, 10)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,7 +1,6 @@
 """The CUDA backend on CPU tensors (simt/): every regime against the float64 reference, in memory filled with NaN.
 
-The planner says which cases a regime can run, with the limits of the largest device of plugin.cpp, which runs the cases
-that fit none of the smaller ones. `--simt-full` runs every combination of the axes that decide which code runs.
+The planner says which cases a regime can run, with the limits of the devices of plugin.cpp. `--simt-full` runs every combination of the axes that decide which code runs.
 """
 
 from __future__ import annotations
@@ -29,7 +28,12 @@ pytestmark = pytest.mark.skipif(why_no_plugin() is not None, reason=str(why_no_p
 
 REGIMES = ("onchip", "cluster", "grid", "stepwise")
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32x3", "tf32": "tf32"}
-LARGEST = {"architecture": 90, "multiprocessors": 64, "shared_bytes": 232448, "cluster": 16, "warps": 16}
+# The devices of plugin.cpp, smallest first. With "-full" in a name, the last alone is tried.
+DEVICES = (
+    {"architecture": 90, "multiprocessors": 4, "shared_bytes": 65536, "cluster": 4, "warps": 2},
+    {"architecture": 90, "multiprocessors": 40, "shared_bytes": 232448, "cluster": 16, "warps": 2},
+    {"architecture": 90, "multiprocessors": 64, "shared_bytes": 232448, "cluster": 16, "warps": 16},
+)
 
 AXES: dict[str, tuple[Any, ...]] = {
     "kernel": tuple(itertools.product(CELLS, (*PRECISIONS, "float64"), REGIMES)),
@@ -59,18 +63,30 @@ class Run(NamedTuple):
         return f"{self.impl}-{self.case}"
 
 
-def plan_of(cell: str, dtype: str, regime: str, H: int, B: int = 1, directions: int = 1, back: bool = False) -> Values:
+def plan_of(
+    cell: str,
+    dtype: str,
+    regime: str,
+    H: int,
+    B: int = 1,
+    directions: int = 1,
+    back: bool = False,
+    device: Values = DEVICES[-1],
+) -> Values:
     assert _ext.C is not None
-    return _ext.C.plan(cell, H, B, PRECISIONS[dtype], directions, back, regime, LARGEST)
+    return _ext.C.plan(cell, H, B, PRECISIONS[dtype], directions, back, regime, device)
 
 
 @cache
-def can_run(kernel: tuple[str, str, str], H: int, B: int = 1, directions: int = 1) -> bool:
-    """Whether a regime can run both passes of a layer on the largest device."""
+def can_run(kernel: tuple[str, str, str], H: int, B: int = 1, directions: int = 1, size: str = "") -> bool:
+    """Whether a regime can run each pass of a layer on one of the devices."""
     _, dtype, regime = kernel
     if regime == "stepwise":
         return True
-    return dtype != "float64" and all(plan_of(*kernel, H, B, directions, back)["fits"] for back in (False, True))
+    devices = DEVICES[-1:] if size else DEVICES
+    return dtype != "float64" and all(
+        any(plan_of(*kernel, H, B, directions, back, device)["fits"] for device in devices) for back in (False, True)
+    )
 
 
 def run_of(values: Values) -> Run:
@@ -88,7 +104,7 @@ def fits(values: Values) -> bool:
     tiles = -(-case.B // 8) * 8
     products = {"float32": 3, "float64": 3}.get(case.dtype, 1)
     cost = products * case.T * tiles * case.directions * case.G * case.H * (case.I + case.H)
-    return cost <= MAX_COST and can_run(kernel, case.H, case.B, case.directions)
+    return cost <= MAX_COST and can_run(kernel, case.H, case.B, case.directions, values["size"])
 
 
 @cache
@@ -123,7 +139,7 @@ def others() -> list[Run]:
             continue
         seen = {tiling_of(kernel, H) for H in AXES["H"]}
         for H in range(3, 1024, 16):
-            if can_run(kernel, H, 3) and (tiling := tiling_of(kernel, H)) not in seen:
+            if can_run(kernel, H, 3, size="-full") and (tiling := tiling_of(kernel, H)) not in seen:
                 seen.add(tiling)
                 axes = {"size": "-full", "H": H, "T": 3, "B": 3, "lengths": "random"}
                 runs.append(run_of({"kernel": kernel} | axes))
@@ -131,12 +147,12 @@ def others() -> list[Run]:
 
 
 SPECIAL = [
-    *(Run(f"simt-{r}", Case("lstm", T=300, B=3, I=2, H=7, dtype="bfloat16", lengths="one_long")) for r in REGIMES),
+    *(Run(f"simt-{r}", Case("lstm", T=300, B=3, I=2, H=33, dtype="bfloat16", lengths="one_long")) for r in REGIMES),
     # a team works through many tiles, whose rows end at different steps of one launch
     *(Run(f"simt-{r}", Case("gru", T=13, B=99, I=3, H=33, lengths="random", layout="packed")) for r in REGIMES),
-    *(Run(f"simt-{r}", Case("lstm", T=9, B=140, I=3, H=17, dtype="float16", lengths="zeros")) for r in REGIMES),
+    *(Run(f"simt-{r}", Case("lstm", T=9, B=140, I=3, H=33, dtype="float16", lengths="zeros")) for r in REGIMES),
     # several launches, each of several steps
-    *(Run(f"simt-{r}", Case(c, T=29, B=9, I=3, H=20, directions=2, lengths="zeros")) for r in REGIMES for c in CELLS),
+    *(Run(f"simt-{r}", Case(c, T=29, B=9, I=3, H=33, directions=2, lengths="zeros")) for r in REGIMES for c in CELLS),
     *(Run(f"simt-{r}", Case("lstm", B=0, directions=2)) for r in REGIMES),
     *(Run(f"simt-{r}", Case("gru", T=2, B=0, lengths="random", ids=True)) for r in REGIMES),
     # runs of equal ids within one segment (csrc/cuda/kernels/ids.cuh), across two, and over several
@@ -158,7 +174,7 @@ def _plugin() -> None:
 
 
 def test_selection_has_every_kernel() -> None:
-    wanted = {kernel for kernel in AXES["kernel"] if can_run(kernel, 1)}
+    wanted = {kernel for kernel in AXES["kernel"] if can_run(kernel, 1) or can_run(kernel, 33)}
     runs = {(run.case.cell, run.case.dtype, run.impl.split("-")[1]) for run in pairwise()}
     assert runs == wanted
     assert len(wanted) == len(CELLS) * (len(PRECISIONS) * len(REGIMES) + 1)  # float64: stepwise alone
@@ -175,6 +191,8 @@ def test_what_the_selection_leaves_out_is_refused() -> None:
         _, dtype, regime = kernel
         if can_run(kernel, H) or (dtype == "float64" and H > 1):
             continue
+        if H <= 16 and regime in ("cluster", "grid"):
+            continue  # refused too, for there is nothing to share: see REFUSED
         run = run_of({"kernel": kernel, "size": "", "T": 1, "B": 1, "H": H})
         with pytest.raises(RuntimeError, match=f"^impl: {regime} cannot run this layer .hidden_size {H}, batch 1.: "):
             measured(run.case, run.impl)
@@ -183,6 +201,7 @@ def test_what_the_selection_leaves_out_is_refused() -> None:
 
 
 ONCHIP = "the recurrent weights do not fit one multiprocessor"
+ALONE = "one multiprocessor holds the recurrent weights, so there are no blocks to share them"
 REFUSED = [
     ("simt-onchip", Case("lstm", H=300, dtype="bfloat16"), ONCHIP),
     ("simt-onchip-full", Case("lstm", H=129, dtype="bfloat16"), ONCHIP),
@@ -198,6 +217,8 @@ REFUSED = [
         Case("gru", B=4000, H=250, dtype="bfloat16"),
         "so many rows do not fit all multiprocessors at once",
     ),
+    ("simt-cluster", Case("gru", H=7), ALONE),
+    ("simt-grid-full", Case("lstm", H=128, dtype="bfloat16"), ALONE),
     ("simt-grid", Case("gru", dtype="float64"), "float64 has no kernel that keeps its weights on the chip"),
     ("simt-cluster", Case("lstm", proj=True), "projected states have no kernel that keeps its weights on the chip"),
 ]
@@ -242,9 +263,20 @@ def test_allow_tf32_is_an_argument_of_the_ops(regime: str) -> None:
     assert all(not torch.equal(t, exact[name]) for name, t in rounded.items())
 
 
-def test_waiting_in_vain_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="gave up waiting for the other blocks of its grid"):
-        measured(Case("gru", T=9, B=3, H=33), "simt-grid-hurried")
+@pytest.mark.parametrize("regime", ["cluster", "grid"])
+def test_waiting_in_vain_is_an_error(regime: str) -> None:
+    with pytest.raises(RuntimeError, match="gave up waiting for the other blocks of its team"):
+        measured(Case("gru", T=9, B=3, H=33), f"simt-{regime}-hurried")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_too_few_multiprocessors_now(cell: str) -> None:
+    """A plan whose blocks the device cannot hold when they are launched is replaced, unless its regime was asked for."""
+    case = Case(cell, T=9, B=9, I=3, H=33, directions=2, lengths="zeros")
+    check(case, "simt-auto-crowded")
+    same_bits(measured(case, "simt-auto-crowded"), measured(case, "simt-stepwise"))
+    with pytest.raises(RuntimeError, match="blocks at once on 1 multiprocessors"):
+        measured(case, "simt-grid-crowded")
 
 
 def same_bits(found: Named, wanted: Named) -> None:
@@ -261,8 +293,10 @@ def test_regimes_and_repeats_agree_to_the_bit(cell: str, dtype: str) -> None:
     case = Case(cell, T=6, B=19, I=3, H=33, directions=2, lengths="zeros", dtype=dtype)
     suffix = "-tf32" if dtype == "tf32" else ""
     wanted = measured(case, f"simt-onchip{suffix}")
-    for name in ("onchip", "onchip-full", "cluster", "cluster-full", "grid", "grid-full"):
+    for name in ("onchip", "onchip-full", "cluster", "grid"):
         same_bits(measured(case, f"simt-{name}{suffix}"), wanted)
+    wide = replace(case, H=150, T=3)  # a large device takes several blocks for it
+    same_bits(measured(wide, f"simt-cluster-full{suffix}"), measured(wide, f"simt-grid-full{suffix}"))
     stepwise = measured(case, f"simt-stepwise{suffix}")
     same_bits(measured(case, f"simt-stepwise{suffix}"), stepwise)
 

@@ -37,6 +37,12 @@ struct Sorted {
   const int64_t *keys, *order;  // ascending keys, and the position that each had; equal keys keep their order
 };
 
+// Thrown by a launch whose blocks the device cannot hold at once now, though a plan says that it could: other programs,
+// or limits of this one, leave it fewer multiprocessors. Nothing has run.
+struct TooManyBlocks : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class DeviceStream {
  public:
   virtual ~DeviceStream() = default;

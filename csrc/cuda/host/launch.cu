@@ -7,8 +7,6 @@
 namespace sf::cuda {
 namespace {
 
-constexpr int64_t kStrideLimit = int64_t{1} << 32;  // in bytes; the strides of a RowAddress are smaller
-
 Precision precision_of(Dtype d, bool tf32) {
   if (d == Dtype::kBFloat16) return Precision::kBf16;
   if (d == Dtype::kFloat16) return Precision::kFp16;
@@ -39,7 +37,7 @@ Request request_of(const Layer& l, Pass pass, bool tf32) {
 }
 
 bool strides_fit(const Rows& rows) {
-  return rows.t_stride * size_of(rows.dtype) < kStrideLimit && rows.b_stride * size_of(rows.dtype) < kStrideLimit;
+  return rows.t_stride * size_of(rows.dtype) < kAddressLimit && rows.b_stride * size_of(rows.dtype) < kAddressLimit;
 }
 RowAddress row_address(const Rows& rows) {
   if (!rows.data) return {};
@@ -184,6 +182,19 @@ void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choic
   launch.launch();
 }
 
+// Runs a recurrent kernel, or the steps one by one if the plan says so or if the device cannot hold the kernel's blocks
+// after all. A forced regime is never replaced.
+template <class Recur, class Step>
+void run_plan(const Plan& plan, const Choice& choice, Recur&& recur, Step&& step) {
+  if (plan.regime == Regime::kStepwise) return step();
+  try {
+    recur();
+  } catch (const TooManyBlocks&) {
+    if (choice.forced) throw;
+    step();
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> regime_names() { return {std::begin(kRegimes), std::end(kRegimes)}; }
@@ -208,7 +219,7 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   if (l.dtype == Dtype::kFloat64) why = "float64 has no kernel that keeps its weights on the chip";
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
   if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H,
-                5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kStrideLimit / 2)
+                5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kAddressLimit / 2)
     why = "the layer is too large for addresses of 32 bits";
   const Request r = request_of(l, pass, choice.tf32);
   Plan plan;
@@ -231,10 +242,9 @@ void run_forward(const Forward& f, const Choice& choice, DeviceStream& stream) {
   if (f.output[0].data && l.lengths && !l.packed_rows)  // no kernel writes the steps beyond a row's length
     stream.zero(f.output[0].data, l.T * l.B * l.directions * l.out() * size_of(l.dtype));
   const Plan plan = plan_layer(l, Pass::kForward, choice, stream.limits());
-  if (plan.regime == Regime::kStepwise)
-    step_forward(f, choice, lengths, stream);
-  else
-    recurrent_forward(f, plan, choice, lengths, stream);
+  run_plan(
+      plan, choice, [&] { recurrent_forward(f, plan, choice, lengths, stream); },
+      [&] { step_forward(f, choice, lengths, stream); });
 }
 
 void run_backward(const Backward& b, const Choice& choice, DeviceStream& stream) {
@@ -243,10 +253,9 @@ void run_backward(const Backward& b, const Choice& choice, DeviceStream& stream)
   const int64_t width = gates_width(l);
   if (l.lengths && !l.packed_rows) stream.zero(b.d_gates[0].data, l.directions * l.T * l.B * width * size_of(l.dtype));
   const Plan plan = plan_layer(l, Pass::kBackward, choice, stream.limits());
-  if (plan.regime == Regime::kStepwise)
-    step_backward(b, choice, lengths, stream);
-  else
-    recurrent_backward(b, plan, choice, lengths, stream);
+  run_plan(
+      plan, choice, [&] { recurrent_backward(b, plan, choice, lengths, stream); },
+      [&] { step_backward(b, choice, lengths, stream); });
   if (b.d_x.data) input_grad(b, choice, stream);
 }
 

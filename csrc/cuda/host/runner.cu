@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <mutex>
@@ -127,10 +128,11 @@ class CudaDeviceStream : public DeviceStream {
     config.attrs = attributes.data();
     config.numAttrs = count;
     const cudaError_t error = cudaLaunchKernelExC(&config, kernel, arguments);
-    if (error == cudaErrorCooperativeLaunchTooLarge) {
+    if (error == cudaErrorCooperativeLaunchTooLarge || (shape.cluster > 1 && error == cudaErrorInvalidClusterSize)) {
       cudaGetLastError();
-      throw std::runtime_error("the grid regime needs " + std::to_string(shape.blocks) +
-                               " blocks on the device at once, more than it can hold now");
+      throw TooManyBlocks("the recurrent kernel needs " +
+                          std::to_string(shape.cooperative ? shape.blocks : shape.cluster) +
+                          " blocks on the device at once, more than it can hold now");
     }
     check(error, "launching a kernel");
     after_launch("a kernel");
@@ -164,8 +166,9 @@ class CudaRunner : public Runner {
   CudaDeviceStream stream_;
 };
 
-// The most blocks that can form a cluster on this device, for the kernel that takes most registers and shared memory.
-int largest_cluster(const Limits& limits) {
+// Asks the driver how many clusters of each size run at once, and sets the size of the largest, for the kernel that
+// takes most registers and shared memory: no other needs more of a multiprocessor.
+void ask_for_clusters(Limits& limits) {
   const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
@@ -174,12 +177,40 @@ int largest_cluster(const Limits& limits) {
   config.gridDim = dim3(16);
   config.blockDim = dim3(256);
   config.dynamicSmemBytes = static_cast<size_t>(limits.shared_bytes);
-  int blocks = 1;
-  check(cudaOccupancyMaxPotentialClusterSize(&blocks, kernel, &config), "asking for the largest cluster");
-  return blocks < 16 ? blocks : 16;
+  int largest = 1;
+  check(cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &config), "asking for the largest cluster");
+  limits.cluster = 1;
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  config.attrs = &size;
+  config.numAttrs = 1;
+  for (int blocks = 2; blocks <= std::min(largest, 16); ++blocks) {
+    size.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    int active = 0;
+    if (cudaOccupancyMaxActiveClusters(&active, kernel, &config) != cudaSuccess) cudaGetLastError();
+    if (active == 0) break;
+    limits.active_clusters[blocks] = active;
+    limits.cluster = blocks;
+  }
 }
 
+// Makes a device the current one, and the one before it again when the object goes.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    check(cudaSetDevice(device), "making a device the current one");
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  ~CurrentDevice() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
 Limits read_limits(int device) {
+  const CurrentDevice current(device);  // attributes of kernels, and how many run at once, are those of this device
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, name, device), "asking the device for its limits");
@@ -198,7 +229,8 @@ Limits read_limits(int device) {
                              std::to_string(limits.architecture % 10) + ", but seqcls_fast was built for " +
                              SF_CUDA_ARCHS + " alone");
   }
-  limits.cluster = limits.architecture == 90 ? largest_cluster(limits) : 1;  // clusters are compiled for 9.0 alone
+  limits.cluster = 1;
+  if (limits.architecture == 90) ask_for_clusters(limits);  // clusters are compiled for 9.0 alone
   return limits;
 }
 

@@ -120,7 +120,9 @@ struct SharedAllocator {
 };
 
 // Barriers in shared memory (mbarriers). A phase of one ends when its arrivals and its bytes have come. Phases count
-// from 0, and barrier_wait waits until the phase of the given parity has ended.
+// from 0. barrier_wait waits until the phase of the given parity has ended, and returns whether it has: it gives up
+// after a time that it counts in polls, as the waits of the grid regime do. A try may take much longer than a poll, so
+// the time is read from the clock of the multiprocessor.
 using Barriers = Shared<uint64_t>;
 SF_DEVICE uint32_t in_block(uint32_t address, int block) {  // the same address in another block of the cluster
   uint32_t r;
@@ -138,10 +140,12 @@ SF_DEVICE void barrier_expect(Barriers b, int i, int bytes) {
 }
 // The wait is relaxed, and a fence for shared memory alone follows it: with .acquire.cluster every try would invalidate
 // the L1 cache (CCTL.IVALL).
-SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
+SF_DEVICE bool barrier_wait(Barriers b, int i, int parity, int max_polls) {
 #if __CUDA_ARCH__ >= 900
-  uint32_t done = 0;
-  while (!done) {
+  constexpr int64_t kPollCycles = 512;
+  int64_t began = 0;
+  while (true) {
+    uint32_t done;
     asm volatile(
         "{ .reg .pred p; "
         "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, "
@@ -149,9 +153,14 @@ SF_DEVICE void barrier_wait(Barriers b, int i, int parity) {
         : "=r"(done)
         : "r"(b.address(i)), "r"(parity)
         : "memory");
+    if (done) break;
+    const int64_t now = clock64();
+    if (began == 0) began = now;
+    if (now - began > max_polls * kPollCycles) return false;
   }
   asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
 #endif
+  return true;
 }
 // Sends 16 bytes to element i of the region in another block of the cluster. That block's barrier j counts them.
 template <class T>

@@ -1,7 +1,7 @@
 // The parts that the regimes share: a kernel's constants, the position of a thread, the operand in shared memory, and
 // the slice of the next operand that a warp sends to other blocks. Each regime is an Exchange: wait() returns when the
 // whole operand of a batch tile has come, put() takes the values of one cell for the next operand, and send() sends
-// them.
+// them. kHoldsEveryTile says whether the operands of all tiles lie in shared memory at once.
 #pragma once
 
 #include "precision.cuh"
@@ -71,19 +71,24 @@ struct Lane {
 };
 
 // The operands of a block's tiles in shared memory, (2 halves, tiles, planes, 8 rows, kPitch). The operand of step s is
-// in half s & 1. In a row, all values of a unit lie side by side.
-template <class S>
+// in half s & 1. In a row, all values of a unit lie side by side. With kEveryTile false there is room for two operands
+// alone, which the tiles use in turn: that of the tile at hand, and that of the tile before.
+template <class S, bool kEveryTile = true>
 struct Operand {
   using Element = typename S::Element;
   Shared<Element> region;
   int tiles;
 
   SF_DEVICE Operand(SharedAllocator& allocator, const LaunchArgs& a)
-      : region(allocator.take<Element>(2 * a.tiles * S::kPlanes * kTileRows * S::kPitch)), tiles(a.tiles) {}
-  SF_DEVICE int size() const { return 2 * tiles * S::kPlanes * kTileRows * S::kPitch; }
+      : region(allocator.take<Element>(operands(a.tiles) * S::kPlanes * kTileRows * S::kPitch)), tiles(a.tiles) {}
+  SF_DEVICE int size() const { return operands(tiles) * S::kPlanes * kTileRows * S::kPitch; }
   SF_DEVICE int row(int step, int tile, int plane, int column) const {
-    return (((step & 1) * tiles + tile) * S::kPlanes + plane) * kTileRows * S::kPitch + column * S::kPitch;
+    const int place = kEveryTile ? (step & 1) * tiles + tile : (step * tiles + tile) & 1;
+    return (place * S::kPlanes + plane) * kTileRows * S::kPitch + column * S::kPitch;
   }
+
+ private:
+  static SF_DEVICE int operands(int tiles) { return kEveryTile ? 2 * tiles : 2; }
 };
 
 // Stores the values of one cell as operand elements. place_of(plane) is where the elements of a plane begin.

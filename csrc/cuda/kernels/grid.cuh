@@ -3,7 +3,9 @@
 // and a block waits for the blocks of its team alone. The launch is cooperative, so that all blocks run at once. If a
 // word still does not come, the wait ends after max_polls failed polls, and an error is raised.
 //
-// Two halves of the operand are enough for the reason that cluster.cuh gives.
+// Two halves of the words are enough for the reason that cluster.cuh gives. In shared memory a block holds two operands
+// alone, whatever its number of tiles, since it copies one from the words when it needs it: the barrier behind the copy
+// of a tile says that every warp has done with the tile before.
 #pragma once
 
 #include "exchange.cuh"
@@ -12,9 +14,10 @@ namespace sf::cuda {
 
 template <class S>
 struct Grid {
+  static constexpr bool kHoldsEveryTile = false;
   static constexpr int kPacketWords = 4, kAtOnce = 4;
   static constexpr int kElements = 4 / sizeof(typename S::Element);  // elements in a word
-  Operand<S> operand;
+  Operand<S, kHoldsEveryTile> operand;
   Slice<S> slice;
   uint64_t* words;  // (2 steps, tiles, planes, 8 rows, row_words) of this team
   uint32_t* error;
@@ -35,8 +38,8 @@ struct Grid {
   SF_DEVICE void begin() const { cta_sync(); }
   // Each warp fetches whole rows. Its lanes have kAtOnce loads in flight.
   SF_DEVICE void wait(const Lane<S>& at, int step, int, int tile) {
-    if (step == 0) return;
-    for (int row = at.warp; row < S::kPlanes * kTileRows; row += block_threads() / 32) {
+    // The operand of step 0 is in shared memory already; no words say it.
+    for (int row = at.warp; step > 0 && row < S::kPlanes * kTileRows; row += block_threads() / 32) {
       const uint64_t* from = tile_words(step, tile) + row * row_words;
       const int to = operand.row(step, tile, row / kTileRows, row % kTileRows);
       for (int first = at.lane; first < row_words; first += kAtOnce * 32) {

@@ -8,6 +8,7 @@ namespace sf::cuda {
 
 template <class S>
 struct Onchip {
+  static constexpr bool kHoldsEveryTile = true;
   Operand<S> operand;
 
   SF_DEVICE Onchip(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>&) : operand(allocator, a) {}

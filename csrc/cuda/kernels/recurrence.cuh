@@ -45,7 +45,8 @@ struct WeightFragments {
     }
   }
 
-  SF_DEVICE void multiply(const Operand<S>& operand, int step, int tile, const Lane<S>& at,
+  template <class Operand>
+  SF_DEVICE void multiply(const Operand& operand, int step, int tile, const Lane<S>& at,
                           float (&sums)[S::kMTiles][4]) const {
     float chains[S::kChains][S::kMTiles][4] = {};  // the first chain starts from the values of `sums`
     SF_UNROLL
@@ -145,6 +146,7 @@ template <class S, template <class> class ExchangeOf>
 SF_KERNEL(S::kThreads)
 recur(SF_PARAMETER LaunchArgs a) {
   using Step = typename StepOf<S>::Type;
+  using Exchange = ExchangeOf<S>;
   using Floats = Vector<float, S::kCells>;
   constexpr bool kForward = S::kPass == Pass::kForward;
   const Lane<S> at(a);
@@ -154,7 +156,7 @@ recur(SF_PARAMETER LaunchArgs a) {
   SharedAllocator allocator;
   const RowTable<S> rows(allocator, a, team / a.directions * a.tiles * kTileRows);
   const States<S> states(allocator, a);
-  ExchangeOf<S> exchange(allocator, a, at);
+  Exchange exchange(allocator, a, at);
   const Partials<S> partials(allocator, a);
   const WeightFragments<S> weights(io, at);
   const Step step(a, io, at);
@@ -169,7 +171,8 @@ recur(SF_PARAMETER LaunchArgs a) {
   // The backward runs one extra iteration, to add the gradient of h0.
   const int turns = steps + (kForward ? 0 : 1);
 
-  // Set the states before the first step, and in the forward the operand of the first step too.
+  // Set the states before the first step, and in the forward the operand of the first step too. That of the backward is
+  // the zeros that are there already.
   const auto state_before = [&](int which, int b, int unit) {
     if (b < 0 || unit >= a.H) return 0.0f;
     return a.first ? Step::first(io, which, b, unit)
@@ -183,15 +186,16 @@ recur(SF_PARAMETER LaunchArgs a) {
         v.v[cell] = state_before(which, rows.b(tile * kTileRows + at.column(cell)), at.unit(cell));
       states.store(tile, which, v);
     }
-  if (kForward) {
-    for (int i = thread_id(); i < a.tiles * kTileRows * a.H; i += block_threads()) {
-      const int unit = i % a.H, row = i / a.H;
-      const float h[S::kOperands] = {state_before(0, rows.b(row), unit)};
-      store_split<S>(exchange.operand.region, h, [&](int plane) {
-        return exchange.operand.row(0, row / kTileRows, plane, row % kTileRows) + unit;
-      });
+  const auto set_first_operand = [&](int tile) {
+    for (int i = thread_id(); i < kTileRows * a.H; i += block_threads()) {
+      const int unit = i % a.H, column = i / a.H;
+      const float h[S::kOperands] = {state_before(0, rows.b(tile * kTileRows + column), unit)};
+      store_split<S>(exchange.operand.region, h,
+                     [&](int plane) { return exchange.operand.row(0, tile, plane, column) + unit; });
     }
-  }
+  };
+  if constexpr (kForward && Exchange::kHoldsEveryTile)
+    for (int tile = 0; tile < a.tiles; ++tile) set_first_operand(tile);
   exchange.begin();
 
   // Row offsets of a packed sequence are read one step before they are used, the inputs of a cell one iteration of the
@@ -227,6 +231,8 @@ recur(SF_PARAMETER LaunchArgs a) {
       step.load(io, ahead, direction == 1, inputs_ahead);
     }
 
+    if constexpr (kForward && !Exchange::kHoldsEveryTile)
+      if (now_turn == 0) set_first_operand(now_tile);
     exchange.wait(at, now_turn, turns, now_tile);
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
     SF_UNROLL

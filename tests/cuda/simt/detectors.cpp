@@ -104,7 +104,8 @@ void aligned(int element) {
   s.store_as<uint4>(element, {});
 }
 
-uint64_t words[4 * 64];  // in global memory, zeroed before each launch
+constexpr int kPatient = 1 << 24;  // failed polls
+uint64_t words[4 * 64];            // in global memory, zeroed before each launch
 
 // Clusters of two blocks of two warps. In every step each block sends the other one packet of 16 bytes per thread.
 struct ExchangeMode {
@@ -134,7 +135,7 @@ void exchange(const ExchangeMode& mode) {
     const bool last = step + 1 == kSteps;
     if (t == 0 && !last) barrier_expect(full, 1 - (step & 1), mode.bytes);
     if (step > 0 && mode.waits && (mode.waits_last || !last))
-      barrier_wait(full, step & 1, ((step - 1) / 2 & 1) ^ mode.parity);
+      barrier_wait(full, step & 1, ((step - 1) / 2 & 1) ^ mode.parity, kPatient);
     if (!mode.waits) cluster_sync();  // not enough: only the mbarrier orders the bytes that are sent
     const uint32_t word = s.load(4 * (now * kPackets + (t + 1) % kPackets));
     require(mode.parity || !mode.waits || word == static_cast<uint32_t>(step), "a word that was sent");
@@ -162,13 +163,13 @@ void wait_for_the_second_phase() {  // thread 0 waits for the first phase, threa
       if (i == 1) post(words, 0, 2);
     }
   if (thread_id() == 0) {
-    barrier_wait(full, 0, 0);
+    barrier_wait(full, 0, 0, kPatient);
     s.load(0);
     post(words, 0, 1);
   }
   if (thread_id() == 1) {
     until(2);
-    barrier_wait(full, 0, 1);
+    barrier_wait(full, 0, 1, kPatient);
     s.load(1);
   }
 }
@@ -190,7 +191,7 @@ void arm_twice() {
 }
 void uninitialised_mbarrier() {
   SharedAllocator allocator;
-  barrier_wait(allocator.take<uint64_t>(1), 0, 1);
+  barrier_wait(allocator.take<uint64_t>(1), 0, 1, kPatient);
 }
 
 // The blocks form a chain, and `rank` is a block's position in it. Each block waits for the word of the block before it
@@ -353,7 +354,7 @@ SF_KERNEL(64) increment(SF_PARAMETER Increment a) {
   a.data[block_id() * block_threads() + thread_id()] += static_cast<float>(grid_blocks());
 }
 void run_on_stream(const LaunchShape& shape, int count) {
-  SimtStream stream{Limits{90, 4, 65536, 4, 2}};
+  SimtStream stream{Limits{90, 4, 65536, 4, 2}, 4};
   float* data = stream.take_of<float>(count);
   require(std::isnan(data[0]) && std::isnan(data[count - 1]), "memory taken is not poisoned");
   stream.zero(data, count * sizeof(float));
@@ -365,7 +366,7 @@ void multiply() {  // (2 x 3) (3 x 2), every layout, into columns 1 and 2 of row
   const float a[] = {1, 2, 3, 4, 5, 6}, a_t[] = {1, 4, 2, 5, 3, 6}, b[] = {1, -1, 0.5f, 2, 0, 3},
               b_t[] = {1, 0.5f, 0, -1, 2, 3};
   const float expected[] = {2, 12, 6.5f, 24};
-  SimtStream stream{Limits{}};
+  SimtStream stream{Limits{}, 132};
   for (int layout = 0; layout < 8; ++layout) {
     const bool ta = layout & 1, tb = layout & 2, accumulate = layout & 4;
     float c[] = {9, 10, 10, 9, 9, 10, 10, 9};
@@ -391,7 +392,7 @@ void multiply() {  // (2 x 3) (3 x 2), every layout, into columns 1 and 2 of row
 void multiply_types() {  // batches of two 1 x 1 products, x * x
   const float x = 1 + 0x1p-11f, rounded = 1 + 0x1p-10f;
   const double wide = 1 + 0x1p-30;
-  SimtStream stream{Limits{}};
+  SimtStream stream{Limits{}, 132};
   Product p{};
   p.m = p.n = p.k = p.a_stride = p.b_stride = p.c_stride = p.a_batch = p.b_batch = p.c_batch = 1;
   p.batch = 2;
@@ -419,7 +420,7 @@ void multiply_types() {  // batches of two 1 x 1 products, x * x
   require(from_fp16(out16[0]) == 9 && from_fp16(out16[1]) == 2.25f, "a float16 product");
 }
 void beyond_the_fence() {
-  SimtStream stream{Limits{}};
+  SimtStream stream{Limits{}, 132};
   volatile float* data = stream.take_of<float>(64);
   data[64] = 1;
 }

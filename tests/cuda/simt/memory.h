@@ -103,19 +103,24 @@ inline void expect(int64_t byte, int bytes, Site at) {
   b->bytes += bytes;
   arrive(me().block, *b);
 }
-inline void wait_phase(int64_t byte, int parity, Site at) {
+// Gives up at once if one failed poll is all that is allowed, else never: a wait without end is reported as stuck.
+inline bool wait_phase(int64_t byte, int parity, int max_polls, Site at) {
   note_read(me().block, byte, 8, at);
   Mbarrier* b = barrier_at(me().block, byte, at);
-  if (!b) return;
-  while (static_cast<int>(b->phase & 1) == parity) pause(Wait::kPhase, "barrier_wait", at, b);
+  if (!b) return true;
+  while (static_cast<int>(b->phase & 1) == parity) {
+    if (max_polls == 1) return false;
+    pause(Wait::kPhase, "barrier_wait", at, b);
+  }
   Thread& t = me();
-  if (!b->released) return;  // no phase has ended yet, so there are no clocks to take over
+  if (!b->released) return true;  // no phase has ended yet, so there are no clocks to take over
   if (b->before != t.known) {
     auto both = std::make_shared<Clocks>(*t.known);
     join(*both, *b->released);
     b->before = t.known, b->learnt = both;
   }
   t.known = b->learnt;
+  return true;
 }
 inline void send_bytes(int64_t to, const void* data, int size, int64_t barrier, int rank, Site at) {
   if (rank < 0 || rank >= world.size.cluster)

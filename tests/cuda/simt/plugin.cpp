@@ -1,7 +1,8 @@
 // The CUDA backend, host code and kernels, as implementations for CPU tensors. simt-REGIME simulates a device so small
 // that even a small layer needs several of its blocks; simt-REGIME-full has blocks as large as a real device's. With
-// -tf32 at the end, either has allow_tf32, for tests that can name an implementation but pass no argument.
-// simt-grid-hurried stops waiting at its first failed poll. If the simulator finds a fault, the op throws it.
+// -tf32 at the end, either has allow_tf32, for tests that can name an implementation but pass no argument. With
+// -hurried a kernel stops waiting at its first failed poll; with -crowded a launch gets one multiprocessor, whatever
+// the plan was made for. If the simulator finds a fault, the op throws it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int64_t kChunk = 16384;  // bytes of projected input at a time, so few that most layers take several launches
 constexpr Limits kTiny{90, 4, 65536, 4, 2, kChunk}, kSmall{90, 40, 232448, 16, 2, kChunk},
-    kFull{90, 64, 232448, 16, 16, kChunk};
+    kFull{90, 64, 232448, 16, 16, kChunk}, kNoClusters{90, 40, 232448, 1, 2, kChunk};
 
 class SimtRunner : public Runner {
  public:
@@ -30,6 +31,7 @@ class SimtRunner : public Runner {
     remove("simt-");
     full_ = remove("-full");
     hurried_ = remove("-hurried");
+    crowded_ = remove("-crowded");
     allow_tf32 |= remove("-tf32");
     choice_ = choice_of(name, allow_tf32);
   }
@@ -51,12 +53,17 @@ class SimtRunner : public Runner {
     const std::lock_guard lock(one_at_a_time);
     Limits limits = limits_for(l, pass);
     if (hurried_) limits.max_polls = 1;
-    SimtStream stream(limits);
-    f(stream);
+    SimtStream stream(limits, crowded_ ? 1 : limits.multiprocessors);
+    try {
+      f(stream);
+    } catch (const std::runtime_error&) {  // what follows a wait that was given up is no finding
+      if (!hurried_ || !*stream.error_word()) throw;
+    }
     if (*stream.error_word()) throw std::runtime_error(std::string("simt: ") + sentence_of(*stream.error_word()));
   }
   Limits limits_for(const Layer& l, Pass pass) const {
     if (full_) return kFull;
+    if (crowded_) return kNoClusters;
     for (const Limits& limits : {kTiny, kSmall}) {
       try {
         plan_layer(l, pass, choice_, limits);
@@ -68,7 +75,7 @@ class SimtRunner : public Runner {
   }
 
   Choice choice_;
-  bool full_ = false, hurried_ = false;
+  bool full_ = false, hurried_ = false, crowded_ = false;
 };
 
 std::vector<std::string> simt_names() {
@@ -76,7 +83,8 @@ std::vector<std::string> simt_names() {
   for (const std::string& regime : regime_names())
     for (const char* size : {"", "-full"})
       for (const char* precision : {"", "-tf32"}) names.push_back("simt-" + regime + size + precision);
-  names.push_back("simt-grid-hurried");
+  for (const char* regime : {"cluster", "grid"}) names.push_back(std::string("simt-") + regime + "-hurried");
+  for (const char* regime : {"auto", "grid"}) names.push_back(std::string("simt-") + regime + "-crowded");
   return names;
 }
 

@@ -128,8 +128,9 @@ inline void barrier_init(Barriers b, int i, Site at = Site::here()) {
 inline void barrier_expect(Barriers b, int i, int bytes, Site at = Site::here()) {
   if (const int64_t byte = b.locate(i, 8, 8, at); byte >= 0) simt::expect(byte, bytes, at);
 }
-inline void barrier_wait(Barriers b, int i, int parity, Site at = Site::here()) {
-  if (const int64_t byte = b.locate(i, 8, 8, at); byte >= 0) simt::wait_phase(byte, parity, at);
+inline bool barrier_wait(Barriers b, int i, int parity, int max_polls, Site at = Site::here()) {
+  const int64_t byte = b.locate(i, 8, 8, at);
+  return byte < 0 || simt::wait_phase(byte, parity, max_polls, at);
 }
 template <class T>
 void send(Shared<T> to, int i, uint4 v, Barriers b, int j, int block, Site at = Site::here()) {

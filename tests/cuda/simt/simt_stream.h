@@ -19,7 +19,7 @@ namespace sf::cuda {
 
 class SimtStream : public DeviceStream {
  public:
-  explicit SimtStream(const Limits& limits) : limits_(limits) {}
+  explicit SimtStream(const Limits& limits, int at_once) : limits_(limits), at_once_(at_once) {}
   SimtStream(const SimtStream&) = delete;
   ~SimtStream() override {
     for (const auto& [base, size] : taken_) munmap(base, size);
@@ -73,9 +73,9 @@ class SimtStream : public DeviceStream {
     if (shape.cluster > limits_.cluster)
       throw std::runtime_error("simt: the launch asks for clusters of " + std::to_string(shape.cluster) +
                                " blocks, the device has " + std::to_string(limits_.cluster));
-    if (shape.cooperative && shape.blocks > limits_.multiprocessors)
-      throw std::runtime_error("simt: " + std::to_string(shape.blocks) + " blocks at once on " +
-                               std::to_string(limits_.multiprocessors) + " multiprocessors");
+    if (shape.cooperative && shape.blocks > at_once_)
+      throw TooManyBlocks("simt: " + std::to_string(shape.blocks) + " blocks at once on " + std::to_string(at_once_) +
+                          " multiprocessors");
     simt::launch({shape.blocks, shape.threads, shape.shared, shape.cluster, shape.cooperative},
                  [=] { call(kernel, arguments); });
   }
@@ -108,6 +108,7 @@ class SimtStream : public DeviceStream {
   }
 
   Limits limits_;
+  int at_once_;  // the multiprocessors that a cooperative launch may have, which can be fewer than the limits say
   uint32_t error_ = 0;
   std::vector<std::pair<void*, size_t>> taken_;
 };
