@@ -3,10 +3,10 @@
     python tools/cuda_check.py [--cuobjdump PATH] [--jobs N] [--static-report FILE]
 
 The checks: no spills, no local memory; in the time loop of a recurrent kernel the right number of tensor core
-instructions, barriers and waits, none of them behind a branch, and words between blocks read and written at the scope
-of the device; between a wait for other blocks of a cluster and the product a barrier of the warp. nvcc, c++filt and cuobjdump are needed. cuobjdump is that of --cuobjdump, that of
-CUOBJDUMP, one on the PATH, or that of the triton package, which comes with a CUDA torch. The flags are those of
-setup.py, so that the code that is checked is the code that is installed.
+instructions, barriers and waits, no product that a branch skips, and words between blocks at the scope of the device;
+between a wait for other blocks of a cluster and the product a barrier of the warp. nvcc, c++filt and cuobjdump are
+needed. cuobjdump is that of --cuobjdump, that of CUOBJDUMP, one on the PATH, or that of the triton package, which comes
+with a CUDA torch. The flags are those of setup.py, so that the code that is checked is the code that is installed.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ def usage_problems(usage: Usage, threads: int | None) -> list[str]:
 def warp_barrier_problems(ptx: str) -> dict[str, list[str]]:
     """The problems of the kernels that wait for an mbarrier, by the kernel's name.
 
-    The lanes of a warp may see the end of a phase at different tries. The compiler must therefore be told that they come
-    together before the next instruction that all lanes run as one. It is in the PTX: ptxas may need no instruction.
+    The lanes of a warp may see the end of a phase at different tries. The compiler must therefore be told that they
+    come together before the next instruction that all lanes run as one. ptxas may need no instruction for it, so the
+    PTX is read.
     """
     problems = {}
     for entry in re.split(r"\.entry\s+", ptx)[1:]:
@@ -256,10 +257,11 @@ def check_kernel(
     loop = sass.time_loop(found)
     if loop is None:
         return [*problems, "expected HMMA in a loop but found none"], None
-    problems += loop_problems(kernel, loop, [one for one in found if loop.contains(one)])
+    inner = [one for one in found if loop.contains(one)]
+    problems += loop_problems(kernel, loop, inner)
     warps = -(-(threads or 1024) // 32)
     row = step_model.estimate(
-        kernel, loop, warps=warps, registers=usage.registers, cap=register_cap(warps), spills=usage.spills
+        kernel, loop, inner, warps=warps, registers=usage.registers, cap=register_cap(warps), spills=usage.spills
     )
     return problems, row
 

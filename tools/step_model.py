@@ -7,7 +7,7 @@ The estimate ranks kernels and shows what limits each of them; a time may be wro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -16,8 +16,13 @@ from sass import Loop
 HMMA_CYCLES = 6.4  # of one scheduler's tensor core, for an m16n8k16 of 16 bits or an m16n8k8 of TF32
 HMMA_ISSUE, MUFU_CYCLES = 6, 8  # cycles from one such instruction of a warp to its next
 LDSM_LATENCY, MUFU_LATENCY, STS_LATENCY = 33, 20, 20
-EXCHANGE = {"Onchip": 30, "Cluster": 250, "Grid": 700}  # cycles from a step's last store to the next step's first load
+# Cycles from a step's last store to the next step's first load, for the first bytes that one block sends to another.
+EXCHANGE = {"Onchip": 30, "Cluster": 250, "Grid": 700}
+CLUSTER_BYTES = 14  # that a multiprocessor receives from others of its cluster per cycle
+L2_LATENCY = 270  # cycles of a load from the L2 cache
 GHZ = 1.98
+
+STRONG_LOAD, STRONG_STORE = r"LDG\.E\.64\.STRONG\.GPU", r"STG\.E\.64\.STRONG\.GPU"
 
 # The type of an instruction is that of the first pattern that matches.
 TYPES = {
@@ -63,11 +68,90 @@ class Kernel:
         return self.gates * self.k_tiles * self.products
 
     @property
+    def operands(self) -> int:
+        """Values of one cell that other blocks need for their next step."""
+        return self.gates if self.backward else 1
+
+    @property
+    def element_bytes(self) -> int:
+        return 2 if self.precision in ("Bf16", "Fp16") else 4
+
+    @property
+    def planes(self) -> int:
+        return 2 if self.precision == "Tf32x3" else 1
+
+    def team(self, warps: int) -> Team:
+        """How plan.h divides the largest layer that the kernel serves among blocks of at most ``warps`` warps."""
+        groups, most = self.hidden // 16, warps // self.splits
+        blocks = -(-groups // most)
+        in_block = -(-groups // blocks)
+        return Team(blocks, blocks * in_block, in_block * self.splits)
+
+    @property
     def mufu_links(self) -> int:
         """The longest chain of special functions of which each needs the result of the one before."""
         if self.cell == "rnn_relu":
             return 0
         return 2 if self.backward or self.gates == 1 else 4
+
+
+@dataclass(frozen=True)
+class Team:
+    blocks: int
+    groups: int
+    warps: int  # of a block
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the exchange moves per step and batch tile: bytes into a block, and instructions of one warp."""
+
+    received: int = 0
+    sends: int = 0  # each of 32 lanes
+    loads: int = 0
+    rounds: int = 0  # loads that wait for one another
+    rows: int = 1  # of the operand that a warp loads
+
+
+def traffic(kernel: Kernel, warps: int) -> Traffic:
+    if kernel.regime == "Onchip":
+        return Traffic()
+    team = kernel.team(warps)
+    row_bytes = kernel.operands * team.groups * 16 * kernel.element_bytes
+    rows = 8 * kernel.planes
+    units, columns = (16 if kernel.splits == 1 else 8), (8 if kernel.splits < 4 else 4)
+    packets = kernel.planes * columns * units * kernel.operands * kernel.element_bytes // 16
+    if kernel.regime == "Cluster":
+        return Traffic(rows * row_bytes, -(-packets * team.blocks // 32))
+    mine = -(-rows // team.warps)
+    rounds = mine * -(-row_bytes // (4 * 4 * 32))  # a lane has 4 words on their way, with 4 bytes of data each
+    return Traffic(2 * rows * row_bytes, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
+
+
+def trips(inner: Sequence[Loop], moved: Traffic) -> dict[int, float]:
+    """How often an instruction of the time loop runs per iteration, by its address, where that is not once.
+
+    The loops inside are those of the exchange: the copies, whose trips follow from what they move, and the retries of a
+    wait or a load, which do not run when everything comes in time. The first operand is set before the first step.
+    """
+    times: dict[int, float] = {}
+    known = []
+    for pattern, needed in ((r"STAS", moved.sends), (STRONG_STORE, moved.sends), (STRONG_LOAD, moved.loads)):
+        copies = [one for one in inner if one.count(pattern)]
+        if not copies:
+            continue
+        copy = max(copies, key=lambda one: (one.count(pattern), -len(one.code)))
+        retries = [one for one in copies if copy.contains(one)]
+        once = copy.count(pattern) - sum(one.count(pattern) for one in retries)
+        known += [*copies, *(one for one in inner if one.contains(copy))]
+        around = {i.address for one in inner if one.contains(copy) for i in one.code}
+        times |= dict.fromkeys(around, moved.rows)
+        times |= dict.fromkeys((i.address for i in copy.code), needed / max(once, 1))
+        times |= dict.fromkeys((i.address for one in retries for i in one.code), 0)
+    for one in inner:
+        if one not in known and not one.count(r"SYNCS\.PHASECHK"):
+            times |= dict.fromkeys((i.address for i in one.code), 0)
+    return times
 
 
 @dataclass(frozen=True)
@@ -86,6 +170,8 @@ class Row:
     issue: float
     smem: float
     warp: float
+    received: int
+    exchange: float
 
     @property
     def low(self) -> float:
@@ -110,22 +196,37 @@ def wavefronts(text: str) -> int:
     return 0
 
 
-def count_types(loop: Loop) -> dict[str, int]:
-    counts = dict.fromkeys(TYPES, 0)
-    for instruction in loop.code:
-        counts[next(name for name, pattern in TYPES.items() if re.match(pattern, instruction.text))] += 1
+def count_types(loop: Loop, times: Mapping[int, float]) -> dict[str, float]:
+    counts = dict.fromkeys(TYPES, 0.0)
+    for one in loop.code:
+        counts[next(name for name, pattern in TYPES.items() if re.match(pattern, one.text))] += times.get(
+            one.address, 1
+        )
     return counts
 
 
-def estimate(kernel: Kernel, loop: Loop, *, warps: int, registers: int, cap: int, spills: int) -> Row:
+def exchange_cycles(kernel: Kernel, moved: Traffic) -> float:
+    """Cycles from the last store of a step until the next operand has come whole."""
+    waiting = EXCHANGE[kernel.regime]
+    if kernel.regime == "Cluster":
+        return waiting + moved.received / CLUSTER_BYTES
+    return waiting + max(moved.rounds - 1, 0) * L2_LATENCY
+
+
+def estimate(
+    kernel: Kernel, loop: Loop, inner: Sequence[Loop] = (), *, warps: int, registers: int, cap: int, spills: int
+) -> Row:
     steps = loop.count("HMMA") / kernel.step_hmma  # in one iteration of the loop
-    counts = {name: count / steps for name, count in count_types(loop).items()}
-    instructions = len(loop.code) / steps
+    moved = traffic(kernel, warps)
+    times = trips(inner, moved)
+    counts = {name: count / steps for name, count in count_types(loop, times).items()}
+    instructions = sum(counts.values())
+    exchange = exchange_cycles(kernel, moved)
     busiest = -(-warps // 4)
     # at most 4 warps of a group hold cells
     active = -(-warps * min(kernel.splits, 4) // kernel.splits // 4)
-    alone = sum(instruction.stall for instruction in loop.code) / steps
-    alone += LDSM_LATENCY + MUFU_LATENCY * kernel.mufu_links + STS_LATENCY + EXCHANGE[kernel.regime]
+    alone = sum(one.stall * times.get(one.address, 1) for one in loop.code) / steps
+    alone += LDSM_LATENCY + MUFU_LATENCY * kernel.mufu_links + STS_LATENCY + exchange
     if kernel.splits > 1:  # the sums of the other warps come through shared memory, behind one more barrier
         alone += STS_LATENCY + EXCHANGE["Onchip"]
     return Row(
@@ -139,8 +240,10 @@ def estimate(kernel: Kernel, loop: Loop, *, warps: int, registers: int, cap: int
         hmma=busiest * counts["HMMA"] * HMMA_CYCLES,
         mufu=active * counts["MUFU"] * MUFU_CYCLES,
         issue=busiest * instructions,
-        smem=warps * sum(wavefronts(instruction.text) for instruction in loop.code) / steps,
+        smem=warps * sum(wavefronts(one.text) * times.get(one.address, 1) for one in loop.code) / steps,
         warp=alone,
+        received=moved.received,
+        exchange=exchange,
     )
 
 
@@ -161,19 +264,23 @@ has as many warps as the kernel allows.
 | H to | the largest H that the kernel serves |
 | warps x K | warps that share 16 units x the k-tiles that each of them has |
 | regs (cap) | registers of a thread, and how many it may have |
-| instr, HMMA ... other | instructions of one warp in the time loop, in all and by type; both sides of a branch count |
+| instr, HMMA ... other | instructions of one warp in a step, in all and by type (see below) |
 | hmma | warps on the busiest of the 4 schedulers x HMMA x {hmma} cycles, which is 63 % of the tensor cores' peak rate |
 | mufu | warps on that scheduler that hold cells x MUFU x {mufu} cycles, as a scheduler computes 4 lanes per cycle |
 | issue | warps on the busiest scheduler x instructions, since a scheduler issues one per cycle |
 | smem | passes through shared memory of all warps: 4 for LDSM.x4 and 128 bits, 2 for 64 bits, otherwise 1 |
+| received | bytes that a block receives from its team, its own included; in the grid regime with their tags |
+| exchange | cycles from the last store of a step until the next operand has come whole |
 | warp | one warp alone: stalls set by ptxas, LDSM {ldsm}, {link} per MUFU in a chain, STS {sts}, and the exchange |
 | floor | the largest of hmma, mufu and smem: the least that the arithmetic takes, divided among warps as it is |
 | low - high | low: all of these overlap perfectly. high: products, activations and the rest follow each other |
 | us | low - high in microseconds at {ghz} GHz |
 
 A chain of MUFU, of which each needs the result of the one before, has 4 in the forward of GRU and LSTM, otherwise at
-most 2. The exchange is the time from the last store of a step to the first load of the next one, in cycles:
-{exchange}. Where warps share K, one more STS and one more barrier are added.
+most 2. The first bytes of an exchange take, in cycles: {exchange}. In a cluster the others follow at {cluster} bytes
+per cycle. In the grid regime a warp loads words in rounds, each of which waits {l2} cycles for the L2 cache. Where
+warps share K, one more STS and one more barrier are added. Instructions on both sides of a branch count. Those in the
+loops of an exchange count as often as they run at the largest H, without retries.
 
 The model leaves out: loads from global memory that take longer than a step, bank conflicts, clocks below {ghz} GHz,
 retries of a wait, and the time saved by predicated instructions that do not run.
@@ -188,7 +295,7 @@ retries of a wait, and the time saved by predicated instructions that do not run
 
 COLUMNS = (
     *("cell", "pass", "precision", "H to", "warps x K", "warps", "regs (cap)", "spills", "instr", *TYPES),
-    *("hmma", "mufu", "issue", "smem", "warp", "floor", "low - high", "us"),
+    *("hmma", "mufu", "issue", "smem", "received", "exchange", "warp", "floor", "low - high", "us"),
 )
 
 
@@ -205,7 +312,8 @@ def _line(row: Row) -> str:
         f"{row.registers} ({row.cap})",
         row.spills,
         *(f"{value:.0f}" for value in (row.instructions, *row.types)),
-        *(f"{value:.0f}" for value in (row.hmma, row.mufu, row.issue, row.smem, row.warp, floor)),
+        *(f"{value:.0f}" for value in (row.hmma, row.mufu, row.issue, row.smem)),
+        *(f"{value:.0f}" for value in (row.received, row.exchange, row.warp, floor)),
         f"{row.low:.0f} - {row.high:.0f}",
         f"{row.low / GHZ / 1000:.2f} - {row.high / GHZ / 1000:.2f}",
     ]
@@ -217,7 +325,7 @@ def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
     exchange = ", ".join(f"{name.lower()} {cycles}" for name, cycles in EXCHANGE.items())
     text = INTRODUCTION.format(
         arch=arch, nvcc=nvcc, hmma=HMMA_CYCLES, mufu=MUFU_CYCLES, ldsm=LDSM_LATENCY, link=MUFU_LATENCY,
-        sts=STS_LATENCY, exchange=exchange, ghz=GHZ,
+        sts=STS_LATENCY, exchange=exchange, cluster=CLUSTER_BYTES, l2=L2_LATENCY, ghz=GHZ,
     )  # fmt: skip
     ratios = sorted(((row.issue / max(row.hmma, row.mufu, row.smem), row) for row in rows), key=lambda r: -r[0])
     above = [ratio for ratio, _ in ratios if ratio > 1]

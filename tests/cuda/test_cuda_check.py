@@ -347,6 +347,42 @@ def test_estimate() -> None:
     assert row.high == pytest.approx(2 * 12 * 6.4 + 16 + row.warp - 12 * 6 - 8)
 
 
+def test_the_exchange_of_a_step() -> None:
+    """LSTM of 1024 units in bf16 by 64 blocks of 8 warps: each has 16 units, and all 8 rows of 1024 x 4 gradients."""
+    grid = step_model.Kernel("lstm", 4, True, "Bf16", 8, 8, "Grid")
+    assert grid.team(8) == step_model.Team(blocks=64, groups=64, warps=8)
+    moved = step_model.traffic(grid, 8)
+    assert moved.received == 2 * 8 * 1024 * 4 * 2
+    assert (moved.rounds, moved.loads, moved.rows) == (16, 64, 1)  # 2048 words a row, 128 in a round
+    assert step_model.exchange_cycles(grid, moved) == 700 + 15 * 270
+    forward = step_model.traffic(step_model.Kernel("lstm", 4, False, "Bf16", 8, 8, "Grid"), 8)
+    assert (forward.received, forward.rounds) == (2 * 8 * 1024 * 2, 4)
+    cluster = step_model.Kernel("lstm", 4, True, "Bf16", 4, 8, "Cluster")  # 512 units, 16 blocks of 2 groups
+    moved = step_model.traffic(cluster, 8)
+    assert moved.received == 8 * 512 * 4 * 2
+    assert moved.sends == 16 * 16 // 32  # a warp has 4 rows of 8 units with 4 values of 2 bytes: 16 packets
+    assert step_model.exchange_cycles(cluster, moved) == 250 + 32768 / 14
+
+
+def test_loops_of_the_exchange_count_as_often_as_they_run() -> None:
+    load, store = WORDS
+    body = (
+        "IADD R1, R1, R1",  # 12: once for each row of the operand
+        load, load,  # 13: two loads a turn
+        load, "@P0 BRA 15",  # 15: the retry
+        "@P0 BRA 13",
+        "@P0 BRA 12",
+        store, store, "@P0 BRA 19",
+        "FADD R1, R1, R1", "@P0 BRA 22",  # 22: a loop that moves nothing
+        "@P0 BRA 0",
+    )  # fmt: skip
+    found = sass.loops(code_of(*HMMA, *body, "EXIT"))
+    inner = [one for one in found if len(one.code) < 20]
+    moved = step_model.Traffic(received=0, sends=6, loads=8, rounds=4, rows=3)
+    times = {address // sass.SIZE: n for address, n in step_model.trips(inner, moved).items()}
+    assert times == {12: 3, 18: 3, 13: 4, 14: 4, 15: 0, 16: 0, 17: 4, 19: 3, 20: 3, 21: 3, 22: 0, 23: 0}
+
+
 def test_estimate_of_two_steps_is_half() -> None:
     once, twice = row_of(body=(BARRIER,)), row_of(body=(BARRIER, *HMMA, BARRIER))
     assert (twice.instructions, twice.hmma, twice.issue) == (once.instructions, once.hmma, once.issue)

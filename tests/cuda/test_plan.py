@@ -91,8 +91,8 @@ TABLE: list[tuple[tuple[str, int, int, str, int, str], Cut, Cut | None]] = [
     (("lstm", 512, 64, "bf16", 2, "h200"), cluster(16, 2, 4), None),  # 4 teams a direction for 8 tiles
     (("lstm", 513, 16, "bf16", 1, "h200"), grid(33, 1, 8), None),  # a group a block; 16 is the largest cluster
     (("lstm", 768, 16, "bf16", 1, "h200"), grid(48, 1, 8), None),  # 2 teams of 48
-    # 2 teams for 8 tiles: 4 each. A block has two operands in shared memory, whatever its tiles: of 49,280 bytes each in
-    # the backward.
+    # 2 teams for 8 tiles: 4 each. A block has two operands in shared memory, whatever its tiles, of 49,280 bytes
+    # each in the backward.
     (("lstm", 768, 64, "bf16", 1, "h200"), grid(48, 4, 8), None),
     (("lstm", 1024, 64, "bf16", 1, "h200"), grid(64, 4, 8), None),
     (("gru", 1024, 256, "bf16", 1, "h200"), grid(64, 16, 8), None),

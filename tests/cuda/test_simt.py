@@ -1,6 +1,7 @@
 """The CUDA backend on CPU tensors (simt/): every regime against the float64 reference, in memory filled with NaN.
 
-The planner says which cases a regime can run, with the limits of the devices of plugin.cpp. `--simt-full` runs every combination of the axes that decide which code runs.
+The planner says which cases a regime can run, with the limits of the devices of plugin.cpp. `--simt-full` runs every
+combination of the axes that decide which code runs.
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ def test_waiting_in_vain_is_an_error(regime: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_too_few_multiprocessors_now(cell: str) -> None:
-    """A plan whose blocks the device cannot hold when they are launched is replaced, unless its regime was asked for."""
+    """A plan whose blocks the device cannot hold at the launch is replaced, unless its regime was asked for."""
     case = Case(cell, T=9, B=9, I=3, H=33, directions=2, lengths="zeros")
     check(case, "simt-auto-crowded")
     same_bits(measured(case, "simt-auto-crowded"), measured(case, "simt-stepwise"))
