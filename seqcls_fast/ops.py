@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _exported, _torch_layer, reference  # noqa: F401  (_exported registers itself)
+from . import _autograd, _exported, _self_test, _torch_layer, reference  # noqa: F401  (_exported registers itself)
 from ._autograd import Outputs
 from ._ext import C
 from ._inputs import autocast, autocasts, check_lengths, holds_ids
@@ -96,11 +96,30 @@ def _runs_on(index: int | None) -> bool:
     return True
 
 
-def _has_kernels(impl: str, device: str, x: Tensor) -> bool:
-    """Whether our kernels run a layer on the device of ``x``."""
+@_constant
+def _trusted(index: int | None, *layer: Any) -> bool:
+    """Whether a GPU was seen to run a layer's kernels right, which is checked once (``_self_test``)."""
+    if not torch.cuda.is_available():  # a fake tensor, on a machine without a GPU
+        return True
+    gpu = _self_test.Gpu(torch.cuda.current_device() if index is None else index)
+    with torch.utils._python_dispatch._disable_current_modes():  # of a trace that asks
+        return _self_test.trusts(gpu, *layer) if layer else _self_test.failed_regimes(gpu) == {}
+
+
+def _has_kernels(impl: str, device: str, x: Tensor, *layer: Any) -> bool:
+    """Whether our kernels run a layer on the device of ``x``; without ``layer``, whether they run any."""
     if C is None or impl in _WITHOUT_KERNELS or device not in _DEVICES:
         return False
-    return device != "cuda" or impl != "auto" or _runs_on(x.device.index)
+    return device != "cuda" or impl != "auto" or (_runs_on(x.device.index) and _trusted(x.device.index, *layer))
+
+
+def _planned(
+    x: Tensor, weights: list[Tensor], directions: int, cell: str, batch_sizes: Tensor | None, batch_first: bool
+) -> tuple[Any, ...]:
+    """What decides the plan of a layer on a GPU."""
+    batch = int(batch_sizes[0]) if batch_sizes is not None and len(batch_sizes) else x.size(0 if batch_first else 1)
+    hidden = weights[0].size(0) // CELLS[cell].gates
+    return cell, max(hidden, 1), max(batch, 1), weights[0].dtype, directions, _allows_tf32()
 
 
 def takes_ids(ids: Tensor) -> bool:
@@ -208,7 +227,10 @@ def run_layer(
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
     # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
-    has_kernel = differentiable and _has_kernels(impl, device, x)
+    layer = (
+        _planned(x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
+    )
+    has_kernel = differentiable and _has_kernels(impl, device, x, *layer)
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")

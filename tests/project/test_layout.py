@@ -19,6 +19,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("reference", "_shapes"),
     ("_autograd",),
     ("_exported", "_torch_layer"),
+    ("_self_test",),
     ("ops",),
     ("_checks",),
     ("nn",),
