@@ -1,7 +1,7 @@
 """Argument checks of the modules, with torch.nn's messages and exception types where torch.nn has them.
 
-They stand apart from ``nn.py`` so that its forward passes stay readable. Only what the operator cannot know is checked
-here: the module's own sizes, and what kind of object ``hx`` is. The operator checks lengths and weights.
+They stand apart from ``_recurrent.py`` so that its forward passes stay readable. Only what the operator cannot know is
+checked here: the module's own sizes, and what kind of object ``hx`` is. The operator checks lengths and weights.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ._ext import C, why_missing
 from ._files import replacing
-from .nn import _RecurrentCell, _RecurrentLayers
+from ._recurrent import RecurrentCell, RecurrentLayers
 from .ops import use_impl
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _prepared(model: nn.Module) -> Iterator[None]:
     try:
         for path, module in model.named_modules():
             module.training = False
-            if isinstance(module, _RecurrentLayers | _RecurrentCell):
+            if isinstance(module, RecurrentLayers | RecurrentCell):
                 _refuse(path or "model", module)
                 check = partial(_refuse_packed, path or "model")
                 handles.append(module.register_forward_pre_hook(check, with_kwargs=True))

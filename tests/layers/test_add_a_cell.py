@@ -72,12 +72,12 @@ struct Mgu {  // gates f n; slots f n_input n_hidden; saved f n n_hidden 1-f
     ],
     "seqcls_fast/nn.py": [
         (
-            "class _RecurrentCell(nn.RNNCellBase):",
+            "class RNNCell(RecurrentCell):",
             '''\
-class MGU(_RecurrentLayers):
+class MGU(RecurrentLayers):
     """A multi-layer minimal gated unit."""
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, **options: Any):
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, **options: object):
         order = ("batch_first", "dropout", "bidirectional", "proj_size", "device", "dtype")
         rest = (options.get(name, default) for name, default in zip(order, (False, 0.0, False, 0, None, None)))
         super().__init__("MGU", input_size, hidden_size, num_layers, bias, *rest)

@@ -23,7 +23,7 @@ CONVERSION = "seqcls_fast/conversion.py"
 LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
 OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
 EXPORT = "seqcls_fast/export.py"
-NN = "seqcls_fast/nn.py"
+BASES = "seqcls_fast/_recurrent.py"
 
 PYTHON = [
     Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
@@ -45,11 +45,11 @@ PYTHON = [
     Mutant("length T + 1 accepted", INPUTS, "high > T", "high > T + 1"),
     Mutant("length -1 accepted", INPUTS, "low < 0 or high > T", "low < -1 or high > T"),
     Mutant("last step of a row lost", REFERENCE, ".unsqueeze(1) < lengths)", ".unsqueeze(1) < lengths - 1)"),
-    Mutant("packed states not in caller's order", NN, "state.index_select(1, restore)", "state"),
-    Mutant("packed hx not sorted", NN, "state.index_select(1, order)", "state"),
-    Mutant("dropout in eval", NN, "if self.dropout and self.training", "if self.dropout"),
-    Mutant("inner layers without output", NN, "batch_first, want_output or k < last", "batch_first, want_output"),
-    Mutant("first layer's h0 for every layer", NN, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("packed states not in caller's order", BASES, "state.index_select(1, restore)", "state"),
+    Mutant("packed hx not sorted", BASES, "state.index_select(1, order)", "state"),
+    Mutant("dropout in eval", BASES, "if self.dropout and self.training", "if self.dropout"),
+    Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
+    Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
     Mutant("lengths not checked", OPS, "check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
