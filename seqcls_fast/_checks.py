@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ._inputs import autocasts
 
@@ -20,9 +21,11 @@ __all__ = [
     "as_states",
     "check_input",
     "check_state",
+    "class_of",
     "refuse_projection",
     "refuse_rank",
     "refuse_script",
+    "refuse_types",
     "warn_float",
 ]
 
@@ -63,18 +66,26 @@ def check_state(state: Tensor, x: Tensor) -> None:
         )
 
 
-def as_states(hx: Any, lstm: bool) -> Sequence[Tensor]:
-    """``hx`` as a sequence of one or two tensors; raises TypeError if it is anything else."""
+def as_states(hx: Any, lstm: bool) -> Sequence[Tensor] | None:
+    """``hx`` as a sequence of one or two tensors, or None if it is anything else."""
     if not lstm:
-        if not isinstance(hx, Tensor):
-            raise TypeError(f"hx: expected a tensor or None but got {type(hx).__name__}")
-        return (hx,)
+        return (hx,) if isinstance(hx, Tensor) else None
+    are_two = isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(state, Tensor) for state in hx)
+    return hx if are_two else None
+
+
+def refuse_types(module: nn.Module, input: Any, hx: Any) -> NoReturn:
+    """Raises an error about the type of ``input`` or else, if that is right, of ``hx``."""
+    layer, kind = isinstance(module, nn.RNNBase), class_of(module).__name__
+    if not isinstance(input, (Tensor, PackedSequence) if layer else Tensor):
+        allowed = "a tensor or a PackedSequence" if layer else "a tensor"
+        raise TypeError(f"input: expected {allowed} but got {type(input).__name__}")
+    if not kind.startswith("LSTM"):
+        raise TypeError(f"hx: expected a tensor or None but got {type(hx).__name__}")
     if not isinstance(hx, tuple | list):
         raise TypeError(f"hx: expected a tuple (h_0, c_0) or None but got {type(hx).__name__}")
-    if len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
-        kinds = ", ".join(type(state).__name__ for state in hx)
-        raise TypeError(f"hx: expected a tuple (h_0, c_0) of two tensors but got ({kinds})")
-    return hx
+    kinds = ", ".join(type(state).__name__ for state in hx)
+    raise TypeError(f"hx: expected a tuple (h_0, c_0) of two tensors but got ({kinds})")
 
 
 def refuse_rank(dim: int, states: Sequence[Tensor]) -> NoReturn:
@@ -105,8 +116,13 @@ def refuse_projection(proj_size: int) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Our class of the module, which may be of a subclass."""
+    return next(base for base in type(module).__mro__ if base.__module__ == "seqcls_fast.nn")
+
+
 def refuse_script(module: nn.Module) -> NoReturn:
-    kind = type(module).__name__
+    kind = class_of(module).__name__
     raise RuntimeError(
         f"torch.jit.script cannot compile seqcls_fast.{kind}: use torch.jit.trace, torch.export or torch.compile, "
         f"or load its state_dict into torch.nn.{kind}"
@@ -115,7 +131,7 @@ def refuse_script(module: nn.Module) -> NoReturn:
 
 def warn_float(module: nn.Module) -> None:
     """Warns that torch's quantization will not quantize this module: it replaces torch.nn's own classes alone."""
-    kind = next(base for base in type(module).__mro__ if base.__module__ == "seqcls_fast.nn").__name__
+    kind = class_of(module).__name__
     warnings.warn(
         f"seqcls_fast.{kind} stays in float: torch.ao.quantization swaps torch.nn.{kind} itself and no subclass of its "
         f"base, so call seqcls_fast.revert(model) first if it should be quantized",

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import ops
 from ._checks import as_lengths, as_states, check_input, check_state, refuse_rank, refuse_script, warn_float
 from ._shapes import CELLS
+from ._stand_ins import call_with_stand_ins, is_stand_in
 
 __all__ = ["RecurrentCell", "RecurrentLayers"]
 
@@ -78,7 +79,7 @@ class RecurrentLayers(nn.RNNBase):
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")
             return self._forward_packed(input, hx, want_output)
         if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor or a PackedSequence but got {type(input).__name__}")
+            return call_with_stand_ins(self, input, hx, lengths=lengths, want_output=want_output)  # type: ignore[unreachable]
         shape = input.shape
         dim = len(shape)
         if dim != 2 and dim != 3:
@@ -86,13 +87,14 @@ class RecurrentLayers(nn.RNNBase):
         batched = dim == 3
         x = input if batched else input.unsqueeze(1)
         batch_first = self.batch_first and batched
-        states: Sequence[Tensor] = ()
-        if hx is not None:
-            states = as_states(hx, _HAS_C[self.mode])
-            if any(state.dim() != dim for state in states):
+        states = () if hx is None else as_states(hx, _HAS_C[self.mode])
+        if states is None or (lengths is not None and is_stand_in(lengths)):
+            return call_with_stand_ins(self, input, hx, lengths=lengths, want_output=want_output)
+        for state in states:
+            if state.dim() != dim:
                 refuse_rank(dim, states)
-            if not batched:
-                states = [state.unsqueeze(1) for state in states]
+        if not batched:
+            states = [state.unsqueeze(1) for state in states]
         if lengths is not None:
             lengths = as_lengths(lengths, batched)
         weights = self._weights()
@@ -110,6 +112,8 @@ class RecurrentLayers(nn.RNNBase):
         if x.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
         states = () if hx is None else as_states(hx, _HAS_C[self.mode])
+        if states is None:
+            return call_with_stand_ins(self, input, hx, want_output=want_output)
         weights = self._weights()
         # While Dynamo traces, batch_sizes has no values; the operator then compares the states with it.
         batch = 0 if not states else states[0].size(1) if torch.compiler.is_compiling() else int(batch_sizes[0])
@@ -188,14 +192,16 @@ class RecurrentCell(nn.RNNCellBase):
             warn_float(self)
         super().__setattr__(name, value)
 
-    def _step(self, cell: str, input: Tensor, hx: Any) -> tuple[Tensor, Tensor | None]:
-        """The new h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions."""
+    def _step(self, cell: str, input: Any, hx: Any) -> Any:
+        """The new h, or h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions."""
         if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor but got {type(input).__name__}")
+            return call_with_stand_ins(self, input, hx)
         dim = input.dim()
         if dim != 1 and dim != 2:
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dim}D instead")
         states = () if hx is None else as_states(hx, CELLS[cell].has_c)
+        if states is None:
+            return call_with_stand_ins(self, input, hx)
         w_ih, w_hh, b_ih, b_hh = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         self._check(input, w_ih, states)
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
@@ -212,7 +218,7 @@ class RecurrentCell(nn.RNNCellBase):
             cell=cell,
             want_output=False,
         )
-        return h[drop], None if c is None else c[drop]
+        return h[drop] if c is None else (h[drop], c[drop])
 
     def _check(self, x: Tensor, weight: Tensor, states: Sequence[Tensor]) -> None:
         for k, state in enumerate(states):

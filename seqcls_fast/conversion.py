@@ -78,9 +78,9 @@ def convert(model: nn.Module, *, keep_isinstance: bool | None = None) -> Convert
     has wrapped, and layers whose ``forward`` was replaced.
 
     By default, code that looks for ``torch.nn.LSTM`` no longer finds a converted layer, unless the layer has a class
-    derived from it. So convert after initialising weights by ``isinstance`` and after ``torch.fx.symbolic_trace``, and
-    revert before ``torch.jit.script`` and ``torch.ao.quantization.quantize_dynamic``, which leaves a converted layer in
-    float (a warning says so). A model pickled whole needs seqcls_fast to be loaded; its state dict does not.
+    derived from it. So convert after initialising weights by ``isinstance``, and revert before ``torch.jit.script`` and
+    ``torch.ao.quantization.quantize_dynamic``, which leaves a converted layer in float (a warning says so). A model
+    pickled whole needs seqcls_fast to be loaded; its state dict does not.
 
     Args:
         model: any module, which may itself be a layer. Convert before wrapping it for distributed training.

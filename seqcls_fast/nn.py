@@ -213,7 +213,7 @@ class RNNCell(RecurrentCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, hx)[0]
+        return self._step(f"rnn_{self.nonlinearity}", input, hx)
 
 
 class GRUCell(RecurrentCell):
@@ -247,7 +247,7 @@ class GRUCell(RecurrentCell):
         super().__init__(input_size, hidden_size, bias, 3, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step("gru", input, hx)[0]
+        return self._step("gru", input, hx)
 
 
 class LSTMCell(RecurrentCell):
@@ -282,4 +282,4 @@ class LSTMCell(RecurrentCell):
         super().__init__(input_size, hidden_size, bias, 4, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        return self._step("lstm", input, hx)  # type: ignore[return-value]
+        return self._step("lstm", input, hx)

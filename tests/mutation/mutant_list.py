@@ -24,6 +24,7 @@ LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
 OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
 EXPORT = "seqcls_fast/export.py"
 BASES = "seqcls_fast/_recurrent.py"
+STAND_INS = "seqcls_fast/_stand_ins.py"
 
 PYTHON = [
     Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
@@ -50,6 +51,8 @@ PYTHON = [
     Mutant("dropout in eval", BASES, "if self.dropout and self.training", "if self.dropout"),
     Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("fx: hooks run twice", STAND_INS, "module._forward_pre_hooks or module._forward_hooks", "False"),
+    Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
     Mutant("lengths not checked", OPS, "check_lengths(shown,", "(lambda *_, **__: None)(shown,"),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import GradcheckError
+from torch.fx import symbolic_trace
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 from transform_cases import (
@@ -27,6 +28,7 @@ from transform_cases import (
     H,
     I,
     Library,
+    Model,
     T,
     Wrong,
     agree,
@@ -161,6 +163,27 @@ def jit_trace(library: Library, cell: str) -> None:
         torch.jit.save(torch.jit.trace(case.model, (case.x,)), file)
     file.seek(0)
     elsewhere(case, torch.jit.load(file))
+
+
+def fx_trace(library: Library, cell: str) -> None:
+    case = Case(library, cell)
+    case.check(symbolic_trace(symbolic_trace(nn.Sequential(case.model.layer))), case.x)
+
+
+class Ragged(nn.Module):
+    """A model whose forward does not look into the layer's result, which torch.fx does not know while it traces."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
+        return self.model.library.ragged(self.model.layer, x, lengths)
+
+
+def fx_ragged(library: Library, cell: str) -> None:
+    case = Case(library, cell)
+    case.check(symbolic_trace(Ragged(case.model)), case.x, case.lengths)
 
 
 # -- torch.func and derivatives ---------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ ROWS = [
     Row("ONNX in onnxruntime, dynamic T and B", checks.onnx_dynamic, slow=True, kernels=True),
     Row("ONNX in onnxruntime, ragged batch with empty rows", checks.onnx_ragged, slow=True, kernels=True),
     Row("`torch.jit.trace`, saved, loaded, at another T and B", checks.jit_trace, kernels=True),
+    Row("`torch.fx.symbolic_trace`, traced once more", checks.fx_trace),
+    Row("`torch.fx.symbolic_trace`, ragged batch", checks.fx_ragged),
     Row("`vmap` over inputs", checks.vmap_inputs),
     Row("`vmap` over inputs and lengths", checks.vmap_ragged),
     Row("per-sample gradients, `vmap(grad(...))`", checks.per_sample_gradients),
