@@ -7,7 +7,7 @@ Half of the file is docstrings: a class holds its constructor, and its forward c
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._checks import refuse_projection
 from ._recurrent import RecurrentCell, RecurrentLayers
@@ -175,6 +175,30 @@ class LSTM(RecurrentLayers):
         sizes = (input_size, hidden_size, num_layers)
         super().__init__("LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
 
+    # For subclasses that override forward as they would override torch.nn.LSTM's. Our own forward calls none of them.
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        """The shape of ``c_0``, as in :class:`torch.nn.LSTM`."""
+        count, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return count, batch, self.hidden_size
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Raises if ``input``, ``h_0`` or ``c_0`` has a wrong shape, as in :class:`torch.nn.LSTM`."""
+        self.check_input(input, batch_sizes)
+        sizes = self.get_expected_hidden_size(input, batch_sizes), self.get_expected_cell_size(input, batch_sizes)
+        for k, size in enumerate(sizes):
+            self.check_hidden_size(hidden[k], size, f"Expected hidden[{k}] size {{}}, got {{}}")
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both states with their rows in the order of ``permutation``, as in :class:`torch.nn.LSTM`."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
 
 class RNNCell(RecurrentCell):
     r"""An Elman RNN cell, a drop-in for :class:`torch.nn.RNNCell`.
@@ -197,6 +221,9 @@ class RNNCell(RecurrentCell):
         >>> h.shape
         torch.Size([3, 20])
     """
+
+    __constants__ = nn.RNNCell.__constants__
+    nonlinearity: str
 
     def __init__(
         self,

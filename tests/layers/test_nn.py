@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import seqcls_fast as sf
 from support.tolerances import assert_close_by_name
-from support.twins import OURS, PAIRS, TERMS, B, H, I, T, assert_same, gradients, named, pair, x_of
+from support.twins import OURS, PAIRS, TERMS, B, H, I, T, assert_same, gradients, hx_of, named, pair, x_of
 
 # construction and parameters
 
@@ -115,6 +116,68 @@ def test_constructor_errors_of_one_class() -> None:
     for kind in (sf.GRU, nn.GRU):
         with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
             kind(3, 4, dropout=0.5)
+
+
+# torch's helpers, for subclasses
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
+def test_the_classes_have_what_torchs_have(name: str) -> None:
+    ours, theirs = getattr(sf, name), getattr(nn, name)
+    assert set(dir(theirs)) <= set(dir(ours))
+    assert ours.__constants__ == theirs.__constants__
+    hints = [{key for base in kind.__mro__ for key in inspect.get_annotations(base)} for kind in (ours, theirs)]
+    assert hints[1] <= hints[0]
+
+
+class Own(nn.RNNBase):
+    """Overrides forward with torch's helpers and torch's kernels. Mixed into a class of torch's and of ours."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        self._update_flat_weights()
+        sizes, order, restore = None, None, None
+        if packed := isinstance(input, PackedSequence):
+            input, sizes, order, restore = input
+        shapes = [self.get_expected_hidden_size(input, sizes)]
+        if self.mode == "LSTM":
+            shapes.append(self.get_expected_cell_size(input, sizes))  # type: ignore[operator]
+        states = [input.new_zeros(shape) for shape in shapes]
+        hx = self.permute_hidden(hx or (tuple(states) if len(states) == 2 else states[0]), order)
+        self.check_forward_args(input, hx, sizes)
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        given = (input, sizes, hx) if packed else (input, hx)
+        run = getattr(torch._VF, self.mode.lower())
+        output, *finals = run(*given, self._flat_weights, *options, *([] if packed else [self.batch_first]))
+        finals = self.permute_hidden(tuple(finals) if len(finals) == 2 else finals[0], restore)
+        return PackedSequence(output, sizes, order, restore) if packed else output, finals
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}])
+@pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
+def test_a_subclass_overrides_forward_as_torch_writes_it(
+    sf_class: type, nn_class: type, options: dict[str, Any]
+) -> None:
+    projected = {"proj_size": 2} if sf_class is sf.LSTM else {}
+    kinds = [type("Own", (Own, base), {}) for base in (sf_class, nn_class)]
+    ours, theirs = pair(*kinds, I, H, **options, **projected)
+    rows = torch.tensor([2, 5, 1, 3])
+    for input in (x_of(4, 5, I), pack_padded_sequence(x_of(), rows, enforce_sorted=False)):
+        assert_same(ours, theirs, input)
+        plain = sf_class(I, H, **options, **projected, dtype=torch.float64)
+        plain.load_state_dict(ours.state_dict())
+        assert_same(plain, theirs, input)
+    batch = 4 if options else 5  # of the padded input
+    hx = hx_of(ours, batch)
+    wrong = (hx[0], hx[1][:, 1:]) if sf_class is sf.LSTM else hx[:, 1:]
+    for module in (ours, theirs):
+        with pytest.raises(ValueError, match=r"RNN input dtype [(]torch[.]float32[)] does not match weight dtype"):
+            module.check_forward_args(x_of(4, 5, I).float(), hx, None)
+        with pytest.raises(RuntimeError, match=r"Expected hidden(\[1\])? size [(]\d, \d, 6[)], got \[\d, \d, 6\]"):
+            module.check_forward_args(x_of(4, 5, I), wrong, None)
+        with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 3"):
+            module.check_input(x_of(4, 5, I), rows)
+        same = module.permute_hidden(hx, None)
+        assert same is hx
 
 
 # state dicts, copies and moves
