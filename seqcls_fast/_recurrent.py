@@ -204,6 +204,8 @@ class RecurrentCell(nn.RNNCellBase):
             return call_with_stand_ins(self, input, hx)
         w_ih, w_hh, b_ih, b_hh = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         self._check(input, w_ih, states)
+        if (b_ih is None) != (b_hh is None):  # one alone was set to None, which torch counts as zeros
+            b_ih, b_hh = (torch.zeros_like(b_hh), b_hh) if b_ih is None else (b_ih, torch.zeros_like(b_ih))
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
         add, drop = ((None,), 0) if dim == 2 else ((None, None), (0, 0))
         h0, c0 = (*(state[add] for state in states), None, None)[:2]
@@ -217,6 +219,7 @@ class RecurrentCell(nn.RNNCellBase):
             c0=c0,
             cell=cell,
             want_output=False,
+            impl="auto" if w_ih.numel() else "reference",  # no kernel runs a cell without inputs or without units
         )
         return h[drop] if c is None else (h[drop], c[drop])
 
@@ -226,7 +229,6 @@ class RecurrentCell(nn.RNNCellBase):
                 name = f"hx[{k}]" if len(states) == 2 else "hidden"
                 kind = type(self).__name__
                 raise ValueError(f"{kind}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
-        check_input(x, weight, RuntimeError)
         if x.size(-1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.size(-1)} expected {self.input_size}")
         for k, state in enumerate(states):
@@ -235,8 +237,10 @@ class RecurrentCell(nn.RNNCellBase):
                 raise RuntimeError(
                     f"For {dim}-D input, hidden{k} should also be {dim}-D but got a {state.dim()}-D tensor"
                 )
-            if width != self.hidden_size:
-                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {width}, expected {self.hidden_size}")
             if dim == 2 and state.size(0) != x.size(0):
                 raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {state.size(0)}")
+            if width != self.hidden_size:
+                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {width}, expected {self.hidden_size}")
+        check_input(x, weight, RuntimeError)
+        for state in states:
             check_state(state, x)

@@ -64,6 +64,37 @@ def test_unrolled_cells_are_torchs(kind: str, bias: bool, batch: int | None, wit
     assert_close_by_name(*found, terms if dtype == torch.bfloat16 else TERMS)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+@pytest.mark.parametrize("sizes", [(0, H), (I, 0), (0, 0)])
+@pytest.mark.parametrize("batch", [B, 0, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_without_inputs_or_units_are_torchs(kind: str, batch: int | None, sizes: tuple[int, int]) -> None:
+    sf_class, nn_class, options = KINDS[kind]
+    ours, theirs = (library(*sizes, **options, dtype=torch.float64) for library in (sf_class, nn_class))
+    theirs.load_state_dict(ours.state_dict())
+    outer = () if batch is None else (batch,)
+    x = x_of(STEPS, *outer, sizes[0]).requires_grad_()
+    h = x_of(*outer, sizes[1]).requires_grad_()
+    for hx in (None, (h, h) if kind == "lstm" else h):
+        found = [results | gradients(results, cell, x=x, h=h) for cell in (ours, theirs)
+                 for results in [unroll(cell, x, hx)]]  # fmt: skip
+        assert_close_by_name(*found, TERMS)
+
+
+@pytest.mark.parametrize("name", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bias_alone_may_be_none(kind: str, name: str) -> None:
+    sf_class, nn_class, options = KINDS[kind]
+    ours, theirs = (library(I, H, **options, dtype=torch.float64) for library in (sf_class, nn_class))
+    theirs.load_state_dict(ours.state_dict())
+    x = x_of(STEPS, B, I).requires_grad_()
+    for cell in (ours, theirs):
+        setattr(cell, name, None)
+    mine, reference = (unroll(cell, x, None) for cell in (ours, theirs))
+    assert_close_by_name(mine, reference, TERMS)
+    assert_close_by_name(gradients(mine, ours, x=x), gradients(reference, theirs, x=x), TERMS)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cell_is_a_layer_of_one_step(kind: str) -> None:
     sf_class, _, options = KINDS[kind]
@@ -121,6 +152,14 @@ ERRORS: list[tuple[tuple[str, ...], tuple[Any, ...], type[Exception], str, bool]
      "hidden1 has inconsistent hidden_size: got 5, expected 6", True),
     (CELLS[2:], (zeros(B, I), (zeros(B, H), zeros(2, H))), RuntimeError,
      "Input batch size 4 doesn't match hidden1 batch size 2", True),
+    # of several errors the one that torch.nn finds first
+    (CELLS, (zeros(B, 7, dtype=torch.float64),), RuntimeError, "input has inconsistent input_size", True),
+    (CELLS[:2], (zeros(B, I, dtype=torch.float64), zeros(B, 5)), RuntimeError,
+     "hidden0 has inconsistent hidden_size", True),
+    (CELLS[:2], (zeros(B, I), zeros(2, 5)), RuntimeError, "Input batch size 4 doesn't match hidden0", True),
+    (CELLS[:2], (zeros(B, 7), zeros(1, B, 5)), ValueError, "Expected hidden to be 1D or 2D", True),
+    (CELLS[2:], (zeros(B, I), (zeros(B, H, dtype=torch.float64), zeros(B, 5))), RuntimeError,
+     "hidden1 has inconsistent hidden_size", True),
     (CELLS, (zeros(B, I, dtype=torch.float64),), RuntimeError, "dtype", True),
     (CELLS[:2], (zeros(B, I), zeros(B, H, dtype=torch.float64)), RuntimeError, "dtype", True),
     (CELLS[:2], (zeros(I), zeros(1, H)), RuntimeError,

@@ -51,6 +51,7 @@ PYTHON = [
     Mutant("dropout in eval", BASES, "if self.dropout and self.training", "if self.dropout"),
     Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("cells without units in a kernel", BASES, 'impl="auto" if w_ih.numel() else "reference"', 'impl="auto"'),
     Mutant("fx: hooks run twice", STAND_INS, "module._forward_pre_hooks or module._forward_hooks", "False"),
     Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
