@@ -7,7 +7,7 @@ checked here: the module's own sizes, and what kind of object ``hx`` is. The ope
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ._inputs import autocasts
 
 __all__ = [
+    "GUARDS",
     "as_lengths",
     "as_states",
     "check_input",
@@ -24,9 +25,7 @@ __all__ = [
     "class_of",
     "refuse_projection",
     "refuse_rank",
-    "refuse_script",
     "refuse_types",
-    "warn_float",
 ]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -121,7 +120,7 @@ def class_of(module: nn.Module) -> type[nn.Module]:
     return next(base for base in type(module).__mro__ if base.__module__ == "seqcls_fast.nn")
 
 
-def refuse_script(module: nn.Module) -> NoReturn:
+def _refuse_script(module: nn.Module, _: object) -> NoReturn:
     kind = class_of(module).__name__
     raise RuntimeError(
         f"torch.jit.script cannot compile seqcls_fast.{kind}: use torch.jit.trace, torch.export or torch.compile, "
@@ -129,7 +128,7 @@ def refuse_script(module: nn.Module) -> NoReturn:
     )
 
 
-def warn_float(module: nn.Module) -> None:
+def _warn_float(module: nn.Module, _: object) -> None:
     """Warns that torch's quantization will not quantize this module: it replaces torch.nn's own classes alone."""
     kind = class_of(module).__name__
     warnings.warn(
@@ -137,3 +136,22 @@ def warn_float(module: nn.Module) -> None:
         f"base, so call seqcls_fast.revert(model) first if it should be quantized",
         stacklevel=3,
     )
+
+
+def _check_flat_weights(module: Any, weights: Any) -> None:
+    """Raises if one of the weights is another tensor than the parameter of its name. torch would compute with it until
+    the parameter changes; our modules read the parameters."""
+    for k, (name, weight) in enumerate(zip(module._flat_weights_names, weights or (), strict=False)):
+        parameter = module._parameters.get(name)  # none yet in a replica, and none if the weight is parametrized
+        if weight is not parameter and parameter is not None and weight is not None:
+            raise RuntimeError(
+                f"_flat_weights: expected the module's own parameters but entry {k} is another tensor than its {name}: "
+                f"assign to module.{name} instead"
+            )
+
+
+GUARDS: dict[str, Callable[[Any, Any], None]] = {  # called before an attribute of that name is set
+    "qconfig": _warn_float,  # set on every module by torch.ao.quantization
+    "__overloads__": _refuse_script,  # set on every module whose forward torch.jit.script is about to compile
+    "_flat_weights": _check_flat_weights,
+}

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
-from ._checks import as_lengths, as_states, check_input, check_state, refuse_rank, refuse_script, warn_float
+from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, refuse_rank
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
 
@@ -39,7 +39,16 @@ def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: b
     return [[f"{kind}_l{k}{suffix}" for kind in kinds for suffix in suffixes] for k in range(num_layers)]
 
 
-class RecurrentLayers(nn.RNNBase):
+class _Guarded(nn.Module):
+    """A module that checks the attributes by which torch, or a user, asks for what our modules cannot do."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in GUARDS:
+            GUARDS[name](self, value)
+        super().__setattr__(name, value)
+
+
+class RecurrentLayers(_Guarded, nn.RNNBase):
     """Everything of RNN, GRU and LSTM but their constructors. The cell's name is ``mode`` in lower case."""
 
     recompute_gates: bool = False
@@ -57,14 +66,6 @@ class RecurrentLayers(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Does nothing: no call needs the weights in one piece. It exists so that code written for torch.nn runs."""
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        refuse_script(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "qconfig":  # set on every module by torch.ao.quantization
-            warn_float(self)
-        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -181,16 +182,8 @@ class RecurrentLayers(nn.RNNBase):
             check_state(state, x)
 
 
-class RecurrentCell(nn.RNNCellBase):
+class RecurrentCell(_Guarded, nn.RNNCellBase):
     """One step: a layer whose sequence has one element."""
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        refuse_script(self)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "qconfig":  # set on every module by torch.ao.quantization
-            warn_float(self)
-        super().__setattr__(name, value)
 
     def _step(self, cell: str, input: Any, hx: Any) -> Any:
         """The new h, or h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions."""

@@ -413,6 +413,39 @@ def test_reparametrized_weights(sf_class: type, nn_class: type, wrap: Callable[[
 
 
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
+def test_other_flat_weights_are_refused(sf_class: type, nn_class: type) -> None:
+    """torch.nn computes with such a list until a parameter changes. Ours reads parameters, and says so."""
+    ours, _ = pair(sf_class, nn_class, I, H, num_layers=2)
+    before = named(*ours(x_of()))
+    for k, name in enumerate(ours._flat_weights_names):
+        weights = list(ours._flat_weights)
+        weights[k] = nn.Parameter(weights[k] + 1)
+        with pytest.raises(
+            RuntimeError, match=rf"entry {k} is another tensor than its {name}: assign to module[.]{name}"
+        ):
+            ours._flat_weights = weights
+    assert_close_by_name(named(*ours(x_of())), before, 0)
+
+
+@pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
+def test_flat_weights_that_torch_assigns_are_taken(sf_class: type, nn_class: type) -> None:
+    ours, theirs = pair(sf_class, nn_class, I, H)
+    ours._flat_weights = list(ours.parameters())
+    ours._flat_weights = [None, *ours._flat_weights[1:]]  # torch's value for a parameter that is not there
+    ours._flat_weights = None
+    ours._init_flat_weights()
+    assert all(map(torch.Tensor.is_set_to, ours._flat_weights, ours.parameters()))
+    replica = ours._replicate_for_data_parallel()
+    for name, p in ours.named_parameters():
+        setattr(replica, name, p.detach() * 1)  # as torch.nn.parallel.replicate does
+    assert_close_by_name(named(*replica(x_of())), named(*theirs(x_of())), TERMS)
+    by_parametrization(ours)
+    by_parametrization(theirs)
+    ours._init_flat_weights()
+    assert_same(ours, theirs, x_of())
+
+
+@pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
 def test_functional_call_uses_the_weights_it_is_given(sf_class: type, nn_class: type) -> None:
     ours, theirs = pair(sf_class, nn_class, I, H)
     before = named(*ours(x_of()))

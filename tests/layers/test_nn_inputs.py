@@ -452,6 +452,18 @@ def test_complex_is_refused(sf_class: type, nn_class: type) -> None:
         sf_class(I, H).to(torch.complex64)(torch.zeros(T, B, I, dtype=torch.complex64))
 
 
+class Scripted(torch.jit.ScriptModule):
+    """A model that torch compiles when it is made, without asking its modules whether they can be compiled."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @torch.jit.script_method
+    def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
+        return self.layer(x)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
 def test_script_is_refused_and_trace_works(sf_class: type, nn_class: type) -> None:
@@ -459,6 +471,8 @@ def test_script_is_refused_and_trace_works(sf_class: type, nn_class: type) -> No
     for scripted in (module, nn.Sequential(module)):
         with pytest.raises(RuntimeError, match=f"torch.jit.script cannot compile seqcls_fast.{sf_class.__name__}"):
             torch.jit.script(scripted)
+    with pytest.raises(RuntimeError, match=f"^torch.jit.script cannot compile seqcls_fast.{sf_class.__name__}:"):
+        Scripted(module)
     x = x_of().float()
     with torch.no_grad():
         traced = torch.jit.trace(module, (x,))

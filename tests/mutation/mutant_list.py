@@ -24,6 +24,7 @@ LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
 OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
 EXPORT = "seqcls_fast/export.py"
 BASES = "seqcls_fast/_recurrent.py"
+CHECKS = "seqcls_fast/_checks.py"
 STAND_INS = "seqcls_fast/_stand_ins.py"
 
 PYTHON = [
@@ -51,6 +52,7 @@ PYTHON = [
     Mutant("dropout in eval", BASES, "if self.dropout and self.training", "if self.dropout"),
     Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("other flat weights accepted", CHECKS, "if weight is not parameter and parameter is not None", "if False"),
     Mutant("cells without units in a kernel", BASES, 'impl="auto" if w_ih.numel() else "reference"', 'impl="auto"'),
     Mutant("fx: hooks run twice", STAND_INS, "module._forward_pre_hooks or module._forward_hooks", "False"),
     Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
