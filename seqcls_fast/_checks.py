@@ -112,7 +112,7 @@ def as_lengths(lengths: Any, batched: bool) -> Tensor:
 
 def refuse_projection(proj_size: int) -> None:
     if proj_size != 0:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        raise ValueError(f"proj_size argument is only supported for LSTM, not RNN or GRU, but got {proj_size!r}")
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

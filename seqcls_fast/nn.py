@@ -60,10 +60,9 @@ class RNN(RecurrentLayers):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
-        *,
-        proj_size: int = 0,
     ) -> None:
         refuse_projection(proj_size)
         if nonlinearity not in ("tanh", "relu"):
@@ -114,10 +113,9 @@ class GRU(RecurrentLayers):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
-        *,
-        proj_size: int = 0,
     ) -> None:
         refuse_projection(proj_size)
         sizes = (input_size, hidden_size, num_layers)

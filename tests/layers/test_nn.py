@@ -56,12 +56,32 @@ def test_positional_arguments_come_in_torchs_order() -> None:
         (sf.RNN(3, 4, 2, "relu", False, True, 0.5, True), nn.RNN(3, 4, 2, "relu", False, True, 0.5, True)),
         (sf.GRU(3, 4, 2, False, True, 0.5, True), nn.GRU(3, 4, 2, False, True, 0.5, True)),
         (sf.LSTM(3, 4, 2, False, True, 0.5, True, 2), nn.LSTM(3, 4, 2, False, True, 0.5, True, 2)),
+        # proj_size, device and dtype, which the signatures of torch.nn do not show
+        (
+            sf.RNN(3, 4, 2, "relu", False, True, 0.5, True, 0, "meta", torch.float64),
+            nn.RNN(3, 4, 2, "relu", False, True, 0.5, True, 0, "meta", torch.float64),
+        ),
+        (
+            sf.GRU(3, 4, 2, False, True, 0.5, True, 0, "meta", torch.float64),
+            nn.GRU(3, 4, 2, False, True, 0.5, True, 0, "meta", torch.float64),
+        ),
+        (
+            sf.LSTM(3, 4, 2, False, True, 0.5, True, 2, "meta", torch.float64),
+            nn.LSTM(3, 4, 2, False, True, 0.5, True, 2, "meta", torch.float64),
+        ),
+        (
+            sf.RNNCell(3, 4, False, "relu", "meta", torch.float64),
+            nn.RNNCell(3, 4, False, "relu", "meta", torch.float64),
+        ),
+        (sf.GRUCell(3, 4, False, "meta", torch.float64), nn.GRUCell(3, 4, False, "meta", torch.float64)),
         (sf.RNNCell(3, 4, False, "relu"), nn.RNNCell(3, 4, False, "relu")),
         (sf.GRUCell(3, 4, False), nn.GRUCell(3, 4, False)),
         (sf.LSTMCell(3, 4, False), nn.LSTMCell(3, 4, False)),
     ):
         assert repr(ours) == repr(theirs)
-        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        assert [(name, t.device, t.dtype) for name, t in ours.state_dict().items()] == [
+            (name, t.device, t.dtype) for name, t in theirs.state_dict().items()
+        ]
     assert sf.RNN(3, 4, 1, "relu").nonlinearity == "relu"
     assert sf.RNN(3, 4).nonlinearity == "tanh"
     assert sf.RNN(3, 4, nonlinearity="relu").mode == "RNN_RELU"
@@ -110,6 +130,12 @@ def test_constructor_errors_of_one_class() -> None:
     for other in (sf.RNN, sf.GRU, nn.RNN, nn.GRU):
         with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
             other(3, 4, proj_size=2)
+    # torch.nn takes a proj_size by position and fails at the first call
+    for make in (lambda size: sf.RNN(3, 4, 1, "tanh", True, False, 0.0, False, size),
+                 lambda size: sf.GRU(3, 4, 1, True, False, 0.0, False, size)):  # fmt: skip
+        for size in (2, -1, "cpu"):
+            with pytest.raises(ValueError, match=f"proj_size argument is only supported for LSTM.* but got {size!r}"):
+                make(size)
     for rnn in (sf.RNN, nn.RNN):
         with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
             rnn(3, 4, nonlinearity="gelu")
