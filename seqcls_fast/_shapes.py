@@ -1,4 +1,4 @@
-"""Fake kernels: shapes and dtypes of the ops' results. And ``by_kind``, which splits the list of a layer's weights.
+"""Fake kernels: shapes, strides and dtypes of the ops' results. And ``by_kind``, which splits a layer's weights.
 
 torch.compile, torch.export and meta tensors run the fake kernels, which check only what their shapes depend on;
 csrc/bindings checks the rest.
@@ -88,7 +88,8 @@ def _fake_forward(
     if CELLS[cell].has_c:
         results.append(w_ih.new_empty(directions, batch, hidden))
     if want_output or want_saved:
-        results.append(w_ih.new_empty(*(x.shape if ids else x.shape[:-1]), directions * out))
+        output = w_ih.new_empty(*rows, directions * out)  # one step after another, also if batch_first
+        results.append(output.transpose(0, 1) if batch_first and batch_sizes is None else output)
     if want_saved:
         padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
         results.append(w_ih.new_empty((directions, *rows, CELLS[cell].saved * padded), dtype=_buffer_dtype(w_ih)))

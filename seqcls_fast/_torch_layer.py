@@ -139,7 +139,7 @@ def _run(spec: Spec, train: bool, *tensors: Any) -> Outputs:
         else:
             output, *finals = _ragged(spec, train, x, lengths, states, weights)
     h_n, *c_n = (state.to(storage) for state in finals)
-    return output.contiguous().to(storage) if spec.want_output else None, h_n, c_n[0] if c_n else None
+    return output.to(storage) if spec.want_output else None, h_n, c_n[0] if c_n else None
 
 
 def _is_step(spec: Spec, x: Tensor, batch_sizes: Tensor | None, weights: Sequence[Tensor]) -> bool:
@@ -162,7 +162,7 @@ def _call(
         h, *c = stepped if lstm else (stepped,)
         # Copies, so that changing one result in place changes neither the others nor a tensor that the backward reads.
         finals = (t.unsqueeze(0).clone() for t in (h, *c))
-        return h.unsqueeze(time).clone() if spec.want_output else h, *finals
+        return h.unsqueeze(0).clone().transpose(0, time) if spec.want_output else h, *finals
     by_direction: Sequence[Tensor] = [kind[d] for d in range(directions) for kind in kinds if kind]
     if x.is_cuda and torch.backends.cudnn.is_acceptable(x) and torch._use_cudnn_rnn_flatten_weight():
         by_direction = _Flattened.apply(spec, *by_direction)
@@ -194,8 +194,10 @@ def _ragged(
     if not spec.want_output:
         return output, *finals
     packed = PackedSequence(output, packed.batch_sizes)
-    padded, _ = pad_packed_sequence(packed, spec.batch_first, total_length=x.size(time))
-    return padded.new_zeros(*x.shape[:2], padded.size(2)).index_copy(rows, order, padded), *finals
+    padded, _ = pad_packed_sequence(packed, total_length=x.size(time))
+    zeros = padded.new_zeros(x.size(time), x.size(rows), padded.size(2))
+    output = zeros.index_copy(1, order, padded)
+    return output.transpose(0, 1) if spec.batch_first else output, *finals
 
 
 class _Flattened(torch.autograd.Function):

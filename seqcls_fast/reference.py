@@ -90,7 +90,7 @@ def rnn_layer(
         if batch_sizes is not None and valid is not None:
             output = output[valid.squeeze(2)]
         elif batch_first:
-            output = output.transpose(0, 1).contiguous()
+            output = output.transpose(0, 1)
     return output, torch.stack(h_n).to(storage), torch.stack(c_n).to(storage) if BUILT_IN[cell].has_c else None
 
 

@@ -112,6 +112,11 @@ struct LayerCall {
     if (batch_first) return {layer.B, layer.T, width};
     return {layer.T, layer.B, width};
   }
+  // A new output. One step follows another in its memory, also if batch_first, as in the outputs of torch.nn: dropout
+  // draws its mask in the order of the memory, so that a seeded run draws the masks that it draws with torch.nn.
+  Tensor empty_output() const {
+    return sf::empty(rows_shape(layer.directions * layer.out()), layer.dtype, device, batch_first && !packed());
+  }
   // The rows of such a tensor. Each of them begins at `column`.
   Rows rows(const Tensor& t, int64_t column = 0) const {
     Rows r;

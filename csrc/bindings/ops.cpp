@@ -43,7 +43,7 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
     for (int d = 0; d < l.directions; ++d) forward.c_n[d] = state_rows(results.back(), l.dtype, d);
   }
   if (want_output || want_saved) {
-    results.push_back(call.empty(call.rows_shape(l.directions * l.out())));
+    results.push_back(call.empty_output());
     for (int d = 0; d < l.directions; ++d) forward.output[d] = call.rows(results.back(), d * l.out());
   }
   if (want_saved) {

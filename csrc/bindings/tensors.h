@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <new>
@@ -162,17 +163,34 @@ inline char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr());
 
 constexpr int64_t kPooledBytes = 1 << 20;  // a new buffer of this size or more costs less from the pool
 
-// A contiguous tensor, not initialised. Throws std::bad_alloc where there is too little memory on the CPU.
-inline Tensor empty(const Shape& shape, Dtype dtype, const Device& device) {
+// torch::stable has no function for empty_strided.
+inline Tensor empty_on_device(const Shape& shape, const Shape& strides, ScalarType type, const Device& device) {
+  using torch::stable::detail::from;
+  const std::optional<ScalarType> dtype = type;
+  const std::optional<Device> where = device;
+  const std::optional<torch::headeronly::Layout> layout;
+  const std::optional<bool> pinned;
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape), steps(strides);
+  std::array<StableIValue, 6> stack{from(sizes), from(steps), from(dtype), from(layout), from(where), from(pinned)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A tensor, not initialised; contiguous, or as if it were transposed from a contiguous one if `transposed`: the first
+// two dimensions then lie in memory in the other order. (A view made by transposing would not do, since torch refuses
+// in-place changes of a view that an autograd Function returns.) Throws std::bad_alloc where there is too little memory
+// on the CPU.
+inline Tensor empty(const Shape& shape, Dtype dtype, const Device& device, bool transposed = false) {
   check_elements("results", shape);
-  if (device.type() != DeviceType::CPU) return torch::stable::empty(shape, scalar_of(dtype), std::nullopt, device);
-  int64_t elements = 1, stride = 1;
   Shape strides(shape.size());
+  int64_t elements = 1, stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
-    elements *= shape[i];
+    const size_t k = transposed && i < 2 ? 1 - i : i;
+    strides[k] = stride;
+    stride *= std::max<int64_t>(shape[k], 1);
+    elements *= shape[k];
   }
+  if (device.type() != DeviceType::CPU) return empty_on_device(shape, strides, scalar_of(dtype), device);
   const int64_t bytes = elements * size_of(dtype);
   if (bytes >= kPooledBytes)
     return torch::stable::from_blob(pool_take(bytes), shape, strides, device, scalar_of(dtype), pool_give);

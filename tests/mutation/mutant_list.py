@@ -85,8 +85,8 @@ PYTHON = [
     Mutant(
         "torch: states sorted",
         TORCH_LAYER,
-        "index_copy(rows, order, padded)",
-        "index_copy(rows, order.sort()[0], padded)",
+        "index_copy(1, order, padded)",
+        "index_copy(1, order.sort()[0], padded)",
     ),
     Mutant("torch: a step of two", TORCH_LAYER, "spec.directions == 1 and batch_sizes", "batch_sizes"),
     Mutant("torch: freed memory", TORCH_LAYER, "if needed > t.untyped_storage().nbytes()", "if False"),
@@ -194,6 +194,13 @@ PYTHON = [
         "seqcls_fast/reference.py",
         "columns if b_ih is None else columns + b_ih",
         "columns",
+    ),
+    Mutant("shapes: output contiguous", SHAPES, "output.transpose(0, 1) if batch_first and", "output if False and"),
+    Mutant(
+        "torch's layer: ragged output contiguous",
+        TORCH_LAYER,
+        "return output.transpose(0, 1) if spec.batch_first else output, *finals",
+        "return output.transpose(0, 1).contiguous() if spec.batch_first else output, *finals",
     ),
     Mutant(
         "shapes: d_w_ih of ids by row",
@@ -333,6 +340,7 @@ COMPILED = [
         "data_of(state) + d * strides[0]",
         "data_of(state) + 0 * strides[0]",
     ),
+    Mutant("batch-first output contiguous", ARGUMENTS, "device, batch_first && !packed());", "device);"),
     Mutant("ids unchecked", RUN, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
     Mutant("columns of samples in one place", RUN, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
     Mutant("column without the bias", FORWARD, "typename F::V sum = load(bias + at);", "typename F::V sum{};"),
