@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _autograd, _exported, _self_test, _torch_layer, reference  # noqa: F401  (_exported registers itself)
+from . import (  # noqa: F401  (_exported and _flops register themselves)
+    _autograd,
+    _exported,
+    _flops,
+    _self_test,
+    _torch_layer,
+    reference,
+)
 from ._autograd import Outputs
 from ._ext import C
 from ._inputs import autocast, autocasts, check_lengths, holds_ids

@@ -19,6 +19,7 @@ AUTOGRAD = "seqcls_fast/_autograd.py"
 EXPORTED = "seqcls_fast/_exported.py"
 TORCH_LAYER = "seqcls_fast/_torch_layer.py"
 SHAPES = "seqcls_fast/_shapes.py"
+FLOPS = "seqcls_fast/_flops.py"
 CONVERSION = "seqcls_fast/conversion.py"
 LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
 OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
@@ -196,6 +197,9 @@ PYTHON = [
         "columns",
     ),
     Mutant("shapes: output contiguous", SHAPES, "output.transpose(0, 1) if batch_first and", "output if False and"),
+    Mutant("flops: gradient of an absent h0", FLOPS, "rows if h0 is None else 0", "0"),
+    Mutant("flops: rows without steps", FLOPS, "int(lengths.count_nonzero())", "B"),
+    Mutant("flops: a product for ids", FLOPS, "() if holds_ids(x) else w_ih", "w_ih"),
     Mutant(
         "torch's layer: ragged output contiguous",
         TORCH_LAYER,

@@ -70,6 +70,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/_inputs.py": ("test_autocast.py", "test_ops.py", "test_reference.py"),
     "seqcls_fast/_exported.py": ("test_ops.py", "test_export.py"),
     "seqcls_fast/_shapes.py": ("test_ops.py", "test_compile.py"),
+    "seqcls_fast/_flops.py": ("test_flops.py",),
     "seqcls_fast/conversion.py": ("test_convert.py", "test_convert_models.py", "test_convert_classes.py"),
     "seqcls_fast/_layer_classes.py": ("test_convert.py", "test_convert_classes.py"),
     "seqcls_fast/_other_libraries.py": ("test_convert_classes.py",),

@@ -1,0 +1,115 @@
+"""How many operations ``torch.utils.flop_counter`` counts for our operators: two for each multiply-add of a product.
+
+As torch does, the formulas count matrix products alone. They are registered when torch.utils.flop_counter is imported,
+by us or anybody else, because importing it here would cost every program that does not count.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._ext import C
+from ._inputs import holds_ids
+from ._shapes import by_kind
+
+__all__ = ["backward_flops", "forward_flops"]
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def forward_flops(
+    x: Tensor, weights: Sequence[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
+    batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """The operations of ``rnn_forward`` and ``rnn_layer``: each step multiplies by every weight matrix."""
+    steps, _rows = _steps(x, lengths, batch_sizes, batch_first)
+    w_ih, w_hh, w_hr = _sizes(x, weights, directions)
+    return 2 * steps * (w_ih + w_hh + w_hr)
+
+
+def backward_flops(
+    d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: Sequence[Tensor],
+    h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None, output: Tensor,
+    saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool, want_d_weights: bool, *_: Any,
+    **__: Any,
+) -> int:  # fmt: skip
+    """The operations of ``rnn_backward``. The first step of a row passes no gradient on to h0 if there is none."""
+    steps, rows = _steps(x, lengths, batch_sizes, batch_first)
+    w_ih, w_hh, w_hr = _sizes(x, weights, directions)
+    count = (steps - (rows if h0 is None else 0)) * w_hh + steps * w_hr
+    if want_d_x:
+        count += steps * w_ih
+    if want_d_weights:
+        count += steps * (w_ih + w_hh + w_hr)
+    return 2 * count
+
+
+def _sizes(x: Tensor, weights: Sequence[Tensor], directions: int) -> list[int]:
+    """The numbers of elements of w_ih, w_hh and w_hr, all directions together. Ids are looked up in w_ih, which is no
+    product."""
+    w_ih, w_hh, _, _, w_hr = by_kind(weights, directions)
+    return [sum(w.numel() for w in kind) for kind in (() if holds_ids(x) else w_ih, w_hh, w_hr)]
+
+
+def _steps(x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, batch_first: bool) -> tuple[int, int]:
+    """The number of steps of all rows together, and of rows with at least one step. Fake tensors have no values: rows
+    then count as having all T steps, and packed rows as continued from others."""
+    if batch_sizes is not None:
+        return x.size(0), int(batch_sizes[0]) if _has_values(batch_sizes) else 0
+    T, B = (x.size(1), x.size(0)) if batch_first else (x.size(0), x.size(1))
+    if lengths is None or not _has_values(lengths):
+        return T * B, B
+    lengths = lengths.clamp(0, T)
+    return int(lengths.sum()), int(lengths.count_nonzero())
+
+
+def _has_values(t: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import is_fake
+
+    return not t.is_meta and not is_fake(t)
+
+
+def _register(counter: ModuleType) -> None:
+    ops = torch.ops.seqcls_fast
+    for op, formula in (
+        (ops.rnn_forward, forward_flops),
+        (ops.rnn_layer, forward_flops),
+        (ops.rnn_backward, backward_flops),
+    ):
+        if op not in counter.flop_registry:  # a program may have registered formulas of its own
+            counter.register_flop_formula(op, get_raw=True)(formula)
+
+
+class _RegisterOnImport(importlib.abc.MetaPathFinder):
+    """Finds torch.utils.flop_counter as Python does, once, and registers the formulas when it has been executed."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if C is not None:
+    if _COUNTER in sys.modules:
+        _register(sys.modules[_COUNTER])
+    else:
+        sys.meta_path.insert(0, _RegisterOnImport())
