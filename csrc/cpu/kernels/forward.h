@@ -19,7 +19,7 @@ template <class F>
 struct ForwardStep {
   using A = typename F::A;
   using E = typename F::E;
-  const A** start;  // per row: [blocks][kSlots][kLanes], the values that the sums start from
+  const A** start;  // per row: [blocks][kSlots][kLanes], added between the input's products and the state's
   const E **x, **h_prev;
   E** h_next;
   E** output;  // per row, a second place for h; or null
@@ -37,15 +37,10 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   using A = typename F::A;
   using E = typename F::E;
   constexpr int kG = Cell::kGates, kS = Cell::kSlots, kL = F::kLanes;
-  V acc[kRows][kBlocks * kS];
+  V acc[kRows][kBlocks * kS] = {};
   const E* rows[kRows];
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-    const A* start = s.start[row + m] + block * kS * kL;
-#pragma GCC unroll 16
-    for (int v = 0; v < kBlocks * kS; ++v) acc[m][v] = load(start + v * kL);
-    rows[m] = s.x[row + m];
-  }
+  for (int m = 0; m < kRows; ++m) rows[m] = s.x[row + m];
   const int64_t panel_x = panel_size<F>(s.K_x, kG), panel_h = panel_size<F>(s.K_h, kG);
   const auto ahead = [&](const E* w, int64_t panel) {
     return Ahead{w + next * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row, row + kRows, s.rows};
@@ -53,7 +48,12 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   accumulate<F, SlotOfGate, kRows, kBlocks, kG, kS>(acc, rows, s.K_x, s.w_x + block * panel_x, panel_x,
                                                     ahead(s.w_x, panel_x));
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) rows[m] = s.h_prev[row + m];
+  for (int m = 0; m < kRows; ++m) {
+    const A* start = s.start[row + m] + block * kS * kL;
+#pragma GCC unroll 16
+    for (int v = 0; v < kBlocks * kS; ++v) acc[m][v] += load(start + v * kL);
+    rows[m] = s.h_prev[row + m];
+  }
   accumulate<F, HiddenSlotOfGate<Cell>, kRows, kBlocks, kG, kS>(acc, rows, s.K_h, s.w_h + block * panel_h, panel_h,
                                                                 ahead(s.w_h, panel_h));
 
@@ -333,12 +333,7 @@ class ForwardPass {
   void project_output(int64_t active) {
     const int64_t panel = panel_size<F>(layer_.H, 1);
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);
-    for (int64_t block = 0; block < blocks_of<F>(layer_.P); ++block) {
-      for_row_groups<6>(active, [&](int64_t first, auto m) {
-        product_tile<F, 1, 1, decltype(m)::value>(const_cast<const E* const*>(m_rows_) + first, layer_.H,
-                                                  w + block * panel, nullptr, proj_rows_ + first, block * kL);
-      });
-    }
+    product<F>(m_rows_, active, layer_.H, w, panel, blocks_of<F>(layer_.P), nullptr, proj_rows_);
     for (int64_t i = 0; i < active; ++i)
       write_row<A>(dtype_of<E>(), proj_rows_[i], reinterpret_cast<char*>(h_next_[i]), layer_.P);
   }

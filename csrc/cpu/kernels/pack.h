@@ -110,8 +110,8 @@ void pack(const PackSource& s, typename F::E* to) {
   }
 }
 
-// Packs the biases as [blocks][kSlots][kLanes], the values that the slots' sums start from: both biases of a gate where
-// its two sums share a slot.
+// Packs the biases as [blocks][kSlots][kLanes], the values that are added to the slots' sums over the input: both
+// biases of a gate where its two sums share a slot.
 template <class F, class Cell>
 void pack_bias(const Layer& layer, int d, typename F::A* to) {
   constexpr int kL = F::kLanes;

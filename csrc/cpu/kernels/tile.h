@@ -244,23 +244,37 @@ SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typen
   }
 }
 
-// A product that no cell follows, for kRows rows: out[row][column..] = start + in[row][0..K) times one panel.
+// A product that no cell follows, for kRows rows: out[row][column..] = in[row][0..K) times one panel, + start. The sum
+// of the products comes first and `start` after it, as in forward_tile().
 template <class F, int kGroups, int kSlots, int kRows>
 __attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
                                             const typename F::A* start, typename F::A* const* out, int64_t column) {
-  typename F::V acc[kRows][kSlots];
+  typename F::V acc[kRows][kSlots] = {};
   const typename F::E* rows[kRows];
 #pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-    rows[m] = in[m];
-#pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) acc[m][v] = start ? load(start + v * F::kLanes) : typename F::V{};
-  }
+  for (int m = 0; m < kRows; ++m) rows[m] = in[m];
   accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) store(out[m] + column + v * F::kLanes, acc[m][v]);
+    for (int v = 0; v < kSlots; ++v) {
+      const typename F::V sum = start ? acc[m][v] + load(start + v * F::kLanes) : acc[m][v];
+      store(out[m] + column + v * F::kLanes, sum);
+    }
+  }
+}
+
+// Products of `count` rows with a whole matrix, packed in `blocks` panels of panel_size elements:
+// out[row][0..) = in[row][0..K) * matrix + start. A row of `out` has room for whole vectors; `start` may be null.
+template <class F>
+void product(const typename F::E* const* in, int64_t count, int64_t K, const typename F::E* panels, int64_t panel_size,
+             int64_t blocks, const typename F::A* start, typename F::A* const* out) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t column = block * F::kLanes;
+    for_row_groups<6>(count, [&](int64_t first, auto m) {
+      product_tile<F, 1, 1, decltype(m)::value>(in + first, K, panels + block * panel_size,
+                                                start ? start + column : nullptr, out + first, column);
+    });
   }
 }
 
