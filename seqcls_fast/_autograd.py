@@ -6,7 +6,7 @@ the reference layer. vmap folds its dimension into the batch; only the weight gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Spec:
         return other
 
 
-def needs_graph(tensors: _Tensors) -> bool:
+def needs_graph(tensors: Iterable[Any]) -> bool:
     """Whether a result computed from the tensors must be differentiable."""
     if torch.is_grad_enabled():
         for t in tensors:  # faster than any()

@@ -127,3 +127,28 @@ if C is not None:
     torch.library.register_fake("seqcls_fast::rnn_forward")(_fake_forward)
     torch.library.register_fake("seqcls_fast::rnn_layer")(_fake_layer)
     torch.library.register_fake("seqcls_fast::rnn_backward")(_fake_backward)
+
+
+def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
+    _check_given(x=x, weight=weight)
+    _check_devices(x, weight, bias)
+    return x.new_empty(x.size(0), weight.size(0))
+
+
+def _fake_pool_steps(
+    output: Tensor, lengths: Tensor | None, pooling: str, weight: Tensor | None, bias: Tensor | None, impl: str
+) -> Tensor:
+    _check_given(output=output)
+    _check_devices(output, lengths, weight, bias)
+    return output.new_empty(output.size(0), output.size(2))
+
+
+def _fake_softmax(logits: Tensor, temperature: float, impl: str) -> Tensor:
+    _check_given(logits=logits)
+    return logits.new_empty(logits.shape)
+
+
+if C is not None:
+    torch.library.register_fake("seqcls_fast::linear")(_fake_linear)
+    torch.library.register_fake("seqcls_fast::pool_steps")(_fake_pool_steps)
+    torch.library.register_fake("seqcls_fast::softmax")(_fake_softmax)

@@ -134,6 +134,14 @@ def takes_ids(ids: Tensor) -> bool:
     return _has_kernels(getattr(_default, "impl", "auto"), ids.device.type, ids)
 
 
+def compiled_impl() -> str | None:
+    """The implementation that runs a layer on the CPU, if it is one of our kernels for CPUs; else None."""
+    impl = getattr(_default, "impl", "auto")
+    if impl == "auto":
+        impl = _IMPLS[-1]
+    return impl if impl in _IMPLS and impl not in _WITHOUT_KERNELS else None
+
+
 def _waits_for_checks() -> bool:
     """Whether lengths on a GPU are checked too, although the call then waits for the GPU."""
     return os.environ.get("SEQCLS_SYNC_CHECK") == "1"

@@ -1,4 +1,4 @@
-"""One recurrent layer in plain PyTorch: the specification that every faster path is tested against.
+"""One recurrent layer, and what follows it in a classifier, in plain PyTorch: the specification of every faster path.
 
 It can be differentiated any number of times, so it also computes derivatives of derivatives. A row that has ended takes
 no part in a step: ``torch.where`` replaces its input and states before the arithmetic and restores its states after it.
@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, linear
 from ._cells import BUILT_IN
 from ._inputs import autocast_off, check_rank, holds_ids, values_can_be_read
 
-__all__ = ["rnn_layer"]
+__all__ = ["pool_steps", "rnn_layer", "softmax"]
 
 
 def rnn_layer(
@@ -149,3 +149,53 @@ def _step(cell: str, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tu
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
     raise ValueError(f"cell: expected one of {', '.join(BUILT_IN)} but got {reprlib.repr(cell)}")
+
+
+def pool_steps(output: Tensor, lengths: Tensor | None, pooling: str, scores: Tensor | None = None) -> Tensor:
+    """One vector for each row: the mean or the largest of its steps, or their mean weighted by the softmax of scores.
+
+    Args:
+        output: ``(B, T, W)``, zero beyond a row's length.
+        lengths: ``(B,)`` integers from 0 to T, or None where every row has T steps.
+        pooling: ``"mean"``, ``"max"`` or ``"attention"``.
+        scores: ``(B, T)`` for ``"attention"``.
+
+    Example::
+
+        >>> import torch
+        >>> from seqcls_fast.reference import pool_steps
+        >>> output = torch.tensor([[[1.0], [4.0], [0.0]], [[0.0], [0.0], [0.0]]])
+        >>> pool_steps(output, torch.tensor([2, 0]), "mean")
+        tensor([[2.5000],
+                [0.0000]])
+    """
+    beyond = None  # (B, T)
+    if lengths is not None:
+        beyond = torch.arange(output.size(1), device=output.device) >= lengths[:, None]
+    if pooling == "mean":
+        return output.mean(1) if lengths is None else output.sum(1) / lengths.clamp(min=1)[:, None]
+    if pooling == "max":
+        if beyond is None:
+            return output.amax(1)
+        highest = output.masked_fill(beyond[:, :, None], -torch.inf).amax(1)
+        return highest.masked_fill(lengths[:, None] == 0, 0)  # type: ignore[index]
+    assert scores is not None
+    if beyond is not None:
+        scores = scores.masked_fill(beyond, torch.finfo(scores.dtype).min)
+    shares = scores.softmax(1)
+    if beyond is not None:
+        shares = shares.masked_fill(beyond, 0)  # for rows of length 0, whose softmax is over padding alone
+    return (shares[:, None, :] @ output).squeeze(1)
+
+
+def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The probabilities of the classes ``(N, classes)``: the logits are divided by the temperature first.
+
+    Example::
+
+        >>> import torch
+        >>> from seqcls_fast.reference import softmax
+        >>> softmax(torch.tensor([[0.0, 0.0]]), 2.0)
+        tensor([[0.5000, 0.5000]])
+    """
+    return (logits / temperature).softmax(1)

@@ -1,4 +1,4 @@
-// sigmoid and tanh for every value type. Both are computed from 2^t = s (1 + q). q is kept apart from the 1, since
+// sigmoid, tanh and e^x for every value type. All are computed from 2^t = s (1 + q). q is kept apart from the 1, since
 // their sum would lose digits where q is small. So tanh is exact to about 2 units in the last place near 0 too.
 // For vectors include csrc/cpu/kernels/vec.h before this file: the functions called below are found for compiler
 // vectors only if they were declared before.
@@ -63,6 +63,14 @@ SF_FN V tanh(V x) {  // m / (m + 2) with m = e^(2x) - 1
   const Exp2Split<V> e = exp2_split(x, 2 * kLog2e, 64.0);
   const V m = fma(e.s, e.q, e.s - T(1));
   return m / (m + T(2));
+}
+
+template <class V>
+SF_FN V exp(V x) {  // e^x for x up to kLargest / log2 e, and 0 where that is not a normal number
+  using T = typename ScalarOf<V>::Type;
+  constexpr double kLargest = Exp2Poly<T>::kLargest;
+  const Exp2Split<V> e = exp2_split(x, kLog2e, kLargest);
+  return select(x < static_cast<T>(-kLargest / kLog2e), V{}, fma(e.s, e.q, e.s));
 }
 
 }  // namespace sf

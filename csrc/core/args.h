@@ -91,4 +91,39 @@ struct WeightGrad {
   int64_t samples;  // number of equal slices of the batch; each gets its own gradients, stored one after another
 };
 
+// What follows the layers of a classifier, in inference. Every result of a row depends on that row alone.
+
+// result = x weight^T + bias for `count` rows; row i of x is at offset(0, i). The result may be in the compute type.
+struct Linear {
+  Dtype dtype;
+  int64_t count;
+  Matrix weight, bias;  // (columns, K) and (columns, 1); without a bias its data is null
+  Rows x, result;
+};
+
+// What becomes of the steps of a row: their mean, their largest values, or their mean weighted by the softmax of a
+// score, which is a product with `weight` (1, W).
+enum class Pooling : int { kMean, kMax, kAttention };
+
+// Rows without steps are pooled to zeros. Steps beyond a row's length are not read.
+struct PoolSteps {
+  Dtype dtype;
+  Pooling pooling;
+  int64_t T, B, W;
+  const int64_t* lengths;  // (B,), null where every row has T steps
+  Matrix weight, bias;     // with kAttention alone
+  Rows output;             // (T, B, W)
+  Rows pooled;             // (B, W)
+
+  int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+};
+
+// probabilities = softmax(logits / temperature), for `count` rows of `classes` numbers.
+struct Softmax {
+  Dtype dtype;
+  int64_t count, classes;
+  double temperature;
+  Rows logits, probabilities;
+};
+
 }  // namespace sf

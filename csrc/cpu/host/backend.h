@@ -22,6 +22,11 @@ void run_weight_grad(const Kernels&, WeightGrad);
 int64_t packed_cache_size();  // how many packed weights are kept
 void packed_cache_clear();
 
+// -- head.cpp
+void run_linear(const Kernels&, const Linear&);
+void run_pool_steps(const Kernels&, const PoolSteps&);
+void run_softmax(const Kernels&, const Softmax&);
+
 // -- pool.cpp
 void* pool_take(int64_t bytes);
 void pool_give(void* p);

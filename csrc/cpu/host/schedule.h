@@ -1,6 +1,6 @@
 // How a call is divided among torch's threads: by batch rows, by direction or, when rows are few and the layer is wide,
 // by hidden units. A thread computes its rows over the whole sequence and waits for no other; threads that share the
-// units meet at every step. Included by run.cpp alone.
+// units meet at every step. Included by run.cpp and head.cpp alone.
 #pragma once
 
 #include <algorithm>

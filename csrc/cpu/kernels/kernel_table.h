@@ -51,6 +51,24 @@ struct WeightGradTask {
   char* scratch;
 };
 
+struct LinearTask {  // rows [begin, end)
+  const Linear* call;
+  const char* packed;
+  int64_t begin, end;
+  char* scratch;
+};
+struct PoolStepsTask {  // rows [begin, end)
+  const PoolSteps* call;
+  const char* packed;  // the weight of the scores
+  int64_t begin, end;
+  char* scratch;
+};
+struct SoftmaxTask {  // rows [begin, end)
+  const Softmax* call;
+  int64_t begin, end;
+  char* scratch;
+};
+
 struct Bytes {
   const void* data;
   int64_t size;
@@ -77,6 +95,19 @@ struct Kernels {
   void (*weight_grad)(const WeightGradTask&);
   // Writes the sum of rows of gates * H values. They are in the compute type, the sum in the layer's dtype.
   void (*sum_rows)(const Layer&, const char* const* rows, int64_t count, char* to);
+
+  // What follows the layers of a classifier.
+  int64_t (*packed_linear_size)(const Linear&);
+  void (*pack_linear)(const Linear&, char* to);
+  int64_t (*linear_scratch)(const Linear&);
+  void (*linear)(const LinearTask&);
+  int64_t (*packed_pool_steps_size)(const PoolSteps&);
+  void (*pack_pool_steps)(const PoolSteps&, char* to);
+  int64_t (*pool_steps_scratch)(const PoolSteps&);
+  void (*pool_steps)(const PoolStepsTask&);
+  int64_t (*softmax_scratch)(const Softmax&);
+  void (*softmax)(const SoftmaxTask&);
+
   // A hash of the bytes of several parts.
   void (*fingerprint)(const Bytes* parts, int64_t count, uint64_t (&hash)[2]);
 };

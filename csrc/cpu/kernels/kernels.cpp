@@ -4,6 +4,7 @@
 // here for AVX-512, could become the one copy that the linker keeps for all files, and would crash an older CPU.
 #include "backward.h"
 #include "forward.h"
+#include "head.h"
 #include "input_grad.h"
 #include "weight_grad.h"
 
@@ -173,6 +174,50 @@ void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* 
   with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
 }
 
+// The same without a cell, for what follows the layers. Only products use the format of pairs of bfloat16.
+template <class Function>
+auto with_sums(Dtype dtype, Function&& function) {
+  return dtype == Dtype::kFloat64 ? function(Plain<double>{}) : function(Plain<float>{});
+}
+template <class Function>
+auto with_product(Dtype dtype, Function&& function) {
+#if defined(__AVX512BF16__)
+  if (dtype == Dtype::kBFloat16) return function(Bfloat16Pairs{});
+#endif
+  return with_sums(dtype, function);
+}
+
+int64_t packed_linear_size(const Linear& call) {
+  return with_product(call.dtype, [&](auto f) { return PackedProduct<decltype(f)>(call.weight, call.dtype).end; });
+}
+void pack_linear(const Linear& call, char* to) {
+  with_product(call.dtype, [&](auto f) { PackedProduct<decltype(f)>(call.weight, call.dtype).pack(call.bias, to); });
+}
+int64_t linear_scratch(const Linear& call) {
+  return with_product(call.dtype, [&](auto f) { return linear_scratch_of<decltype(f)>(call); });
+}
+void linear(const LinearTask& task) {
+  with_product(task.call->dtype, [&](auto f) { run_linear_task<decltype(f)>(task); });
+}
+int64_t packed_pool_steps_size(const PoolSteps& call) {
+  return with_sums(call.dtype, [&](auto f) { return PackedProduct<decltype(f)>(call.weight, call.dtype).end; });
+}
+void pack_pool_steps(const PoolSteps& call, char* to) {
+  with_sums(call.dtype, [&](auto f) { PackedProduct<decltype(f)>(call.weight, call.dtype).pack(call.bias, to); });
+}
+int64_t pool_steps_scratch(const PoolSteps& call) {
+  return with_sums(call.dtype, [&](auto f) { return PoolPass<decltype(f)>::measure(call); });
+}
+void pool_steps(const PoolStepsTask& task) {
+  with_sums(task.call->dtype, [&](auto f) { PoolPass<decltype(f)>(*task.call, task.scratch).run(task); });
+}
+int64_t softmax_scratch(const Softmax& call) {
+  return with_sums(call.dtype, [&](auto f) { return softmax_scratch_of<decltype(f)>(call); });
+}
+void softmax(const SoftmaxTask& task) {
+  with_sums(task.call->dtype, [&](auto f) { run_softmax_task<decltype(f)>(task); });
+}
+
 // A hash of 128 bits over the bytes of all parts. The sizes of the parts are not hashed: the caller puts them into a
 // part. Each step of mix() can be undone, so it loses nothing, and its shift lets high bits change low ones, so that
 // two flipped signs do not cancel.
@@ -237,6 +282,16 @@ const Kernels SF_ISA = {
     .weight_grad_scratch = weight_grad_scratch,
     .weight_grad = weight_grad,
     .sum_rows = sum_rows,
+    .packed_linear_size = packed_linear_size,
+    .pack_linear = pack_linear,
+    .linear_scratch = linear_scratch,
+    .linear = linear,
+    .packed_pool_steps_size = packed_pool_steps_size,
+    .pack_pool_steps = pack_pool_steps,
+    .pool_steps_scratch = pool_steps_scratch,
+    .pool_steps = pool_steps,
+    .softmax_scratch = softmax_scratch,
+    .softmax = softmax,
     .fingerprint = fingerprint,
 };
 
