@@ -1,7 +1,8 @@
 """``SequenceClassifier``: embedding (for ids), a recurrent encoder, pooling over time, a linear head.
 
 For ids, a table of the first layer's projections of every id, ``embedding @ weight_ih.T``, is computed if there are
-several steps for each id. The layer then takes the table as its ``weight_ih`` and the ids as its input.
+several steps for each id. The layer then takes the table as its ``weight_ih`` and the ids as its input. In inference
+the table has the bits of the layer's own projection.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, embedding, linear
+from torch.nn.functional import dropout, embedding
 
+from . import _head, ops
 from . import nn as layers
-from . import ops
+from ._autograd import needs_graph
 from ._checks import as_lengths
+from ._inputs import autocasts
 from ._shapes import CELLS
 
 __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
@@ -119,13 +122,14 @@ class SequenceClassifier(nn.Module):
         pooled = self._pool(output, h_n, lengths)
         if self.dropout:
             pooled = dropout(pooled, self.dropout, self.training)
-        return self.head(pooled)
+        return _head.linear(self.head, pooled)
 
     def prepare_inference(self) -> SequenceClassifier:
         """Keeps the table of the first layer's projections for later calls in eval mode without gradients.
 
         ``train()``, ``load_state_dict()`` and ``to()`` drop the table. Other changes of the weights are not noticed:
-        call this again after them. Where our kernels do not run there is no table, as torch's own layer takes no ids.
+        call this again after them. Where our kernels do not run there is no table, as torch's own layer takes no ids,
+        nor is there one for 16-bit weights and under autocast on a CPU.
 
         Example::
 
@@ -137,7 +141,8 @@ class SequenceClassifier(nn.Module):
         if self.training:
             raise RuntimeError("prepare_inference: expected a model in eval mode, call eval() first")
         with torch.no_grad():
-            self._tables = self._make_tables() if self.embedding is not None else None
+            wanted = self.embedding is not None and self._has_exact_tables()
+            self._tables = self._make_tables() if wanted else None
         return self
 
     # -- the stages ---------------------------------------------------------------------------------------------------
@@ -186,35 +191,28 @@ class SequenceClassifier(nn.Module):
     def _pool(self, output: Tensor | None, h_n: Tensor, lengths: Tensor | None) -> Tensor:
         if output is None:
             return h_n[-2:].transpose(0, 1).flatten(1) if self.bidirectional else h_n[-1]
-        beyond = None  # (B, T)
-        if lengths is not None:
-            beyond = torch.arange(output.size(1), device=output.device) >= lengths[:, None]
-        if self.pooling == "mean":  # the output is 0 beyond a row's length
-            return output.mean(1) if lengths is None else output.sum(1) / lengths.clamp(min=1)[:, None]
-        if self.pooling == "max":
-            if beyond is None:
-                return output.amax(1)
-            highest = output.masked_fill(beyond[:, :, None], -torch.inf).amax(1)
-            return highest.masked_fill(lengths[:, None] == 0, 0)  # type: ignore[index]
-        assert self.attention is not None
-        scores = self.attention(output).squeeze(2)
-        if beyond is not None:
-            scores = scores.masked_fill(beyond, torch.finfo(scores.dtype).min)
-        shares = scores.softmax(1)
-        if beyond is not None:
-            shares = shares.masked_fill(beyond, 0)  # for rows of length 0, whose softmax is over padding alone
-        return (shares[:, None, :] @ output).squeeze(1)
+        return _head.pool_steps(output, lengths, self.pooling, self.attention)
 
     # -- the table of projections -------------------------------------------------------------------------------------
 
     def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
         """The tables, one for each direction, if they are kept or cost less than projecting each step; else None."""
-        if _in_graph() or not ops.takes_ids(ids):
+        if _head.in_graph() or not ops.takes_ids(ids):
             return None  # a graph must not depend on the sizes of the example it was made from
-        if self._tables is not None and not torch.is_grad_enabled():
-            return self._tables
+        if not needs_graph(self.parameters()):
+            if not self._has_exact_tables():
+                return None
+            if self._tables is not None:
+                return self._tables
         assert self.vocab_size is not None
         return self._make_tables() if _STEPS_PER_ID * self.vocab_size < ids.numel() else None
+
+    def _has_exact_tables(self) -> bool:
+        """Whether a table has the bits of projected steps. In 16 bits it would be rounded once more than they are, and
+        on a CPU a row's bits would depend on whether its batch is large enough for a table."""
+        assert self.embedding is not None
+        weight = self.embedding.weight
+        return not weight.is_cpu or not (weight.dtype.itemsize == 2 or autocasts("cpu"))
 
     def _make_tables(self) -> list[Tensor]:
         """For each direction the matrix whose column ``i`` is the first layer's projection of id ``i``."""
@@ -224,7 +222,7 @@ class SequenceClassifier(nn.Module):
             # Looking the rows up again keeps the gradient of the padding's row at zero.
             weight = embedding(torch.arange(len(weight), device=weight.device), weight, self.padding_idx)
         directions = 2 if self.bidirectional else 1
-        return [linear(weight, w_ih).t() for w_ih in self.encoder._weights()[0][:directions]]
+        return [_head.product(weight, w_ih).t() for w_ih in self.encoder._weights()[0][:directions]]
 
     def forget_tables(self) -> None:
         """Drops what :meth:`prepare_inference` keeps."""
@@ -254,13 +252,8 @@ def _checked_ids(ids: Tensor, lengths: Tensor | None, count: int) -> Tensor:
     """The ids with 0 in the padding. Raises for other ids outside the vocabulary, as the kernels would."""
     if lengths is not None and lengths.shape == ids.shape[:1]:
         ids = ids.masked_fill(torch.arange(ids.size(1), device=ids.device) >= lengths[:, None], 0)
-    if ids.is_cpu and ids.numel() and not _in_graph():
+    if ids.is_cpu and ids.numel() and not _head.in_graph():
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= count:
             raise RuntimeError(f"x: expected ids from 0 to {count - 1} but got {low if low < 0 else high}")
     return ids
-
-
-def _in_graph() -> bool:
-    """Whether torch traces a graph or runs a torch.func transform, where tensors have no values to look at."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()

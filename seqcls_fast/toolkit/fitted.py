@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._head import softmax
 from .._version import __version__
 from ..classifier import SequenceClassifier
 from . import store
@@ -255,5 +256,5 @@ def make_model(
 
 
 def _softmax(logits: Tensor, temperature: float) -> np.ndarray:
-    found: np.ndarray = (logits.double() / temperature).softmax(1).numpy()
+    found: np.ndarray = softmax(logits.double(), temperature).numpy()
     return found

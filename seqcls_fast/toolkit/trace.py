@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._head import linear, softmax
 from ._extras import need
 from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
 from .data.series import as_steps
@@ -167,7 +168,7 @@ def trace(fitted: Fitted, x: Any) -> Trace:
             count = min(length, PREFIXES)
             steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
             logits = torch.cat(list(_prefixes(model, values, steps))).double()
-            probabilities = (logits / fitted.temperature).softmax(1).cpu()
+            probabilities = softmax(logits.cpu(), fitted.temperature)
     finally:
         model.train(was_training)
     tokens = encoder.tokens(x) if text else _steps(x)[:length]
@@ -193,13 +194,13 @@ def _stages(fitted: Fitted, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
     # A private method, as a copy of the pooling here could come to differ from the model's.
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
-    logits = model.head(pooled)
+    logits = linear(model.head, pooled)
     yield Stage("logits", logits.float().cpu())
     notes = [] if fitted.temperature == 1 else [f"of the logits / {fitted.temperature:.4g}, the temperature"]
     if fitted.threshold is not None:
         label, value = fitted.threshold.label, fitted.threshold.value
         notes.append(f"{printable(label)} is predicted from {value:.4g} on")
-    yield Stage("softmax", (logits.double() / fitted.temperature).softmax(1).cpu(), "; ".join(notes))
+    yield Stage("softmax", softmax(logits.double().cpu(), fitted.temperature), "; ".join(notes))
 
 
 def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:

@@ -21,8 +21,6 @@ def logits_of(
     """``(count, classes)`` float32 on the CPU, in the order of the sequences; the model's mode is left as it was."""
     training = model.training
     model.eval()
-    if len(sequences) > batch_size:
-        model.prepare_inference()
     order = by_length(sequences.lengths, batch_size)
 
     def found_for(rows: Tensor) -> Tensor:
@@ -38,6 +36,8 @@ def logits_of(
 
     try:
         with torch.inference_mode(), autocast(device, amp):
+            if len(sequences) > batch_size:
+                model.prepare_inference()
             logits = [found_for(rows) for rows in order]
     finally:
         model.train(training)
