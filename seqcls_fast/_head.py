@@ -20,8 +20,9 @@ from ._autograd import needs_graph
 from ._ext import C
 from ._inputs import autocast, autocasts
 
-__all__ = ["kernels_for", "linear", "pool_steps", "product", "softmax"]
+__all__ = ["in_graph", "kernels_for", "linear", "pool_steps", "product", "softmax"]
 
+_TYPES = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -38,39 +39,35 @@ def kernels_for(*tensors: Tensor | None) -> str | None:
         if t is None:
             continue
         # Other subclasses of Tensor, such as quantized weights, know torch's operators alone.
-        if type(t) not in (Tensor, nn.Parameter) or not t.is_cpu or t.dtype not in _DTYPES:
+        if type(t) not in _TYPES or not t.is_cpu or t.dtype not in _DTYPES:
             return None
     return ops.compiled_impl()
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` for rows ``(N, K)``. A layer that is more than a plain ``nn.Linear`` is called as it is."""
-    if in_graph() or not _is_plain(layer) or kernels_for(x, layer.weight, layer.bias) is None:
-        called: Tensor = layer(x)
-        return called
-    return product(x, layer.weight, layer.bias)
+    if not in_graph() and _is_plain(layer):
+        weight, bias = layer.weight, layer.bias
+        impl = kernels_for(x, weight, bias)
+        if impl is not None:
+            return _linear_op(x, weight, bias, impl)
+    called: Tensor = layer(x)
+    return called
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` for rows ``(N, K)``."""
-    impl = kernels_for(x, weight, bias)
-    if impl is None:
-        return torch_linear(x, weight, bias)
-    found: Tensor = torch.ops.seqcls_fast.linear.default(*_as_autocast(x, weight, bias), impl)
-    return found
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` for rows ``(N, K)``."""
+    impl = kernels_for(x, weight)
+    return torch_linear(x, weight) if impl is None else _linear_op(x, weight, None, impl)
 
 
 def pool_steps(output: Tensor, lengths: Tensor | None, pooling: str, attention: nn.Module | None = None) -> Tensor:
     """:func:`seqcls_fast.reference.pool_steps`, with the layer that gives the scores for ``"attention"``."""
-    if not in_graph():
-        weights: list[Tensor | None] | None = None
-        if attention is None:
-            weights = [None, None]
-        elif _is_plain(attention):
-            weights = [attention.weight, attention.bias]
-        impl = None if weights is None else kernels_for(output, *weights)
-        if weights is not None and impl is not None:
-            output, weight, bias = _as_autocast(output, *weights)
+    if not in_graph() and (attention is None or _is_plain(attention)):
+        weight, bias = (None, None) if attention is None else (attention.weight, attention.bias)
+        impl = kernels_for(output, weight, bias)
+        if impl is not None:
+            output, weight, bias = _as_autocast(output, weight, bias)
             lengths = None if lengths is None else lengths.to(torch.int64)
             found: Tensor = torch.ops.seqcls_fast.pool_steps.default(output, lengths, pooling, weight, bias, impl)
             return found
@@ -87,7 +84,12 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return found
 
 
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
+    found: Tensor = torch.ops.seqcls_fast.linear.default(*_as_autocast(x, weight, bias), impl)
+    return found
+
+
+def _is_plain(layer: nn.Module | None) -> TypeGuard[nn.Linear]:
     """Whether a call of ``layer`` does what ``nn.Linear`` does and nothing else."""
     if type(layer) is not nn.Linear or "forward" in layer.__dict__:
         return False

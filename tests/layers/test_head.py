@@ -23,7 +23,17 @@ OPS = torch.ops.seqcls_fast
 DTYPES = [getattr(torch, name) for name in FLOATS + HALVES]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # (N, K, columns), with every size zero once, and chains of products longer than 256
-PRODUCTS = [(0, 5, 3), (4, 0, 3), (4, 5, 0), (1, 1, 1), (2, 5, 2), (7, 32, 20), (200, 200, 3), (49, 33, 500), (6, 600, 2)]
+PRODUCTS = [
+    (0, 5, 3),
+    (4, 0, 3),
+    (4, 5, 0),
+    (1, 1, 1),
+    (2, 5, 2),
+    (7, 32, 20),
+    (200, 200, 3),
+    (49, 33, 500),
+    (6, 600, 2),
+]
 # (B, T, W)
 STEPS = [(0, 4, 3), (3, 0, 5), (3, 4, 0), (1, 1, 1), (2, 7, 5), (7, 50, 33), (20, 9, 200), (3, 600, 32)]
 LOGITS = [(0, 3), (4, 0), (5, 1), (1, 2), (7, 3), (200, 20), (9, 500)]
@@ -250,10 +260,32 @@ def test_refused(name: str, sentence: str, args: tuple[Any, ...], compiled: str)
         getattr(OPS, name)(*args, compiled)
 
 
+def expanded(*shape: int) -> Tensor:
+    """Zeros of any shape, in the memory of one element."""
+    return torch.zeros(1).expand(shape)
+
+
+MANY = 1 << 40
+TOO_LARGE: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("linear", "x: expected a result that fits into memory", (expanded(MANY, 1), W2[:, :1], None)),
+    ("linear", "x: expected a result that fits into memory", (X[:, :0], expanded(MANY, 0), None)),
+    ("linear", "results: expected at most 2.* elements", (expanded(1 << 46, 1), expanded(8, 1), None)),
+    ("pool_steps", "output: expected a result", (expanded(MANY, 1, 1), None, "mean", None, None)),
+    ("pool_steps", "output: expected a result", (expanded(1, MANY, 1), None, "attention", W2[:1, :1], None)),
+    ("softmax", "logits: expected a result that fits into memory", (expanded(MANY, 1), 1.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence", "args"), TOO_LARGE, ids=[f"{name}-{text}" for name, text, _ in TOO_LARGE])
+def test_too_large(name: str, sentence: str, args: tuple[Any, ...], compiled: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{sentence}"):
+        getattr(OPS, name)(*args, compiled)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_an_unknown_implementation_and_lost_memory_are_refused(name: str) -> None:
     args = CALLS[name](lambda *shape: torch.zeros(shape))
-    with pytest.raises(RuntimeError, match="^impl: expected one of auto, base"):
+    with pytest.raises(RuntimeError, match=r"^impl: expected one of auto, base"):
         getattr(OPS, name)(*args, "none")
     for tensor in [t for t in args if isinstance(t, Tensor)]:
         tensor.untyped_storage().resize_(0)

@@ -224,11 +224,21 @@ INPUTS = "csrc/cpu/kernels/input_grad.h"
 RUN = "csrc/cpu/host/run.cpp"
 SCHEDULE = "csrc/cpu/host/schedule.h"
 PACKED = "csrc/cpu/host/packed_weights.h"
+HEAD = "csrc/cpu/kernels/head.h"
+TILE = "csrc/cpu/kernels/tile.h"
 BINDINGS = "csrc/bindings/ops.cpp"
+HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
 TENSORS = "csrc/bindings/tensors.h"
 
 COMPILED = [
+    Mutant("padding pooled", HEAD, "const int64_t n = call_.length(b);", "const int64_t n = call_.T;"),
+    Mutant("NaN lost by max", HEAD, "select(x == x, larger, x)", "larger"),
+    Mutant("no temperature", HEAD, "row[k] /= temperature", "row[k] /= A(1)"),
+    Mutant("numbers beyond the last in a sum of e^x", HEAD, "sums += F::read(x + i, left);", "sums += load(x + i);"),
+    Mutant("a product without its bias", TILE, "start ? start + column : nullptr", "nullptr"),
+    Mutant("lengths of the poolings not given on", HEAD_BINDINGS, "call.lengths = rows.lengths.data();", ""),
+    Mutant("x of a product without its memory", HEAD_BINDINGS, 'check_memory("x", x);', ""),
     Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
     Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
     Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
@@ -471,11 +481,11 @@ CLASSIFIER = "seqcls_fast/classifier.py"
 TOOLKIT = "seqcls_fast/toolkit/"
 FILES = "seqcls_fast/_files.py"
 TOOLKIT_MUTANTS = [
-    Mutant("mean over the padding too", CLASSIFIER, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
-    Mutant("highest of the padding too", CLASSIFIER, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
+    Mutant("mean over the padding too", REFERENCE, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
+    Mutant("highest of the padding too", REFERENCE, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
     Mutant(
         "attention to the padding",
-        CLASSIFIER,
+        REFERENCE,
         "scores = scores.masked_fill(beyond,",
         "scores = scores.masked_fill(~beyond,",
     ),
@@ -500,12 +510,8 @@ TOOLKIT_MUTANTS = [
         "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n        self._tables = None\n",
         "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n",
     ),
-    Mutant(
-        "table with gradients",
-        CLASSIFIER,
-        "self._tables is not None and not torch.is_grad_enabled()",
-        "self._tables is not None",
-    ),
+    Mutant("table with gradients", CLASSIFIER, "if not needs_graph(self.parameters()):", "if True:"),
+    Mutant("table in 16 bits", CLASSIFIER, "weight.dtype.itemsize == 2 or autocasts", "autocasts"),
     Mutant(
         "precision for recall",
         TOOLKIT + "evaluation/metrics.py",

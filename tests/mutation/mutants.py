@@ -33,6 +33,10 @@ KERNELS = (
     "test_ids.py",
 )
 SUITES = {  # the tests that must notice a mutant: those of the first key with which its file's path begins
+    "csrc/bindings/head": ("test_head.py",),
+    "csrc/cpu/host/head": ("test_head.py",),
+    "csrc/cpu/kernels/head": ("test_head.py",),
+    "csrc/cpu/kernels/tile": ("test_head.py", *KERNELS),
     "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
@@ -77,7 +81,8 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/export.py": ("test_export_onnx.py",),
     "seqcls_fast/_stand_ins.py": ("test_fx.py",),
     "seqcls_fast/_files.py": ("test_files.py",),
-    "seqcls_fast/classifier.py": ("test_classifier.py", "test_torch_layer.py"),
+    "seqcls_fast/classifier.py": ("test_classifier.py", "test_classifier_bits.py", "test_torch_layer.py"),
+    "seqcls_fast/_head.py": ("test_head.py", "test_classifier_bits.py"),
     "seqcls_fast/toolkit/evaluation": ("test_evaluation.py", "test_calibration.py"),
     "seqcls_fast/toolkit/data/leakage.py": ("test_evaluation.py", "test_stream.py"),
     "seqcls_fast/toolkit/evaluation/plots.py": ("test_plots.py",),
@@ -119,6 +124,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/toolkit": ("test_estimators.py",),
     "seqcls_fast/reference.py": (
         "test_reference.py",
+        "test_classifier.py",
         "test_oracle_onnx.py",
         "test_ops.py",
         "test_bitwise.py",
