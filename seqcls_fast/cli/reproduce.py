@@ -175,10 +175,13 @@ def _metrics(before: dict[str, Any], now: dict[str, Any]) -> dict[str, dict[str,
     found = {}
     if before["validation_report"] is not None and now["validation_report"] is not None:
         values = metrics_of(now["validation_report"])
+        methods = before["validation_report"].get("interval_methods", {})  # none of models that were saved earlier
         for name, (value, interval) in metrics_of(before["validation_report"]).items():
             new = values.get(name, (None, None))[0]
             within = None if interval is None else new is not None and interval[0] <= new <= interval[1]
             found[name] = {"before": value, "interval": interval, "now": new, "within": within}
+            if interval is not None:
+                found[name]["method"] = methods.get(name.replace(" ", "_"))
     records = [config["history"][config["best_epoch"] - 1] for config in (before, now)]
     for name in ("loss", "accuracy"):
         first, second = (record[name] for record in records)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import platform
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from typing import Any
@@ -18,12 +19,14 @@ import torch
 from .. import ops
 from .._version import __version__
 from ._terminal import MESSAGE, NAME, escaped, printable, shown
+from .evaluation.intervals import about
 from .fitted import Fitted
 from .store import COMMAND, SEARCH
 
 __all__ = ["metrics_of", "model_card", "versions"]
 
 _MOST_CLASSES = 20
+_SCORES = ("precision", "recall", "f1")
 _LONGEST_COMMAND = 20_000  # characters
 Metric = tuple[float, tuple[float, float] | None]  # a value and its interval
 
@@ -143,22 +146,28 @@ def _training(fitted: Fitted) -> list[str]:
 def _validation(report: dict[str, Any] | None) -> list[str]:
     if report is None:
         return []
-    rows = [
-        (name, f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""))
-        for name, (value, interval) in metrics_of(report).items()
-    ]
+    rows = [(name, _with_interval(value, interval)) for name, (value, interval) in metrics_of(report).items()]
     each = [
-        (_label(name), *(f"{scores[each]:.4f}" for each in ("precision", "recall", "f1")), scores["support"])
+        (
+            _label(name),
+            *(_with_interval(scores[each], scores.get("intervals", {}).get(each)) for each in _SCORES),
+            scores["support"],
+        )
         for name, scores in list(report["per_class"].items())[:_MOST_CLASSES]
     ]
     return [
         f"On the {report['examples']} examples of the validation, with {100 * report['confidence']:g} % intervals:",
         "",
         *_table(("", ""), rows),
-        *_table(("class", "precision", "recall", "f1", "examples"), each),
+        *_table(("class", *_SCORES, "examples"), each),
+        *([f"The {about(report['confidence'])}.", ""] if report.get("interval_methods") else []),
         *(f"- Warning: {_code(warning, MESSAGE)}." for warning in report["warnings"]),
         *([""] if report["warnings"] else []),
     ]
+
+
+def _with_interval(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
 
 
 def _calibration(fitted: Fitted) -> list[str]:

@@ -63,6 +63,7 @@ SEED = whole(-(2**63), 2**64 - 1)
 _SHARE = number(-1e-6, 1 + 1e-6)  # with room for rounding
 _SCORES: dict[str, Check] = {"precision": _SHARE, "recall": _SHARE, "f1": _SHARE}
 _AVERAGE = record(_SCORES)
+_INTERVALS = mapping(listed(number(), least=2))
 _EPOCHS = listed(record({"epoch": whole(1), "loss": number(), "accuracy": _SHARE}, others=number()))
 
 
@@ -82,11 +83,15 @@ _REPORT = record(
     {
         "examples": whole(1), "labels": listed(text), "accuracy": _SHARE, "balanced_accuracy": _SHARE,
         "macro": _AVERAGE, "micro": _AVERAGE, "weighted": _AVERAGE,
-        "per_class": mapping(record({**_SCORES, "support": whole(0)})), "confusion_matrix": listed(counts),
+        "per_class": mapping(record({**_SCORES, "support": whole(0)}, {"intervals": _INTERVALS})),
+        "confusion_matrix": listed(counts),
         **dict.fromkeys(_FIGURES, optional(number(-1e-6))), "confidence": _SHARE,
-        "intervals": mapping(listed(number(), least=2)), "warnings": listed(text),
+        "intervals": _INTERVALS, "warnings": listed(text),
     },
-    {"before_calibration": optional(mapping(number())), "threshold": optional(plain(4))},
+    {
+        "before_calibration": optional(mapping(number())), "threshold": optional(plain(4)),
+        "interval_methods": mapping(text),
+    },
 )  # fmt: skip
 _DESCRIPTION = record(
     {

@@ -22,6 +22,7 @@ from seqcls_fast.cli import reproduce
 from seqcls_fast.cli import train as train_command
 from seqcls_fast.toolkit import store
 from seqcls_fast.toolkit.card import metrics_of, model_card, versions
+from seqcls_fast.toolkit.evaluation.intervals import METHODS
 from seqcls_fast.toolkit.training.checkpoint import Checkpoints
 from support.corpora import sentences, waves
 
@@ -113,7 +114,11 @@ def test_the_card(made: Path) -> None:
     assert f"| accuracy | {report['accuracy']:.4f} ({low:.4f} to {high:.4f}) |" in card
     assert f"| log loss | {report['log_loss']:.4f} |" in card
     scores = report["per_class"]["pos"]
-    assert f"| `pos` | {scores['precision']:.4f} | {scores['recall']:.4f} | {scores['f1']:.4f} | 10 |" in card
+    cells = []
+    for each in ("precision", "recall", "f1"):
+        low, high = scores["intervals"][each]
+        cells.append(f"{scores[each]:.4f} ({low:.4f} to {high:.4f})")
+    assert f"| `pos` | {' | '.join(cells)} | 10 |" in card
     assert f"After {model.best_epoch_} epochs" in card
     assert f"| torch | `{torch.__version__}` |" in card
     assert "| threads | `1` |" in card
@@ -210,6 +215,8 @@ def test_the_same_weights(made: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     if report is not None:
         assert answer["metrics"]["accuracy"]["interval"] == report["intervals"]["accuracy"]
         assert answer["metrics"]["accuracy"]["within"] is True
+        methods = [answer["metrics"][each]["method"] for each in ("accuracy", "macro f1")]
+        assert methods == [METHODS["accuracy"], METHODS["macro_f1"]]
         assert answer["metrics"]["log loss"]["within"] is None
 
 

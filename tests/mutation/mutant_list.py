@@ -530,9 +530,21 @@ TOOLKIT_MUTANTS = [
     ),
     Mutant(
         "interval of one side",
-        TOOLKIT + "evaluation/metrics.py",
+        TOOLKIT + "evaluation/intervals.py",
         "tail = (1 - confidence) / 2",
         "tail = 1 - confidence",
+    ),
+    Mutant(
+        "Wilson of one side",
+        TOOLKIT + "evaluation/intervals.py",
+        "inv_cdf((1 + confidence) / 2)",
+        "inv_cdf(confidence)",
+    ),
+    Mutant(
+        "a perfect class is certain",
+        TOOLKIT + "evaluation/intervals.py",
+        "min(by_sum[0], drawn[name][0])",
+        "drawn[name][0]",
     ),
     Mutant(
         "low recall unsaid",

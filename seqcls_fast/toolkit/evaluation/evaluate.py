@@ -12,13 +12,13 @@ from .._terminal import kind_of, shown
 from ..data.columns import items, missing
 from ..data.leakage import Fingerprints, fingerprints, leaks
 from .findings import findings
+from .intervals import Intervals, intervals
 from .metrics import (
     ClassScores,
     Floats,
     Scores,
     average_precision,
     averages,
-    intervals,
     operating_points,
     roc_auc,
     scores_by_class,
@@ -61,13 +61,15 @@ def evaluate_predictions(
             the training data their ``fingerprints`` are enough.
         uncalibrated: the probabilities before calibration, whose numbers become ``report.before``.
         rule: the threshold that decided ``y_pred``. Default: ``None``, the likeliest class was predicted.
-        bootstrap: the number of resamples for the intervals of accuracy, balanced accuracy and macro F1; 0 for none.
-        confidence: the share of the resamples that an interval holds.
+        bootstrap: the number of resamples for the intervals of balanced accuracy and macro F1; 0 for no intervals.
+        confidence: the probability with which an interval holds the value that ever more such examples would show.
         seed: the seed of the resampling.
 
     Precision, recall and F1 are 0 where undefined. Macro averages leave out classes that are neither in ``y_true`` nor
     in ``y_pred``. With two classes the second is the positive one, with more the AUCs are one-vs-rest averages over the
-    classes in ``y_true``. The Brier score of two classes lies within [0, 1], that of more within [0, 2].
+    classes in ``y_true``. The Brier score of two classes lies within [0, 1], that of more within [0, 2]. Intervals of
+    accuracy and of a class's scores are Wilson's, others come from the bootstrap and reach at least as far as those of
+    the classes added up, so that no interval is a point where no error was seen.
 
     Examples::
 
@@ -122,7 +124,11 @@ def evaluate_predictions(
     hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     precision, recall, f1 = scores_by_class(hits, support, predicted)
     overall = averages(hits, support, predicted)
-    per_class = [ClassScores(float(precision[k]), float(recall[k]), float(f1[k]), int(support[k])) for k in range(K)]
+    found = intervals(confusion, bootstrap, confidence, seed) if bootstrap else Intervals({}, [{}] * K)
+    per_class = [
+        ClassScores(float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]), found.by_class[k])
+        for k in range(K)
+    ]
     report = Report(
         labels=classes,
         names=_names(classes),
@@ -135,13 +141,12 @@ def evaluate_predictions(
         weighted=Scores(*(float((score * support).sum() / len(true)) for score in (precision, recall, f1))),
         accuracy=float(overall["accuracy"]),
         balanced_accuracy=float(overall["balanced_accuracy"]),
+        intervals=found.overall,
         confidence=confidence,
         rule=rule,
         true_ids=true_ids,
         proba=probabilities,
     )
-    if bootstrap:
-        report.intervals = intervals(confusion, bootstrap, confidence, seed)
     if probabilities is not None:
         _score_proba(report, probabilities)
     if raw is not None:

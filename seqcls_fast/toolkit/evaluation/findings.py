@@ -13,7 +13,7 @@ from .results import Results
 
 __all__ = ["FEW", "findings"]
 
-FEW = 30  # with fewer examples of a class, its recall and the interval of accuracy are not to be trusted
+FEW = 30  # with fewer examples of a class, its recall and the averages over classes are not to be trusted
 FAR = 0.2  # a minority class's recall is reported if it is that far below accuracy
 GAP = 0.1  # train accuracy is called overfitting if it is that far above test accuracy
 
@@ -76,7 +76,7 @@ def findings(results: Results, known: int, train_accuracy: float | None, pred_id
     if few:
         listed = _listed(f"{quoted[k]} ({support[k]})" for k in few)
         found.append(
-            f"too few examples, less than {FEW}, for recall and the interval of accuracy to be trusted: {listed}"
+            f"too few examples, less than {FEW}, for recall and the averages over classes to be trusted: {listed}"
         )
     threshold = results.rule
     if threshold is not None and threshold.positives < FEW:

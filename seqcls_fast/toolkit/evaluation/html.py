@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from . import plots
+from .metrics import ClassScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def page(report: Results, history: Sequence[Mapping[str, Any]] | None = None, le
 def _about_intervals(report: Results) -> str:
     if not report.intervals:
         return ""
-    return f"Intervals hold {100 * report.confidence:g}\u00a0% of the bootstrap resamples of these examples."
+    return f"{report.about_intervals}.".replace(" %", "\u00a0%")
 
 
 def _about_calibration(report: Results) -> str:
@@ -106,18 +107,23 @@ def _warnings(report: Results) -> str:
 def _numbers(report: Results) -> str:
     cards = []
     for name, value, interval in report.summary():
-        between = "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
         before = "" if report.before is None else f"<small>before {report.before[name]:.3f}</small>"
-        cards.append(f"<div><dt>{name}</dt><dd>{value:.3f}{between}{before}</dd></div>")
+        cards.append(f"<div><dt>{name}</dt><dd>{value:.3f}{_between(interval)}{before}</dd></div>")
     return '<dl class="numbers">\n' + "\n".join(cards) + "\n</dl>"
 
 
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"<small>{interval[0]:.3f} to {interval[1]:.3f}</small>"
+
+
 def _table(report: Results) -> str:
-    rows = [
-        f'<tr><th scope="row">{_text(name)}</th><td>{score.precision:.3f}</td><td>{score.recall:.3f}</td>'
-        f"<td>{score.f1:.3f}</td><td>{support}</td></tr>"
-        for name, score, support in report.rows()
-    ]
+    rows = []
+    for name, score, support in report.rows():
+        ends = score.intervals if isinstance(score, ClassScores) else {}
+        numbers = "".join(
+            f"<td>{getattr(score, each):.3f}{_between(ends.get(each))}</td>" for each in ("precision", "recall", "f1")
+        )
+        rows.append(f'<tr><th scope="row">{_text(name)}</th>{numbers}<td>{support}</td></tr>')
     classes = len(report.labels)
     head = "".join(f'<th scope="col">{name}</th>' for name in ("class", "precision", "recall", "f1", "support"))
     return (

@@ -1,21 +1,20 @@
 """Numbers about predictions as functions of counts and scores.
 
-Every metric of hard predictions is a function of the confusion matrix. A bootstrap sample of the examples is therefore
-one multinomial draw over the matrix's cells, so that a thousand samples take milliseconds and no loop over examples.
-The definitions are scikit-learn's. The tests compare with it, and nothing here needs it.
+Every metric of hard predictions is a function of the confusion matrix. The definitions are scikit-learn's. The tests
+compare with it, and nothing here needs it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Bins", "ClassScores", "Floats", "Ints", "Scores", "average_precision", "averages", "binned", "intervals",
-    "operating_points", "ratio", "roc_auc", "scores_by_class",
+    "Bins", "ClassScores", "Floats", "Ints", "Scores", "average_precision", "averages", "binned", "operating_points",
+    "ratio", "roc_auc", "scores_by_class",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -34,6 +33,7 @@ class Scores:
 @dataclass(frozen=True)
 class ClassScores(Scores):
     support: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of the scores that are defined
 
 
 class Bins(NamedTuple):
@@ -93,7 +93,7 @@ def scores_by_class(hits: Ints, support: Ints, predicted: Ints) -> tuple[Floats,
 
 
 def averages(hits: Ints, support: Ints, predicted: Ints) -> dict[str, Floats]:
-    """The metrics that have intervals, from counts whose last dimension is the classes.
+    """Metrics of all classes together, from counts whose last dimension is the classes.
 
     Dimensions before it, such as that of bootstrap samples, are kept.
     """
@@ -103,30 +103,3 @@ def averages(hits: Ints, support: Ints, predicted: Ints) -> dict[str, Floats]:
         "balanced_accuracy": recall.sum(-1) / np.count_nonzero(support, axis=-1),
         "macro_f1": f1.sum(-1) / np.count_nonzero(support + predicted, axis=-1),
     }
-
-
-def intervals(confusion: Ints, resamples: int, confidence: float, seed: int) -> dict[str, tuple[float, float]]:
-    """Of each of the :func:`averages`, the bounds that hold the share ``confidence`` of the bootstrap samples."""
-    rng = np.random.default_rng(seed)
-    true, pred = np.nonzero(confusion)
-    counts = confusion[true, pred]
-    diagonal = np.flatnonzero(true == pred)
-    total, K = int(counts.sum()), len(confusion)
-
-    def by_class(draws: Ints, classes: Ints) -> Ints:
-        order = np.argsort(classes, kind="stable")
-        present, starts = np.unique(classes[order], return_index=True)
-        sums = np.zeros((len(draws), K), np.int64)
-        if len(present):
-            sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
-        return sums
-
-    parts = []
-    at_once = max(1, 2_000_000 // len(counts))  # resamples, so that the draws of many classes fit in memory
-    for start in range(0, resamples, at_once):
-        draws = rng.multinomial(total, counts / total, size=min(at_once, resamples - start))
-        hits = by_class(draws[:, diagonal], true[diagonal])
-        parts.append(averages(hits, by_class(draws, true), by_class(draws, pred)))
-    tail = (1 - confidence) / 2
-    ends = {name: np.quantile(np.concatenate([p[name] for p in parts]), [tail, 1 - tail]) for name in parts[0]}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

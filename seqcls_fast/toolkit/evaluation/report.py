@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 from .._terminal import columns
+from .metrics import ClassScores
 from .results import Results
 
 __all__ = ["Report"]
@@ -34,21 +36,23 @@ class Report(Results):
     def __str__(self) -> str:
         rows = self.rows()
         wide = max(len("balanced accuracy"), *(columns(name) for name, _, _ in rows))
-        lines = [f"{'':{wide}}  precision  recall      f1  support"]
+        title = "" if not self.intervals else f" ({100 * self.confidence:g} % interval)"
+        room = max(len(title), len(" (0.000 to 1.000)")) if title else 0
+        lines = [f"{'':{wide}}  precision  recall{title:{room}}      f1  support"]
         for k, (name, score, support) in enumerate(rows):
             if k == len(self.names):
                 lines.append("")
-            numbers = f"{score.precision:9.3f}  {score.recall:6.3f}  {score.f1:6.3f}  {support:7}"
+            between = _between(score.intervals.get("recall")) if isinstance(score, ClassScores) and room else ""
+            numbers = f"{score.precision:9.3f}  {score.recall:6.3f}{between:{room}}  {score.f1:6.3f}  {support:7}"
             lines.append(f"{name}{' ' * (wide - columns(name))}  {numbers}")
         lines.append("")
         if self.before is not None:
             lines.append(f"{'calibration':{wide}}  {'before':>9}  {'after':>9}")
         for name, value, interval in self.summary():
-            between = (
-                "" if interval is None else f"  {interval[0]:.3f} to {interval[1]:.3f} ({100 * self.confidence:g} %)"
-            )
             before = "" if self.before is None else f"  {self.before[name]:9.3f}"
-            lines.append(f"{name:{wide}}{before}  {value:9.3f}{between}")
+            lines.append(f"{name:{wide}}{before}  {value:9.3f}{_between(interval)}")
+        if self.intervals:
+            lines += ["", *wrap(self.about_intervals, 80)]
         if self.rule is not None:
             lines += ["", f"threshold: {self.rule}"]
         if len(self.names) <= 12:
@@ -59,3 +63,7 @@ class Report(Results):
         if self.warnings:
             lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
         return "\n".join(lines)
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"

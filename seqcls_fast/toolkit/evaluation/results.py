@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._terminal import printable
+from .intervals import METHODS, about
 from .metrics import Bins, ClassScores, Floats, Ints, Scores, binned
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class Results:
     def support(self) -> Ints:
         return self.confusion.sum(1)
 
+    @property
+    def about_intervals(self) -> str:
+        """Which intervals these are, in a sentence; empty where there are none."""
+        return about(self.confidence) if self.intervals else ""
+
     def one_vs_rest(self) -> Iterator[tuple[str, NDArray[np.bool_], Floats]]:
         """The name, which examples are positive, and the scores, of the second class of two, or of each of more.
 
@@ -84,6 +90,7 @@ class Results:
             "expected_calibration_error": self.expected_calibration_error,
             "confidence": self.confidence,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "interval_methods": dict(METHODS) if self.intervals else {},
             "before_calibration": self.before,
             "threshold": None if self.rule is None else self.rule.to_json(),
             "warnings": list(self.warnings),

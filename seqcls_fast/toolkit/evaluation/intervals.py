@@ -1,0 +1,119 @@
+"""The intervals of a report, which do not shrink to a point where no error was seen.
+
+Accuracy, precision and recall are shares of known numbers of examples, so Wilson's interval holds for them; F1 is a
+function of such a share. Averages over classes have the bootstrap's, which says nothing of a class in which every
+example is right: all resamples agree. So their interval reaches at least as far as Wilson's of the classes, added up.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from .metrics import Floats, Ints, averages, scores_by_class
+
+__all__ = ["BOTH", "METHODS", "WILSON", "Interval", "Intervals", "about", "added_up", "intervals", "wilson"]
+
+Interval = tuple[float, float]
+
+WILSON, BOTH = "wilson", "bootstrap, at least wilson of the classes"
+METHODS = {
+    "accuracy": WILSON, "balanced_accuracy": BOTH, "macro_f1": BOTH, "precision": WILSON, "recall": WILSON, "f1": WILSON
+}  # fmt: skip
+
+
+class Intervals(NamedTuple):
+    """Intervals of the metrics of all classes together, and for each class those of its scores that are defined."""
+
+    overall: dict[str, Interval]
+    by_class: list[dict[str, Interval]]
+
+
+def about(confidence: float) -> str:
+    """What the intervals of a report are, in a sentence."""
+    return (
+        f"{100 * confidence:g} % intervals are Wilson's; those of balanced accuracy and macro f1 are the bootstrap's, "
+        "or where these are wider Wilson's of the classes, added up"
+    )
+
+
+def wilson(hits: Ints, counts: Ints, confidence: float) -> tuple[Floats, Floats]:
+    """Both ends of Wilson's interval for the shares hits / counts; 0 and 1 where a count is 0.
+
+    They are the shares p for which hits / counts lies as many standard deviations from p as a normal distribution's
+    ends of this confidence: the roots of (hits / counts - p)^2 = z^2 p (1 - p) / counts.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (hits + z**2 / 2) / (counts + z**2)
+    half = z * np.sqrt(hits / np.maximum(counts, 1) * (counts - hits) + z**2 / 4) / (counts + z**2)
+    # at the ends exactly, where the difference would be rounded
+    return np.where(hits == 0, 0.0, middle - half), np.where(hits == counts, 1.0, middle + half)
+
+
+def added_up(values: Floats, low: Floats, high: Floats) -> Interval:
+    """The interval of the mean of independent values: their distances to the ends add up as variances do."""
+    mean, count = float(values.mean()), len(values)
+    below, above = (float(np.sqrt(((values - end) ** 2).sum())) / count for end in (low, high))
+    return max(0.0, mean - below), min(1.0, mean + above)
+
+
+def intervals(confusion: Ints, resamples: int, confidence: float, seed: int) -> Intervals:
+    """The intervals that hold the true value with probability ``confidence``, by :data:`METHODS`."""
+    hits, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    _, recall, f1 = scores_by_class(hits, support, predicted)
+    either = support + predicted - hits  # F1 is 2 s / (1 + s) for the share s = hits / either
+    share_ends = wilson(hits, either, confidence)
+    f1_ends = tuple(2 * end / (1 + end) for end in share_ends)
+    recall_ends = wilson(hits, support, confidence)
+    scores = {
+        "precision": (predicted > 0, wilson(hits, predicted, confidence)),
+        "recall": (support > 0, recall_ends),
+        "f1": (either > 0, f1_ends),
+    }
+    by_class = [
+        {name: (float(low[k]), float(high[k])) for name, (known, (low, high)) in scores.items() if known[k]}
+        for k in range(len(confusion))
+    ]
+    low, high = wilson(hits.sum(), support.sum(), confidence)
+    found = {"accuracy": (float(low), float(high))}
+    drawn = _bootstrap(confusion, resamples, confidence, seed)
+    for name, values, known, ends in (
+        ("balanced_accuracy", recall, support > 0, recall_ends),
+        ("macro_f1", f1, either > 0, f1_ends),
+    ):
+        by_sum = added_up(values[known], ends[0][known], ends[1][known])
+        found[name] = min(by_sum[0], drawn[name][0]), max(by_sum[1], drawn[name][1])
+    return Intervals(found, by_class)
+
+
+def _bootstrap(confusion: Ints, resamples: int, confidence: float, seed: int) -> dict[str, Interval]:
+    """Of each of the :func:`averages`, the bounds that hold the share ``confidence`` of the bootstrap samples.
+
+    A sample of the examples is one multinomial draw over the cells of the confusion matrix, so that a thousand samples
+    take milliseconds and no loop over examples.
+    """
+    rng = np.random.default_rng(seed)
+    true, pred = np.nonzero(confusion)
+    counts = confusion[true, pred]
+    diagonal = np.flatnonzero(true == pred)
+    total, K = int(counts.sum()), len(confusion)
+
+    def by_class(draws: Ints, classes: Ints) -> Ints:
+        order = np.argsort(classes, kind="stable")
+        present, starts = np.unique(classes[order], return_index=True)
+        sums = np.zeros((len(draws), K), np.int64)
+        if len(present):
+            sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
+        return sums
+
+    parts = []
+    at_once = max(1, 2_000_000 // len(counts))  # resamples, so that the draws of many classes fit in memory
+    for start in range(0, resamples, at_once):
+        draws = rng.multinomial(total, counts / total, size=min(at_once, resamples - start))
+        hits = by_class(draws[:, diagonal], true[diagonal])
+        parts.append(averages(hits, by_class(draws, true), by_class(draws, pred)))
+    tail = (1 - confidence) / 2
+    ends = {name: np.quantile(np.concatenate([p[name] for p in parts]), [tail, 1 - tail]) for name in parts[0]}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
