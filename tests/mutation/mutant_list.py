@@ -534,6 +534,13 @@ TOOLKIT_MUTANTS = [
         "tail = (1 - confidence) / 2",
         "tail = 1 - confidence",
     ),
+    Mutant("all threads for little work", TOOLKIT + "training/threads.py", "work >= LITTLE", "work >= 0"),
+    Mutant(
+        "one thread ever after",
+        TOOLKIT + "training/threads.py",
+        "    finally:\n        torch.set_num_threads(threads)",
+        "    finally:\n        pass",
+    ),
     Mutant(
         "Wilson of one side",
         TOOLKIT + "evaluation/intervals.py",

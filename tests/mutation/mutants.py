@@ -96,6 +96,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/toolkit/store.py": ("test_estimators.py", "test_hostile_models.py"),
     "seqcls_fast/toolkit/schema.py": ("test_estimators.py", "test_hostile_models.py"),
     "seqcls_fast/toolkit/training/loop.py": ("test_resume.py", "test_ranks.py", "test_estimators.py"),
+    "seqcls_fast/toolkit/training/threads.py": ("test_threads.py",),
     "seqcls_fast/toolkit/training/logits.py": ("test_resume.py", "test_estimators.py"),
     "seqcls_fast/toolkit/ranks.py": ("test_ranks.py",),
     "seqcls_fast/toolkit/data/datasets.py": ("test_ranks.py", "test_fit_stream.py"),

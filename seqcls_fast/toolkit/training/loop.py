@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from .logits import autocast, is_out_of_memory, logits_of
 from .options import METRICS, History, Options, best_epoch_of, learning_rate_share
 from .progress import Progress, tensorboard_log
 from .resume import MOST_RESTORES, check_fits
+from .threads import threads_for, work_of
 
 __all__ = ["TrainingError", "seeded", "train"]
 
@@ -148,7 +149,8 @@ class _Training:
         start = time.perf_counter() - sums.seconds
         left = self.steps_per_epoch - sums.steps  # 0 if the checkpoint was written after the last step of the epoch
         for batch in self.data.epoch(options.batch_size, options.seed, epoch, sums.steps, self.ranks) if left else ():
-            self._step(batch)
+            with self._threads_for(batch.examples.sequences.lengths[batch.rows], training=True):
+                self._step(batch)
             sums.seconds = time.perf_counter() - start
             progress.step(loss=sums.loss / sums.rows, tokens=sums.tokens, seconds=sums.seconds)
             if self.checkpoints is not None and self.ranks.writer and self.checkpoints.due():
@@ -168,6 +170,9 @@ class _Training:
             if not math.isfinite(record["val_loss"]):
                 raise _Diverged(f"the validation's loss is {record['val_loss']}")
         return record
+
+    def _threads_for(self, lengths: Tensor, training: bool) -> AbstractContextManager[None]:
+        return threads_for(work_of(self.model, int(lengths.sum()), training), self.device)
 
     @property
     def _steps_done(self) -> int:
@@ -274,7 +279,9 @@ class _Training:
         confusion, loss = torch.zeros(classes**2, dtype=torch.int64), torch.zeros((), dtype=torch.float64)
         at_once = max(1, self.options.batch_size // self.micro_batches)
         for examples in data.pieces(self.ranks):
-            logits = logits_of(self.model, examples.sequences, at_once, self.device, self.options.amp)
+            sequences = examples.sequences
+            with self._threads_for(sequences.lengths.sort(descending=True).values[:at_once], training=False):
+                logits = logits_of(self.model, sequences, at_once, self.device, self.options.amp)
             loss += cross_entropy(logits, examples.targets, reduction="sum")
             confusion += (examples.targets * classes + logits.argmax(1)).bincount(minlength=classes**2)
         totals = self.ranks.sum_([tensor.to(self.device) for tensor in (confusion.double(), loss)])
