@@ -28,7 +28,7 @@ __all__ = [
     "refuse_types",
 ]
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 
 def _dtypes_agree(x: Tensor, other: Tensor) -> bool:
@@ -46,7 +46,7 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
         )
     if x.dtype not in _DTYPES:
-        raise ValueError(f"input: expected float32, float64, float16 or bfloat16 but got {x.dtype}")
+        raise ValueError(f"input: expected {', '.join(map(str, _DTYPES))} but got {x.dtype}")
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "

@@ -23,7 +23,7 @@ from ._shapes import CELLS, by_kind
 
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # of classes without a dispatch of their own
 _PRODUCTS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
@@ -34,6 +34,7 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
     - while torch compiles or traces, and under transforms;
     - for ids, for empty tensors, for meta tensors and for subclasses with a dispatch of their own;
     - for ragged rows in a CUDA graph, because a capture cannot wait until their lengths are read;
+    - for ragged rows of complex numbers, which torch packs but does not differentiate;
     - for projections on MPS, where torch refuses them;
     - for a cell that torch does not have.
     """
@@ -45,6 +46,8 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
     if holds_ids(x) or x.is_meta or not x.numel():
         return False
     if any(t is not None and type(t).__torch_dispatch__ is not _NO_DISPATCH for t in tensors):
+        return False
+    if x.is_complex() and lengths is not None:
         return False
     if x.is_cuda and lengths is not None and torch.cuda.is_current_stream_capturing():
         return False

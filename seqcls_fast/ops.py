@@ -235,8 +235,11 @@ def run_layer(
     if cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {reprlib.repr(cell)}")
     device = "cpu" if x.is_cpu else x.device.type
-    if holds_ids(x):
-        x = x.to(torch.int64)
+    is_complex = False
+    if not x.is_floating_point():
+        is_complex = x.is_complex()
+        if holds_ids(x):
+            x = x.to(torch.int64)
     if autocasts(device):
         x, h0, c0, *weights = autocast(x, h0, c0, *weights)
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
@@ -245,7 +248,7 @@ def run_layer(
     layer = (
         _planned(x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
     )
-    has_kernel = differentiable and _has_kernels(impl, device, x, *layer)
+    has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *layer)
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")

@@ -51,7 +51,7 @@ def rnn_layer(
     """
     check_rank(x, batch_sizes)
     storage = w_hh[0].dtype if holds_ids(x) else x.dtype
-    compute = torch.float64 if storage == torch.float64 else torch.float32
+    compute = storage if storage == torch.float64 or storage.is_complex else torch.float32
     valid = None  # (T, B, 1), where x is data and not padding
     if batch_sizes is not None:  # padded here; rows come back through the same mask, in the same order
         valid = torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)

@@ -81,6 +81,24 @@ def test_cells_without_inputs_or_units_are_torchs(kind: str, batch: int | None, 
         assert_close_by_name(*found, TERMS)
 
 
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_complex_cells_are_torchs(kind: str) -> None:
+    sf_class, nn_class, options = KINDS[kind]
+    ours, theirs = (library(I, H, **options, dtype=torch.complex128) for library in (sf_class, nn_class))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.complex(x_of(STEPS, B, I), x_of(STEPS, B, I, seed=9)).requires_grad_()
+    found = [results | gradients(results, cell, x=x) for cell in (ours, theirs) for results in [unroll(cell, x, None)]]
+    assert_close_by_name(
+        *({name: torch.view_as_real(t) for name, t in one.items() if t is not None} for one in found), TERMS
+    )
+
+
+def test_complex_relu_is_torchs_error() -> None:
+    for library in (sf, nn):
+        with pytest.raises(NotImplementedError, match="not supported for complex"):
+            library.RNNCell(I, H, nonlinearity="relu", dtype=torch.complex64)(zeros(B, I, dtype=torch.complex64))
+
+
 @pytest.mark.parametrize("name", ["bias_ih", "bias_hh"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bias_alone_may_be_none(kind: str, name: str) -> None:

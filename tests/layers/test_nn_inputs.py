@@ -443,13 +443,43 @@ def test_errors_where_torch_has_no_sentence(name: str, args: Call, error: type[E
         getattr(sf, name)(I, H)(*args)
 
 
-@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+def real(tensors: Tensors) -> Tensors:
+    """Complex tensors as real ones with a further dimension."""
+    return {name: None if t is None else torch.view_as_real(t.resolve_conj()) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
-def test_complex_is_refused(sf_class: type, nn_class: type) -> None:
+def test_complex_layers_are_torchs(sf_class: type, nn_class: type, dtype: torch.dtype, ragged: bool, impl: str) -> None:
+    ours, theirs = sf_class(I, H, 2, dtype=dtype), nn_class(I, H, 2, dtype=torch.complex128)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.complex(x_of(), x_of(seed=9))
+    mine, reference = x.to(dtype).requires_grad_(), x.clone().requires_grad_()
+    with sf.use_impl(impl):
+        found = named(*ours(mine, lengths=[2, 5, 0, 3] if ragged else None))
+        d_found = gradients(found, ours, x=mine)
+    if ragged:  # row by row: torch.nn's gradients of packed complex rows do not exist
+        rows = [named(*theirs(reference[:n, b : b + 1])) for b, n in enumerate([2, 5, 1, 3])]
+        padded = [nn.functional.pad(row["output"], (0, 0, 0, 0, 0, T - len(row["output"]))) for row in rows]
+        kept = torch.tensor([1, 1, 0, 1]).unsqueeze(1)  # the third row is empty
+        expected = {name: None if rows[0][name] is None else
+                    torch.cat(padded if name == "output" else [row[name] for row in rows], 1) * kept
+                    for name in rows[0]}  # fmt: skip
+    else:
+        expected = named(*theirs(reference))
+    assert_close_by_name(real(found), real(expected), 4 * TERMS)
+    assert_close_by_name(real(d_found), real(gradients(expected, theirs, x=reference)), 4 * TERMS)
+
+
+@pytest.mark.filterwarnings("ignore:Complex")
+@pytest.mark.parametrize(("sf_class", "nn_class"), OURS)
+def test_other_dtypes_are_refused(sf_class: type, nn_class: type) -> None:
+    module = sf_class(I, H, dtype=torch.float16).to(torch.complex32)
     with pytest.raises(
-        ValueError, match=r"input: expected float32, float64, float16 or bfloat16 but got torch[.]complex64"
+        ValueError, match=r"input: expected torch[.]float32, .*, torch[.]complex128 but got torch[.]complex32"
     ):
-        sf_class(I, H).to(torch.complex64)(torch.zeros(T, B, I, dtype=torch.complex64))
+        module(torch.zeros(T, B, I, dtype=torch.complex32))
 
 
 class Scripted(torch.jit.ScriptModule):
