@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run only this implementation, one of seqcls_fast.available_impls(), a simt-..., or auto",
     )
     parser.addoption("--simt-full", action="store_true", help="test_simt.py: the whole product of cases (an hour)")
+    parser.addoption("--ptx-full", action="store_true", help="test_ptx.py: every recurrent kernel, and every fault")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

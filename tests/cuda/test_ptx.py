@@ -1,0 +1,73 @@
+"""The CUDA kernels' PTX on the CPU (ptx/), behind the host code: every kernel against the float64 reference.
+
+The interpreter ends a call at the first fault of its detectors, see test_ptx_detectors.py. `--ptx-full` runs two layers
+for each recurrent kernel; otherwise one layer for each cell, precision and regime, forward and backward.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from ptx import selection
+from ptx.build import kernels, load_interpreter, why_not
+from ptx.selection import Recurrent
+from support.cases import CELLS, Case
+from support.checks import check
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreter() -> None:
+    load_interpreter()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel" in metafunc.fixturenames:
+        full = metafunc.config.getoption("ptx_full")
+        chosen: list[tuple[Recurrent, int]] = []
+        if why_not() is None:
+            chosen = [(k, 0) for k in selection.sample()]
+            if full:
+                chosen = [(k, i) for k in selection.recurrent() for i in range(2)]
+        metafunc.parametrize(("kernel", "which"), chosen, ids=[f"{kernel}-{which}" for kernel, which in chosen])
+
+
+def runs_of(name: str) -> int:
+    return load_interpreter().runs().get(name, (0, 0))[0]
+
+
+def test_recurrent_kernels(kernel: Recurrent, which: int) -> None:
+    names = selection.recurrent()[kernel]
+    before = [runs_of(name) for name in names]
+    check(list(selection.cases(kernel))[which], selection.implementation(kernel))
+    assert all(runs_of(name) > count for name, count in zip(names, before, strict=True)), "another kernel ran"
+
+
+def test_selection_has_every_kernel() -> None:
+    """The forward and the backward of each are kernels of their own, and plan.h chooses each for some layer."""
+    names = [name for passes in selection.recurrent().values() for name in passes]
+    assert len(names) == len(set(names)) == sum("5recurI" in name for name in kernels())
+    wanted = {(c, dtype, regime) for c in CELLS for dtype in selection.PRECISIONS for regime in selection.REGIMES[:3]}
+    assert {(k.cell, k.dtype, k.regime) for k in selection.sample()} == wanted
+
+
+@pytest.mark.parametrize(("name", "case"), selection.others(), ids=str)
+def test_other_kernels(name: str, case: Case) -> None:
+    check(case, name)
+
+
+@cache
+def never_launched() -> set[str]:
+    """Kernels that are compiled although no call launches them."""
+    return set()
+
+
+def test_every_other_kernel_runs() -> None:
+    module = load_interpreter()
+    for impl, case in selection.others():
+        check(case, impl)
+    missing = {name for name in kernels() if "5recurI" not in name} - set(module.runs()) - never_launched()
+    assert missing == set()
