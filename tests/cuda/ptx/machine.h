@@ -30,7 +30,7 @@ struct Warp {
   const Instruction* waits = nullptr;
 
   bool ended() const { return groups.empty(); }
-  // Orders the accesses of its lanes before this against those after it.
+  // Orders the accesses of all its lanes before this before those after it, as a barrier does.
   void tick() { ++clock; }
 };
 
@@ -151,6 +151,7 @@ class Machine {
     if (b.turn == w.barrier_turn) return false;
     w.at_barrier = false;
     learn(w, *b.released);
+    w.tick();
     return true;
   }
   void arrive_at_cluster(Warp& w, bool releases) {
@@ -167,6 +168,7 @@ class Machine {
     if (b.turn == w.cluster_turn) return false;
     w.arrived = false;
     if (acquires) learn(w, *b.released);
+    w.tick();
     return true;
   }
 
@@ -216,7 +218,6 @@ class Machine {
   }
   void fence(Warp& w, Scope scope) {
     if (w.pending) learn(w, within(*w.pending, w, scope));
-    w.tick();
   }
   void send(Warp& w, const Instruction& in, int lane, uint64_t to, uint64_t mbarrier,
             const std::array<unsigned char, 16>& bytes) {
@@ -258,7 +259,6 @@ class Machine {
     Clocks all = *w.known;
     join(all, more);
     if (all != *w.known) w.known = std::make_shared<Clocks>(std::move(all));
-    w.tick();
   }
   // What an acquire at a scope takes over: at that of the block, only what warps of the block have done.
   Clocks within(const Clocks& c, const Warp& w, Scope scope) const {
