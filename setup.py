@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -201,6 +202,8 @@ class BuildPerIsa(BuildExtension):
             ext.extra_objects = [obj for objects in pool.map(compile_isa, names) for obj in objects]
             ext.extra_objects += [task.result() for task in cuda]
         ext.define_macros += [(f"SF_WITH_{name.upper()}", None) for name in names]
+        sources = runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](ROOT)
+        ext.define_macros += [("SF_CSRC_HASH", f'"{sources}"')]
         if toolkit:
             # USE_CUDA declares the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which
             # libtorch loads. No other symbol of ours needs libtorch, so the linker must be told to keep it. CUDA's own

@@ -7,11 +7,11 @@ Needs the standard library alone.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import random
 import re
+import runpy
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -121,9 +121,7 @@ class Ratio(NamedTuple):
 
 def csrc_hash(root: Path = ROOT) -> str:
     """The hash of all files under csrc/, names included: results of another hash are those of other kernels."""
-    sources = sorted(path for path in (root / "csrc").rglob("*") if path.is_file())
-    content = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in sources)
-    return hashlib.sha256(content).hexdigest()[:12]
+    return runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](root)
 
 
 def file_of(machine: str) -> Path:

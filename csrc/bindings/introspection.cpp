@@ -118,6 +118,7 @@ PYBIND11_MODULE(_C, m) {
         py::dict info;
         info["compiler"] = __VERSION__;
         info["torch_target"] = "2.11";
+        info["csrc_hash"] = SF_CSRC_HASH;
 #if defined(SF_WITH_CUDA)
         info["cuda"] = true;
         info["cuda_archs"] = SF_CUDA_ARCHS;
