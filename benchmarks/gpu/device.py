@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..rows import csrc_hash
 
 if TYPE_CHECKING:
     from seqcls_fast.toolkit.timing import Call
@@ -25,6 +27,39 @@ DTYPES = {
     "fp64": torch.float64,
 }
 PLANNED = {"bf16": "bf16", "fp16": "fp16", "tf32": "tf32", "fp32": "tf32x3"}  # the planner's names
+
+
+def check_build(capability: tuple[int, int]) -> dict[str, Any]:
+    """How the extension was built, or SystemExit with the sentence that says why it cannot run on this GPU."""
+    from seqcls_fast._ext import C, why_missing
+
+    if C is None:
+        raise SystemExit(f"the extension cannot be loaded: {why_missing}")
+    build: dict[str, Any] = C.build_info()
+    if not build["cuda"]:
+        raise SystemExit("the extension was built without CUDA: build it with `make gpu` or `make gpu-package`")
+    if build.get("csrc_hash") != csrc_hash():
+        raise SystemExit(
+            f"the extension was built from csrc {build.get('csrc_hash')}, but csrc here is {csrc_hash()}: build it anew"
+        )
+    if not runs_on(build["cuda_archs"], capability):
+        wanted = "{}.{}".format(*capability)
+        raise SystemExit(
+            f"this GPU has compute capability {wanted}, but the extension was built for {build['cuda_archs']}: build it "
+            f"with TORCH_CUDA_ARCH_LIST={wanted}"
+        )
+    return build
+
+
+def runs_on(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for one of these architectures, in nvcc's names, runs on a GPU: the major numbers must be equal, and
+    that of a later minor number does not run on an earlier one. With "a" it runs on its own alone."""
+    major, minor = capability
+    for name in archs.split(","):
+        number = int(name.rstrip("af"))
+        if number // 10 == major and (number % 10 == minor or (number % 10 < minor and not name.endswith("a"))):
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -67,6 +102,19 @@ class Gpu:
             "driver": driver,
             "clock": clock,
         }
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(self.torch_device)
+
+    def warm_up(self, say: Callable[[str], None]) -> None:
+        """Loads the libraries that the first calls load, which may take longer than a part may be silent."""
+        for precision in ("bf16", "fp32", "fp64"):
+            layer = torch.nn.LSTM(8, 8, device=self.torch_device, dtype=DTYPES[precision])
+            output, _ = layer(torch.zeros(2, 2, 8, device=self.torch_device, dtype=DTYPES[precision]))
+            output.sum().backward()
+            self.synchronize()
+            say(f"ran torch.nn in {precision}")
 
     @property
     def regimes(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The grid of layers that is measured on a GPU, cut into the stages grid1, grid2, ...
+"""The grid of layers that is measured on a GPU, and the rows of it that are measured first.
 
 The points are ordered so that the first N are an even sample of the grid, for any N: each turn through it has every
 cell, precision, size, pass and input once, each with a batch size, length and directions drawn at random. Nothing here
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from seqcls_fast._cells import BUILT_IN
 
@@ -45,6 +45,12 @@ class GridPoint(NamedTuple):
         sizes = (int(batch[1:]), int(steps[1:]), int(directions[1:]))
         return cls(cell, precision, int(hidden[1:]), what == "training", lengths == "ragged", *sizes)
 
+    def planned(self, device: Any) -> str:
+        """The regimes of its passes on a device."""
+        layer = (self.cell, self.hidden, self.batch, self.precision, self.directions)
+        passes = (False, True) if self.training else (False,)
+        return "/".join(device.plan(*layer, backward, "auto")["regime"] for backward in passes)
+
     @property
     def bytes(self) -> int:
         """The memory that one side needs, roughly: gates, saved values, their gradients, input and output."""
@@ -67,14 +73,8 @@ ALWAYS = [
     for precision in ("bf16", "fp16")
     for training in (False, True)
 ]
-SETUP_SECONDS = 1.0  # of a point: making modules, checking the results, capturing two graphs
-CALLS = 40  # of torch.nn's layer, in the measurement of a point
+MOST_SECONDS = 0.05  # of one call of torch.nn's layer, for a point to be among the chosen ones
 MOST_BYTES = 24 << 30  # of one side of a point; several sides are on the device at once
-
-
-def cost_of(point: GridPoint) -> float:
-    """The expected seconds of measuring a point."""
-    return SETUP_SECONDS + CALLS * point.seconds
 
 
 @lru_cache
@@ -92,22 +92,23 @@ def grid() -> tuple[GridPoint, ...]:
     return (*ALWAYS, *(point for point in points if point.bytes <= MOST_BYTES))
 
 
-def stretches(
-    points: Sequence[GridPoint], seconds: float, cost: Callable[[GridPoint], float] = cost_of
-) -> Iterator[list[GridPoint]]:
-    """Cuts the points into stretches that are each expected to take at most `seconds`, or have a single point."""
-    stretch: list[GridPoint] = []
-    spent = 0.0
-    for point in points:
-        if stretch and spent + cost(point) > seconds:
-            yield stretch
-            stretch, spent = [], 0.0
-        stretch.append(point)
-        spent += cost(point)
-    if stretch:
-        yield stretch
+def chosen(points: Sequence[GridPoint], count: int) -> list[GridPoint]:
+    """Points that differ as much as so few can: each has the most pairs of values that no earlier one has.
+
+    The first are those that are always measured. A point that takes long is left out: two values of it, among them its
+    batch or its length, also occur in others.
+    """
+    found = [point for point in points if point in ALWAYS]
+    seen = {pair for point in found for pair in pairs(point)}
+    rest = [point for point in points if point not in ALWAYS and point.seconds <= MOST_SECONDS]
+    while rest and len(found) < count:
+        best = max(rest, key=lambda point: len(pairs(point) - seen))  # the first of the best
+        rest.remove(best)
+        found.append(best)
+        seen |= pairs(best)
+    return found
 
 
-def grid_part(number: int, seconds: float) -> list[GridPoint]:
-    """The points of the stage grid<number>, whose numbers begin with 1. Stages after the end of the grid have none."""
-    return next(itertools.islice(stretches(grid(), seconds), number - 1, None), [])
+def pairs(point: GridPoint) -> set[tuple[tuple[str, Any], ...]]:
+    """Every two values of a point, with the names of their fields."""
+    return set(itertools.combinations(point._asdict().items(), 2))

@@ -40,30 +40,32 @@ def variants(cell: str, precision: str, hidden: int) -> dict[str, Case]:
 
 
 class Layer:
-    """A case on a device in a precision. `run` computes our results and gradients by name."""
+    """A case on a device. `run` computes our results and gradients by name."""
 
-    def __init__(self, device: Any, case: Case, precision: str, regime: str) -> None:
+    def __init__(self, device: Any, case: Case, regime: str) -> None:
         self.device, self.case, self.regime = device, case, regime
         self.problem = build(case)
-        self.dtype = DTYPES[precision]
         self.options = checks.keywords(case, self.problem) | {"impl": regime}
-        self.inputs = {name: checks.leaf(self._place(t)) for name, t in checks.arguments(case, self.problem).items()}
-        lengths = self.problem.lengths
-        self.cotangents = {
-            name: self._place(checks.lay_out(t, case, lengths, is_input=False) if name == "output" else t)
-            for name, t in self.problem.cotangents.items()
-        }
-        self.on_device = None if lengths is None else self.options["lengths"].to(device.torch_device)
+        self.inputs = checks.arguments(case, self.problem, device.torch_device)
+        self.cotangents = checks.cotangents_of(case, self.problem, device.torch_device)
+        self.on_device = None if self.problem.lengths is None else self.options["lengths"].to(device.torch_device)
 
-    def _place(self, t: Tensor) -> Tensor:
-        return t.detach().to(self.device.torch_device, self.dtype if t.is_floating_point() else t.dtype)
-
-    def run(self, *, spoiled: bool = False, lengths_on_cpu: bool = False, recompute: bool = False) -> Named:
+    def run(
+        self,
+        *,
+        spoiled: bool = False,
+        lengths_on_cpu: bool = False,
+        recompute: bool = False,
+        backward: bool = True,
+    ) -> Named:
         inputs, options = self.inputs, self.options | {"recompute": recompute}
         if self.on_device is not None and not lengths_on_cpu:
             options["lengths"] = self.on_device
         if spoiled:
             inputs = {n: checks.leaf(torch.full_like(t, math.nan)) if t.requires_grad else t for n, t in inputs.items()}
+        if not backward:
+            with torch.no_grad():
+                return checks.layer(inputs, **options)
         results = checks.layer(inputs, **options)
         found = checks.gradients(results, inputs, self.cotangents)
         return {name: t.detach() for name, t in results.items()} | found
@@ -133,10 +135,10 @@ def errors(found: Named, case: Case, rows: Tensor | None = None) -> dict[str, fl
     Gradients of weights are taken relative to the largest element of all of them, because a single one may be a sum
     that cancels. `rows`: the rows of the batch that `found` has.
     """
-    expected = wanted(case)
+    expected = {name: t for name, t in wanted(case).items() if name in found}
     largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in expected.items()}
     weights = {name for name in expected if name.startswith(("d w", "d b"))}
-    largest |= dict.fromkeys(weights, max(largest[name] for name in weights))
+    largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
     distances = {}
     for name, e in expected.items():
         if rows is not None and name not in weights:
@@ -165,7 +167,10 @@ def differing(a: Named, b: Named) -> list[str]:
 
 
 def inconsistencies(layer: Layer, first: Named) -> list[str]:
-    """A sentence for each way of making the call that does not give the same bits as the first, as it must."""
+    """A sentence for each way of making the call that does not give the same bits as the first, as it must.
+
+    Calls on two streams at once must be right, but may have other bits: cuBLAS promises equal bits on one stream alone.
+    """
     device, case, found = layer.device, layer.case, []
 
     def same(what: str, again: Named) -> None:
@@ -187,36 +192,64 @@ def inconsistencies(layer: Layer, first: Named) -> list[str]:
     device.synchronize()
     same("a CUDA graph", results)
     for number, again in enumerate(device.at_once([layer.run] * 2)):
-        same(f"stream {number} of two at once", again)
+        found += [f"stream {number} of two at once: {each}" for each in too_far(errors(again, case), {}, case)]
     return found
 
 
-def check_layer(device: Any, cell: str, precision: str, hidden: int) -> dict[str, Any]:
-    """A part of the correctness stage: the errors of every variant in every regime that fits, beside torch.nn's."""
+@lru_cache(maxsize=8)  # the regimes of a case run one after the other
+def nn_errors(device: Any, case: Case, precision: str) -> tuple[dict[str, float], str]:
+    """The errors of torch.nn, or why it refuses: cuDNN cannot run some cases that ours can."""
+    try:
+        return errors(nn_results(device, case, precision), case, _rows(build(case))), ""
+    except RuntimeError as error:
+        return {}, str(error).splitlines()[0]
+
+
+def check_variants(device: Any, precision: str, regime: str, cases: dict[str, Case], backward: bool, full: bool) -> Any:
+    """The errors of each case in a regime, beside torch.nn's: of the forward alone, or of the gradients too.
+
+    Yields the answer after each case, so that what is known is saved even if a later one hangs.
+    """
     answer: dict[str, Any] = {}
-    failures = []
+    failures: list[str] = []
     with tf32_switch(precision):
-        for variant, case in variants(cell, precision, hidden).items():
-            theirs: dict[str, float] = {}
-            entry: dict[str, Any] = {}
-            answer[variant] = entry
-            try:
-                theirs = errors(nn_results(device, case, precision), case, _rows(build(case)))
-                entry["nn"] = max(theirs.values())
-            except RuntimeError as error:  # cuDNN cannot run some cases that ours can
-                entry["nn refuses"] = str(error).splitlines()[0]
-            for regime in fitting(device, case, precision):
-                layer = Layer(device, case, precision, regime)
-                layer.run(spoiled=True)
-                first = layer.run()
-                ours = errors(first, case)
-                entry[regime] = max(ours.values())
-                wrong = too_far(ours, theirs, case) or inconsistencies(layer, first)
-                failures += [f"{variant} {regime}: {each}" for each in wrong]
-    answer["line"] = "; ".join(
-        f"{v} " + " ".join(f"{k} {e:.1e}" if isinstance(e, float) else k for k, e in answer[v].items()) for v in answer
-    )
-    return answer | ({"failed": "; ".join(failures)} if failures else {})
+        for variant, case in cases.items():
+            layer = Layer(device, case, regime)
+            layer.run(spoiled=True, backward=backward)
+            first = layer.run(backward=backward)
+            ours = errors(first, case)
+            theirs, refusal = nn_errors(device, case, precision)
+            mine = {name: error for name, error in theirs.items() if name in ours}
+            answer[variant] = {"nn": max(mine.values())} if mine else {"nn refuses": refusal}
+            answer[variant][regime] = max(ours.values())
+            wrong = too_far(ours, theirs, case) or (inconsistencies(layer, first) if full else [])
+            failures += [f"{variant} {regime}: {each}" for each in wrong]
+            told = " ".join(f"{k} {e:.1e}" if isinstance(e, float) else k for k, e in answer[variant].items())
+            answer["line"] = f"{answer.get('line', '')}; {variant} {told}".removeprefix("; ")
+            yield answer | ({"failed": "; ".join(failures)} if failures else {})
+
+
+def check_layer(device: Any, cell: str, precision: str, hidden: int, regime: str) -> Any:
+    """A part of the correctness stage: every variant, with gradients, and every way of making the same call."""
+    return check_variants(device, precision, regime, variants(cell, precision, hidden), True, True)
+
+
+def check_pass(device: Any, cell: str, precision: str, hidden: int, regime: str, backward: bool) -> Any:
+    """A part of the layers stage: one pass of a small ragged layer in both directions."""
+    return check_variants(device, precision, regime, {"ragged": small(cell, precision, hidden)}, backward, False)
+
+
+def small(cell: str, precision: str, hidden: int) -> Case:
+    """A layer of few steps, with tiles that are not full and rows of length 0."""
+    dtype = CASE_DTYPES[precision]
+    return Case(cell=cell, T=5, B=9, I=8, H=hidden, directions=2, lengths="zeros", dtype=dtype)
+
+
+def smallest(device: Any, cell: str, precision: str, regime: str) -> int | None:
+    """The least size at which a regime runs, and spans several blocks if the regime does so."""
+    sizes = (33, 130, 200, 260, 520)
+    fit = (hidden for hidden in sizes if regime in fitting(device, small(cell, precision, hidden), precision))
+    return next(fit, None)
 
 
 def fitting(device: Any, case: Case, precision: str) -> list[str]:

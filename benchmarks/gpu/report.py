@@ -129,9 +129,20 @@ BARS = (
 )
 
 
-def losing(points: Iterable[Timed]) -> list[Timed]:
-    """The points at which torch.nn is faster, the worst first."""
-    return sorted((t for t in points if t.ratio < 1), key=lambda t: t.ratio)
+def table(points: Iterable[Timed]) -> list[str]:
+    """A line per row of the grid with its times in each mode, the rows at which torch.nn is furthest ahead first."""
+    rows: dict[GridPoint, list[Timed]] = {}
+    for t in points:
+        rows.setdefault(t.point, []).append(t)
+    lines = []
+    for point, modes in sorted(rows.items(), key=lambda row: min(t.ratio for t in row[1])):
+        told = "; ".join(
+            f"{t.mode} {t.ratio:.2f}x ({', '.join(f'{name} {1e6 * s:.1f}' for name, s in t.medians.items())})"
+            for t in modes
+        )
+        lost = "LOST " if any(t.ratio < 1 for t in modes) else "     "
+        lines.append(f"{lost}{point} {modes[0].regime}: {told}")
+    return lines
 
 
 def summary(points: Sequence[Timed]) -> list[str]:
@@ -161,8 +172,8 @@ def errors(parts: dict[str, Any]) -> list[str]:
     """A line per precision and regime: the worst error against float64, and torch.nn's at the same layer."""
     worst: dict[str, tuple[float, str]] = {}
     for name, part in sorted(parts.items()):
-        cell, _, rest = name.removeprefix("correctness/").partition("-")
-        if not name.startswith("correctness/") or cell == "module":
+        cell, _, rest = name.partition("/")[2].partition("-")
+        if not name.startswith(("correctness/", "layers/")) or cell == "module":
             continue
         for variant in ("padded", "ragged"):
             entry = part.get(variant, {})
@@ -193,16 +204,29 @@ def latencies(parts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def verdict(parts: dict[str, Any]) -> list[str]:
-    """The lines of the report."""
+def lines_of(parts: dict[str, Any], prefix: str) -> list[str]:
+    """What the parts of a stage have told."""
+    return [
+        f"{n.partition('/')[2]}: {p['line']}"
+        for n, p in sorted(parts.items())
+        if n.startswith(prefix) and p.get("line")
+    ]
+
+
+def verdict(parts: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """The lines of the report. The table comes last, its losing rows first."""
     points = timed(parts)
-    lost = losing(points)
     lines: list[str] = []
     for head, body in (
+        ("primitives:", lines_of(parts, "primitives/")),
         ("worst errors against float64, over the largest element:", errors(parts)),
+        ("tools:", [line for tool in ("memcheck", "racecheck", "ncu") for line in lines_of(parts, f"{tool}/")]),
         ("microseconds a step (above the floor of the arithmetic):", latencies(parts)),
         ("torch.nn / ours, geometric mean (lowest):", summary(points)),
+        ("bars:", [bar.judge(points) for bar in BARS]),
     ):
         lines += ["", head, *(f"  {line}" for line in body)] if body else []
-    lines += ["", f"losing points: {len(lost)} of {len(points)}", *(f"  {t}" for t in lost)]
-    return [*lines, "", "bars:", *(f"  {bar.judge(points)}" for bar in BARS)]
+    lost = len({t.point for t in points if t.ratio < 1})
+    rows = len({t.point for t in points})
+    head = f"your GPU, {run.get('device', 'not known')}, beside torch.nn: {lost} of {rows} rows lost; us of a call"
+    return [*lines, "", head, *table(points)]

@@ -1,65 +1,93 @@
 """The results file of `python -m benchmarks.gpu`: the facts of the run and an entry per part, complete at any moment.
 
-A part with an entry is not run again, unless it failed or was skipped, or unless its entry has "anew", as each machine
-has to run it. Results of other sources or of another machine are dropped.
+A part with an entry is not run again, unless it failed, was skipped, or was cut short. Results of other sources or of
+another machine are kept in a file beside it, and so is a file that is none of ours.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+NAME = "gpu.json"
 SAME = ("csrc", "device", "torch", "cuda", "cudnn")  # facts that all parts of a file must share
-
-
-def file_name(device: str) -> str:
-    return f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+UNFINISHED = ("failed", "skipped", "cut")
 
 
 class Results:
-    """A file that is replaced after every part, so that it is complete even if the process is killed."""
+    """A file in a folder that is replaced after every part, so that it is whole even if the process is killed.
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
-        self.path, self.run, self.parts = path, run, {}
-        self.dropped = ""  # why the results in the file were not kept
-        old = self._read()
-        if old is None:
-            return
-        other = [name for name in SAME if old["run"].get(name) != run.get(name)]
-        if other:
-            self.dropped = ", ".join(f"{name} {old['run'].get(name)} before, now {run.get(name)}" for name in other)
-        else:
-            self.parts = old["parts"]
+    Where it cannot be written, as on a full disk, each entry goes to `say` instead, and the next one tries again.
+    """
 
-    def _read(self) -> dict[str, Any] | None:
+    def __init__(self, folder: Path, run: dict[str, Any], say: Callable[[str], None] = print) -> None:
+        self.path, self.run, self.parts, self.say = folder / NAME, run, {}, say
+        self.complaint = ""  # why the file could not be written, when that was last said
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             old = json.loads(self.path.read_text())
+            self.parts, before = dict(old["parts"]), dict(old["run"])
         except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise SystemExit(f"{self.path}: expected JSON written by `python -m benchmarks.gpu`: {error}") from None
-        if not isinstance(old, dict) or not {"run", "parts"} <= old.keys():
-            raise SystemExit(f"{self.path}: expected a file written by `python -m benchmarks.gpu`")
-        return old
+            before = {}
+        except OSError as error:
+            raise SystemExit(f"--out: expected a folder that can be written but got {folder}: {error}") from None
+        except (ValueError, KeyError, TypeError):
+            self.parts, before = {}, {}
+            self._set_aside("it was not written by this command")
+        self._keep_if_same(before, run)
+        self.run = before | run if self.parts else run
+        self.write()
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Adds facts that were not known before. Results that other facts belong to are set aside."""
+        self._keep_if_same(self.run, facts)
+        self.run = self.run | facts
+        self.write()
+
+    def _keep_if_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        other = [name for name in SAME if name in before and name in now and before[name] != now[name]]
+        if other and self.parts:
+            self._set_aside(", ".join(f"{name} {before[name]} before, now {now[name]}" for name in other))
+            self.parts = {}
+
+    def _set_aside(self, why: str) -> None:
+        number = next(n for n in range(1, 1000) if not self.path.with_name(f"{NAME}.old{n}").exists())
+        kept = self.path.with_name(f"{NAME}.old{number}")
+        self.path.rename(kept)
+        self.say(f"{self.path}: started anew, and the file that was there is now {kept.name}: {why}")
 
     @property
     def finished(self) -> set[str]:
-        return {name for name, part in self.parts.items() if not part.keys() & {"failed", "skipped", "anew"}}
+        return {name for name, part in self.parts.items() if not part.keys() & set(UNFINISHED)}
 
-    def failures(self, prefix: str = "") -> dict[str, str]:
-        return {n: part["failed"] for n, part in self.parts.items() if "failed" in part and n.startswith(prefix)}
+    def failures(self) -> dict[str, str]:
+        return {name: part["failed"] for name, part in self.parts.items() if "failed" in part}
 
     def put(self, name: str, part: dict[str, Any]) -> None:
         self.parts[name] = part
-        self.write()
+        if not self.write():
+            self.say(json.dumps({name: part}))
 
-    def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def write(self) -> bool:
+        """Whether the file could be written."""
         lines = [f" {json.dumps(name)}: {json.dumps(part)}" for name, part in sorted(self.parts.items())]
         text = f'{{"run": {json.dumps(self.run, indent=1)},\n"parts": {{\n' + ",\n".join(lines) + "\n}}\n"
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(text)
-        os.replace(partial, self.path)
+        return self.save(self.path, text)
+
+    def save(self, path: Path, text: str) -> bool:
+        """Puts a file in the place of the one before, whole or not at all."""
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            partial.write_text(text)
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if str(error) != self.complaint:
+                self.say(f"{path} could not be written, so what it lacks is printed here: {error}")
+            self.complaint = str(error)
+            return False
+        self.complaint = ""
+        return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,7 @@ def interleave(
     *,
     rounds: int = 7,
     sample: float = 0.01,
-    allowance: float = 4.0,
+    allowance: float = 1.5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call of every side, one sample per round, all sides in turns.
@@ -92,30 +92,35 @@ class TimedModule:
 
 
 class Comparison:
-    """The weights and input of a point on a device, and the sides that are timed."""
+    """The weights and input of a point, made on the device, and the sides that are timed."""
 
     def __init__(self, point: GridPoint, device: Any) -> None:
         self.point, self.device = point, device
-        g = torch.Generator().manual_seed(1)
         self.dtype = DTYPES[point.precision]
-        self.x = self._place(torch.randn(point.steps, point.batch, point.hidden, generator=g))
-        self.lengths = torch.randint(max(1, point.steps // 10), point.steps + 1, (point.batch,), generator=g)
-        torch.manual_seed(0)
-        module = getattr(nn, NAMES[point.cell])(point.hidden, point.hidden, bidirectional=point.directions == 2)
-        self.weights = {name: self._place(p.detach()) for name, p in module.state_dict().items()}
-        width = point.directions * point.hidden
-        shapes = {"h_n": (point.directions, point.batch, point.hidden)}
-        if not point.ragged:
-            shapes = {"output": (point.steps, point.batch, width)}
-        self.cotangents = {n: self._place(torch.randn(shape, generator=g)) for n, shape in shapes.items()}
+        here = device.torch_device
+        g = torch.Generator(device=here).manual_seed(1)
 
-    def _place(self, t: Tensor) -> Tensor:
-        return t.to(self.device.torch_device, self.dtype)
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=g, device=here).to(self.dtype)
+
+        self.x = normal(point.steps, point.batch, point.hidden)
+        least, rows = max(1, point.steps // 10), (point.batch,)
+        self.lengths = torch.randint(least, point.steps + 1, rows, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(0)
+        module = getattr(nn, NAMES[point.cell])(
+            point.hidden, point.hidden, bidirectional=point.directions == 2, device=here
+        )
+        self.weights = {name: p.detach().to(self.dtype) for name, p in module.state_dict().items()}
+        states, width = (point.directions, point.batch, point.hidden), point.directions * point.hidden
+        self.cotangents = (
+            {"h_n": normal(*states)} if point.ragged else {"output": normal(point.steps, point.batch, width)}
+        )
 
     def module(self, library: Any, dtype: torch.dtype | None = None) -> nn.Module:
         point = self.point
-        module = getattr(library, NAMES[point.cell])(point.hidden, point.hidden, bidirectional=point.directions == 2)
-        module = module.to(self.device.torch_device, dtype or self.dtype)
+        sizes, both = (point.hidden, point.hidden), point.directions == 2
+        module = getattr(library, NAMES[point.cell])(*sizes, bidirectional=both, device="meta")
+        module = module.to_empty(device=self.device.torch_device).to(dtype or self.dtype)
         module.load_state_dict(self.weights)
         module.flatten_parameters()
         return module.train(point.training)
@@ -209,18 +214,18 @@ def distances(found: Values, truth: Values) -> dict[str, float]:
     return {name: float("inf") if d != d else d for name, d in far.items()}
 
 
-def measure_point(device: Any, point: GridPoint, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
-    """A part of a grid stage: checks the results, then times every side, eager and as CUDA graphs."""
+def measure_point(
+    device: Any, point: GridPoint, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[dict[str, Any]]:
+    """Checks the results of a point, then times every side, eager and as CUDA graphs. Yields what is known so far."""
     with tf32_switch(point.precision):
         comparison = Comparison(point, device)
         sides = comparison.sides()
-        answer = check_results(comparison, sides["ours"])
+        answer = check_results(comparison, sides["ours"]) | {"regime": point.planned(device), "times": {}}
         if "failed" in answer:
-            return answer
-        layer = (point.cell, point.hidden, point.batch, point.precision, point.directions)
-        passes = (False, True) if point.training else (False,)
-        answer["regime"] = "/".join(device.plan(*layer, backward, "auto")["regime"] for backward in passes)
-        answer["times"] = {"eager": interleave(sides, device.seconds, clock=clock)}
+            yield answer
+            return
+        yield told(answer, "eager", interleave(sides, device.seconds, clock=clock))
         del sides
         replays: dict[str, Call] = {}
         for name, side in comparison.sides(graph=True).items():
@@ -230,19 +235,18 @@ def measure_point(device: Any, point: GridPoint, clock: Callable[[], float] = ti
                 reason = f"no CUDA graph of {name}: {str(error).splitlines()[0]}"
                 answer["failed" if name == "ours" else "not captured"] = reason
                 device.tidy()
-        answer["times"]["graph"] = interleave(replays, device.seconds, clock=clock)
-    medians = {mode: {n: statistics.median(t) for n, t in sides.items()} for mode, sides in answer["times"].items()}
-    answer["medians"], answer["ratio"] = medians, {mode: best_ratio(sides) for mode, sides in medians.items()}
-    answer["line"] = _line_of(answer)
-    return answer
+        yield told(answer, "graph", interleave(replays, device.seconds, clock=clock))
 
 
-def _line_of(answer: dict[str, Any]) -> str:
+def told(answer: dict[str, Any], mode: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    """The answer with the times of a mode, and with a line of all its modes."""
+    answer["times"][mode] = times
     words = [f"{answer['regime']:<16}"]
-    for mode, medians in answer["medians"].items():
-        told = ", ".join(f"{name} {1e6 * t:.1f}" for name, t in medians.items())
-        words.append(f"{mode} {answer['ratio'][mode]:.2f}x ({told} us)")
-    return f"{'  '.join(words)}  error {answer['error']:.1e}, nn {answer['nn error']:.1e}"
+    for mode, sides in answer["times"].items():
+        medians = {name: statistics.median(samples) for name, samples in sides.items()}
+        shown = ", ".join(f"{name} {1e6 * t:.1f}" for name, t in medians.items())
+        words.append(f"{mode} {best_ratio(medians):.2f}x ({shown} us)")
+    return answer | {"line": f"{'  '.join(words)}  error {answer['error']:.1e}, nn {answer['nn error']:.1e}"}
 
 
 # -- latencies --------------------------------------------------------------------------------------------------------

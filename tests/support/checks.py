@@ -43,7 +43,7 @@ def poison(t: Tensor) -> float:
 
 def guarded(t: Tensor, margin: int = 67) -> Tensor:
     """A contiguous copy of `t` with NaN before and after it, aligned to no more than one element."""
-    buffer = torch.full((t.numel() + 2 * margin,), poison(t), dtype=t.dtype)
+    buffer = torch.full((t.numel() + 2 * margin,), poison(t), dtype=t.dtype, device=t.device)
     inside = buffer[margin : margin + t.numel()].view(t.shape)
     return inside.copy_(t)
 
@@ -70,13 +70,13 @@ def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True
         return guarded(t[:1]).expand_as(t)
     beyond = padding(lengths, case.T)
     if beyond is not None:
-        t = t.masked_fill(beyond[:, :, None], poison(t))
+        t = t.masked_fill(beyond[:, :, None].to(t.device), poison(t))
     if case.layout == "batch_first":
         return guarded(t.transpose(0, 1))
     if case.layout == "features_first":
         return guarded(t.permute(2, 1, 0)).permute(2, 1, 0)
     if case.layout == "strided":
-        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), poison(t), dtype=t.dtype)
+        buffer = torch.full((case.T + 2, case.B + 1, t.size(2) + 3), poison(t), dtype=t.dtype, device=t.device)
         return buffer[1:-1, :-1, 2:-1].copy_(t)
     return guarded(t)
 
@@ -92,13 +92,24 @@ def time_first(t: Tensor, case: Case, lengths: Tensor | None) -> Tensor:
     return t.transpose(0, 1) if case.layout == "batch_first" else t
 
 
-def arguments(case: Case, problem: Problem) -> Named:
-    """Leaves that require a gradient, in the case's dtype and layout."""
-    placed = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.inputs.items() if name != "x"}
-    placed["x"] = lay_out(problem.inputs["x"], case, problem.lengths)
+def arguments(case: Case, problem: Problem, device: torch.device | str = "cpu") -> Named:
+    """Leaves that require a gradient, in the case's dtype and layout. They are laid out on their device, since a copy
+    to another one would be aligned and without margins."""
+    inputs = {name: t.to(device) for name, t in problem.inputs.items()}
+    placed = {name: guarded(t.to(case.torch_dtype)) for name, t in inputs.items() if name != "x"}
+    placed["x"] = lay_out(inputs["x"], case, problem.lengths)
     if case.ids and case.seed % 3:  # a table, whose rows are w_ih's columns
         placed |= {name: guarded(t.t()).t() for name, t in placed.items() if name.startswith("w_ih")}
     return {name: leaf(placed[name]) for name in problem.inputs}
+
+
+def cotangents_of(case: Case, problem: Problem, device: torch.device | str = "cpu") -> Named:
+    """The incoming gradients, laid out in the same way."""
+    placed = {name: t.to(device) for name, t in problem.cotangents.items()}
+    return {
+        name: lay_out(t, case, problem.lengths, is_input=False) if name == "output" else guarded(t.to(case.torch_dtype))
+        for name, t in placed.items()
+    }
 
 
 def leaf(t: Tensor) -> Tensor:
@@ -153,9 +164,7 @@ def measured(case: Case, impl: str) -> Named:
     lengths = problem.lengths
     with poisoned_memory():
         inputs = arguments(case, problem)
-        cotangents = {name: guarded(t.to(case.torch_dtype)) for name, t in problem.cotangents.items()}
-        if "output" in cotangents:
-            cotangents["output"] = lay_out(problem.cotangents["output"], case, lengths, is_input=False)
+        cotangents = cotangents_of(case, problem)
         spoiled = {name: leaf(torch.full_like(t, NAN)) if t.requires_grad else t for name, t in inputs.items()}
         gradients(layer(spoiled, **options), spoiled, cotangents)  # buffers that are used again now hold NaN
         results = layer(inputs, **options)
