@@ -218,11 +218,20 @@ BASE ?=
 bench-compare: setup ## time against another revision: BASE=REVISION
 	$(PY) -m benchmarks.compare $(BENCH) $(BASE)
 
-# Runs with PYTHON if it is given, else with .venv's interpreter.
-GPU ?=
-.PHONY: gpu
-gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with a GPU and nvcc: build, check and measure the CUDA part
-	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) -m benchmarks.gpu $(GPU)
+# Both run with PYTHON if it is given, else with .venv's interpreter. docs/gpu.md tells what they do. A package is for
+# that interpreter's release of Python and of torch; the GPUs are named in CUDA's way: make gpu-package GPU_ARCHS=9.0
+GPU ?= --budget 900
+GPU_OUT ?= build/gpu/results
+GPU_ARCHS ?= 9.0
+GPU_PACKAGE ?= build/gpu-package
+GPU_PY = $(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON))
+.PHONY: gpu gpu-package
+gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with a GPU and nvcc: build for it, check and measure the CUDA part
+	$(GPU_PY) tools/gpu_package.py --here
+	$(GPU_PY) -m benchmarks.gpu --out $(GPU_OUT) $(GPU)
+
+gpu-package: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with nvcc: a folder that checks and measures on another machine
+	PATH="$(dir $(abspath $(GPU_PY))):$$PATH" TORCH_CUDA_ARCH_LIST="$(GPU_ARCHS)" $(GPU_PY) tools/gpu_package.py --out $(GPU_PACKAGE)
 
 # -- tidying ----------------------------------------------------------------------------------------------------------
 

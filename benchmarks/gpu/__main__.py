@@ -32,7 +32,7 @@ from typing import Any
 from ..rows import ROOT, csrc_hash
 from . import package, report
 from .results import NAME, Results
-from .supervisor import Over, Patience, Stage, Supervisor
+from .supervisor import USUAL, Over, Patience, Stage, Supervisor
 
 STAGES = (
     Stage("primitives", "primitives", 4),
@@ -103,7 +103,7 @@ def main(
     argv: Sequence[str] | None = None,
     programs: Mapping[str, Sequence[str]] = PROGRAMS,
     stages: Sequence[Stage] = STAGES,
-    patience: Patience = Patience(),
+    patience: Patience = USUAL,
     root: Path = ROOT,
 ) -> int:
     begin = time.monotonic()

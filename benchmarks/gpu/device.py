@@ -45,8 +45,8 @@ def check_build(capability: tuple[int, int]) -> dict[str, Any]:
     if not runs_on(build["cuda_archs"], capability):
         wanted = "{}.{}".format(*capability)
         raise SystemExit(
-            f"this GPU has compute capability {wanted}, but the extension was built for {build['cuda_archs']}: build it "
-            f"with TORCH_CUDA_ARCH_LIST={wanted}"
+            f"this GPU has compute capability {wanted}, but the extension was built for {build['cuda_archs']}: "
+            f"build it with TORCH_CUDA_ARCH_LIST={wanted}"
         )
     return build
 

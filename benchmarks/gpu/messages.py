@@ -30,7 +30,7 @@ def plain(value: Any) -> Any:
 
 
 def read(line: str) -> dict[str, Any] | None:
-    """The message in a line of output, or None if the line is not one; a line may have been cut when its writer died."""
+    """The message in a line, or None if the line is none or was cut, as by the death of its writer."""
     if not line.startswith(MARK):
         return None
     try:

@@ -1,6 +1,6 @@
 """The package that `make gpu-package` makes (tools/gpu_package.py), as the run sees it: is it whole, is it for here.
 
-package.json holds what the package was built for and the hash of every file. A source tree has none, and is not checked.
+package.json holds what it was built for and the hash of every file. A source tree has none, and is not checked.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ def describe(root: Path, facts: dict[str, Any]) -> None:
     (root / NAME).write_text(json.dumps(facts | {"files": files}, indent=1) + "\n")
 
 
-def complaint(
-    root: Path, python: str = f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
-) -> str:
+def interpreter() -> str:
+    return f"{sys.implementation.name} {sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def complaint(root: Path) -> str:
     """Why the package in a folder cannot be used here; empty if it can."""
     try:
         found = json.loads((root / NAME).read_text())
@@ -35,8 +37,8 @@ def complaint(
         return ""
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{root / NAME}: expected what `make gpu-package` writes, but it cannot be read: {error!r}"
-    if built_for != python:
-        return f"this package is for {built_for}, but this interpreter is {python}: build one for it"
+    if built_for != interpreter():
+        return f"this package is for {built_for}, but this interpreter is {interpreter()}: build one for it"
     bad = [name for name, hashed in files.items() if not (root / name).is_file() or digest(root / name) != hashed]
     if bad:
         more = f" and {len(bad) - 3} others" if len(bad) > 3 else ""

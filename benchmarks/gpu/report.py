@@ -206,11 +206,8 @@ def latencies(parts: dict[str, Any]) -> list[str]:
 
 def lines_of(parts: dict[str, Any], prefix: str) -> list[str]:
     """What the parts of a stage have told."""
-    return [
-        f"{n.partition('/')[2]}: {p['line']}"
-        for n, p in sorted(parts.items())
-        if n.startswith(prefix) and p.get("line")
-    ]
+    told = {name.partition("/")[2]: part.get("line") for name, part in sorted(parts.items()) if name.startswith(prefix)}
+    return [f"{name}: {line}" for name, line in told.items() if line]
 
 
 def verdict(parts: dict[str, Any], run: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that no fault of the GPU reaches this process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -38,6 +39,9 @@ class Patience:
     silence: float = 15.0  # of a part without a message
     start: float = 60.0  # of a step of the start: torch is loaded from a cold disk
     part: float = 60.0  # of a part, even if it is not silent
+
+
+USUAL = Patience()
 
 
 class Stage(NamedTuple):
@@ -74,11 +78,9 @@ class Worker:
 
     def ask(self, name: str, seconds: float) -> None:
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it has died, which hear() tells
             self.process.stdin.write(f"{name} {seconds:.1f}\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has died, which hear() tells
 
     def hear(self, seconds: float) -> dict[str, Any]:
         """The next message; {"ended": why} if it has died, {"silent": seconds} if none comes in that time."""
@@ -98,14 +100,10 @@ class Worker:
             self._said.append(line.strip())
 
     def kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2)  # a process that waits for a broken driver may not end at all
-        except subprocess.TimeoutExpired:
-            pass
 
 
 class Supervisor:
@@ -117,7 +115,7 @@ class Supervisor:
         results: Results,
         deadline: float,
         *,
-        patience: Patience = Patience(),
+        patience: Patience = USUAL,
         only: str = "",
         environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = print,
