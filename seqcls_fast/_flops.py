@@ -21,7 +21,7 @@ from ._ext import C
 from ._inputs import holds_ids
 from ._shapes import by_kind
 
-__all__ = ["backward_flops", "forward_flops"]
+__all__ = ["backward_flops", "forward_flops", "linear_flops", "pool_steps_flops"]
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -51,6 +51,18 @@ def backward_flops(
     if want_d_weights:
         count += steps * (w_ih + w_hh + w_hr)
     return 2 * count
+
+
+def linear_flops(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """The operations of ``linear``."""
+    return 2 * x.size(0) * weight.numel()
+
+
+def pool_steps_flops(
+    output: Tensor, lengths: Tensor | None, pooling: str, weight: Tensor | None, *_: Any, **__: Any
+) -> int:
+    """The operations of ``pool_steps`` with attention: the score of each step, and its part of the weighted sum."""
+    return 0 if weight is None else 4 * _steps(output, lengths, None, True)[0] * weight.numel()
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor], directions: int) -> list[int]:
@@ -84,6 +96,8 @@ def _register(counter: ModuleType) -> None:
         (ops.rnn_forward, forward_flops),
         (ops.rnn_layer, forward_flops),
         (ops.rnn_backward, backward_flops),
+        (ops.linear, linear_flops),
+        (ops.pool_steps, pool_steps_flops),
     ):
         if op not in counter.flop_registry:  # a program may have registered formulas of its own
             counter.register_flop_formula(op, get_raw=True)(formula)

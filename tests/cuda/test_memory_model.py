@@ -121,12 +121,17 @@ def is_read_before_it_is_overwritten(
     values = (read("slice0", "v"),) if waits and counts_all else ()
     threads = [
         Thread(0, (look,)),
-        Thread(0, how.sent("slice0", 1, "full0"), issued_by=(0, 1) if issued and reads_first else None,
-               depends_on=by_value),
+        Thread(
+            0, how.sent("slice0", 1, "full0"), issued_by=(0, 1) if issued and reads_first else None, depends_on=by_value
+        ),
         Thread(0, how.sent("slice1", 1, "full1")),
         Thread(1, (*answered, *values)),
-        Thread(1, how.sent("old", 2, "full2"), issued_by=(3, len(answered) + len(values)) if issued else None,
-               depends_on=(*names, *(op.into for op in values))),
+        Thread(
+            1,
+            how.sent("old", 2, "full2"),
+            issued_by=(3, len(answered) + len(values)) if issued else None,
+            depends_on=(*names, *(op.into for op in values)),
+        ),
     ]
     places = dict.fromkeys(("old", "slice0", "slice1", "full0", "full1", "full2"), 0)
     wanted = {"o": 2} | dict.fromkeys(names, 1) | dict.fromkeys((op.into for op in values), 1)

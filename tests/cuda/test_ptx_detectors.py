@@ -150,7 +150,9 @@ def test_floats(body: str, wanted: float) -> None:
     torch.testing.assert_close(found, torch.full((32,), wanted))
 
 
-MASKED = "setp.lt.u32 %p1, %r1, 7; @%p1 bra $L1; st.global.u32 [%rd4], 5; bra.uni $L2; $L1: st.global.u32 [%rd4], 6; $L2:"
+MASKED = (
+    "setp.lt.u32 %p1, %r1, 7; @%p1 bra $L1; st.global.u32 [%rd4], 5; bra.uni $L2; $L1: st.global.u32 [%rd4], 6; $L2:"
+)
 LOOP = "mov.u32 %r9, 0; $L1: add.s32 %r9, %r9, 1; setp.le.u32 %p1, %r9, %r1; @%p1 bra $L1; st.global.u32 [%rd4], %r9;"
 
 
@@ -221,7 +223,11 @@ FAULTY = {
     "global_read_only": ("st.global.u32 [%rd5], %r9;", Launch(), "which is an input"),
     "param_beyond": ("ld.param.u64 %rd8, [k_param_0+16];", Launch(), "bounds: byte 16 of the parameter"),
     "blocks_share_a_word": ("st.global.u32 [%rd4], %r9;", Launch(blocks=2), "race: a store .* block [01] touches"),
-    "barrier_half_met": ("setp.lt.u32 %p1, %r1, 32; @%p1 bra $L1; bar.sync 0; $L1:", TWO_WARPS, "stuck: .*1 warps wait"),
+    "barrier_half_met": (
+        "setp.lt.u32 %p1, %r1, 32; @%p1 bra $L1; bar.sync 0; $L1:",
+        TWO_WARPS,
+        "stuck: .*1 warps wait",
+    ),
     "barrier_of_some_lanes": ("setp.lt.u32 %p1, %r1, 31; @%p1 bar.sync 0;", Launch(), "divergence: only some lanes"),
     "barrier_of_two_sizes": (
         "and.b32 %r4, %r1, 32; add.s32 %r4, %r4, 32; bar.sync 3, %r4;",
@@ -241,8 +247,11 @@ FAULTY = {
     "endless_loop": ("$L1: add.s32 %r9, %r9, 1; bra.uni $L1;", Launch(), "stuck: nothing can go on"),
     "unknown_instruction": ("lg2.approx.f32 %f1, %f2;", Launch(), "has no lg2.approx.f32"),
     "local_memory": ("ld.local.u32 %r9, [%r3];", Launch(), "has no ld.local.u32"),
-    "words_never_posted": (WORDS.format("relaxed.gpu.global.u32", "relaxed.gpu.global.u32").replace("], 9", "], 8"),
-                           TOGETHER, "stuck: .*1 warps wait at ld.relaxed"),
+    "words_never_posted": (
+        WORDS.format("relaxed.gpu.global.u32", "relaxed.gpu.global.u32").replace("], 9", "], 8"),
+        TOGETHER,
+        "stuck: .*1 warps wait at ld.relaxed",
+    ),
     "words_apart": (WORDS.format("relaxed.gpu.global.u32", "relaxed.gpu.global.u32"), Launch(blocks=2), "stuck"),
     "weak_post": (WORDS.format("global.u32", "relaxed.gpu.global.u32"), TOGETHER, "race: a (load|store)"),
     "weak_poll": (WORDS.format("relaxed.gpu.global.u32", "global.u32"), TOGETHER, "race: a (load|store)"),
@@ -268,7 +277,11 @@ FAULTY = {
     "exchange_armed_twice": (exchange(expect=2 * EXCHANGE["expect"]), PAIR, "mbarrier: more arrivals|stuck"),
     "exchange_left_at_once": (exchange(wait="", fence="", read="", end=""), PAIR, "block that has ended"),
     "exchange_with_oneself": (exchange(to=EXCHANGE["to"].replace("%r4;", "%r2;", 1)), PAIR, "in different blocks"),
-    "exchange_out_of_cluster": (exchange(to="mov.u32 %r4, 2; mapa.shared::cluster.u32 %r6, 0, %r4;"), PAIR, "bounds: bl"),
+    "exchange_out_of_cluster": (
+        exchange(to="mov.u32 %r4, 2; mapa.shared::cluster.u32 %r6, 0, %r4;"),
+        PAIR,
+        "bounds: bl",
+    ),
     "exchange_alone": (exchange(), Launch(), "cluster of one block|bounds: block 1"),
     "exchange_misaligned": (exchange(send=EXCHANGE["send"].replace("[%r6]", "[%r6+8]")), PAIR, "alignment: 16 bytes"),
     "cluster_half_met": ("setp.eq.u32 %p1, %r2, 0; @%p1 bra $L1; " + EXCHANGE["meet"] + " $L1:", PAIR, "stuck"),

@@ -181,3 +181,21 @@ def test_registered_without_an_import_of_the_counter(name: str) -> None:
     assert result.returncode == 0, result.stderr
     wanted = 1 if name == "counted in another way" else by_hand(sf.GRU, 0, [T] * B)[0]
     assert result.stdout.split() == ["False", str(wanted)]
+
+
+@needs_extension
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_the_head_of_a_classifier(pooling: str) -> None:
+    """Our operators count as the products of torch's that they replace; the reference forms those of attention."""
+    model = sf.SequenceClassifier(I, H, 3, cell="gru", pooling=pooling).eval()
+    x, lengths = torch.randn(B, T, I), torch.tensor(LENGTHS)
+    attended = 4 * H if pooling == "attention" else 0  # of a step
+    with torch.no_grad():
+        whole, _ = count(lambda: model(x))
+    assert whole == count(lambda: model(x))[0]
+    assert whole == by_hand(sf.GRU, 0, [T] * B)[0] + 2 * B * H * 3 + B * T * attended
+    output, weight = torch.randn(B, T, H), torch.randn(1, H) if pooling == "attention" else None
+    ops = torch.ops.seqcls_fast
+    assert count(lambda: ops.linear(torch.randn(B, H), torch.randn(3, H), None, "auto"))[0] == 2 * B * H * 3
+    assert count(lambda: ops.pool_steps(output, None, pooling, weight, None, "auto"))[0] == B * T * attended
+    assert count(lambda: ops.pool_steps(output, lengths, pooling, weight, None, "auto"))[0] == sum(LENGTHS) * attended

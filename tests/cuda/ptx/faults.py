@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 from ptx.selection import Recurrent
 
-BF16_ONCHIP, BF16_CLUSTER = Recurrent("lstm", "bfloat16", "onchip", 1, 8), Recurrent("lstm", "bfloat16", "cluster", 2, 6)
+BF16_ONCHIP, BF16_CLUSTER = (
+    Recurrent("lstm", "bfloat16", "onchip", 1, 8),
+    Recurrent("lstm", "bfloat16", "cluster", 2, 6),
+)
 BF16_GRID = Recurrent("lstm", "bfloat16", "grid", 2, 6)
 FP16_ONCHIP = Recurrent("lstm", "float16", "onchip", 1, 4)
 TF32_ONCHIP, EXACT_ONCHIP = Recurrent("gru", "tf32", "onchip", 1, 8), Recurrent("gru", "float32", "onchip", 1, 2)
@@ -194,9 +197,13 @@ def _of_grid() -> Iterator[Fault]:
     tag = r"{ .reg .b64 word; add.s64 word, \2, %d; "
     yield Fault("grid", "data and tag swapped", kernel, POST_PATTERN, swapped + post.format(r"\1", "word") + " }")
     yield Fault("grid", "tag of the next step", kernel, POST_PATTERN, tag % 2**32 + post.format(r"\1", "word") + " }")
-    yield Fault("grid", "tag apart from the data", kernel, POST_PATTERN,
-                r"{ .reg .b64 a, b; and.b64 a, \2, -4294967296; " + post.format(r"\1", "a") + post.format(r"\1", r"\2")
-                + " }")
+    yield Fault(
+        "grid",
+        "tag apart from the data",
+        kernel,
+        POST_PATTERN,
+        r"{ .reg .b64 a, b; and.b64 a, \2, -4294967296; " + post.format(r"\1", "a") + post.format(r"\1", r"\2") + " }",
+    )
     yield Fault("grid", "data of another lane", kernel, POST_PATTERN, tag % 1 + post.format(r"\1", "word") + " }")
     yield Fault("grid", "sends before the slice is written", kernel, WARP_PATTERN, "", 0)
     for which in range(3):
@@ -224,10 +231,27 @@ def every() -> list[Fault]:
         *_of_unary("rcp.approx.ftz.f32", BF16_ONCHIP),
         *_of_unary("cvt.rna.tf32.f32", TF32_ONCHIP),
         Fault("cvt.rna.tf32", "not rounded", EXACT_ONCHIP, rounding, r"mov.b32 \1, \2;"),
-        Fault("cvt.f32.f16", "bits of the integer", FP16_ONCHIP, from_half, r"{ .reg .b32 i; cvt.u32.u16 i, \2; mov.b32 \1, i; }"),
-        Fault("cvt.f32.f16", "as bfloat16", FP16_ONCHIP, from_half,
-              r"{ .reg .b32 i; cvt.u32.u16 i, \2; shl.b32 i, i, 16; mov.b32 \1, i; }"),
-        Fault("cvt.f32.f16", "without its sign", FP16_ONCHIP, from_half, r"{ .reg .b16 h; and.b16 h, \2, 32767; cvt.f32.f16 \1, h; }"),
+        Fault(
+            "cvt.f32.f16",
+            "bits of the integer",
+            FP16_ONCHIP,
+            from_half,
+            r"{ .reg .b32 i; cvt.u32.u16 i, \2; mov.b32 \1, i; }",
+        ),
+        Fault(
+            "cvt.f32.f16",
+            "as bfloat16",
+            FP16_ONCHIP,
+            from_half,
+            r"{ .reg .b32 i; cvt.u32.u16 i, \2; shl.b32 i, i, 16; mov.b32 \1, i; }",
+        ),
+        Fault(
+            "cvt.f32.f16",
+            "without its sign",
+            FP16_ONCHIP,
+            from_half,
+            r"{ .reg .b16 h; and.b16 h, \2, 32767; cvt.f32.f16 \1, h; }",
+        ),
         *_of_pair("cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", BF16_ONCHIP),
         *_of_pair("cvt.rn.f16x2.f32", "cvt.rn.bf16x2.f32", FP16_ONCHIP),
         *_of_shared_primitives(),

@@ -185,7 +185,9 @@ class Program:
             synchronised = {
                 (a, b)
                 for a, b in then(then(releases, observed), acquires)
-                if events[a].strong and events[b].strong and events[a].includes(events[b])
+                if events[a].strong
+                and events[b].strong
+                and events[a].includes(events[b])
                 and events[b].includes(events[a])
             }
             base = closure(order | synchronised | barriers | initial)
@@ -216,7 +218,10 @@ class Program:
             if both and (b, a) in coherence:
                 return False
         overwritten = {
-            (r.index, later) for w, r in zip(sources, self.reads, strict=True) for w2, later in coherence if w2 == w.index
+            (r.index, later)
+            for w, r in zip(sources, self.reads, strict=True)
+            for w2, later in coherence
+            if w2 == w.index
         }
         if any((b, a) in reads_from or (b, a) in overwritten for a, b in cause):  # causality
             return False

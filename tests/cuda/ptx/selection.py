@@ -115,7 +115,9 @@ def others() -> list[tuple[str, Case]]:
         found.append((stepwise, Case(cell, dtype=dtype, H=17, B=3, T=29, I=2, lengths="random", ids=True)))
         if cell == "lstm":
             found.append((stepwise, Case(cell, dtype=dtype, H=17, B=9, T=4, I=3, lengths="random", proj=True)))
-            found.append((stepwise, Case(cell, dtype=dtype, H=9, B=5, T=4, layout="packed", lengths="random", proj=True)))
+            found.append(
+                (stepwise, Case(cell, dtype=dtype, H=9, B=5, T=4, layout="packed", lengths="random", proj=True))
+            )
     for regime, cell in itertools.product(REGIMES[:3], CELLS.values()):
         dtype, H = ("bfloat16", 20) if regime == "onchip" else ("tf32", 132)
         name = f"ptx-{regime}-chunked{'-tf32' if dtype == 'tf32' else ''}"
