@@ -1,6 +1,7 @@
 """Fused recurrent layers for PyTorch: RNN, GRU and LSTM that replace torch.nn's by changing one import.
 
 Public names are loaded on first use, so that `import seqcls_fast` and `seqcls-fast --version` do not wait for torch.
+The operators are registered as soon as torch is imported too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._after_torch import register_operators as _register_operators
 from ._version import __version__ as __version__
 
 __all__ = [
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from .toolkit.estimators import SeriesClassifier, TextClassifier
     from .toolkit.evaluation.evaluate import evaluate_predictions
     from .toolkit.evaluation.report import Report
+
+_register_operators()
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")

@@ -18,7 +18,7 @@ __all__ = ["add"]
 EXAMPLES = """\
 examples:
   seqcls-fast export model --to model.onnx   standard ONNX, for onnxruntime and others
-  seqcls-fast export model --to model.pt2    torch.export: torch.export.load("model.pt2") after import seqcls_fast.ops
+  seqcls-fast export model --to model.pt2    torch.export: torch.export.load("model.pt2") after import seqcls_fast
 """
 
 

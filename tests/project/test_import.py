@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import seqcls_fast
+from seqcls_fast import _ext
 
 
 def run(code: str) -> str:
@@ -25,6 +26,39 @@ def run(code: str) -> str:
 )
 def test_no_torch_without_need(use: str) -> None:
     assert run(f"import sys, seqcls_fast\n{use}\nprint('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.skipif(_ext.C is None, reason=f"no compiled extension: {_ext.why_missing}")
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import seqcls_fast, torch",
+        "import torch, seqcls_fast",
+        "import importlib.util as i, seqcls_fast\ni.find_spec('torch')\nimport torch",  # looked for, then imported
+        "import seqcls_fast, torch.nn as nn\nimport torch",
+        "import sys, importlib, seqcls_fast\nimportlib.reload(seqcls_fast)\nimport torch",
+    ],
+)
+def test_the_operators_come_with_torch_and_the_package(imports: str) -> None:
+    """A program that holds them is loaded by torch's C++ code, which imports nothing."""
+    has_operator = "torch._C._dispatch_has_kernel_for_dispatch_key('seqcls_fast::rnn_layer', 'Meta')"
+    finders = "[f for f in sys.meta_path if type(f).__module__ == 'seqcls_fast._after_torch']"
+    code = f"{imports}\nimport sys\nprint({has_operator}, {finders})"
+    assert run(code) == "True []"
+
+
+def test_torch_is_imported_although_the_operators_fail() -> None:
+    broken = "import sys, warnings, seqcls_fast\nsys.modules['seqcls_fast.ops'] = None\n"
+    caught = (
+        "with warnings.catch_warnings(record=True) as found:\n    warnings.simplefilter('always')\n    import torch\n"
+    )
+    shown = "print(torch.zeros(1).item(), [str(w.message).split(',')[0] for w in found])"
+    assert run(broken + caught + shown) == "0.0 ['torch.ops.seqcls_fast is missing']"
+
+
+def test_without_the_extension_nothing_is_registered_and_nothing_warned() -> None:
+    hidden = "import sys, warnings\nwarnings.simplefilter('error')\nsys.modules['seqcls_fast._C'] = None\n"
+    assert run(f"{hidden}import torch, seqcls_fast\nprint('seqcls_fast.ops' in sys.modules)") == "False"
 
 
 def test_torch_on_first_use() -> None:

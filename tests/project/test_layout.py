@@ -37,6 +37,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("toolkit.fitted",),
     ("toolkit.card", "toolkit.fit", "toolkit.trace"),
     ("toolkit.estimators", "toolkit.stream", "toolkit"),
+    ("_after_torch",),
     ("",),  # the package itself, which loads public names on first use
     ("cli",),
     ("__main__",),

@@ -124,7 +124,7 @@ def test_aot_inductor(name: str, tmp_path: Path) -> None:
     torch.save((given, wanted), tmp_path / "numbers.pt")
     program = """
 import sys, torch
-import seqcls_fast.ops
+import seqcls_fast
 model = torch._inductor.aoti_load_package(sys.argv[1])
 given, wanted = torch.load(sys.argv[2])
 for g, w in zip(given, wanted):
