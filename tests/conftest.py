@@ -7,6 +7,7 @@ The report's header lists the implementations; test_backends.test_implementation
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from simt.build import load_plugin, why_no_plugin
 
 # For `import benchmarks`. At the end of the path, since the package under test may be one that was built elsewhere.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+# torch keeps compiled programs on disk, under keys that do not depend on the fake kernels of our operators. A test could
+# run a program that was compiled with other sources.
+os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
