@@ -152,7 +152,7 @@ fuzz-sample: asan-build build/asan/new.so ## 2,000 of these calls, and 40 races
 # folder that has its package, because in the tree they would import the package that is built for another release.
 RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
 RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
-  test_ops.py) transforms/test_func.py transforms/test_transforms.py)
+  test_ops.py test_torch_modules.py test_torch_nn.py test_torch_tools.py) transforms/test_func.py transforms/test_transforms.py)
 PYTEST_ELSEWHERE := -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 $(FLOOR_VENV)/.ready:

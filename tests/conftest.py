@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--simt-full", action="store_true", help="test_simt.py: the whole product of cases (an hour)")
     parser.addoption("--ptx-full", action="store_true", help="test_ptx.py: every recurrent kernel, and every fault")
+    parser.addoption("--torch-full", action="store_true", help="test_torch_modules.py: all inputs, not a sample")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
