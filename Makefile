@@ -33,7 +33,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
-  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full torch-floor cuda-setup cuda-check \
+  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full ptx-full ptx-sample torch-floor cuda-setup cuda-check \
   cuda-static cuda-build
 
 help: ## this list
@@ -101,7 +101,7 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 mutants: setup ## change the kernels in many small ways, one at a time: each change must fail a test (long)
@@ -169,6 +169,14 @@ torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, 
 
 simt-full: setup ## the CUDA kernels on the CPU: all combinations of cases instead of pairs (an hour)
 	$(PY) -m pytest tests/cuda/test_simt.py --simt-full $(PYTEST)
+
+# `make test` runs the sample too, where there is nvcc.
+PTX_TESTS := $(addprefix tests/cuda/,test_ptx.py test_ptx_faults.py test_ptx_detectors.py test_memory_model.py)
+ptx-full: setup ## the PTX of every recurrent kernel on the CPU, and every planted fault (half an hour)
+	$(PY) -m pytest $(PTX_TESTS) --ptx-full $(SIDE_BY_SIDE) $(PYTEST)
+
+ptx-sample: setup ## a layer for each cell, precision and regime from the kernels' PTX, and a fault of each kind
+	$(PY) -m pytest $(PTX_TESTS) $(SIDE_BY_SIDE) $(PYTEST)
 
 $(CUDA_VENV)/.ready:
 	$(PYTHON) -m venv $(CUDA_VENV)

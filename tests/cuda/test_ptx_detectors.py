@@ -45,13 +45,16 @@ class Launch(NamedTuple):
     together: bool = False
 
 
-def run(body: str, launch: Launch = Launch(), words: int = 256, read_only: bool = False) -> torch.Tensor:
+ONE_WARP = Launch()
+
+
+def run(body: str, launch: Launch = ONE_WARP, words: int = 256) -> torch.Tensor:
     """Run a kernel on an input of words 0, 1, 2, ..., of which %rd5 is this thread's, and return the output, which %rd4
     points into."""
     module = load_interpreter()
     module.set_kernel("k", f"{HEADER}{body}\n  ret;\n}}\n")
     out, given = torch.full((words,), -1, dtype=torch.int32), torch.arange(words, dtype=torch.int32)
-    buffers = [(out.data_ptr(), 4 * words, not read_only), (given.data_ptr(), 4 * words, False)]
+    buffers = [(out.data_ptr(), 4 * words, True), (given.data_ptr(), 4 * words, False)]
     module.run("k", *launch, struct.pack("<QQ", out.data_ptr(), given.data_ptr()), buffers)
     return out
 

@@ -7,6 +7,7 @@ but those of the cluster regime are for sm_90a only.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -71,7 +72,8 @@ def compile_ptx() -> list[Path]:
             partial.replace(made)
         return made
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with (target / "lock").open("w") as lock, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # sessions that start together would each compile everything
         return list(pool.map(one, sources()))
 
 

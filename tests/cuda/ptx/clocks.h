@@ -68,8 +68,8 @@ struct SharedMemory {
         throw Fault("poison: byte " + std::to_string(2 * i) + " of shared memory is read but was never written");
       if (!actor.knows(s.write)) race("read after a write", i, s.write);
       if (s.read.id != actor.stamp.id) s.read_before = s.read;
-      const bool another = s.read.id == actor.stamp.id && s.read.clock == actor.stamp.clock &&
-                           s.read.lane != actor.stamp.lane;
+      const bool another =
+          s.read.id == actor.stamp.id && s.read.clock == actor.stamp.clock && s.read.lane != actor.stamp.lane;
       s.read = actor.stamp;
       if (another) s.read.lane = kSeveral;
     }

@@ -50,23 +50,38 @@ Run for_bits(std::string type, Make make) {  // the sign makes no difference, so
 
 template <class Op>
 Run binary_bits(const std::string& type) {
-  return for_bits(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T, T>::run; });
+  return for_bits(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T, T>::run;
+  });
 }
 template <class Op>
 Run binary_int(const std::string& type) {
-  return for_integer(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T, T>::run; });
+  return for_integer(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T, T>::run;
+  });
 }
 template <class Op>
 Run binary_float(const std::string& type) {
-  return for_float(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T, T>::run; });
+  return for_float(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T, T>::run;
+  });
 }
 template <class Op>
 Run unary_float(const std::string& type) {
-  return for_float(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T>::run; });
+  return for_float(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T>::run;
+  });
 }
 template <class Op>
 Run unary_bits(const std::string& type) {
-  return for_bits(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T>::run; });
+  return for_bits(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T>::run;
+  });
 }
 template <class Op>
 Run logic(const std::string& type) {
@@ -74,7 +89,10 @@ Run logic(const std::string& type) {
 }
 template <class Op>
 Run shift(const std::string& type) {
-  return for_integer(type, [](auto t) -> Run { using T = decltype(t); return Map<Op, T, T, uint32_t>::run; });
+  return for_integer(type, [](auto t) -> Run {
+    using T = decltype(t);
+    return Map<Op, T, T, uint32_t>::run;
+  });
 }
 template <class Op>
 Run comparison(std::string type) {
@@ -84,13 +102,21 @@ Run comparison(std::string type) {
 template <class T>
 struct Doubled;
 template <>
-struct Doubled<uint16_t> { using Type = uint32_t; };
+struct Doubled<uint16_t> {
+  using Type = uint32_t;
+};
 template <>
-struct Doubled<int16_t> { using Type = int32_t; };
+struct Doubled<int16_t> {
+  using Type = int32_t;
+};
 template <>
-struct Doubled<uint32_t> { using Type = uint64_t; };
+struct Doubled<uint32_t> {
+  using Type = uint64_t;
+};
 template <>
-struct Doubled<int32_t> { using Type = int64_t; };
+struct Doubled<int32_t> {
+  using Type = int64_t;
+};
 
 Run product(const Words& words, const std::string& type) {
   const bool adds = words[0] == "mad";
@@ -164,7 +190,9 @@ Run memory_access(Instruction& in, const Words& words) {
 }
 
 Scope scope_in(const Words& words) {
-  return has(words, "cluster") ? Scope::kCluster : has(words, "gpu") || has(words, "sys") ? Scope::kDevice : Scope::kBlock;
+  return has(words, "cluster")                    ? Scope::kCluster
+         : has(words, "gpu") || has(words, "sys") ? Scope::kDevice
+                                                  : Scope::kBlock;
 }
 
 Run of_mbarrier(Instruction& in, const Words& words) {
@@ -191,11 +219,17 @@ Run tensor_product(const Words& words) {
 }
 
 Run comparison_named(const std::string& name, std::string type) {
-  static const std::unordered_map<std::string, Run (*)(std::string)> kAll{
-      {"lt", comparison<Less>},        {"le", comparison<LessOrEqual>},  {"gt", comparison<Greater>},
-      {"ge", comparison<GreaterOrEqual>}, {"eq", comparison<Equal>},     {"ne", comparison<NotEqual>},
-      {"ltu", comparison<NotGreaterOrEqual>}, {"leu", comparison<NotGreater>},
-      {"gtu", comparison<NotLessOrEqual>}, {"geu", comparison<NotLess>}, {"neu", comparison<NotEqualOrNaN>}};
+  static const std::unordered_map<std::string, Run (*)(std::string)> kAll{{"lt", comparison<Less>},
+                                                                          {"le", comparison<LessOrEqual>},
+                                                                          {"gt", comparison<Greater>},
+                                                                          {"ge", comparison<GreaterOrEqual>},
+                                                                          {"eq", comparison<Equal>},
+                                                                          {"ne", comparison<NotEqual>},
+                                                                          {"ltu", comparison<NotGreaterOrEqual>},
+                                                                          {"leu", comparison<NotGreater>},
+                                                                          {"gtu", comparison<NotLessOrEqual>},
+                                                                          {"geu", comparison<NotLess>},
+                                                                          {"neu", comparison<NotEqualOrNaN>}};
   if (type[0] == 'b') type[0] = 'u';
   const auto found = kAll.find(name);
   return found == kAll.end() ? nullptr : found->second(type);
@@ -207,7 +241,8 @@ Run find(Instruction& in, const Words& words) {
   if (name == "add") return is_float ? binary_float<Add>(type) : binary_bits<Add>(type);
   if (name == "sub") return is_float ? binary_float<Sub>(type) : binary_bits<Sub>(type);
   if (name == "mul" || name == "mad") return product(words, type);
-  if (name == "div") return is_float ? (has(words, "rn") ? binary_float<Quotient>(type) : nullptr) : binary_int<Div>(type);
+  if (name == "div")
+    return is_float ? (has(words, "rn") ? binary_float<Quotient>(type) : nullptr) : binary_int<Div>(type);
   if (name == "rem") return binary_int<Rem>(type);
   if (name == "min") return binary_int<Min>(type);
   if (name == "max") return binary_int<Max>(type);
@@ -219,7 +254,10 @@ Run find(Instruction& in, const Words& words) {
   if (name == "abs") return unary_float<Absolute>(type);
   if (name == "copysign") return binary_float<CopySign>(type);
   if (name == "fma" && has(words, "rn"))
-    return for_float(type, [](auto t) -> Run { using T = decltype(t); return Map<Fma, T, T, T, T>::run; });
+    return for_float(type, [](auto t) -> Run {
+      using T = decltype(t);
+      return Map<Fma, T, T, T, T>::run;
+    });
   if (name == "ex2" && words.size() == 4) return type == "f32" ? Map<Exp2Approx, float, float>::run : nullptr;
   if (name == "rcp" && words[1] == "rn") return unary_float<Reciprocal>(type);
   if (name == "rcp" && words[1] == "approx" && words[2] == "ftz")
@@ -234,8 +272,7 @@ Run find(Instruction& in, const Words& words) {
     });
   if (name == "prmt") return Map<Permute, uint32_t, uint32_t, uint32_t, uint32_t>::run;
   if (name == "setp") return words.size() == 3 ? comparison_named(words[1], type) : nullptr;
-  if (name == "selp")
-    return for_bits(type, [](auto t) -> Run { return select<decltype(t)>; });
+  if (name == "selp") return for_bits(type, [](auto t) -> Run { return select<decltype(t)>; });
   if (name == "mov" && in.braces != Braces::kNone) {
     const auto parts = static_cast<int>(in.o.size()) - 1;
     in.bytes = bytes_of(type) / parts;

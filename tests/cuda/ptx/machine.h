@@ -1,5 +1,4 @@
-// Runs a kernel's instructions: warps with a place in the program for each lane, blocks with shared memory, mbarriers
-// and barriers, and the order in which they run, which is drawn at random. The first fault ends a launch.
+// Runs a kernel's instructions, in an order that is drawn at random, and looks for faults; the first one ends a launch.
 //
 // Lanes that part at a branch meet again as soon as possible, since the lanes that are furthest behind run first. What
 // st.async sends is kept as a thread of its own would keep it: it arrives at some later time, in any order.
@@ -8,70 +7,10 @@
 #include <cstring>
 #include <random>
 
-#include "clocks.h"
 #include "global.h"
+#include "state.h"
 
 namespace sf::ptx {
-
-struct Group {  // lanes at one place of the program
-  int at;
-  Mask lanes;
-};
-
-struct Warp {
-  int block, index;    // its block among those that run together, and its number there
-  uint16_t id;         // in the cluster
-  uint32_t clock = 1;
-  Knowledge known, pending;  // pending: learnt by a relaxed wait, and known once a fence follows
-  std::vector<Group> groups;  // by their place; the first one runs
-  std::vector<unsigned char> registers;
-  uint64_t barrier_turn = 0, cluster_turn = 0;  // see Barrier
-  bool at_barrier = false, arrived = false;
-  const Instruction* waits = nullptr;
-
-  bool ended() const { return groups.empty(); }
-  // Orders the accesses of all its lanes before this before those after it, as a barrier does.
-  void tick() { ++clock; }
-};
-
-struct Barrier {
-  int warps = 0, threads = 0;
-  uint64_t turn = 0;  // how often it has ended
-  Clocks gathered;
-  Knowledge released;
-};
-
-struct Mbarrier {
-  uint64_t at = 0;
-  uint16_t id = 0;
-  int arrivals = 0, pending = 0;
-  int64_t bytes = 0;
-  uint32_t phase = 0;
-  Clocks gathered;
-  Knowledge latest, released;  // what was joined into `gathered` last; what a wait for the last phase teaches
-};
-constexpr int kMostMbarriers = 32, kMostBarriers = 16;
-
-struct Send {  // bytes on their way to another block
-  int block;
-  uint64_t to, mbarrier;
-  std::array<unsigned char, 16> bytes;
-  Access stamp;  // of the sender
-  Knowledge known;
-  const Instruction* in;
-};
-
-struct Block {
-  SharedMemory shared;
-  std::vector<Mbarrier> mbarriers;
-  Barrier barriers[kMostBarriers];
-  int ended = 0;  // warps
-};
-
-struct Launch {
-  int blocks = 1, threads = 32, shared = 0, cluster = 1;
-  bool cooperative = false;
-};
 
 class Machine {
  public:
@@ -101,14 +40,13 @@ class Machine {
   }
   int64_t instructions() const { return instructions_; }
 
-  // -- for the instructions ---------------------------------------------------------------------------------------------
+  // -- for the instructions
+  // ---------------------------------------------------------------------------------------------
 
   const Launch& launch() const { return launch_; }
   Block& block_of(const Warp& w) { return blocks_[w.block]; }
   int random(int n) { return static_cast<int>(random_() % n); }
-  Actor actor(const Warp& w, int lane) const {
-    return {{w.clock, w.id, static_cast<uint8_t>(lane)}, w.known.get()};
-  }
+  Actor actor(const Warp& w, int lane) const { return {{w.clock, w.id, static_cast<uint8_t>(lane)}, w.known.get()}; }
   void progress() { progressed_ = true; }
 
   // The bytes at an address, of which a lane is about to read or write some.
@@ -117,11 +55,11 @@ class Machine {
     if (in.space == Space::kGlobal) {
       const bool strong = in.scope == Scope::kDevice;
       if (in.scope != Scope::kNone && writes) progress();
-      return static_cast<unsigned char*>(
-          global_.access(at, bytes, bytes, writes, first_block_ + w.block, strong));
+      return static_cast<unsigned char*>(global_.access(at, bytes, bytes, writes, first_block_ + w.block, strong));
     }
     if (in.space == Space::kParam) {
-      if (at + bytes > param_.size() || at % bytes) throw Fault("bounds: byte " + std::to_string(at) + " of the parameter");
+      if (at + bytes > param_.size() || at % bytes)
+        throw Fault("bounds: byte " + std::to_string(at) + " of the parameter");
       return &param_[at];
     }
     SharedMemory& shared = blocks_[w.block].shared;
@@ -185,8 +123,8 @@ class Machine {
     if (block.mbarriers.size() == kMostMbarriers) throw Fault("mbarrier: more than the interpreter keeps");
     Mbarrier b;
     b.at = at, b.arrivals = b.pending = arrivals;
-    b.id = static_cast<uint16_t>(cluster_warps() + (w.block % launch_.cluster) * kMostMbarriers +
-                                 block.mbarriers.size());
+    b.id =
+        static_cast<uint16_t>(cluster_warps() + (w.block % launch_.cluster) * kMostMbarriers + block.mbarriers.size());
     b.gathered.resize(w.known->size());
     block.mbarriers.push_back(std::move(b));
     progress();
@@ -211,7 +149,8 @@ class Machine {
     if (w.pending != b.released) {
       Clocks all = w.pending ? *w.pending : Clocks(w.known->size());
       join(all, within(*b.released, w, scope));
-      w.pending = scope >= Scope::kCluster && all == *b.released ? b.released : std::make_shared<Clocks>(std::move(all));
+      w.pending =
+          scope >= Scope::kCluster && all == *b.released ? b.released : std::make_shared<Clocks>(std::move(all));
     }
     if (acquires) learn(w, *w.pending);
     return true;

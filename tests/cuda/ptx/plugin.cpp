@@ -60,7 +60,8 @@ class PtxStream : public cuda::SimtStream {
   void launch(const void* kernel, const cuda::LaunchShape& shape, void** arguments, Call) override {
     Dl_info info;
     dladdr(kernel, &info);
-    const auto found = kernel_names.find(reinterpret_cast<uint64_t>(kernel) - reinterpret_cast<uint64_t>(info.dli_fbase));
+    const auto found =
+        kernel_names.find(reinterpret_cast<uint64_t>(kernel) - reinterpret_cast<uint64_t>(info.dli_fbase));
     if (found == kernel_names.end()) throw Fault("no symbol of this library is the kernel that is launched");
     if (shape.shared > limits().shared_bytes || shape.cluster > limits().cluster ||
         (shape.cooperative && shape.blocks > limits().multiprocessors))

@@ -3,6 +3,7 @@
 // word with a bit per lane. Constants and special registers such as %tid.x are registers that are set beforehand.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cctype>
 #include <cstdint>
@@ -64,7 +65,7 @@ struct Program {
     uint32_t at;
     uint64_t value;
   };
-  std::vector<Preset> constants;           // lanes of 8 bytes, followed by lanes of 4
+  std::vector<Preset> constants;            // lanes of 8 bytes, followed by lanes of 4
   std::map<std::string, uint32_t> special;  // lanes of 4 bytes
   int param_bytes = 0, max_threads = 0;
 };
@@ -130,20 +131,19 @@ class Parser {
     instruction(words);
   }
 
-  void declare(const std::string& words) {  // .reg .b32 %r<100>, or .reg .pred p
+  void declare(const std::string& words) {  // .reg .b32 %r<100>, or .reg .pred p, q
     const size_t type = words.find('.', 4), name = words.find_first_not_of(" \t", words.find_first_of(" \t", type));
     const std::string kind = words.substr(type, words.find_first_of(" \t", type) - type);
     const int size = kind == ".pred" ? 0 : kind.find("64") != std::string::npos ? 8 : 4;
-    const size_t many = words.find('<', name);
-    if (many == std::string::npos) {
-      std::string one = words.substr(name);
-      while (isspace(static_cast<unsigned char>(one.back()))) one.pop_back();
-      scopes_.back()[one] = place(size);
-      return;
+    std::string names = words.substr(name) + ",";
+    for (size_t end; (end = names.find(',')) != std::string::npos; names.erase(0, end + 1)) {
+      std::string one = names.substr(0, end);
+      one.erase(std::remove_if(one.begin(), one.end(), [](unsigned char c) { return isspace(c); }), one.end());
+      const size_t many = one.find('<');
+      const int count = many == std::string::npos ? 0 : atoi(one.c_str() + many + 1);
+      if (count == 0) scopes_.back()[one] = place(size);
+      for (int i = 0; i < count; ++i) scopes_.back()[one.substr(0, many) + std::to_string(i)] = place(size);
     }
-    const std::string prefix = words.substr(name, many - name);
-    for (int i = 0, n = atoi(words.c_str() + many + 1); i < n; ++i)
-      scopes_.back()[prefix + std::to_string(i)] = place(size);
   }
 
   Operand place(int size) {

@@ -84,7 +84,7 @@ def sizes(kernel: Recurrent) -> tuple[int, int]:
 
 
 def cases(kernel: Recurrent) -> Iterator[Case]:
-    """Layers that run the kernel: ragged and with padding, in both directions and with several tiles, without either."""
+    """Two layers that run the kernel: one ragged, with padding and several tiles, in two directions; one without."""
     smallest, largest = sizes(kernel)
     common: dict[str, Any] = {"cell": kernel.cell, "dtype": kernel.dtype, "I": 3}
     several = {"B": 19, "T": 4, "lengths": "zeros", "directions": 2}

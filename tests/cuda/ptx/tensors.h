@@ -22,8 +22,11 @@ class Tensors {
     memory_.add(l_.x.t_row, 8 * (l_.T + 1), false, "the rows of the steps");
     memory_.add(l_.lengths, 8 * l_.B, false, "lengths");
     for (int d = 0; d < l_.directions; ++d) {
-      for (const auto& [name, m] : {std::pair{"w_ih", l_.w_ih[d]}, {"w_hh", l_.w_hh[d]}, {"b_ih", l_.b_ih[d]},
-                                    {"b_hh", l_.b_hh[d]}, {"w_hr", l_.w_hr[d]}})
+      for (const auto& [name, m] : {std::pair{"w_ih", l_.w_ih[d]},
+                                    {"w_hh", l_.w_hh[d]},
+                                    {"b_ih", l_.b_ih[d]},
+                                    {"b_hh", l_.b_hh[d]},
+                                    {"w_hr", l_.w_hr[d]}})
         if (m.rows > 0 && m.columns > 0)
           add(m.data, (m.rows - 1) * m.row_stride + (m.columns - 1) * m.column_stride + 1, l_.dtype, false, name);
       rows(l_.h0[d], l_.out(), 1, false, "h0");
@@ -70,7 +73,8 @@ class Tensors {
   void rows(const Rows& r, int64_t width, int64_t steps, bool writable, const char* name) {
     const bool packed = r.t_row && steps == l_.T && l_.packed_rows;
     if (width == 0 || l_.B == 0 || steps == 0) return;
-    const int64_t last = packed ? (l_.packed_rows - 1) * r.t_stride : (steps - 1) * r.t_stride + (l_.B - 1) * r.b_stride;
+    const int64_t last =
+        packed ? (l_.packed_rows - 1) * r.t_stride : (steps - 1) * r.t_stride + (l_.B - 1) * r.b_stride;
     add(r.data, last + (width - 1) * r.stride + 1, r.dtype, writable, name);
   }
   void add(const void* data, int64_t count, Dtype dtype, bool writable, const char* name) {
