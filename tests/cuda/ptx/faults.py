@@ -46,17 +46,16 @@ class Fault(NamedTuple):
         return text
 
 
-def changed(operation: str, change: str, of: str = "f32") -> str:
+def changed(operation: str, change: str) -> str:
     """A replacement for `operation D, A;` in which A is changed first."""
-    return f"{{ .reg .{of} changed; {change}.{of} changed, \\2; {operation} \\1, changed; }}"
+    return f"{{ .reg .f32 changed; {change}.f32 changed, \\2; {operation} \\1, changed; }}"
 
 
-def _of_unary(operation: str, kernel: Recurrent, operand: str = "f32") -> Iterator[Fault]:
+def _of_unary(operation: str, kernel: Recurrent) -> Iterator[Fault]:
     pattern = rf"{re.escape(operation)} (%\w+), (%\w+);"
-    if operand == "f32":
-        yield Fault(operation, "negative operand", kernel, pattern, changed(operation, "neg"))
-        yield Fault(operation, "operand of zero", kernel, pattern, rf"{operation} \1, 0f00000000;")
-        yield Fault(operation, "operand of one", kernel, pattern, rf"{operation} \1, 0f3F800000;")
+    yield Fault(operation, "negative operand", kernel, pattern, changed(operation, "neg"))
+    yield Fault(operation, "operand of zero", kernel, pattern, rf"{operation} \1, 0f00000000;")
+    yield Fault(operation, "operand of one", kernel, pattern, rf"{operation} \1, 0f3F800000;")
 
 
 def _of_mma(operation: str, kernel: Recurrent) -> Iterator[Fault]:
@@ -130,7 +129,7 @@ def _of_cluster() -> Iterator[Fault]:
         init, expect = rf"{INIT} \[(%\w+)\], 1;", rf"{re.escape(EXPECT)} _, \[(%\w+)\], (%\w+);"
         yield Fault("mbarrier.init", "missing", kernel, init, "")
         yield Fault("mbarrier.init", "for two arrivals", kernel, init, rf"{INIT} [\1], 2;")
-        yield Fault("mbarrier.init", "4 bytes further", kernel, init, rf"{INIT} [\1+4];".replace(";", ", 1;"))
+        yield Fault("mbarrier.init", "4 bytes further", kernel, init, rf"{INIT} [\1+4], 1;")
         more = "{{ .reg .b32 n; add.s32 n, \\2, {}; {} _, [\\1], n; }}"
         yield Fault("mbarrier.arrive.expect_tx", "missing", kernel, expect, "")
         yield Fault("mbarrier.arrive.expect_tx", "more bytes", kernel, expect, more.format(16, EXPECT))

@@ -128,11 +128,6 @@ std::unique_ptr<Runner> make_runner(const std::string& name, bool allow_tf32) {
 }
 const Plugin kPlugin{names(), make_runner};
 
-struct Buffer {
-  uint64_t data;
-  int64_t bytes;
-  bool writable;
-};
 int64_t run_alone(const std::string& name, int blocks, int threads, int shared, int cluster, bool cooperative,
                   const std::string& param, const std::vector<std::tuple<uint64_t, int64_t, bool>>& buffers) {
   GlobalMemory memory;
