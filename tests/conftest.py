@@ -20,8 +20,8 @@ from simt.build import load_plugin, why_no_plugin
 
 # For `import benchmarks`. At the end of the path, since the package under test may be one that was built elsewhere.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-# torch keeps compiled programs on disk, under keys that do not depend on the fake kernels of our operators. A test could
-# run a program that was compiled with other sources.
+# torch keeps compiled programs on disk, under keys that do not depend on the fake kernels of our operators. So a test
+# could run a program that was compiled with other sources.
 os.environ.update(TORCHINDUCTOR_FX_GRAPH_CACHE="0", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
 
 

@@ -41,23 +41,10 @@ def info_of(library: str, name: str) -> Any:
     return info
 
 
-def both(awaits: Callable[[str], str] = lambda name: "") -> pytest.MarkDecorator:
-    """Every entry of the database with torch's class and with ours; `awaits` says what ours cannot do yet."""
-
-    def marks(library: str, name: str) -> list[Any]:
-        reason = awaits(name) if library == "ours" else ""
-        return [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-
-    return pytest.mark.parametrize(
-        "info",
-        [
-            pytest.param(info_of(library, name), id=f"{library}-{name}", marks=marks(library, name))
-            for name, library in product(NAMES, LIBRARIES)
-        ],
-    )
-
-
-BOTH = both()
+BOTH = pytest.mark.parametrize(
+    "info",
+    [pytest.param(info_of(library, name), id=f"{library}-{name}") for name, library in product(NAMES, LIBRARIES)],
+)
 
 
 def options(sample: Any) -> list[tuple[str, str]]:
@@ -354,7 +341,7 @@ def test_errors(info: Any) -> None:
     check_errors(info, torch.float32)
 
 
-@both(lambda name: "issue 18, item 5: cells check the dtype before the sizes" if name in CELLS else "")
+@BOTH
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_errors_with_inputs_of_another_dtype(info: Any) -> None:
     """torch's test_errors in float64: the module is in float32, and the sentence is still the one about the size."""

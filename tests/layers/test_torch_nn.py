@@ -78,7 +78,7 @@ def test_RNN_cell_and_LSTM_cell(library: ModuleType, name: str, bias: bool) -> N
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in cell.parameters())
 
 
-@both("issue 18, item 3: cells of size zero")
+@both()
 @pytest.mark.parametrize(
     ("name", "options"), [("RNNCell", {"nonlinearity": "relu"}), ("RNNCell", {}), ("GRUCell", {}), ("LSTMCell", {})]
 )

@@ -75,7 +75,7 @@ def unwrapped(value: Any) -> Any:
     return type(value)(map(unwrapped, value)) if type(value) in (tuple, list) else value
 
 
-@both("issue 18, item 1: objects with __torch_function__")
+@both()
 @EACH_LAYER
 def test_overrides_rnn(library: ModuleType, name: str) -> None:
     """torch's test_overrides.py, test_rnn: the regression test of gh-55868."""
@@ -84,7 +84,7 @@ def test_overrides_rnn(library: ModuleType, name: str) -> None:
     assert torch.equal(unwrapped(found[0]), expected[0])
 
 
-@both("issue 18, item 1: a Proxy of torch.fx")
+@both()
 def test_preserve_tuple(library: ModuleType) -> None:
     """torch's test_quantize_fx.py: fx records a layer as one node, and its states as a tuple."""
 
@@ -265,7 +265,6 @@ def test_static_lstm() -> None:
     assert kinds == [torch.ao.nn.quantizable.LSTM, sf.LSTM, torch.ao.nn.quantizable.LSTM]
 
 
-@pytest.mark.xfail(strict=True, reason="issue 18, item 4: _flat_weights = [...] is ignored")
 def test_reference_quantized_rnn() -> None:
     """torch's test_quantized_module.py, test_rnn: it sets the list of weights, and torch computes with that list."""
     theirs, ours, x = nn.LSTM(3, 7, 2), sf.LSTM(3, 7, 2), torch.randn(4, 2, 3)

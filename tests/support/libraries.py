@@ -15,7 +15,6 @@ CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 LIBRARIES: dict[str, ModuleType] = {"torch": nn, "ours": sf}
 
 
-def both(awaits: str = "") -> pytest.MarkDecorator:
-    """Runs a test with `library` being torch.nn and being seqcls_fast. `awaits` says what ours cannot do yet."""
-    mark = [pytest.mark.xfail(strict=True, reason=awaits)] if awaits else []
-    return pytest.mark.parametrize("library", [pytest.param(nn, id="torch"), pytest.param(sf, id="ours", marks=mark)])
+def both() -> pytest.MarkDecorator:
+    """Runs a test with `library` being torch.nn and being seqcls_fast."""
+    return pytest.mark.parametrize("library", [pytest.param(nn, id="torch"), pytest.param(sf, id="ours")])
