@@ -1,4 +1,6 @@
-"""Results compared with onnxruntime's RNN, GRU and LSTM operators, which share no code with torch.
+"""Results compared with onnxruntime's RNN, GRU and LSTM operators, and with the plain numpy of onnx's own tests.
+
+Neither shares code with torch. onnxruntime has float32 and rows of different lengths, onnx's tests have float64.
 
 The conversions below follow the specification of the ONNX operators: gates in the order i o f c and z r h, the
 directions in the first dimension, both biases in one row, output (T, D, B, H).
@@ -6,6 +8,7 @@ directions in the first dimension, both biases in one row, output (T, D, B, H).
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -98,6 +101,24 @@ def test_matches_onnxruntime(case: Case, impl: str) -> None:
     wanted = run_onnx(case, onnx_inputs(case, inputs, problem.lengths))
     found = layer(inputs, cell=case.cell, lengths=problem.lengths, impl=impl)
     compare(found, {name: t.double() for name, t in wanted.items()}, case)
+
+
+EXACT = [*only(*SHAPES, dtype="float64"), *only(*SHAPES, dtype="float64", directions=1, bias=False, state=False)]
+
+
+@pytest.mark.parametrize("case", EXACT, ids=str)
+def test_matches_the_backend_tests_of_onnx(case: Case, impl: str) -> None:
+    """Their expected values come from classes of a few lines of numpy, here called with random weights."""
+    operator = OPERATORS[case.cell]
+    formula = getattr(import_module(f"onnx.backend.test.case.node.{operator.lower()}"), f"{operator}Helper")
+    if case.cell == "rnn_relu":
+        formula = type("Relu", (formula,), {"f": lambda self, x: np.maximum(x, 0)})
+    inputs = build(case).inputs
+    direction = "bidirectional" if case.directions == 2 else "forward"
+    results = formula(**onnx_inputs(case, inputs, None), direction=direction, linear_before_reset=1).step()
+    wanted = dict(zip(("output", "h_n", "c_n"), map(torch.from_numpy, results), strict=False))
+    wanted["output"] = wanted["output"].permute(0, 2, 1, 3).flatten(2)  # (T, D, B, H) -> (T, B, D * H)
+    compare(layer(inputs, cell=case.cell, impl=impl), wanted, case)
 
 
 @pytest.mark.parametrize("cell", CELLS)
