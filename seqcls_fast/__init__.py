@@ -62,6 +62,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME[name].startswith("toolkit."):
+        import_module(".toolkit._extras", __name__).need("numpy", name)  # which almost every module there imports
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value  # from now on found without this function
     return value

@@ -94,3 +94,12 @@ def test_public_names() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="module 'seqcls_fast' has no attribute 'Transformer'"):
         seqcls_fast.Transformer  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["TextClassifier", "SeriesClassifier", "evaluate_predictions", "Report", "Stream"])
+def test_without_numpy_the_toolkit_says_what_it_needs(name: str) -> None:
+    where = "seqcls_fast.toolkit.stream" if name == "Stream" else "seqcls_fast"
+    use = f"try:\n    from {where} import {name}\nexcept ImportError as error:\n    print(error)"
+    assert run(f"import sys\nsys.modules['numpy'] = None\n{use}") == (
+        f"{name} needs numpy: pip install 'seqcls-fast[toolkit]'"
+    )
