@@ -33,8 +33,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
-  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full ptx-full ptx-sample torch-floor cuda-setup cuda-check \
-  cuda-static cuda-build
+  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full ptx-full ptx-sample package-check extras-floor \
+  torch-floor cuda-setup cuda-check cuda-static cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -90,8 +90,8 @@ test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer ins
 
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
-	@for stage in setup lint test demo-small test-peers bench-quick fuzz-sample torch-floor cuda-setup cuda-check \
-	  cuda-build mutants-sample; do \
+	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample torch-floor \
+	  cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -103,6 +103,15 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/mypy
 	find csrc tests/cuda/simt tests/cuda/ptx -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
+
+# Neither downloads torch: the environments that they make link to that of .venv. PACKAGE=--compile compiles the source
+# distribution, too, for one instruction set.
+PACKAGE ?=
+package-check: setup ## install a wheel and a source distribution into clean environments, and use them there
+	$(PY) tools/package_check.py $(PACKAGE)
+
+extras-floor: setup ## the tests of the extras with the oldest versions that pyproject.toml allows, which pip fetches
+	$(PY) tools/package_check.py --floor $(SIDE_BY_SIDE) $(PYTEST)
 
 mutants: setup ## change the kernels in many small ways, one at a time: each change must fail a test (long)
 	$(PY) tests/mutation/mutants.py

@@ -33,7 +33,7 @@ def arrow(kind: str) -> Callable[[list[Any]], Any]:
     def made(values: list[Any]) -> Any:
         pa = pytest.importorskip("pyarrow")
         table = pa.table({"x": values})
-        return {"table": table, "batch": pa.record_batch({"x": values}), "chunked": table["x"]}.get(
+        return {"table": table, "batch": pa.RecordBatch.from_pydict({"x": values}), "chunked": table["x"]}.get(
             kind, pa.array(values)
         )
 

@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CONFIG, WEIGHTS, COMMAND, SEARCH = store.CONFIG, store.WEIGHTS, store.COMMAND, s
 ROOM = 256 << 20  # most bytes that refusing a model may take; some of these models ask for many times as much
 Damage = Callable[[Path], None]
 GONE = object()
+WRITES_COMPLEX = tuple(map(int, metadata.version("safetensors").split(".")[:2])) >= (0, 7)
 
 
 @contextmanager
@@ -351,6 +353,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     **{
         f"weights of {dtype}": (tensor("model.head.weight", lambda t, d=dtype: t.to(d)), "expected torch.float32")
         for dtype in (torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16, torch.float8_e4m3fn)
+        if dtype != torch.complex64 or WRITES_COMPLEX
     },
     **{
         f"weights of {value}": (tensor("model.embedding.weight", filled(value)), "expected finite weights but got")
