@@ -242,13 +242,16 @@ GPU_OUT ?= build/gpu/results
 GPU_ARCHS ?= 9.0
 GPU_PACKAGE ?= build/gpu-package
 GPU_PY = $(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON))
-.PHONY: gpu gpu-package
+.PHONY: gpu gpu-package gpu-package-test
 gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with a GPU and nvcc: build for it, check and measure the CUDA part
 	$(GPU_PY) tools/gpu_package.py --here
 	$(GPU_PY) -m benchmarks.gpu --out $(GPU_OUT) $(GPU)
 
 gpu-package: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with nvcc: a folder that checks and measures on another machine
 	PATH="$(dir $(abspath $(GPU_PY))):$$PATH" TORCH_CUDA_ARCH_LIST="$(GPU_ARCHS)" $(GPU_PY) tools/gpu_package.py --out $(GPU_PACKAGE)
+
+gpu-package-test: ## the tests of another release of torch, with that package, on the CPU
+	cd $(GPU_PACKAGE) && $(abspath $(GPU_PY)) $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)
 
 # -- tidying ----------------------------------------------------------------------------------------------------------
 

@@ -92,9 +92,7 @@ def check_symbols(path: Path) -> None:
 
 def make_package(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / package.NAME).exists():
-        raise SystemExit(
-            f"--out: expected a new folder or an earlier package but got {folder}, which holds other files"
-        )
+        raise SystemExit(f"--out: expected a new folder or an earlier package but {folder} holds other files")
     library = ROOT / "build/gpu/lib"
     shutil.rmtree(library, ignore_errors=True)
     build = ["build", "--build-lib", library, "build_ext", "--build-temp", "build/gpu/temp"]
@@ -112,9 +110,7 @@ def make_package(folder: Path) -> None:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         raise SystemExit(f"{folder}: expected at most {MOST_BYTES >> 20} MiB but it has {size / 2**20:.1f}")
-    print(
-        f"{folder}: {size / 2**20:.1f} MiB, for {package.interpreter()}, torch {torch.__version__}, {facts['cuda_archs']}"
-    )
+    print(f"{folder}: {size / 2**20:.1f} MiB, {', '.join(f'{name} {value}' for name, value in facts.items())}")
 
 
 def main() -> None:

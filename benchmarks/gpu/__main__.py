@@ -24,8 +24,9 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,22 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def end_on_signals() -> None:
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGINT raise Over, once: what follows is the report, which takes no time."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+
     def over(number: int, _: Any) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_IGN)  # what follows is the report, which takes no time
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
         raise Over(f"{signal.Signals(number).name} came")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, over)
+    before = {number: signal.signal(number, over) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def environment(temporary: Path) -> dict[str, str]:
@@ -130,16 +139,16 @@ def main(
         say=say,
     )
     why = ""
-    end_on_signals()
-    try:
-        supervisor.start("torch")  # its facts say which results may be kept
-        supervisor.run(stages)
-    except Over as over:
-        why = f"ended early: {over}"
-    supervisor.stop()
-    shutil.rmtree(temporary, ignore_errors=True)
-    results.write()
-    return close(supervisor, why, time.monotonic() - begin)
+    with ending_on_signals():
+        try:
+            supervisor.start("torch")  # its facts say which results may be kept
+            supervisor.run(stages)
+        except Over as over:
+            why = f"ended early: {over}"
+        supervisor.stop()
+        shutil.rmtree(temporary, ignore_errors=True)
+        results.write()
+        return close(supervisor, why, time.monotonic() - begin)
 
 
 def close(supervisor: Supervisor, why: str, took: float) -> int:

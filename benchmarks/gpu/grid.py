@@ -73,6 +73,7 @@ ALWAYS = [
     for precision in ("bf16", "fp16")
     for training in (False, True)
 ]
+CANDIDATES = 500
 MOST_SECONDS = 0.05  # of one call of torch.nn's layer, for a point to be among the chosen ones
 MOST_BYTES = 24 << 30  # of one side of a point; several sides are on the device at once
 
@@ -95,17 +96,17 @@ def grid() -> tuple[GridPoint, ...]:
 def chosen(points: Sequence[GridPoint], count: int) -> list[GridPoint]:
     """Points that differ as much as so few can: each has the most pairs of values that no earlier one has.
 
-    The first are those that are always measured. A point that takes long is left out: two values of it, among them its
-    batch or its length, also occur in others.
+    The first are those that are always measured. The others are among the first of the grid, without those that take
+    long.
     """
     found = [point for point in points if point in ALWAYS]
     seen = {pair for point in found for pair in pairs(point)}
-    rest = [point for point in points if point not in ALWAYS and point.seconds <= MOST_SECONDS]
+    quick = [point for point in points if point not in ALWAYS and point.seconds <= MOST_SECONDS]
+    rest = {point: pairs(point) for point in quick[:CANDIDATES]}
     while rest and len(found) < count:
-        best = max(rest, key=lambda point: len(pairs(point) - seen))  # the first of the best
-        rest.remove(best)
+        best = max(rest, key=lambda point: len(rest[point] - seen))  # the first of the best
         found.append(best)
-        seen |= pairs(best)
+        seen |= rest.pop(best)
     return found
 
 

@@ -93,7 +93,8 @@ class Worker:
             if line is None:
                 status = self.process.wait()
                 said = " | ".join(filter(None, self._said))[-1500:]
-                return {"ended": said if status == 1 and said else f"exit status {status}: {said}"}
+                sentence = status == 1 and said  # of a worker that knows why it cannot go on
+                return {"ended": said, "final": True} if sentence else {"ended": f"exit status {status}: {said}"}
             message = read(line)
             if message is not None:
                 return message
@@ -107,7 +108,7 @@ class Worker:
 
 
 class Supervisor:
-    """Runs the parts of stages with the programs that have them. `left` holds the parts that were not tried."""
+    """Runs the parts of stages with the programs that have them. `left`: not tried, or cut short."""
 
     def __init__(
         self,
@@ -131,7 +132,8 @@ class Supervisor:
     @property
     def left(self) -> set[str]:
         wanted = {name for parts in self.parts.values() for _, name, _ in parts if re.search(self.only, name)}
-        return wanted - self.results.finished - self.tried
+        cut = {name for name in self.tried if "cut" in self.results.parts[name]}
+        return wanted - self.results.finished - (self.tried - cut)
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Runs all stages, each within its share of the time, and then what they had no time for."""
@@ -185,12 +187,11 @@ class Supervisor:
                 if "ended" in message or "silent" in message:
                     break
             self._replace(program)
-            self.bad_starts[program] += 1
+            self.bad_starts[program] += MOST_STARTS if message.get("final") else 1
             why = message.get("ended") or f"it was silent for {message['silent']:.0f} s"
             self.problems[program] = f"{program} could not be started: {why}"
-        if self.bad_starts[program] == MOST_STARTS:
-            self.bad_starts[program] += 1
-            self.say(self.problems[program])
+            if self.bad_starts[program] >= MOST_STARTS:
+                self.say(self.problems[program])
         return False
 
     def _new_worker(self, program: str) -> Worker:

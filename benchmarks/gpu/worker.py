@@ -57,8 +57,8 @@ def parts_of(device: Any) -> Parts:
                 add("layers", name, kind, layers.check_pass, device, cell, precision, hidden, regime, backward)
     points = [point for point in grid.grid() if 6 * point.bytes <= memory]
     chosen = grid.chosen(points, ROWS)
-    for point in [*chosen, *(point for point in points if point not in set(chosen))]:
-        stage = "rows" if len(found) and point in set(chosen) else "more rows"
+    for point in dict.fromkeys([*chosen, *points]):
+        stage = "rows" if point in chosen else "more rows"
         add(stage, f"grid/{point}", point.planned(device), timing.measure_point, device, point)
     add("ncu", "ncu/lstm-bf16", "ncu", tools.profile)
     add("memcheck", "memcheck/every-regime", "memcheck", tools.sanitize, "memcheck", tuple(regimes))

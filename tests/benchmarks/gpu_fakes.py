@@ -37,6 +37,11 @@ class CpuDevice:
     def __init__(self) -> None:
         self.clock = Clock()
 
+    memory = 141 << 30
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": "a CPU", "memory": self.memory}
+
     def plan(self, cell: str, hidden: int, batch: int, *_: Any) -> dict[str, Any]:
         cycles = {"mma_cycles": 198.0, "mufu_cycles": 99.0}
         return {"regime": "base", "fits": True, "blocks": 1, "tiles": 1, "teams": batch // 8} | cycles

@@ -1,237 +1,262 @@
-"""The command of `make gpu` with workers that crash, hang or run out of time; no GPU is needed."""
+"""`python -m benchmarks.gpu` with workers that hang, die, tell of wrong numbers or take too long; no GPU is needed.
+
+Each rehearsal runs real processes, with short patience, and ends within its time with a report of all that was found.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gpu_fakes import POINT, RUN, Clock, part
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import worker
+from benchmarks.gpu import package
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.supervisor import Patience, Stage
 from benchmarks.rows import ROOT, csrc_hash
 
-# -- a stage ----------------------------------------------------------------------------------------------------------
+HASTY = Patience(silence=1.5, start=20, part=3)
+WORKER = Path(__file__).with_name("gpu_worker.py")
+STAGES = (Stage("one", "torch", 1), Stage("two", "torch", 1))
 
 
-class Script:
-    """Stands in for workers, each a list of the messages it gives, and keeps the arguments they were started with."""
+class Run:
+    """The command with a fake worker, and what came of it."""
 
-    def __init__(self, *workers: list[dict[str, Any]], clock: Clock | None = None, takes: float = 0.0) -> None:
-        self.workers, self.clock, self.takes = list(workers), clock, takes
-        self.asked: list[tuple[str, list[str], float, float, str]] = []
-
-    def __call__(
-        self, stage: str, done: Sequence[str], seconds: float, budget: float, pattern: str
-    ) -> Iterator[dict[str, Any]]:
-        self.asked.append((stage, list(done), seconds, budget, pattern))
-        yield from self.workers.pop(0)
-        if self.clock:
-            self.clock.now += self.takes
-
-
-def ran(*names: str, **result: Any) -> list[dict[str, Any]]:
-    return [message for name in names for message in ({"begin": name}, {"done": name, "result": result})]
+    def __init__(
+        self, folder: Path, *parts: str, budget: float = 30, arguments: str = "", patience: Patience = HASTY
+    ) -> None:
+        self.log, out = folder / "log", folder / "out"
+        programs = {"torch": (sys.executable, str(WORKER), str(self.log), *parts)}
+        begin = time.monotonic()
+        arguments = f"--budget {budget} --out {out} {arguments}"
+        self.status = command.main(arguments.split(), programs, STAGES, patience)
+        self.took = time.monotonic() - begin
+        self.files = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+        saved = json.loads((out / "gpu.json").read_text())
+        self.parts, self.facts = saved["parts"], saved["run"]
+        self.began = self.log.read_text().split()
 
 
-FINE: dict[str, Any] = {"ended": ""}
-
-
-def stage(script: Script, results: Results, **options: Any) -> tuple[command.Outcome, list[str]]:
-    said: list[str] = []
-    return command.run_stage("grid1", results, script, **{"budget": 100.0, "say": said.append} | options), said
-
-
-def test_a_stage(tmp_path: Path) -> None:
-    results = Results(tmp_path / "gpu.json", RUN)
-    results.put("grid/before", {})
-    script = Script([{"left": 2}, *ran("grid/a", "grid/b", line="1.5x"), FINE])
-    outcome, said = stage(script, results, pattern="lstm", clock=Clock())
-    assert script.asked == [("grid1", ["grid/before"], 100.0, 100.0, "lstm")]
-    assert (outcome.ran, outcome.left, outcome.failed) == (2, 0, {})
-    assert said == ["grid/a  1.5x", "grid/b  1.5x"]
-    assert set(json.loads((tmp_path / "gpu.json").read_text())["parts"]) == {"grid/before", "grid/a", "grid/b"}
-
-
-@pytest.mark.parametrize("end", ["exit status -11: Segmentation fault", "hung: silent for 90 s", ""])
-def test_a_worker_that_dies_costs_one_part(tmp_path: Path, end: str) -> None:
-    results = Results(tmp_path / "gpu.json", RUN)
-    script = Script(
-        [{"left": 3}, *ran("grid/a"), {"begin": "grid/b"}, {"ended": end}],
-        [{"left": 1}, *ran("grid/c"), FINE],
-    )
-    outcome, said = stage(script, results)
-    assert [asked[1] for asked in script.asked] == [[], ["grid/a", "grid/b"]]
-    assert outcome.failed == {"grid/b": end or "the process ended"}
-    assert (outcome.ran, outcome.left) == (3, 0)
-    assert said[1] == f"grid/b  FAILED: {end or 'the process ended'}"
-    assert Results(tmp_path / "gpu.json", RUN).finished == {"grid/a", "grid/c"}
-
-
-def test_a_device_in_error_goes_on_in_a_new_process(tmp_path: Path) -> None:
-    sick = {"ended": f"exit status {worker.HEALTH_LOST}"}
-    script = Script(
-        [{"left": 2}, *ran("grid/a", failed="left the device in error"), sick], [{"left": 1}, *ran("grid/b"), FINE]
-    )
-    outcome, _ = stage(script, Results(tmp_path / "gpu.json", RUN))
-    assert outcome.failed == {"grid/a": "left the device in error"}
-    assert (outcome.ran, outcome.left) == (2, 0)
-
-
-def test_a_worker_that_cannot_start_ends_the_stage(tmp_path: Path) -> None:
-    script = Script([{"ended": "exit status 1: no CUDA device"}])
-    outcome, _ = stage(script, Results(tmp_path / "gpu.json", RUN))
-    assert outcome.failed == {"grid/(start)": "exit status 1: no CUDA device"}
-
-
-def test_what_failed_is_tried_again_next_time_and_not_before(tmp_path: Path) -> None:
-    results = Results(tmp_path / "gpu.json", RUN)
-    stage(Script([{"left": 2}, *ran("grid/a", failed="x"), *ran("grid/b"), FINE]), results)
-    script = Script([{"left": 1}, *ran("grid/a"), FINE])
-    outcome, _ = stage(script, Results(tmp_path / "gpu.json", RUN))
-    assert script.asked[0][1] == ["grid/b"]
-    assert outcome.failed == {}
-
-
-def test_time_is_shared_by_the_workers_of_a_stage(tmp_path: Path) -> None:
-    clock = Clock()
-    dies = [{"left": 9}, *ran("grid/a"), {"begin": "grid/b"}, {"ended": "exit status 1"}]
-    script = Script(dies, [{"left": 7}, {"begin": "grid/c"}, {"ended": "exit status 1"}], clock=clock, takes=60)
-    outcome, _ = stage(script, Results(tmp_path / "gpu.json", RUN), clock=clock)
-    assert [asked[2:4] for asked in script.asked] == [(100, 100), (40, 100)]
-    assert outcome.left == 6
-    assert str(outcome) == "grid1: 3 parts ran, 2 failed, 6 left for another call"
-
-
-def test_a_stage_that_hangs_again_and_again_ends(tmp_path: Path) -> None:
-    hangs = [[{"left": 9}, {"begin": f"grid/{i}"}, {"ended": "hung: silent for 60 s"}] for i in range(9)]
-    outcome, _ = stage(Script(*hangs), Results(tmp_path / "gpu.json", RUN))
-    assert len(outcome.failed) == command.MOST_HUNG
-    crashes = [[*messages[:2], {"ended": "exit status 1"}] for messages in hangs]
-    crashes[-1][0] = {"left": 1}
-    outcome, _ = stage(Script(*crashes), Results(tmp_path / "gpu.json", RUN))
-    assert len(outcome.failed) == 9
-
-
-def worker_of(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, silence: float = 60) -> list[dict[str, Any]]:
-    """The messages of a real process."""
-    program = tmp_path / "worker.py"
-    program.write_text(
-        f"import json, os, sys, time\ndef tell(**m): print({worker.MARK!r} + json.dumps(m), flush=True)\n{text}"
-    )
-    monkeypatch.setattr(command.Worker, "program", (str(program),))
-    monkeypatch.setattr(command, "USUAL_SILENCE", silence)
-    return list(command.Worker("grid1", ["a", "b"], 7.5, 8.0, "x"))
-
-
-def test_worker_process_is_told_and_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = worker_of(tmp_path, "print('noise')\ntell(begin=sys.argv[1:], left=json.load(sys.stdin))", monkeypatch)
-    assert found == [{"begin": ["grid1", "7.5", "8.0", "x"], "left": ["a", "b"]}, {"ended": ""}]
-
-
-def test_worker_process_that_dies_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = worker_of(tmp_path, "tell(begin='a')\nprint('CUDA error')\nos.abort()", monkeypatch)
-    assert found[0] == {"begin": "a"}
-    assert found[1]["ended"] == "exit status -6: CUDA error"
-
-
-def test_worker_process_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pids = tmp_path / "pids"
-    text = (
-        "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\ntell(begin='a')\ntime.sleep(600)"
-    )
-    assert worker_of(tmp_path, text, monkeypatch, silence=3) == [{"begin": "a"}, {"ended": "hung: silent for 3 s"}]
-    deadline = time.monotonic() + 20
-    while any(_runs(int(pid)) for pid in pids.read_text().split()):
-        assert time.monotonic() < deadline, "a process outlived its stage"
-        time.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process exists and has not ended: an ended one exists until its parent asks for its status."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-# -- the command ------------------------------------------------------------------------------------------------------
-
-FACTS: list[dict[str, Any]] = [{"facts": {k: v for k, v in RUN.items() if k != "csrc"}}, FINE]
-
-
-def called(script: Script, tmp_path: Path, arguments: str) -> int:
-    return command.main([*arguments.split(), "--out", str(tmp_path / "gpu.json")], script)
-
-
-def test_command_runs_stages_in_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build = [{"left": 1}, *ran("build/extension", line="60 s", anew=True), FINE]
-    times = part(1e-6, nn=4e-6)
-    script = Script(FACTS, build, [{"left": 1}, *ran(f"grid/{POINT}", **times), FINE])
-    assert called(script, tmp_path, "--stage build,grid1 --budget-minutes 2 --only x") == 0
-    assert [(asked[0], *asked[3:]) for asked in script.asked[1:]] == [("build", 120, "x"), ("grid1", 120, "x")]
+def test_all_parts_run_in_one_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, "one/a", "two/b", "one/c")
+    assert run.status == 0
+    assert run.began == ["start", "one/a", "one/c", "two/b"]
+    assert {name: part["line"] for name, part in run.parts.items()} == {
+        "one/a": "a is fine",
+        "one/c": "c is fine",
+        "two/b": "b is fine",
+    }
+    assert run.files == ["gpu.json", "report.txt"]
+    assert run.facts["csrc"] == csrc_hash()
+    assert run.facts["device"] == "NVIDIA H200"
     out = capsys.readouterr().out
-    assert "device NVIDIA H200" in out
-    assert "met           forward + backward, H <= 128: 3x: worst 4.00x, 33 % above the bar" in out
-    assert out.rstrip().endswith("build: 1 parts ran\ngrid1: 1 parts ran")
-    saved = json.loads((tmp_path / "gpu.json").read_text())
-    assert saved["run"]["csrc"] == csrc_hash()
-    assert saved["parts"][f"grid/{POINT}"]["times"] == times["times"]
-    assert command.main(["--report", "--out", str(tmp_path / "gpu.json")], Script()) == 0
-    assert "worst 4.00x" in capsys.readouterr().out
+    assert "your GPU, NVIDIA H200, beside torch.nn: 0 of 0 rows lost" in out.splitlines()[-1]
+    assert (tmp_path / "out/report.txt").read_text() in out
 
 
 @pytest.mark.parametrize(
-    ("messages", "status"),
+    ("name", "why"),
     [
-        ([{"left": 1}, *ran("latency/a"), FINE], 0),
-        ([{"left": 2}, *ran("latency/a"), FINE], 3),
-        ([{"left": 2}, *ran("latency/a", failed="wrong"), FINE], 1),
-        ([{"ended": "exit status 1"}], 1),
+        ("hang1", "hung: silent for"),
+        ("die1", "the worker died: exit status -11: CUDA error: an illegal memory access"),
+        ("endless1", "hung: it took too long"),
+        ("sick1", "left the device in error: illegal memory access"),
     ],
 )
-def test_exit_status(
-    messages: list[dict[str, Any]], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_lost_worker_costs_one_part(tmp_path: Path, name: str, why: str) -> None:
+    run = Run(tmp_path, f"one/{name}", "one/a", "two/b")
+    assert run.status == 1
+    assert run.began == ["start", f"one/{name}", "start", "one/a", "two/b"]
+    assert run.parts[f"one/{name}"]["failed"].startswith(why)
+    assert run.parts["two/b"] == {"line": "b is fine"}
+    if name == "hang1":  # what it had found is not lost
+        assert run.parts["one/hang1"]["error"] == 0.5
+
+
+def test_wrong_numbers_are_told_and_cost_no_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, "one/wrong1", "one/wrong2", "one/wrong3", "two/b")
+    assert run.status == 1
+    assert run.began == ["start", "one/wrong1", "one/wrong2", "one/wrong3", "two/b"]
+    assert "FAILED one/wrong3: wrong: h_n: error 1.0e-01" in capsys.readouterr().out
+
+
+def test_a_kind_that_dies_twice_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, "one/die1", "one/die2", "one/die3", "two/die4", "two/b")
+    assert run.began == ["start", "one/die1", "start", "one/die2", "start", "two/b"]
+    assert run.parts["two/die4"] == {"skipped": "2 parts of its kind, die, hung or crashed"}
+    assert "die: 2 parts hung or crashed" in capsys.readouterr().out
+
+
+def test_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [f"one/slow{i}" for i in range(99)]
+    run = Run(tmp_path, *parts, "two/a", budget=5)
+    assert run.took < 5
+    assert run.status == command.LEFT
+    assert run.parts["two/a"] == {"line": "a is fine"}  # the first stage has no more than its share
+    assert 2 <= sum("line" in part for part in run.parts.values()) < 20
+    assert "are left; ended early: the time is over" in capsys.readouterr().out
+
+
+def test_time_is_over_while_a_part_hangs(tmp_path: Path) -> None:
+    run = Run(tmp_path, "one/a", "one/hang1", budget=2, patience=Patience())
+    assert run.took < 2
+    assert run.parts["one/hang1"] == {"line": "half of it", "error": 0.5, "cut": "its end is missing"}
+    assert run.parts["one/a"] == {"line": "a is fine"}
+
+
+def test_a_second_call_goes_on(tmp_path: Path) -> None:
+    first = Run(tmp_path, "one/wrong1", "one/a", "one/b", arguments="--only wrong|/a")
+    assert list(first.parts) == ["one/a", "one/wrong1"]
+    first.log.unlink()
+    assert Run(tmp_path, "one/wrong1", "one/a", "one/b").began == ["start", "one/b", "one/wrong1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "patience", "why"),
+    [
+        ("cannot", HASTY, "torch 2.11.0 sees no CUDA device here"),
+        ("silent", Patience(start=1), "it was silent for 1 s"),
+    ],
+)
+def test_a_worker_that_cannot_start_is_a_sentence(
+    tmp_path: Path, name: str, patience: Patience, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert called(Script(FACTS, messages), tmp_path, "--stage latency") == status
-    assert ("FAILED latency/" in capsys.readouterr().out) == (status == 1)
+    run = Run(tmp_path, name, patience=patience)
+    assert run.status == command.UNUSABLE
+    assert run.began == (["start"] if name == "cannot" else ["start", "start"])
+    assert f"torch could not be started: {why}" in capsys.readouterr().out
 
 
-def test_a_failed_build_ends_it(tmp_path: Path) -> None:
-    script = Script(FACTS, [{"left": 1}, *ran("build/extension", failed="nvcc"), FINE])
-    assert called(script, tmp_path, "") == 1
-    assert len(script.asked) == 2
+def test_a_program_that_is_none_costs_its_stage_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "primitives"
+    foreign.write_bytes(b"\x7fELF of another machine")
+    foreign.chmod(0o755)
+    programs = {
+        "torch": (sys.executable, str(WORKER), str(tmp_path / "log"), "one/a"),
+        "primitives": (str(foreign),),
+    }
+    stages = (Stage("primitives", "primitives", 1), *STAGES)
+    assert command.main(["--budget", "30", "--out", str(tmp_path / "out")], programs, stages, HASTY) == 1
+    out = capsys.readouterr().out
+    assert "primitives cannot be run: Exec format error" in out
+    assert "one/a  a is fine" in out
 
 
-def test_no_device_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="the device could not be asked: exit status 1: no CUDA device"):
-        called(Script([{"ended": "exit status 1: no CUDA device"}]), tmp_path, "")
+def test_sigterm_ends_with_a_report(tmp_path: Path) -> None:
+    programs = {"torch": (sys.executable, str(WORKER), str(tmp_path / "log"), "one/a", "one/hang1")}
+    code = (
+        "import sys; from benchmarks.gpu import __main__ as c; from benchmarks.gpu.supervisor import Stage; "
+        f"sys.exit(c.main(['--out', {str(tmp_path / 'out')!r}], {programs!r}, (Stage('one', 'torch', 1),)))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "log").exists() or "hang1" not in (tmp_path / "log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == command.LEFT
+    assert "ended early: SIGTERM came" in out
+    assert json.loads((tmp_path / "out/gpu.json").read_text())["parts"]["one/a"] == {"line": "a is fine"}
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Path.write_text
+
+    def full(path: Path, text: str, *rest: Any, **options: Any) -> int:
+        if path.name.endswith(".partial") and "one/b" in text and "one/c" not in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return right(path, text, *rest, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    run = Run(tmp_path, "one/a", "one/b", "one/c")
+    out = capsys.readouterr().out
+    assert '{"one/b": {"line": "b is fine"}}' in out
+    assert out.count("could not be written, so what it lacks is printed here: [Errno 28] No space left") == 1
+    assert set(run.parts) == {"one/a", "one/b", "one/c"}  # the next write has it all
+    assert run.files == ["gpu.json", "report.txt"]
+
+
+def test_nothing_is_written_outside_the_folder(tmp_path: Path) -> None:
+    """Libraries are told of places within it, which are gone at the end."""
+    told = command.environment(tmp_path / "tmp")
+    assert {told[name] for name in ("TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR")} == {str(tmp_path / "tmp")}
+    assert told["PYTHONDONTWRITEBYTECODE"] == told["CUDA_CACHE_DISABLE"] == "1"
+
+
+# -- the package ------------------------------------------------------------------------------------------------------
+
+
+def packed(root: Path) -> Path:
+    (root / "csrc").mkdir()
+    (root / "csrc/a.cpp").write_text("one")
+    (root / "b.py").write_text("two")
+    package.describe(root, {"python": package.interpreter()})
+    return root
+
+
+def test_a_whole_package_is_taken(tmp_path: Path) -> None:
+    assert package.complaint(packed(tmp_path)) == ""
+    assert package.complaint(ROOT) == ""  # a tree is none
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda root: (root / "b.py").write_text("tw"), "this package is damaged: b.py are missing or not as"),
+        (lambda root: (root / "csrc/a.cpp").unlink(), "this package is damaged: csrc/a.cpp are missing or"),
+        (lambda root: (root / "package.json").write_text("{"), "expected what `make gpu-package` writes, but it"),
+        (lambda root: package.describe(root, {"python": "cpython 3.9"}), "this package is for cpython 3.9, but this"),
+    ],
+    ids=["changed", "missing", "no JSON", "foreign"],
+)
+def test_a_damaged_or_foreign_package_is_a_sentence(
+    tmp_path: Path, spoil: Any, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = packed(tmp_path)
+    spoil(root)
+    assert command.main(["--out", str(tmp_path / "out")], {}, root=root) == command.UNUSABLE
+    assert sentence in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", ["", "--out x --budget 0", "--out x --budget nan", "--out x --only ("])
+def test_bad_arguments_exit_2(arguments: str) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        command.main(arguments.split(), {})
+    assert exit_info.value.code == 2
+
+
+def test_report_is_printed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Results(tmp_path, {"device": "NVIDIA H200"}, print).put("memcheck/every-regime", {"line": "0 errors"})
+    assert command.main(["--report", "--out", str(tmp_path)]) == 0
+    assert "every-regime: 0 errors" in capsys.readouterr().out
+    assert command.main(["--report", "--out", str(tmp_path / "none")]) == command.UNUSABLE
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_machine_without_gpu_says_so() -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--stage", "latency"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1
-    assert "sees no CUDA device here" in result.stderr
-
-
-@pytest.mark.parametrize("stage_name", ["grid0", "grid", "buidl"])
-def test_unknown_stages_exit_2(stage_name: str) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        command.main(["--stage", stage_name], Script())
-    assert exit_info.value.code == 2
+def test_a_machine_without_gpu_says_so(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), "--budget", "90"]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == command.UNUSABLE
+    assert "sees no CUDA device here" in result.stdout
+    assert (tmp_path / "report.txt").exists()
 
 
 def test_the_command_itself_needs_no_torch() -> None:
@@ -243,15 +268,19 @@ def test_the_command_itself_needs_no_torch() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_make_gpu() -> None:
-    def printed(*arguments: str, **environment: str) -> str:
-        command = ["make", "--no-print-directory", "-n", "gpu", *arguments]
+    def printed(*arguments: str, **environment: str) -> list[str]:
+        words = ["make", "--no-print-directory", "-n", *arguments]
         clean = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS")}
-        return (
-            subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=True)
-            .stdout.splitlines()[-1]
-            .rstrip()
-        )
+        answer = subprocess.run(words, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=True)
+        return [line.rstrip() for line in answer.stdout.splitlines()]
 
-    assert printed() == ".venv/bin/python -m benchmarks.gpu"
-    assert printed("PYTHON=snake", "GPU=--report") == "snake -m benchmarks.gpu --report"
-    assert printed(PYTHON="snake").split() == ["snake", "-m", "benchmarks.gpu"]
+    assert printed("gpu")[-2:] == [
+        ".venv/bin/python tools/gpu_package.py --here",
+        ".venv/bin/python -m benchmarks.gpu --out build/gpu/results --budget 900",
+    ]
+    assert (
+        printed("gpu", "PYTHON=snake", "GPU=--report")[-1] == "snake -m benchmarks.gpu --out build/gpu/results --report"
+    )
+    assert printed("gpu-package", PYTHON="snake")[-1].endswith(
+        'TORCH_CUDA_ARCH_LIST="9.0" snake tools/gpu_package.py --out build/gpu-package'
+    )

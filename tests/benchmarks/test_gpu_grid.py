@@ -13,7 +13,7 @@ from gpu_fakes import POINT, RUN
 
 from benchmarks.gpu import grid
 from benchmarks.gpu.grid import GridPoint
-from benchmarks.gpu.results import Results, file_name
+from benchmarks.gpu.results import Results
 from benchmarks.rows import ROOT, csrc_hash
 
 # -- the results file -------------------------------------------------------------------------------------------------
@@ -32,13 +32,10 @@ def test_hash_sees_names_and_contents(tmp_path: Path) -> None:
     assert csrc_hash(ROOT) == csrc_hash()
 
 
-def test_file_name() -> None:
-    assert file_name("NVIDIA H200") == "gpu-nvidia-h200.json"
-
-
 def test_results_are_whole_after_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "new folder" / "gpu.json"
-    results = Results(file, RUN)
+    folder = tmp_path / "new folder"
+    file = folder / "gpu.json"
+    results = Results(folder, RUN)
     results.put("b/one", {"line": "fine"})
     results.put("a/two", {"failed": "no"})
     assert json.loads(file.read_text()) == {"run": RUN, "parts": {"a/two": {"failed": "no"}, "b/one": {"line": "fine"}}}
@@ -52,33 +49,47 @@ def test_results_are_whole_after_every_part(tmp_path: Path, monkeypatch: pytest.
         results.put("c/three", {})
     assert file.read_text() == before
     monkeypatch.undo()
-    assert Results(file, RUN).parts == {"a/two": {"failed": "no"}, "b/one": {"line": "fine"}}
+    assert Results(folder, RUN).parts == {"a/two": {"failed": "no"}, "b/one": {"line": "fine"}}
 
 
 def test_only_what_went_well_is_finished(tmp_path: Path) -> None:
-    results = Results(tmp_path / "gpu.json", RUN)
-    for name in ("failed", "skipped", "anew", "line"):
+    results = Results(tmp_path, RUN)
+    for name in ("failed", "skipped", "cut", "line"):
         results.put(name, {name: "x"})
     assert results.finished == {"line"}
-    assert Results(tmp_path / "gpu.json", RUN).finished == {"line"}
+    assert Results(tmp_path, RUN).finished == {"line"}
+    assert results.failures() == {"failed": "x"}
 
 
 @pytest.mark.parametrize("fact", RUN)
-def test_other_sources_or_machine_start_anew(tmp_path: Path, fact: str) -> None:
-    Results(tmp_path / "gpu.json", RUN).put("a", {})
-    again = Results(tmp_path / "gpu.json", RUN | {"time": "later"})
-    assert (again.parts, again.dropped) == ({"a": {}}, "")
-    other = Results(tmp_path / "gpu.json", RUN | {fact: "other"})
-    assert other.parts == {}
-    assert other.dropped == f"{fact} {RUN[fact]} before, now other"
+def test_results_of_other_sources_or_machines_are_set_aside(tmp_path: Path, fact: str) -> None:
+    said: list[str] = []
+    Results(tmp_path, RUN).put("a", {})
+    again = Results(tmp_path, {"csrc": "abc", "time": "later"}, said.append)
+    again.describe(RUN)
+    assert again.parts == {"a": {}}
+    assert not said
+    again.describe(RUN | {fact: "other"})
+    assert again.parts == {}
+    assert said[0].endswith(f"the file that was there is now gpu.json.old1: {fact} {RUN[fact]} before, now other")
+    assert json.loads((tmp_path / "gpu.json.old1").read_text())["parts"] == {"a": {}}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}'])
-def test_another_file_is_not_overwritten(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": {}, "parts": 3}'])
+def test_another_file_is_kept(tmp_path: Path, text: str) -> None:
+    said: list[str] = []
     (tmp_path / "gpu.json").write_text(text)
-    with pytest.raises(SystemExit, match=r"written by `python -m benchmarks\.gpu`"):
-        Results(tmp_path / "gpu.json", RUN)
-    assert (tmp_path / "gpu.json").read_text() == text
+    results = Results(tmp_path, RUN, said.append)
+    results.put("a", {})
+    assert (tmp_path / "gpu.json.old1").read_text() == text
+    assert "is now gpu.json.old1: it was not written by this command" in said[0]
+    assert Results(tmp_path, RUN).parts == {"a": {}}
+
+
+def test_a_folder_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SystemExit, match="--out: expected a folder that can be written but got"):
+        Results(tmp_path / "out", RUN)
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------------
@@ -102,42 +113,37 @@ def test_grid_begins_with_the_hard_target_and_has_all_that_fits() -> None:
     assert max(point.bytes for point in points) <= grid.MOST_BYTES
 
 
+FIELDS: dict[str, tuple[Any, ...]] = {
+    "cell": tuple(grid.CELLS),
+    "precision": tuple(grid.PRECISIONS),
+    "hidden": grid.HIDDEN,
+    "training": (False, True),
+    "ragged": (False, True),
+    "batch": grid.BATCHES,
+    "steps": grid.STEPS,
+    "directions": (1, 2),
+}
+
+
 def test_any_beginning_of_the_grid_is_even() -> None:
     first = grid.grid()[:250]
-    for field, values in {
-        "cell": grid.CELLS,
-        "precision": grid.PRECISIONS,
-        "hidden": grid.HIDDEN,
-        "training": (False, True),
-        "ragged": (False, True),
-        "batch": grid.BATCHES,
-        "steps": grid.STEPS,
-        "directions": (1, 2),
-    }.items():
+    for field, values in FIELDS.items():
         share = 250 / len(values)
         for value in values:
             count = sum(getattr(point, field) == value for point in first)
             assert 0.6 * share < count < 1.4 * share, (field, value, count)
 
 
-def test_thinning_keeps_the_order_and_the_budget() -> None:
-    points = grid.grid()[:50]
-    cost = {point: 1.0 + i % 4 for i, point in enumerate(points)}
-    cost[points[20]] = 99.0
-    found = list(grid.stretches(points, 10, cost.__getitem__))
-    assert list(itertools.chain(*found)) == list(points)
-    assert [points[20]] in found
-    for stretch, following in itertools.pairwise(found):
-        if len(stretch) > 1:
-            assert sum(map(cost.__getitem__, stretch)) <= 10
-        assert sum(map(cost.__getitem__, stretch)) + cost[following[0]] > 10
-
-
-def test_grid_stages_are_consecutive_and_end() -> None:
-    first, second = grid.grid_part(1, 300), grid.grid_part(2, 300)
-    assert first + second == list(grid.grid()[: len(first) + len(second)])
-    assert 100 < len(first) < 300
-    assert grid.grid_part(1000, 300) == []
+def test_the_chosen_rows_differ() -> None:
+    rows = grid.chosen(grid.grid(), 40)
+    assert len(set(rows)) == 40
+    assert rows[:4] == list(grid.ALWAYS)
+    for field, values in FIELDS.items():
+        counts = [sum(getattr(point, field) == value for point in rows) for value in values]
+        assert min(counts) >= 0.4 * 40 / len(values), (field, counts)
+    pairs = sum(len(us) * len(vs) for us, vs in itertools.combinations(FIELDS.values(), 2))
+    assert len({pair for point in rows for pair in grid.pairs(point)}) > 0.85 * pairs
+    assert sum(point.seconds for point in rows) < 2
 
 
 def test_a_dearer_point_is_expected_to_take_longer() -> None:

@@ -91,7 +91,7 @@ def test_packed_bar_does_not_look_at_padded() -> None:
     assert point.ratio == 2.0
 
 
-def test_report_ends_with_losing_rows_and_bars() -> None:
+def test_report_ends_with_the_table_losing_rows_first() -> None:
     parts = {
         f"grid/{POINT}": part(2.0, nn=1.0),
         f"grid/{POINT._replace(batch=1)}": part(2.0, nn=1.8, regime="grid/stepwise"),
@@ -106,14 +106,12 @@ def test_report_ends_with_losing_rows_and_bars() -> None:
         "correctness/gru-bf16-H33": {"padded": {"nn": 2e-3, "onchip": 1e-3}, "ragged": {"onchip": "inf"}},
         "correctness/lstm-bf16-H33": {"padded": {"nn": 4e-3, "onchip": 3e-3}},
     }
-    lines = report.verdict(parts)
-    at = [lines.index(head) for head in lines if head.endswith(":") or head.startswith("losing")]
-    assert at == sorted(at)
-    assert lines[-1 - len(report.BARS)] == "bars:"
-    lost = lines.index("losing points: 2 of 4")
-    assert lines[lost + 1].strip().startswith(f"{POINT} eager: 0.50x (ours 2000000.0, nn 1000000.0 us; onchip)")
-    assert "0.90x" in lines[lost + 2]
-    assert "grid/stepwise" in lines[lost + 2]
+    lines = report.verdict(parts, {"device": "NVIDIA H200"})
+    assert lines[-5] == "your GPU, NVIDIA H200, beside torch.nn: 2 of 4 rows lost; us of a call"
+    assert lines[-4] == f"LOST {POINT} onchip: eager 0.50x (ours 2000000.0, nn 1000000.0)"
+    assert lines[-3].startswith(f"LOST {POINT._replace(batch=1)} grid/stepwise: eager 0.90x")
+    assert lines[-2].startswith(f"     {POINT._replace(hidden=32)} onchip: eager 1.00x")  # equal, so not lost
+    assert "4.00x" in lines[-1]
     text = "\n".join(lines)
     assert "bf16  onchip    inf, torch.nn's nan, at gru-bf16-H33 ragged" in text
     steps = "forward   cluster 0.50 (+0.25), grid 1.50 (+1.25), nn 9.00, grid's exchange over cluster's +1.00"
@@ -123,6 +121,25 @@ def test_report_ends_with_losing_rows_and_bars() -> None:
     assert table.split()[-4] == "(0.50)"
 
 
+def test_both_modes_of_a_row_are_in_its_line() -> None:
+    modes = [
+        report.Timed(POINT, mode, {"ours": 1e-6, "nn": ratio * 1e-6}, "onchip")
+        for mode, ratio in (("eager", 2.0), ("graph", 0.5))
+    ]
+    assert report.table(modes) == [
+        f"LOST {POINT} onchip: eager 2.00x (ours 1.0, nn 2.0); graph 0.50x (ours 1.0, nn 0.5)"
+    ]
+
+
+def test_what_primitives_and_tools_have_told() -> None:
+    parts = {"primitives/mufu": {"line": "cycles 4"}, "ncu/lstm": {"line": "12 us"}, "memcheck/x": {"failed": "no"}}
+    lines = report.verdict(parts, {})
+    assert lines[lines.index("primitives:") + 1] == "  mufu: cycles 4"
+    assert lines[lines.index("tools:") + 1] == "  lstm: 12 us"
+
+
 def test_report_of_nothing() -> None:
-    assert report.verdict({})[:2] == ["", "losing points: 0 of 0"]
-    assert all("not measured" in line for line in report.verdict({})[-len(report.BARS) :])
+    lines = report.verdict({}, {})
+    assert lines[-1] == "your GPU, not known, beside torch.nn: 0 of 0 rows lost; us of a call"
+    bars = lines[lines.index("bars:") + 1 :][: len(report.BARS)]
+    assert all("not measured" in line for line in bars)

@@ -98,6 +98,7 @@ def test_named_files_exist(page: Path) -> None:
     if not tracked():
         pytest.skip("no file is tracked here")
     examples = {"reviews/", "new/", "model.pt2", "config.json", "command.json"}  # of a reader's own
+    examples |= {"gpu.json", "FOLDER/gpu.json", "report.txt"}  # what a run on a GPU writes
     missing = []
     for name in NAMED.findall(prose(page)):
         paths = [f"/{path}" for path in tracked()]
