@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # where this is run as a program
+
+from benchmarks.gpu import device, worker
 from benchmarks.gpu.grid import GridPoint
 from seqcls_fast import _ext
 from seqcls_fast.toolkit.timing import Call
@@ -38,6 +43,10 @@ class CpuDevice:
         self.clock = Clock()
 
     memory = 141 << 30
+    capability = (9, 0)
+
+    def warm_up(self, say: Callable[[str], None]) -> None:
+        say("nothing to load")
 
     def facts(self) -> dict[str, Any]:
         return {"device": "a CPU", "memory": self.memory}
@@ -77,3 +86,9 @@ def part(ours: float, regime: str = "onchip", **rivals: float) -> dict[str, Any]
     """The entry of a point, timed eagerly: three samples per side, whose median is the given time."""
     sides = {"ours": ours, **{name.replace("_", " "): t for name, t in rivals.items()}}
     return {"regime": regime, "times": {"eager": {name: [9 * t, t, t / 9] for name, t in sides.items()}}}
+
+
+if __name__ == "__main__":  # the worker of `python -m benchmarks.gpu` with this device in the place of a GPU
+    device.Gpu = CpuDevice  # type: ignore[assignment, misc]
+    device.check_build = lambda _: {"cuda_archs": "none", "csrc_hash": "none"}
+    sys.exit(worker.main([]))

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_fakes import compiled
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import package
@@ -195,6 +196,17 @@ def test_nothing_is_written_outside_the_folder(tmp_path: Path) -> None:
     told = command.environment(tmp_path / "tmp")
     assert {told[name] for name in ("TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR")} == {str(tmp_path / "tmp")}
     assert told["PYTHONDONTWRITEBYTECODE"] == told["CUDA_CACHE_DISABLE"] == "1"
+
+
+@compiled
+def test_the_real_worker_on_a_device_of_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    programs = {"torch": (sys.executable, str(WORKER.with_name("gpu_fakes.py")))}
+    arguments = ["--budget", "90", "--out", str(tmp_path), "--only", "^layers/gru-(fp32|bf16)-"]
+    assert command.main(arguments, programs, (Stage("layers", "torch", 1),)) == 0
+    out = capsys.readouterr().out
+    assert "layers/gru-fp32-H33-base-backward  ragged nn " in out
+    assert "fp32  base" in out
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["parts"]) == 4
 
 
 # -- the package ------------------------------------------------------------------------------------------------------
