@@ -20,6 +20,7 @@ import contextlib
 import datetime
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -128,6 +129,10 @@ def main(
     temporary = folder / "tmp"
     with contextlib.suppress(OSError):  # on a full disk, libraries look for another place
         temporary.mkdir(exist_ok=True)
+    for program, *_ in programs.values():  # a copy may have lost the mark that it may be run
+        with contextlib.suppress(OSError):
+            if not os.access(program, os.X_OK):
+                os.chmod(program, 0o755)
     end = begin + arguments.budget - min(END_SECONDS, arguments.budget / 10)
     supervisor = Supervisor(
         programs,

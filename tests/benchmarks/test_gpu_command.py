@@ -142,7 +142,7 @@ def test_a_worker_that_cannot_start_is_a_sentence(
 def test_a_program_that_is_none_costs_its_stage_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign = tmp_path / "primitives"
     foreign.write_bytes(b"\x7fELF of another machine")
-    foreign.chmod(0o755)
+    foreign.chmod(0o644)  # as a copy may leave it
     programs = {
         "torch": (sys.executable, str(WORKER), str(tmp_path / "log"), "one/a"),
         "primitives": (str(foreign),),
