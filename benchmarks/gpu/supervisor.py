@@ -132,7 +132,7 @@ class Supervisor:
     @property
     def left(self) -> set[str]:
         wanted = {name for parts in self.parts.values() for _, name, _ in parts if re.search(self.only, name)}
-        cut = {name for name in self.tried if "cut" in self.results.parts[name]}
+        cut = {name for name in self.tried if "cut" in self.results.parts.get(name, "cut")}
         return wanted - self.results.finished - (self.tried - cut)
 
     def run(self, stages: Sequence[Stage]) -> None:

@@ -24,6 +24,8 @@ def part(name: str) -> None:
     if name.startswith("hang"):
         tell(found={"line": "half of it", "error": 0.5})
         time.sleep(600)
+    if name.startswith("mute"):
+        time.sleep(600)
     if name.startswith("die"):
         print("CUDA error: an illegal memory access was encountered", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import gpu_package
+from benchmarks.rows import ROOT
 
 READELF = """
 Version needs section '.gnu.version_r' contains 2 entries:
@@ -60,3 +64,23 @@ def test_a_folder_that_holds_other_files_is_not_deleted(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="expected a new folder or an earlier package"):
         gpu_package.make_package(tmp_path)
     assert (tmp_path / "thesis").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_gpu() -> None:
+    def printed(*arguments: str, **environment: str) -> list[str]:
+        words = ["make", "--no-print-directory", "-n", *arguments]
+        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS")}
+        answer = subprocess.run(words, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=True)
+        return [line.rstrip() for line in answer.stdout.splitlines()]
+
+    assert printed("gpu")[-2:] == [
+        ".venv/bin/python tools/gpu_package.py --here",
+        ".venv/bin/python -m benchmarks.gpu --out build/gpu/results --budget 900",
+    ]
+    assert (
+        printed("gpu", "PYTHON=snake", "GPU=--report")[-1] == "snake -m benchmarks.gpu --out build/gpu/results --report"
+    )
+    assert printed("gpu-package", PYTHON="snake")[-1].endswith(
+        'TORCH_CUDA_ARCH_LIST="9.0" snake tools/gpu_package.py --out build/gpu-package'
+    )

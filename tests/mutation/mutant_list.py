@@ -827,4 +827,17 @@ SCALE_MUTANTS = [
     ),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS
+SUPERVISOR = "benchmarks/gpu/supervisor.py"
+
+GPU_RUN = [
+    Mutant(
+        "what a part that hangs had found is lost",
+        SUPERVISOR,
+        'entry = entry | {"failed": f"hung: {why}"}',
+        'entry = {"failed": f"hung: {why}"}',
+    ),
+    Mutant("a kind that hangs goes on", SUPERVISOR, "if self.lost[kind] >= MOST_LOST:", "if False:"),
+    Mutant("a run that ends late", SUPERVISOR, "worker.hear(min(seconds, left))", "worker.hear(seconds)"),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + GPU_RUN

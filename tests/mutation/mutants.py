@@ -47,6 +47,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     ),
     "csrc/cuda": ("test_simt.py",),
     "csrc": KERNELS,
+    "benchmarks/gpu/supervisor.py": ("test_gpu_command.py",),
     "seqcls_fast/ops.py": (
         "test_ops.py",
         "test_torch_layer.py",
@@ -169,7 +170,7 @@ class Copy:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("csrc", "seqcls_fast", "tests"):
+        for name in ("csrc", "seqcls_fast", "tests", "benchmarks"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
         for name in ("setup.py", "pyproject.toml", "README.md"):
             if (ROOT / name).exists():
