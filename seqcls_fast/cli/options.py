@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from types import NoneType
@@ -18,7 +19,7 @@ from typing import Any
 from .._files import open_regular
 from ..toolkit._terminal import escaped, kind_of, shown
 from ..toolkit.parameter_table import ESTIMATORS, PARAMETERS, Parameter, parameters_of
-from ..toolkit.schema import loads
+from ..toolkit.schema import check_annotated, loads
 from .shared import UsageError, plain
 
 __all__ = ["TrainOptions", "add_data_options", "add_parameters", "from_command_line", "from_file"]
@@ -203,11 +204,13 @@ def _resolved(words: dict[str, Any], config: dict[str, Any]) -> TrainOptions:
     data = merged.get("data")
     if data is None:
         raise UsageError("data: expected a file but got none")
+    set_here = {name: merged[name] for name in ("data", *_FIELDS) if merged.get(name) is not None}
+    check_annotated(set_here, TrainOptions)  # a file can hold values of any type
     found: dict[str, Any] = {name: merged.get(name, field.default) for name, field in _FIELDS.items()}
     if found["kind"] in _UNSET:
         found["kind"] = "series" if str(data).endswith(".ts") else "text"
     if found["stream"] in _UNSET:
-        found["stream"] = Path(data).is_dir()
+        found["stream"] = os.path.isdir(data)
     kind = found["kind"]
     if kind not in ESTIMATORS:
         raise UsageError(f"--kind: expected text or series but got {shown(kind)}")

@@ -224,9 +224,12 @@ class Fitted:
         threshold = config.get("threshold")
         if threshold is not None:
             threshold = DecisionThreshold.from_json(threshold, classes.tolist())
-        layers = parameters["num_layers"]
-        if layers > len(saved.header):  # a module of too many layers would take long to make, even without memory
-            raise ValueError(f"num_layers: expected at most {len(saved.header)} but got {shown(layers)}")
+        # A module of too many layers would take long to make, even without memory, and torch has no sentence for sizes
+        # of more than 64 bits.
+        largest = max((size for _, shape in saved.header.values() for size in shape), default=0)
+        for name, most in {"num_layers": len(saved.header), "hidden_size": largest, "embedding_dim": largest}.items():
+            if parameters.get(name, 0) > most:
+                raise ValueError(f"{name}: expected at most {most} but got {shown(parameters[name])}")
         expected = make_model(inputs, parameters, encoder, count, device="meta").state_dict()
         saved.check(
             {f"model.{name}": (tensor.dtype, tuple(tensor.shape)) for name, tensor in expected.items()}

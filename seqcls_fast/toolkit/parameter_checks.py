@@ -42,9 +42,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{name}: expected None or a number above 0 but got {shown(value)}")
     decay, warmup = parameters["weight_decay"], parameters["warmup"]
-    if not 0 <= decay < math.inf:
+    if not (isinstance(decay, int | float | np.floating) and 0 <= decay < math.inf):
         raise ValueError(f"weight_decay: expected a number of at least 0 but got {shown(decay)}")
-    if not 0 <= warmup < 1:
+    if not (isinstance(warmup, int | float | np.floating) and 0 <= warmup < 1):
         raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {shown(warmup)}")
 
 
@@ -94,7 +94,8 @@ def parameters_from_json(parameters: dict[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`parameters_to_json`."""
     weights = parameters.get("class_weight")
     if isinstance(weights, dict):
-        if not all(isinstance(weights.get(name), list) for name in ("labels", "weights")):
-            raise ValueError(f"class_weight: expected lists of labels and weights but got {shown(weights)}")
-        weights = dict(zip(labels.from_json(weights["labels"]).tolist(), weights["weights"], strict=True))
+        keys, values = weights.get("labels"), weights.get("weights")
+        if not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
+            raise ValueError(f"class_weight: expected as many labels as weights but got {shown(weights)}")
+        weights = dict(zip(labels.from_json(keys).tolist(), values, strict=True))
     return parameters | {"class_weight": weights}

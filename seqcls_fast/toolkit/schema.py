@@ -156,10 +156,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def check_annotated(values: Mapping[str, Any], owner: type) -> None:
     """Checks values against the annotations of a constructor's parameters. A number may stand for a bool."""
-    for name, parameter in inspect.signature(owner).parameters.items():
-        kinds = [kind for word in re.findall(r"\w+", str(parameter.annotation)) for kind in _KINDS.get(word, ())]
-        if not isinstance(values[name], tuple(kinds)):
-            raise TypeError(f"{name}: expected {parameter.annotation} but got {shown(values[name])}")
+    parameters = inspect.signature(owner).parameters
+    for name, value in values.items():
+        annotation = parameters[name].annotation
+        kinds = [kind for word in re.findall(r"\w+", str(annotation)) for kind in _KINDS.get(word, ())]
+        if not isinstance(value, tuple(kinds)):
+            raise TypeError(f"{name}: expected {annotation} but got {shown(value)}")
 
 
 def _range(kind: str, low: float, high: float) -> str:

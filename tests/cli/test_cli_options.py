@@ -132,6 +132,9 @@ def test_config_gives_way_to_the_command_line(tmp_path: Path) -> None:
         ('{"hiden_size": 5}', "expected the names of train's options but got 'hiden_size'"),
         ("[1]", "expected an object of options but got list"),
         ("{", "expected JSON but got something else"),
+        ('{"kind": ["text"]}', "kind: expected str but got ['text']"),
+        ('{"label": 5}', "label: expected str but got 5"),
+        ('{"validation_share": "a"}', "validation_share: expected float | None but got 'a'"),
     ],
 )
 def test_config_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from seqcls_fast.toolkit.data.errors import DataError
 from seqcls_fast.toolkit.data.formats import FORMATS, LineReader, Lines
-from seqcls_fast.toolkit.data.readers import read, stream
-from seqcls_fast.toolkit.data.records import Table
+from seqcls_fast.toolkit.data.readers import Files, read, stream
+from seqcls_fast.toolkit.data.records import Layout, Table
 from seqcls_fast.toolkit.data.text import TextEncoder
 from seqcls_fast.toolkit.stream import Stream
 
@@ -119,6 +119,11 @@ def test_bad_csv(tmp_path: Path, content: str | bytes, sentence: str) -> None:
     refused(write(tmp_path, "a.csv", content), sentence)
 
 
+def test_a_message_about_tabs_is_one_line_without_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", 'text\tlabel\n"a"b\t1\n')
+    refused(path, ", line 2: expected CSV but got '\\t' expected after '\"'")
+
+
 @pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf", "1e999", "1_000", "\uff11", "٣", "0x1"])
 def test_bad_weights(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, "a.csv", f"text,label,w\na,1,1\nb,1,{value}\n")
@@ -208,6 +213,25 @@ def test_parquet(tmp_path: Path) -> None:
     for content in (b"", b"text,label", path.read_bytes()[:-20]):
         with pytest.raises(DataError, match=r"b\.parquet: expected Parquet but got"):
             read(write(tmp_path, "b.parquet", content))
+
+
+def test_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    for label in (arrow.array([5], arrow.time64("ns")), arrow.array([2**31 - 1], arrow.date32())):
+        parquet.write_table(arrow.table({"text": ["a"], "label": label}), path)
+        for reading in (read, blocks_of):
+            with pytest.raises(DataError, match=r"a\.parquet: expected Parquet but got"):
+                reading(path)
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["a"])] * 2, ["text", "text"]), path)
+    for reading in (read, blocks_of):
+        with pytest.raises(DataError, match=r"a\.parquet: expected columns of different names but got 'text' twice"):
+            reading(path, label=None)
+
+
+def blocks_of(path: Path, **more: Any) -> list[Table]:
+    return [content.take(range(len(content))) for _, content in Files(path, Layout(**more)).blocks()]
 
 
 # -- series -----------------------------------------------------------------------------------------------------------

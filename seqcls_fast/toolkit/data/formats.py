@@ -131,11 +131,6 @@ class Csv(LineReader):
         """Reads the names of the columns. An empty file has no columns and no rows."""
         for line, columns in islice(self._fields(lines), 1):
             check_columns(lines.name, line, columns, self.layout.wanted)
-            if len(set(columns)) < len(columns):
-                twice = next(column for column in columns if columns.count(column) > 1)
-                raise DataError(
-                    f"{lines.name}, line {line}: expected columns of different names but got {shown(twice)} twice"
-                )
             self.columns = columns
 
     def rows(self, lines: Lines) -> Iterator[tuple[int, list[str]]]:
@@ -182,7 +177,7 @@ def _csv_fault(error: csv.Error) -> str:
         return "a quote that is opened and never closed"
     if "new-line character" in message:
         return "a carriage return that neither ends the line nor stands in quotes"
-    return message
+    return escaped(message)  # it may quote the delimiter, which may be a tab
 
 
 class Jsonl(LineReader):

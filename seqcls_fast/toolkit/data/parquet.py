@@ -26,14 +26,14 @@ class Parquet(Reader):
     def records(self, file: Any, name: str) -> Iterator[tuple[int, Record]]:
         with _arrow_errors(name):
             opened = self._opened(file, name)
+            _sizes(opened, name)
             batches = (batch.to_pylist() for batch in opened.iter_batches(batch_size=1024))
             yield from enumerate(chain.from_iterable(batches), 1)
 
     def blocks(self, file: Any, name: str, number: int) -> Iterator[tuple[Block, Content]]:
         with _arrow_errors(name):
             opened = self._opened(file, name)
-            about = opened.metadata
-            sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+            sizes = _sizes(opened, name)
         first = 1
         for group, rows in enumerate(sizes):
             block = Block(number, group, first, rows)
@@ -59,6 +59,9 @@ class Parquet(Reader):
         with _arrow_errors(name):
             columns = list(dict.fromkeys(self.layout.wanted))
             table = opened.read_row_group(block.offset, columns=columns, use_threads=False)
+        if len(table) != block.rows:
+            row = f"{self.place} {block.line}"
+            raise DataError(f"{name}, {row}: expected {block.rows} rows from there but got {len(table)}")
         return _RowGroup(table, name, block, self.layout)
 
 
@@ -81,6 +84,15 @@ class _RowGroup:
             columns = {name: _as_list(table.column(name)) for name in wanted}
         numbers = [self.block.line + row for row in rows]
         return self.layout.table([columns[name] for name in wanted], numbers, self.name, Parquet.place)
+
+
+def _sizes(opened: Any, name: str) -> list[int]:
+    """The rows of each row group, as the index at the end of the file says."""
+    about = opened.metadata
+    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+    if sum(sizes) != about.num_rows or min(sizes, default=0) < 0:
+        raise DataError(f"{name}: expected row groups of {about.num_rows} rows in all but got {sum(sizes)}")
+    return sizes
 
 
 def _as_list(column: Any) -> list[Any]:
@@ -117,9 +129,11 @@ def _is_list(type: Any) -> bool:
 
 @contextmanager
 def _arrow_errors(name: str) -> Iterator[None]:
-    """Turns the errors of pyarrow into a DataError that names the file."""
+    """Turns errors of pyarrow, and those of values that Python cannot hold, into a DataError that names the file."""
     arrow = need("pyarrow", "Reading Parquet")
     try:
         yield
-    except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    except DataError:
+        raise
+    except (arrow.ArrowException, ValueError, OverflowError, OSError) as error:
         raise DataError(f"{name}: expected Parquet but got {escaped(error, 1000)}") from None

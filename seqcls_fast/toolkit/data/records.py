@@ -212,11 +212,15 @@ def as_number(text: str) -> float:
 
 
 def check_columns(name: str, line: int | None, columns: list[str], wanted: list[str]) -> None:
+    """Refuses a file whose columns lack one that is wanted, or have a name twice."""
     where = name if line is None else f"{name}, line {line}"
     for column in wanted:
         if column not in columns:
             there = ", ".join(map(shown, columns[:_SHOWN])) + (", ..." if len(columns) > _SHOWN else "")
             raise DataError(f"{where}: expected a column {shown(column)} but got {escaped(there, 1000) or 'none'}")
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise DataError(f"{where}: expected columns of different names but got {shown(twice)} twice")
 
 
 def described(value: Any) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._extras import need
 from .._terminal import VALUE, escaped, kind_of, shown
+from ..schema import anything, mapping, record
 from .columns import items
 from .columns import missing as is_missing
 from .errors import seal, unseal
@@ -31,6 +32,8 @@ else:
 __all__ = ["SeriesEncoder", "as_steps"]
 
 _AT_ONCE = 1024  # series that fit() takes from an iterator at once
+
+_CONTENT = record({"parameters": mapping(anything), "mean": anything, "scale": anything})
 
 POLICIES = ("error", "zero", "mean", "forward", "mask")
 
@@ -134,6 +137,7 @@ class SeriesEncoder:
         """The encoder that :meth:`to_json` wrote; a ValueError for any other text."""
         content = unseal("SeriesEncoder", text)
         try:
+            _CONTENT(content, "content")
             encoder = cls(**content["parameters"])
             mean, scale = content["mean"], content["scale"]
             for numbers in (mean, scale):
@@ -143,7 +147,7 @@ class SeriesEncoder:
                 raise ValueError(f"{len(mean)} means and {len(scale)} scales")
             if min(scale) <= 0:
                 raise ValueError(f"the scale {min(scale)}")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"SeriesEncoder: expected text from to_json() but got {escaped(error)}") from None
         encoder._mean, encoder._scale = np.array(mean), np.array(scale)
         return encoder

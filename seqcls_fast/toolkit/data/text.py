@@ -23,6 +23,7 @@ import torch
 
 from .._extras import need
 from .._terminal import escaped, kind_of, shown
+from ..schema import anything, record
 from .columns import items
 from .errors import seal, unseal
 from .ragged import Ragged
@@ -37,6 +38,9 @@ _ID = 8  # bytes of an id
 _REMEMBERED = 1 << 17  # most chunks whose ids are kept
 _LONG = 64  # characters; longer chunks hardly repeat and are not kept
 _DISTINCT = 1 << 20  # most chunks that fit() counts
+_CONTENT = record(
+    {"parameters": record({"tokenizer": anything}, others=anything), "tokens": anything, "merges": anything}
+)
 _CUT = 1024  # characters; longer chunks are cut, since tokenizers take time in proportion to the square
 
 # A word: letters with their marks and joiners (a single letter in scripts without spaces), a number, a flag, or any
@@ -189,11 +193,12 @@ class TextEncoder:
         """The encoder that :meth:`to_json` wrote; a ValueError for any other text."""
         content = unseal("TextEncoder", text)
         try:
+            _CONTENT(content, "content")
             parameters, tokens, merges = content["parameters"], content["tokens"], content["merges"]
             encoder = cls(parameters.pop("tokenizer"), **parameters)
             encoder._check(tokens, merges)
             encoder._build(tokens, [(left, right) for left, right in merges])
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"TextEncoder: expected text from to_json() but got {escaped(error)}") from None
         return encoder
 
@@ -314,6 +319,7 @@ class TextEncoder:
         """Raises a ValueError for a vocabulary that fit() could not have learnt."""
         if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and t for t in tokens):
             raise ValueError("tokens that are no list of strings")
+        _refuse_surrogates("".join(tokens), None)
         known = set(tokens)
         if len(known) != len(tokens):
             raise ValueError("a token twice")

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..._files import locked, make_folder, open_regular, sync_folder, write_through
 from .._extras import need
 from .._terminal import escaped, shown
-from ..schema import Check, loads
+from ..schema import Check, anything, listed, loads, record, text
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
@@ -73,8 +73,8 @@ class Checkpoints:
         make_folder(self.folder)
         start = time.monotonic()
         tensors: dict[str, Tensor] = {}
-        text = json.dumps({"format": _FORMAT, "state": _packed({"about": self.about, "state": state}, tensors, {})})
-        data = need("safetensors.torch", "checkpoint_dir").save(tensors, {"checkpoint": text})
+        content = json.dumps({"format": _FORMAT, "state": _packed({"about": self.about, "state": state}, tensors, {})})
+        data = need("safetensors.torch", "checkpoint_dir").save(tensors, {"checkpoint": content})
         name = f"checkpoint-{self._written + 1:08}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
         fresh = self.folder / f".{name}"
         try:
@@ -153,7 +153,9 @@ def _read(path: Path, check: Check | None) -> Any:
     try:
         tensors = need("safetensors.torch", "checkpoint_dir").load(data)
         header = loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        _HEADER(header, "header")
         content = loads(header["__metadata__"]["checkpoint"])
+        _CONTENT(content, "checkpoint")
         if content["format"] != _FORMAT:
             raise ValueError(f"format {shown(content['format'])}")
         found = _unpacked(content["state"], tensors)
@@ -182,8 +184,22 @@ def _packed(value: Any, tensors: dict[str, Tensor], names: dict[int, str]) -> An
 def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_unpacked(each, tensors) for each in value]
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _unpacked(each, tensors) for key, each in value["dict"]}
-    return value
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        name = value["tensor"]
+        if not isinstance(name, str) or name not in tensors:
+            raise ValueError(f"tensor: expected the name of one in the file but got {shown(name)}")
+        return tensors[name]
+    _PAIRS(value, "state")
+    return {key: _unpacked(each, tensors) for key, each in value["dict"]}
+
+
+def _pair(value: Any, name: str) -> None:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str | int):
+        raise ValueError(f"{name}: expected a name and a value but got {shown(value)}")
+
+
+_HEADER = record({"__metadata__": record({"checkpoint": text})}, others=anything)
+_CONTENT = record({"format": anything, "state": anything})
+_PAIRS = record({"dict": listed(_pair)})

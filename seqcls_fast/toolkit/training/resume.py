@@ -67,6 +67,10 @@ def check_fits(
         for found in (snapshot["model"], snapshot["best"]):
             if found is not None:
                 _check_like(found, weights)
+        result = snapshot["best"] or (snapshot["model"] if snapshot.get("finished") else {})
+        for name, tensor in result.items():  # no further step would notice them
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{escaped(name, 80)}: expected finite weights but got NaN or infinity")
         for index, moments in snapshot["optimizer"]["state"].items():
             if not isinstance(index, int) or not 0 <= index < len(parameters):
                 raise ValueError(f"optimizer: expected the state of {len(parameters)} weights but got {shown(index)}")
