@@ -67,6 +67,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     ),
     "seqcls_fast/_torch_layer.py": (
         "test_torch_layer.py",
+        "test_nn_strides.py",
         "test_ops.py",
         "test_gradients.py",
         "test_backends.py",
