@@ -42,7 +42,6 @@ X, Y = sentences(0, 60)
 CONFIG, WEIGHTS, COMMAND, SEARCH = store.CONFIG, store.WEIGHTS, store.COMMAND, store.SEARCH
 ROOM = 256 << 20  # most bytes that refusing a model may take; some of these models ask for many times as much
 Damage = Callable[[Path], None]
-GONE = object()
 WRITES_COMPLEX = tuple(map(int, metadata.version("safetensors").split(".")[:2])) >= (0, 7)
 
 

@@ -7,12 +7,12 @@
 // alone, whatever its number of tiles, since it copies one from the words when it needs it: the barrier behind the copy
 // of a tile says that every warp has done with the tile before.
 //
-// The words are relaxed, though their reader and the thread that answers it are ordered by a barrier of the block alone.
-// That is enough because a reader leaves its loop with the tag of its own step and no other. A thread that saw the tag of
-// a later step could not see its own any more, as each word has one order of values; it would not come to the barrier,
-// and so its block's answer, without which no later word is posted, would be missing. tests/cuda/test_memory_model.py
-// tries all executions. Release and acquire would cost a MEMBAR.ALL.GPU for each post, which waits for the output's
-// stores, and a CCTL.IVALL for each poll.
+// The words are relaxed, though their reader and the thread that answers it are ordered by a barrier of the block
+// alone. That is enough because a reader leaves its loop with the tag of its own step and no other. A thread that saw
+// the tag of a later step could not see its own any more, as each word has one order of values; it would not come to
+// the barrier, and so its block's answer, without which no later word is posted, would be missing.
+// tests/cuda/test_memory_model.py tries all executions. Release and acquire would cost a MEMBAR.ALL.GPU for each post,
+// which waits for the output's stores, and a CCTL.IVALL for each poll.
 #pragma once
 
 #include "exchange.cuh"
