@@ -101,7 +101,7 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt tests/cuda/ptx -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 # Neither downloads torch: the environments that they make link to that of .venv. PACKAGE=--compile compiles the source

@@ -1,5 +1,5 @@
-// The program of primitives: each function of csrc/cuda/kernels/device.cuh against the CPU's answer, and the times of the
-// instructions that a step of a recurrence consists of. It is a worker as benchmarks/gpu/messages.py describes: the
+// The program of primitives: each function of csrc/cuda/kernels/device.cuh against the CPU's answer, and the times of
+// the instructions that a step of a recurrence consists of. It is a worker as benchmarks/gpu/messages.py describes: the
 // parts are asked for by name on stdin, so that one that hangs or crashes costs itself alone. It needs no torch, and
 // is compiled by tools/gpu_package.py. The checks come first: no time is of interest where an answer is wrong.
 #include <functional>
@@ -60,7 +60,8 @@ int main() {
   }
   std::string listed;
   for (const auto& [name, run] : parts())
-    listed += std::string(listed.empty() ? "" : ", ") + "[\"primitives\", \"primitives/" + name + "\", \"" + name + "\"]";
+    listed +=
+        std::string(listed.empty() ? "" : ", ") + "[\"primitives\", \"primitives/" + name + "\", \"" + name + "\"]";
   tell("{\"parts\": [" + listed + "]}");
   for (std::string name, seconds; std::cin >> name >> seconds;) {
     Found found;

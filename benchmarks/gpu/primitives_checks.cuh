@@ -1,5 +1,5 @@
-// Each function of csrc/cuda/kernels/device.cuh but those of clusters against the CPU's answer. The answers are exact but
-// for the approximations of the special function unit, whose largest error is told.
+// Each function of csrc/cuda/kernels/device.cuh but those of clusters against the CPU's answer. The answers are exact
+// but for the approximations of the special function unit, whose largest error is told.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -50,8 +50,14 @@ struct Converted {
 __global__ void convert(const float* in, Converted* out, int count) {
   for (int i = block_id() * block_threads() + thread_id(); i < count; i += grid_blocks() * block_threads()) {
     const float f = in[i], g = in[(i + 1) % count];
-    out[i] = {to_bf16(f),      to_fp16(f),     pack_bf16(f, g), pack_fp16(f, g), bits_of(round_tf32(f)),
-              bits_of(float_of(bits_of(f))), exp2_approx(f), reciprocal_approx(f)};
+    out[i] = {to_bf16(f),
+              to_fp16(f),
+              pack_bf16(f, g),
+              pack_fp16(f, g),
+              bits_of(round_tf32(f)),
+              bits_of(float_of(bits_of(f))),
+              exp2_approx(f),
+              reciprocal_approx(f)};
   }
 }
 __global__ void widen(float* bf16, float* fp16) {
@@ -170,7 +176,8 @@ Found threads() {
   const char* const names[5] = {"warp_sync", "group_sync", "cta_sync", "Shared::address", "Shared::load_as"};
   for (int i = 0; i < 5; ++i) {
     found.add(std::string(names[i]) + " wrong", wrong[i]);
-    found.expect(wrong[i] == 0, std::string(names[i]) + ": " + std::to_string(wrong[i]) + " threads read another value");
+    found.expect(wrong[i] == 0,
+                 std::string(names[i]) + ": " + std::to_string(wrong[i]) + " threads read another value");
   }
   return found;
 }
@@ -218,9 +225,13 @@ Found tile() {
     std::vector<float> values(static_cast<size_t>(rows * kDepth));
     for (int i = 0; i < rows * kDepth; ++i) {
       values[i] = draw();
-      const uint32_t stored = kKind == kTf32 ? bits(values[i]) : kKind == kBf16 ? bf16_of(values[i]) : fp16_of(values[i]);
-      if (kKind == kTf32) packed[i] = stored;
-      else packed[i / 2] |= stored << (i % 2 * 16);
+      const uint32_t stored = kKind == kTf32   ? bits(values[i])
+                              : kKind == kBf16 ? bf16_of(values[i])
+                                               : fp16_of(values[i]);
+      if (kKind == kTf32)
+        packed[i] = stored;
+      else
+        packed[i / 2] |= stored << (i % 2 * 16);
     }
     return values;
   };

@@ -6,8 +6,9 @@
 
 namespace {
 
-// Every block sends 32 packets to each block of its cluster, itself included, and waits for those of all, `steps` times.
-// As in csrc/cuda/kernels/cluster.cuh, two halves and two barriers take turns. `wrong` counts values that differ.
+// Every block sends 32 packets to each block of its cluster, itself included, and waits for those of all, `steps`
+// times. As in csrc/cuda/kernels/cluster.cuh, two halves and two barriers take turns. `wrong` counts values that
+// differ.
 __global__ void exchange(int blocks, int steps, int64_t* cycles, uint32_t* wrong) {
   SharedAllocator allocator;
   const Shared<uint32_t> halves = allocator.take<uint32_t>(2 * 16 * 32 * 4);
@@ -123,9 +124,8 @@ __global__ void products(float* out, int64_t* cycles) {
   const uint32_t a[4] = {0, 0, 0, static_cast<uint32_t>(thread_id())};
   cta_sync();
   const int64_t begin = clock64();
-  for (int i = 0; i < kRounds / kChains; ++i)
-    SF_UNROLL
-    for (int c = 0; c < kChains; ++c) multiply<kKind>(d[c], a, 0, 0);
+  for (int i = 0; i < kRounds / kChains; ++i) SF_UNROLL
+  for (int c = 0; c < kChains; ++c) multiply<kKind>(d[c], a, 0, 0);
   cta_sync();
   if (thread_id() == 0) *cycles = clock64() - begin;
   for (int c = 0; c < kChains; ++c) out[thread_id()] += d[c][0] + d[c][1] + d[c][2] + d[c][3];
@@ -152,9 +152,8 @@ __global__ void specials(float* out, int64_t* cycles) {
   for (int c = 0; c < kChains; ++c) x[c] = out[thread_id()] + 0.25f * static_cast<float>(c);
   cta_sync();
   const int64_t begin = clock64();
-  for (int i = 0; i < kRounds / kChains; ++i)
-    SF_UNROLL
-    for (int c = 0; c < kChains; ++c) x[c] = exp2_approx(x[c]);
+  for (int i = 0; i < kRounds / kChains; ++i) SF_UNROLL
+  for (int c = 0; c < kChains; ++c) x[c] = exp2_approx(x[c]);
   cta_sync();
   if (thread_id() == 0) *cycles = clock64() - begin;
   for (int c = 0; c < kChains; ++c) out[thread_id()] = x[c] - out[thread_id()];
@@ -183,7 +182,8 @@ __global__ void ping_pong(uint64_t* words, int rounds, int64_t* cycles, uint32_t
     const auto tag = static_cast<uint32_t>(round);
     if (block_id() == 0) post(mine, ~tag, tag);
     uint64_t got = 0;
-    for (int polls = 0; polls < 1 << 22 && (got = poll(theirs)) >> 32 != tag; ++polls) {}
+    for (int polls = 0; polls < 1 << 22 && (got = poll(theirs)) >> 32 != tag; ++polls) {
+    }
     if (static_cast<uint32_t>(got) != ~tag) {
       *wrong = tag;
       return;
