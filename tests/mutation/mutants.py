@@ -135,7 +135,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_bitwise.py",
         "test_ids.py",
     ),
-    "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py"),
+    "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py", "test_torch_modules.py"),
 }
 
 
