@@ -2,6 +2,7 @@
 
 Written anew, each under the name that it has in torch. What torch tests on CUDA alone but holds on a CPU is tested
 here; left out are tests of cuDNN, of PackedSequence itself, and those that compare a device with a CPU.
+The file is long because torch has that many tests in one file, and a reader looks for them by name.
 """
 
 import copy
