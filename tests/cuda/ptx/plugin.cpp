@@ -48,7 +48,7 @@ int64_t run_kernel(const std::string& name, const Launch& launch, const void* pa
 
 class PtxStream : public cuda::SimtStream {
  public:
-  PtxStream(const Limits& limits, GlobalMemory& memory) : SimtStream(limits), memory_(memory) {
+  PtxStream(const Limits& limits, GlobalMemory& memory) : SimtStream(limits, limits.multiprocessors), memory_(memory) {
     memory_.add(error_word(), 4, true, "the error word");
   }
   void* take(int64_t bytes) override {
