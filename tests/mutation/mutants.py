@@ -220,7 +220,7 @@ class Copy:
         finally:
             path.write_text(sound)  # with a new modification time, so that the next build compiles it
             self.environment.pop("CXXFLAGS", None)
-        failed = [line for line in text.splitlines() if line.startswith("FAILED")]
+        failed = [line for line in text.splitlines() if line.startswith("FAILED") and "::" in line]
         if status == 0:
             return "NOT NOTICED"
         if status in (2, 3, 4, 5):  # pytest: interrupted, internal error, usage, nothing collected
