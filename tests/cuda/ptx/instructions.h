@@ -31,7 +31,7 @@ inline Next leave(Machine& m, Warp& w, const Instruction&, Mask lanes) {
 }
 // Instructions that all lanes of a warp must carry out together.
 inline void need_every_lane(Mask lanes) {
-  if (lanes != kEvery) throw Fault("divergence: only some lanes of the warp carry it out");
+  if (lanes != kEvery) throw Divergence("divergence: only some lanes of the warp carry it out");
 }
 inline uint64_t of_every_lane(const Warp& w, const Operand& o) {
   for (int l = 1; l < kLanes; ++l)

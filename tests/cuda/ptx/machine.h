@@ -314,7 +314,15 @@ class Machine {
           lanes &= in->guard_negated ? ~guard : guard;
         }
         ++instructions_;
-        const Next next = lanes ? in->run(*this, w, *in, lanes) : Next::kGo;
+        Next next = Next::kGo;
+        try {
+          if (lanes) next = in->run(*this, w, *in, lanes);
+        } catch (const Divergence&) {  // lanes that took a longer way may still come
+          group.held = true;
+          settle(w);
+          if (w.groups.front().held) throw;
+          continue;
+        }
         if (next == Next::kAgain) {
           w.waits = in;
           return false;
@@ -329,8 +337,11 @@ class Machine {
         }
       }
     } catch (const Fault& fault) {
+      std::string others;
+      for (size_t i = 1; i < w.groups.size(); ++i)
+        others += "; other lanes are at " + program_.code[w.groups[i].at].text;
       throw Fault(name_ + ": " + fault.what() + " (warp " + std::to_string(w.index) + " of block " +
-                  std::to_string(first_block_ + w.block) + (in ? ", " + in->text : "") + ")");
+                  std::to_string(first_block_ + w.block) + (in ? ", " + in->text : "") + others + ")");
     }
     return true;
   }
@@ -348,17 +359,18 @@ class Machine {
   }
 
  public:
-  // Brings the groups of a warp into order after some have moved, and joins those at one place.
+  // Joins the groups of a warp that are at one place, and brings those that wait for other lanes behind the others.
   static void settle(Warp& w) {
     auto& groups = w.groups;
     std::sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.at < b.at; });
     size_t last = 0;
     for (size_t i = 1; i < groups.size(); ++i)
       if (groups[i].at == groups[last].at)
-        groups[last].lanes |= groups[i].lanes;
+        groups[last].lanes |= groups[i].lanes, groups[last].held = false;
       else
         groups[++last] = groups[i];
     groups.resize(last + 1);
+    std::stable_partition(groups.begin(), groups.end(), [](const Group& g) { return !g.held; });
   }
   void leave(Warp& w, Mask lanes) {  // these lanes have ended
     w.groups.front().lanes &= ~lanes;

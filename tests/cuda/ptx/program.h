@@ -22,6 +22,9 @@ constexpr Mask kEvery = ~Mask{0};
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct Divergence : Fault {  // only some lanes have come to an instruction that needs all of them
+  using Fault::Fault;
+};
 
 struct Operand {
   uint32_t at = 0;      // byte in the register file

@@ -9,6 +9,7 @@ namespace sf::ptx {
 struct Group {  // lanes at one place of the program
   int at;
   Mask lanes;
+  bool held = false;  // waits at an instruction that needs the other lanes too
 };
 
 struct Warp {
