@@ -12,8 +12,7 @@ import re
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,31 +33,15 @@ from seqcls_fast.toolkit.training.checkpoint import CheckpointError, Checkpoints
 from seqcls_fast.toolkit.training.resume import check_content
 from support.corpora import sentences, waves
 from support.interruptions import small
+from support.memory import little_memory
 from support.nonsense import GONE, NONSENSE, PYTHONS, places, put
 
-resource = pytest.importorskip("resource")
+pytest.importorskip("resource")  # of systems that have pipes and limits of memory
 
 X, Y = sentences(0, 60)
 CONFIG, WEIGHTS, COMMAND, SEARCH = store.CONFIG, store.WEIGHTS, store.COMMAND, store.SEARCH
-ROOM = 256 << 20  # most bytes that refusing a model may take; some of these models ask for many times as much
 Damage = Callable[[Path], None]
 WRITES_COMPLEX = tuple(map(int, metadata.version("safetensors").split(".")[:2])) >= (0, 7)
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """Limits memory to ``ROOM`` more bytes, on Linux; no limit on other systems."""
-    try:
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except FileNotFoundError:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +267,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "without classes": (change("classes", to=GONE), "expected 'classes' in it"),
     "without sha256": (change("sha256", to=GONE), "expected 'sha256' in it"),
     "format": (change("format", to="y" * 10_000), "expected format 1"),
+    "format newer": (change("format", to=2), "expected format 1 but got 2"),
     # JSON
     "no JSON": (text_of(CONFIG, "{"), "expected JSON"),
     "empty": (text_of(CONFIG, ""), "expected JSON"),
@@ -301,6 +285,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     # the encoder
     "encoder": (change("encoder", to="{}"), "TextEncoder: expected text from to_json"),
     "encoder a list": (change("encoder", to=[]), "encoder: expected text"),
+    "encoder newer": (change("encoder", to=lambda t: json.dumps(json.loads(t) | {"version": 2})), "version 1 but got"),
     "encoder changed": (change("encoder", to=lambda text: text.replace('"film"', '"flim"')), "it was changed"),
     "word more": (vocabulary(lambda c: c["tokens"].append("more")), "model.embedding.weight: expected"),
     "words many": (vocabulary(lambda c: c.update(tokens=[f"w{i}" for i in range(19_000)])), "embedding.weight: exp"),
@@ -324,15 +309,21 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "header a list": (header(b"[]"), "expected an object"),
     "header deep": (header(deep().encode()), "nested too deeply"),
     "header empty": (header(b"{}"), "num_layers"),
+    "header names twice": (header(b'{"a": {}, "a": {}}'), "the name 'a' more than once"),
     "header entry": (entry("model.head.bias", dtype=5), "dtype: expected text"),
     "shape negative": (entry("model.head.bias", shape=[-2]), "shape: expected a list of whole numbers"),
     "shape huge": (entry("model.head.bias", shape=[2**62]), r"model.head.bias: expected .* but got F32"),
     "shape no list": (entry("model.head.bias", shape="2"), "shape: expected a list"),
     "shape of others": (entry("seen.exact", shape=[2**40]), "expected tensors but got"),
+    "shapes that overflow": (entry("model.head.weight", shape=[2**32, 2**32]), r"got F32 \(4294967296, 4294967296\)"),
+    "dtype unknown": (entry("model.head.bias", dtype="F4\x1b[2J"), r"but got F4\\x1b\[2J"),
+    "offsets negative": (entry("model.head.bias", data_offsets=[-8, 0]), "expected a whole number"),
     "offsets": (entry("model.head.bias", data_offsets=[0]), "data_offsets: expected a list of at least 2"),
     "offsets overlap": (entry("model.head.bias", data_offsets=[0, 8]), ""),
     "tensor missing": (tensors(lambda found: found.pop("model.head.bias")), "no tensor model.head.bias"),
     "tensor more": (tensors(lambda found: found.update(evil=torch.zeros(1))), r"no other tensors but got \['evil'\]"),
+    "tensor outside": (tensors(lambda found: found.update({"../../evil": torch.zeros(1)})), "no other tensors"),
+    "tensor of control characters": (tensors(lambda found: found.update({"\x1b[2J\n": torch.zeros(1)})), r"\\x1b\[2J"),
     "tensors many": (
         tensors(lambda found: found.update({f"more{i}": torch.zeros(1) for i in range(5000)})), "no other tensors",
     ),
@@ -358,6 +349,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         for name in (CONFIG, WEIGHTS, COMMAND)
     },
     "endless": (instead(CONFIG, lambda path: path.symlink_to("/dev/zero")), "expected a file but got a pipe or a dev"),
+    "endless weights": (instead(WEIGHTS, lambda path: path.symlink_to("/dev/zero")), "expected a file but got a pipe"),
     "a loop of links": (instead(CONFIG, lambda path: path.symlink_to(path)), "expected a file but got"),
     # files that commands write beside the model
     "command": (text_of(COMMAND, "[1]"), "command: expected an object"),
@@ -602,6 +594,15 @@ def test_a_forged_checkpoint_is_passed_over(name: str, trained: Path, tmp_path: 
     forge(alone, 1, FORGED[name])
     with pytest.raises(CheckpointError):
         Checkpoints(alone, 0).newest(check_content)
+
+
+def test_a_checkpoint_larger_than_memory(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-00000001-0123456789abcdef.safetensors"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with little_memory(), pytest.raises(CheckpointError, match="fits in memory but got 1099511627776 bytes") as caught:
+        Checkpoints(tmp_path, 0).newest()
+    check_sentence(str(caught.value), "")
 
 
 @pytest.mark.parametrize(

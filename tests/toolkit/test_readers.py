@@ -22,6 +22,7 @@ from seqcls_fast.toolkit.data.readers import Files, read, stream
 from seqcls_fast.toolkit.data.records import Layout, Table
 from seqcls_fast.toolkit.data.text import TextEncoder
 from seqcls_fast.toolkit.stream import Stream
+from support.memory import little_memory
 
 SETTINGS = settings(
     max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -228,6 +229,26 @@ def test_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
     for reading in (read, blocks_of):
         with pytest.raises(DataError, match=r"a\.parquet: expected columns of different names but got 'text' twice"):
             reading(path, label=None)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool) -> None:
+    """A file of a few kilobytes with a gigabyte of text in one row group."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    schema = arrow.schema([("text", arrow.string()), ("label", arrow.string())])
+    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary) as writer:
+        writer.write_table(arrow.table({"text": ["x" * 10_000] * 100_000, "label": ["a"] * 100_000}), 100_000)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr("seqcls_fast.toolkit.data.parquet._MOST_UNPACKED", 1 << 26)
+    monkeypatch.setattr("seqcls_fast.toolkit.data.parquet._MOST_TIMES", 100)
+    for reading in (read, blocks_of):
+        with (
+            little_memory(1 << 29),
+            pytest.raises(DataError, match=r"expected at most 67108864 bytes of values in a file of \d+ bytes"),
+        ):
+            reading(path)
 
 
 def blocks_of(path: Path, **more: Any) -> list[Table]:

@@ -209,6 +209,11 @@ def test_empty_series_and_none() -> None:
         ([[1, 2, [3]]], r"series\[0\]: expected a single number as at step 0 but got 1 feature at step 2"),
         ([["a", "b"]], r"series\[0\]: expected numbers but got text"),
         (["ab"], r"series\[0\]: expected numbers but got text"),
+        (
+            [[[1, 2], [3, [4]]]],
+            r"series\[0\]: expected an array \(steps, features\) but got lists of different sizes .*",
+        ),
+        ([json.loads("[" * 70 + "]" * 70)], r"series\[0\]: expected an array \(steps, features\) but got lists of .*"),
         ([[1, None], [1, None, "x"]], r"series\[1\]: expected numbers but got 'x' at step 2, feature 0"),
         ([[[1, None], [{}, 1]]], r"series\[0\]: expected numbers but got dict at step 1, feature 0"),
         ([[[1, None], ["x", 1]]], r"series\[0\]: expected numbers but got 'x' at step 1, feature 0"),

@@ -15,6 +15,10 @@ from .records import Block, Content, Layout, Reader, Record, Table, check_column
 
 __all__ = ["Parquet"]
 
+# A few bytes of a file can stand for any number of equal values. Data of either size, whichever is larger, are read.
+_MOST_UNPACKED = 1 << 30  # bytes
+_MOST_TIMES = 1000  # the size of the file
+
 
 class Parquet(Reader):
     """Rows in row groups, each of which is a block."""
@@ -25,43 +29,45 @@ class Parquet(Reader):
 
     def records(self, file: Any, name: str) -> Iterator[tuple[int, Record]]:
         with _arrow_errors(name):
-            opened = self._opened(file, name)
+            opened, size = self._opened(file, name)
             _sizes(opened, name)
-            batches = (batch.to_pylist() for batch in opened.iter_batches(batch_size=1024))
+            batches = (batch.to_pylist() for batch in _batches(opened, name, size))
             yield from enumerate(chain.from_iterable(batches), 1)
 
     def blocks(self, file: Any, name: str, number: int) -> Iterator[tuple[Block, Content]]:
         with _arrow_errors(name):
-            opened = self._opened(file, name)
+            opened, size = self._opened(file, name)
             sizes = _sizes(opened, name)
         first = 1
         for group, rows in enumerate(sizes):
             block = Block(number, group, first, rows)
             if rows:
-                yield block, self._row_group(opened, name, block)
+                yield block, self._row_group(opened, name, block, size)
             first += rows
 
     def content(self, file: Any, name: str, block: Block) -> Content:
         with _arrow_errors(name):
-            opened = self._opened(file, name)
-        return self._row_group(opened, name, block)
+            opened, size = self._opened(file, name)
+        return self._row_group(opened, name, block, size)
 
-    def _opened(self, file: Any, name: str) -> Any:
-        """The file as pyarrow's ParquetFile."""
+    def _opened(self, file: Any, name: str) -> tuple[Any, int]:
+        """The file as pyarrow's ParquetFile, and its size."""
         file = getattr(file, "buffer", file)
         if not file.seekable():
             file = io.BytesIO(file.read())  # the index of a Parquet file is at its end
+        size = file.seek(0, io.SEEK_END)
         opened = need("pyarrow.parquet", "Reading Parquet").ParquetFile(file)
         check_columns(name, None, opened.schema_arrow.names, self.layout.wanted)
-        return opened
+        return opened, size
 
-    def _row_group(self, opened: Any, name: str, block: Block) -> Content:
+    def _row_group(self, opened: Any, name: str, block: Block, size: int) -> Content:
         with _arrow_errors(name):
-            columns = list(dict.fromkeys(self.layout.wanted))
-            table = opened.read_row_group(block.offset, columns=columns, use_threads=False)
-        if len(table) != block.rows:
-            row = f"{self.place} {block.line}"
-            raise DataError(f"{name}, {row}: expected {block.rows} rows from there but got {len(table)}")
+            wanted = {"row_groups": [block.offset], "columns": list(dict.fromkeys(self.layout.wanted))}
+            batches = list(_batches(opened, name, size, use_threads=False, **wanted))
+            if (rows := sum(map(len, batches))) != block.rows:
+                place = f"{self.place} {block.line}"
+                raise DataError(f"{name}, {place}: expected {block.rows} rows from there but got {rows}")
+            table = need("pyarrow", "Reading Parquet").Table.from_batches(batches).combine_chunks()
         return _RowGroup(table, name, block, self.layout)
 
 
@@ -93,6 +99,16 @@ def _sizes(opened: Any, name: str) -> list[int]:
     if sum(sizes) != about.num_rows or min(sizes, default=0) < 0:
         raise DataError(f"{name}: expected row groups of {about.num_rows} rows in all but got {sum(sizes)}")
     return sizes
+
+
+def _batches(opened: Any, name: str, size: int, **options: Any) -> Iterator[Any]:
+    """The rows, 1024 at once. A DataError ends them where they become too many for a file of ``size`` bytes."""
+    unpacked, most = 0, max(_MOST_UNPACKED, _MOST_TIMES * size)
+    for batch in opened.iter_batches(batch_size=1024, **options):
+        unpacked += batch.nbytes
+        if unpacked > most:
+            raise DataError(f"{name}: expected at most {most} bytes of values in a file of {size} bytes but got more")
+        yield batch
 
 
 def _as_list(column: Any) -> list[Any]:

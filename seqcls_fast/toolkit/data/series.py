@@ -199,8 +199,9 @@ def as_steps(series: Any, name: str) -> np.ndarray:
         series = series.double().numpy() if series.is_floating_point() else series.numpy()
     try:
         array = np.asarray(series)
-    except ValueError as error:
-        raise ValueError(_ragged(series, name) or f"{name}: {escaped(error)}") from None
+    except ValueError:
+        words = f"{name}: expected an array (steps, features) but got lists of different sizes or depths in a step"
+        raise ValueError(_ragged(series, name) or words) from None
     if array.dtype.kind == "O":
         array = _of_objects(array, name)
     if array.dtype.kind not in "fiub":

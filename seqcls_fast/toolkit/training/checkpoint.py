@@ -146,6 +146,11 @@ def _read(path: Path, check: Check | None) -> Any:
             data = file.read()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{escaped(path)}: {getattr(error, 'strerror', None) or error}") from None
+    except MemoryError:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{escaped(path)}: expected a checkpoint that fits in memory but got {size} bytes"
+        ) from None
     if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[2]:
         words = "expected the checkpoint that was written, but it is truncated or changed"
         raise CheckpointError(f"{escaped(path)}: {words}")
