@@ -33,8 +33,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
-  mutants-sample asan asan-build fuzz fuzz-sample clean distclean simt-full ptx-full ptx-sample package-check extras-floor \
-  torch-floor cuda-setup cuda-check cuda-static cuda-build
+  mutants-sample asan asan-build fuzz fuzz-sample fuzz-files tsan clean distclean simt-full ptx-full ptx-sample \
+  package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -90,7 +90,7 @@ test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer ins
 
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
-	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample torch-floor \
+	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
 	  cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
@@ -101,7 +101,7 @@ lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency 
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt tests/cuda/ptx benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx tests/tsan benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 # Neither downloads torch: the environments that they make link to that of .venv. PACKAGE=--compile compiles the source
@@ -153,6 +153,20 @@ fuzz: asan-build build/asan/new.so ## 100,000 valid and hostile calls of the ope
 fuzz-sample: asan-build build/asan/new.so ## 2,000 of these calls, and 40 races
 	$(FUZZ_OPS) --calls 2000 $(FUZZ)
 	$(FUZZ_OPS) --calls 40 --races $(FUZZ)
+
+# What threads share in csrc/cpu/host. It needs neither torch nor .venv.
+tsan: ## the CPU engine's cache, pool, barrier and splits with ThreadSanitizer, and 14 planted faults (two minutes)
+	$(PYTHON) tests/tsan/tsan.py
+
+# The tests replay the committed inputs. This looks for further ones, on Linux, with atheris (libFuzzer for Python).
+SECONDS ?= 300
+FUZZ_FILES ?=
+$(VENV)/.atheris: | $(VENV)/.dev
+	$(PY) -m pip install --quiet atheris
+	touch $@
+
+fuzz-files: setup $(VENV)/.atheris ## fuzz each reader of files, guided by coverage, for SECONDS=300 each
+	$(PY) tests/fuzz/fuzz_files.py --seconds $(SECONDS) $(FUZZ_FILES)
 
 # -- other releases of torch ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+// Empty: csrc/cpu/host uses nothing of it.
