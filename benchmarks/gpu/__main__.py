@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # nobody may read the output any more, but the results still count
+        print(line, flush=True)
 
 
 @contextlib.contextmanager
@@ -166,8 +167,8 @@ def close(supervisor: Supervisor, why: str, took: float) -> int:
     ran = f"{len(supervisor.tried)} parts ran in {took:.0f} s, {len(failures)} failed, {len(left)} are left"
     lines += [f"{ran}; {why}" if why else ran, *report.verdict(results.parts, results.run)]
     text = "\n".join(lines)
-    say(text)
     results.save(results.path.with_name("report.txt"), text + "\n")
+    say(text)
     if failures:
         return 1
     if supervisor.problems:
@@ -187,4 +188,7 @@ def print_again(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)  # an ordinary exit would wait for threads of workers that cannot be ended, and flush once more

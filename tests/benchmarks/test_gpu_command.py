@@ -178,6 +178,20 @@ def test_sigterm_ends_with_a_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/gpu.json").read_text())["parts"]["one/a"] == {"line": "a is fine"}
 
 
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    run = Run(tmp_path, "one/a", "two/b")
+    assert run.status == 0
+    assert set(run.parts) == {"one/a", "two/b"}
+    assert run.files == ["gpu.json", "report.txt"]
+
+
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
