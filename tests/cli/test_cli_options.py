@@ -126,6 +126,13 @@ def test_config_gives_way_to_the_command_line(tmp_path: Path) -> None:
     assert (asked.data, asked.validation, asked.validation_share) == ("d.csv", None, 0.2)
 
 
+def test_config_with_a_name_that_is_too_long(tmp_path: Path) -> None:
+    """The name is refused where the file is opened, by the name's sentence."""
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"data": "x" * 3000}))
+    assert options.from_file(config).stream is False
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -108,7 +108,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/toolkit/data/pools.py": ("test_stream.py", "test_fit_stream.py"),
     "seqcls_fast/toolkit/data/workers.py": ("test_stream.py", "test_fit_stream.py"),
     "seqcls_fast/toolkit/data/records.py": ("test_readers.py", "test_stream.py"),
-    "seqcls_fast/toolkit/data/parquet.py": ("test_readers.py", "test_stream.py"),
+    "seqcls_fast/toolkit/data/parquet.py": ("test_readers.py", "test_stream.py", "test_fuzz_files.py"),
     "seqcls_fast/toolkit/data/formats.py": ("test_readers.py", "test_stream.py"),
     "seqcls_fast/toolkit/evaluation/calibration.py": ("test_calibration.py",),
     "seqcls_fast/toolkit/evaluation/decision.py": ("test_calibration.py",),
