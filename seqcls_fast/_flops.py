@@ -99,8 +99,7 @@ def _register(counter: ModuleType) -> None:
         (ops.linear, linear_flops),
         (ops.pool_steps, pool_steps_flops),
     ):
-        if op not in counter.flop_registry:  # a program may have registered formulas of its own
-            counter.register_flop_formula(op, get_raw=True)(formula)
+        counter.register_flop_formula(op, get_raw=True)(formula)
 
 
 class _RegisterOnImport(importlib.abc.MetaPathFinder):

@@ -62,4 +62,5 @@ def main() -> None:
         part(name.partition("/")[2])
 
 
-main()
+if __name__ == "__main__":
+    main()

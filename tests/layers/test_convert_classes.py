@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations
 
 import seqcls_fast as sf
-from seqcls_fast import _layer_classes, convert, revert
+from seqcls_fast import _layer_classes, _recurrent, convert, revert
 from support import other_libraries
 from support.architectures import TERMS, results
 from support.tolerances import assert_close_by_name
@@ -172,7 +172,7 @@ def test_subclasses_keep_their_own_methods(kind: type[nn.Module]) -> None:
     before, shown = results(module, x) if kind is not DoubledTwice else outputs_of(module, x), repr(module)
     want = outputs_of(module, x)
     assert convert(module).swapped == {"": f"{kind.__module__}.{kind.__qualname__}"}
-    assert isinstance(module, sf.nn._RecurrentLayers | sf.nn._RecurrentCell)
+    assert isinstance(module, _recurrent.RecurrentLayers | _recurrent.RecurrentCell)
     assert isinstance(module, kind)
     assert repr(module) == shown
     if kind is not DoubledTwice:
@@ -192,7 +192,7 @@ def test_a_subclass_runs_our_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     module = layer(DoubledTwice)
     convert(module)
     with monkeypatch.context() as patch:
-        patch.setattr(sf.nn._RecurrentLayers, "forward", lambda *args: calls.append(args[0]) or forward(*args))
+        patch.setattr(_recurrent.RecurrentLayers, "forward", lambda *args: calls.append(args[0]) or forward(*args))
         module(X)
     assert calls == [module]
 

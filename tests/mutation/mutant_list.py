@@ -819,7 +819,7 @@ SCALE_MUTANTS = [
     ),
     Mutant("means of pieces alike", TOOLKIT + "data/series.py", "np.hypot(within, apart)", "within"),
     Mutant("unpacks without end", TOOLKIT + "data/parquet.py", "if unpacked > most:", "if unpacked > most * 100:"),
-    Mutant("rows of another index", TOOLKIT + "data/parquet.py", ")) != block.rows:", ")) > 10**9:"),
+    Mutant("rows of another index", TOOLKIT + "data/parquet.py", "if rows != group.rows:", "if rows > 10**9:"),
     Mutant("the best weights of NaN", TOOLKIT + "training/resume.py", "tensor.isfinite().all()", "tensor.numel()"),
     Mutant("no fair sample", TOOLKIT + "data/leakage.py", "))[:_KEPT]", "))[-_KEPT:]"),
     Mutant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from .._extras import need
@@ -30,20 +30,16 @@ class Parquet(Reader):
     def records(self, file: Any, name: str) -> Iterator[tuple[int, Record]]:
         with _arrow_errors(name):
             opened, size = self._opened(file, name)
-            _sizes(opened, name)
-            batches = (batch.to_pylist() for batch in _batches(opened, name, size))
+            groups = self._groups(opened, name, 0)
+            batches = (batch.to_pylist() for batch in _batches(opened, name, size, groups))
             yield from enumerate(chain.from_iterable(batches), 1)
 
     def blocks(self, file: Any, name: str, number: int) -> Iterator[tuple[Block, Content]]:
         with _arrow_errors(name):
             opened, size = self._opened(file, name)
-            sizes = _sizes(opened, name)
-        first = 1
-        for group, rows in enumerate(sizes):
-            block = Block(number, group, first, rows)
-            if rows:
-                yield block, self._row_group(opened, name, block, size)
-            first += rows
+            groups = self._groups(opened, name, number)
+        for block in groups:
+            yield block, self._row_group(opened, name, block, size)
 
     def content(self, file: Any, name: str, block: Block) -> Content:
         with _arrow_errors(name):
@@ -60,13 +56,22 @@ class Parquet(Reader):
         check_columns(name, None, opened.schema_arrow.names, self.layout.wanted)
         return opened, size
 
+    @staticmethod
+    def _groups(opened: Any, name: str, number: int) -> list[Block]:
+        """The row groups that have rows, as the index at the end of the file says."""
+        about = opened.metadata
+        sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        if sum(sizes) != about.num_rows or min(sizes, default=0) < 0:
+            raise DataError(f"{name}: expected row groups of {about.num_rows} rows in all but got {sum(sizes)}")
+        starts = accumulate(sizes, initial=1)
+        return [
+            Block(number, i, first, rows) for i, (first, rows) in enumerate(zip(starts, sizes, strict=False)) if rows
+        ]
+
     def _row_group(self, opened: Any, name: str, block: Block, size: int) -> Content:
         with _arrow_errors(name):
-            wanted = {"row_groups": [block.offset], "columns": list(dict.fromkeys(self.layout.wanted))}
-            batches = list(_batches(opened, name, size, use_threads=False, **wanted))
-            if (rows := sum(map(len, batches))) != block.rows:
-                place = f"{self.place} {block.line}"
-                raise DataError(f"{name}, {place}: expected {block.rows} rows from there but got {rows}")
+            wanted = list(dict.fromkeys(self.layout.wanted))
+            batches = list(_batches(opened, name, size, [block], use_threads=False, columns=wanted))
             table = need("pyarrow", "Reading Parquet").Table.from_batches(batches).combine_chunks()
         return _RowGroup(table, name, block, self.layout)
 
@@ -92,23 +97,23 @@ class _RowGroup:
         return self.layout.table([columns[name] for name in wanted], numbers, self.name, Parquet.place)
 
 
-def _sizes(opened: Any, name: str) -> list[int]:
-    """The rows of each row group, as the index at the end of the file says."""
-    about = opened.metadata
-    sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
-    if sum(sizes) != about.num_rows or min(sizes, default=0) < 0:
-        raise DataError(f"{name}: expected row groups of {about.num_rows} rows in all but got {sum(sizes)}")
-    return sizes
-
-
-def _batches(opened: Any, name: str, size: int, **options: Any) -> Iterator[Any]:
-    """The rows, 1024 at once. A DataError ends them where they become too many for a file of ``size`` bytes."""
+def _batches(opened: Any, name: str, size: int, groups: Sequence[Block], **options: Any) -> Iterator[Any]:
+    """The rows of row groups, 1024 at once. A DataError ends them where they become too many for a file of ``size``
+    bytes, or are not as many as the index says."""
     unpacked, most = 0, max(_MOST_UNPACKED, _MOST_TIMES * size)
-    for batch in opened.iter_batches(batch_size=1024, **options):
-        unpacked += batch.nbytes
-        if unpacked > most:
-            raise DataError(f"{name}: expected at most {most} bytes of values in a file of {size} bytes but got more")
-        yield batch
+    for group in groups:
+        rows = 0
+        for batch in opened.iter_batches(batch_size=1024, row_groups=[group.offset], **options):
+            unpacked += batch.nbytes
+            if unpacked > most:
+                raise DataError(
+                    f"{name}: expected at most {most} bytes of values in a file of {size} bytes but got more"
+                )
+            rows += len(batch)
+            yield batch
+        if rows != group.rows:
+            place = f"{Parquet.place} {group.line}"
+            raise DataError(f"{name}, {place}: expected {group.rows} rows from there but got {rows}")
 
 
 def _as_list(column: Any) -> list[Any]:
