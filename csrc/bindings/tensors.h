@@ -172,7 +172,7 @@ inline Tensor empty_on_device(const Shape& shape, const Shape& strides, ScalarTy
   const std::optional<bool> pinned;
   const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape), steps(strides);
   std::array<StableIValue, 6> stack{from(sizes), from(steps), from(dtype), from(layout), from(where), from(pinned)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
