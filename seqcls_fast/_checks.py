@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ._inputs import autocasts
+from ._inputs import NUMBERS, autocasts
 
 __all__ = [
     "GUARDS",
@@ -27,8 +27,6 @@ __all__ = [
     "refuse_rank",
     "refuse_types",
 ]
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 
 def _dtypes_agree(x: Tensor, other: Tensor) -> bool:
@@ -45,8 +43,8 @@ def check_input(x: Tensor, weight: Tensor, mismatch: type[Exception]) -> None:
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
         )
-    if x.dtype not in _DTYPES:
-        raise ValueError(f"input: expected {', '.join(map(str, _DTYPES))} but got {x.dtype}")
+    if x.dtype not in NUMBERS:
+        raise ValueError(f"input: expected {', '.join(map(str, NUMBERS))} but got {x.dtype}")
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "

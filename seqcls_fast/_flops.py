@@ -6,24 +6,18 @@ by us or anybody else, because importing it here would cost every program that d
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._after_import import after_import
 from ._ext import C
 from ._inputs import holds_ids
 from ._shapes import by_kind
 
 __all__ = ["backward_flops", "forward_flops", "linear_flops", "pool_steps_flops"]
-
-_COUNTER = "torch.utils.flop_counter"
 
 
 def forward_flops(
@@ -90,7 +84,9 @@ def _has_values(t: Tensor) -> bool:
     return not t.is_meta and not is_fake(t)
 
 
-def _register(counter: ModuleType) -> None:
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
     ops = torch.ops.seqcls_fast
     for op, formula in (
         (ops.rnn_forward, forward_flops),
@@ -99,30 +95,8 @@ def _register(counter: ModuleType) -> None:
         (ops.linear, linear_flops),
         (ops.pool_steps, pool_steps_flops),
     ):
-        counter.register_flop_formula(op, get_raw=True)(formula)
-
-
-class _RegisterOnImport(importlib.abc.MetaPathFinder):
-    """Finds torch.utils.flop_counter as Python does, once, and registers the formulas when it has been executed."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register(module)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+        register_flop_formula(op, get_raw=True)(formula)
 
 
 if C is not None:
-    if _COUNTER in sys.modules:
-        _register(sys.modules[_COUNTER])
-    else:
-        sys.meta_path.insert(0, _RegisterOnImport())
+    after_import("torch.utils.flop_counter", _register)

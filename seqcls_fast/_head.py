@@ -18,12 +18,11 @@ from torch.nn.functional import linear as torch_linear
 from . import ops, reference
 from ._autograd import needs_graph
 from ._ext import C
-from ._inputs import autocast, autocasts
+from ._inputs import REALS, autocast, autocasts
 
 __all__ = ["in_graph", "kernels_for", "linear", "pool_steps", "product", "softmax"]
 
 _TYPES = (Tensor, nn.Parameter)
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def in_graph() -> bool:
@@ -39,7 +38,7 @@ def kernels_for(*tensors: Tensor | None) -> str | None:
         if t is None:
             continue
         # Other subclasses of Tensor, such as quantized weights, know torch's operators alone.
-        if type(t) not in _TYPES or not t.is_cpu or t.dtype not in _DTYPES:
+        if type(t) not in _TYPES or not t.is_cpu or t.dtype not in REALS:
             return None
     return ops.compiled_impl()
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "NUMBERS",
+    "REALS",
     "autocast",
     "autocast_off",
     "autocasts",
@@ -22,6 +24,9 @@ __all__ = [
     "shape_of",
     "values_can_be_read",
 ]
+
+REALS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # the dtypes of our kernels
+NUMBERS = (*REALS, torch.complex64, torch.complex128)  # of every layer
 
 
 def autocasts(device: str) -> bool:

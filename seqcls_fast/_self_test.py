@@ -27,7 +27,7 @@ from ._files import locked, make_folder, replacing
 from ._inputs import autocast_off
 from ._shapes import CELLS
 
-__all__ = ["cache_folder", "failed_regimes", "trusts"]
+__all__ = ["all_passed", "cache_folder", "failed_regimes", "trusts"]
 
 # cell, dtype, whether TF32 is allowed, and the rounding error of one operand of a product
 _LAYERS = (
@@ -95,7 +95,7 @@ class Gpu:
 
     def problem(self, regime: str) -> str | None:
         for cell, dtype, tf32, rounding in _LAYERS:
-            precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "tf32" if tf32 else "tf32x3")
+            precision = _precision(dtype, tf32)
             hidden = next((H for H in _SIZES if _fits(cell, H, precision, regime, self.limits())), None)
             if hidden is None:
                 continue  # no plan for this GPU chooses the regime with this precision
@@ -105,6 +105,11 @@ class Gpu:
             if wrong := differences(found, wanted, rounding):
                 return f"{cell} in {precision}, H = {hidden}: {wrong}"
         return None
+
+
+def _precision(dtype: torch.dtype, tf32: bool) -> str:
+    """How products of a dtype are formed, by its name in plan.h."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "tf32" if tf32 else "tf32x3")
 
 
 def _fits(cell: str, hidden: int, precision: str, regime: str, limits: dict[str, Any]) -> bool:
@@ -192,6 +197,11 @@ def failed_regimes(device: Device) -> dict[str, str] | None:
     return _verdicts[device.name]
 
 
+def all_passed(name: str) -> bool:
+    """Whether a device of this name was checked before in this process and every regime passed."""
+    return _verdicts.get(name) == {}
+
+
 def _verdict(device: Device) -> dict[str, str]:
     path = cache_folder() / f"self-test-{hashlib.sha256(device.key().encode()).hexdigest()[:20]}.json"
     try:
@@ -251,9 +261,9 @@ def trusts(device: Device, cell: str, hidden: int, batch: int, dtype: torch.dtyp
     if not failed:
         return failed is not None
     assert C is not None
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "tf32" if tf32 else "tf32x3")
     if dtype == torch.float64:
         return "stepwise" not in failed
+    precision = _precision(dtype, tf32)
     limits = device.limits()
     plans = (C.plan(cell, hidden, batch, precision, directions, back, "auto", limits) for back in (False, True))
     return all(plan["regime"] not in failed for plan in plans)

@@ -18,12 +18,11 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ._autograd import Outputs, Spec, grads_batched, needs_graph, reference_gradients, reference_layer, version_of
-from ._inputs import autocast_off, check_rank, holds_ids, shape_of
+from ._inputs import NUMBERS, autocast_off, check_rank, holds_ids, shape_of
 from ._shapes import CELLS, by_kind
 
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # of classes without a dispatch of their own
 _PRODUCTS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
@@ -240,7 +239,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
     do not fit, it reads and writes out of bounds."""
     x, h0, c0, _, batch_sizes, *weights = tensors
     check_rank(x, batch_sizes)
-    if x.dtype not in _DTYPES:
+    if x.dtype not in NUMBERS:
         raise RuntimeError(f"x: expected dtype float32, float64, bfloat16 or float16 but got {x.dtype}")
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, x.size(0))

@@ -104,20 +104,21 @@ def _runs_on(index: int | None) -> bool:
 
 
 @_constant
-def _trusted(index: int | None, *layer: Any) -> bool:
-    """Whether a GPU was seen to run a layer's kernels right, which is checked once (``_self_test``)."""
-    if not torch.cuda.is_available():  # a fake tensor, on a machine without a GPU
+def _trusted(index: int | None, *call: Any) -> bool:
+    """Whether a GPU was seen to run a layer's kernels right, which is checked once (``_self_test``). ``call``: the
+    arguments of :func:`_planned`; without them, whether it runs every layer right."""
+    if _self_test.all_passed(f"cuda:{index}") or not torch.cuda.is_available():  # a fake tensor needs no GPU
         return True
     gpu = _self_test.Gpu(torch.cuda.current_device() if index is None else index)
     with torch.utils._python_dispatch._disable_current_modes():  # of a trace that asks
-        return _self_test.trusts(gpu, *layer) if layer else _self_test.failed_regimes(gpu) == {}
+        return _self_test.trusts(gpu, *_planned(*call)) if call else _self_test.failed_regimes(gpu) == {}
 
 
-def _has_kernels(impl: str, device: str, x: Tensor, *layer: Any) -> bool:
-    """Whether our kernels run a layer on the device of ``x``; without ``layer``, whether they run any."""
+def _has_kernels(impl: str, device: str, x: Tensor, *call: Any) -> bool:
+    """Whether our kernels run a layer on the device of ``x``: that of a ``call``, or without it every layer."""
     if C is None or impl in _WITHOUT_KERNELS or device not in _DEVICES:
         return False
-    return device != "cuda" or impl != "auto" or (_runs_on(x.device.index) and _trusted(x.device.index, *layer))
+    return device != "cuda" or impl != "auto" or (_runs_on(x.device.index) and _trusted(x.device.index, *call))
 
 
 def _planned(
@@ -245,10 +246,8 @@ def run_layer(
     transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
     # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
-    layer = (
-        _planned(x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
-    )
-    has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *layer)
+    call = (x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
+    has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *call)
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")

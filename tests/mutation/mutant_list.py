@@ -25,7 +25,7 @@ LAYER_CLASSES = "seqcls_fast/_layer_classes.py"
 OTHER_LIBRARIES = "seqcls_fast/_other_libraries.py"
 EXPORT = "seqcls_fast/export.py"
 BASES = "seqcls_fast/_recurrent.py"
-AFTER_TORCH = "seqcls_fast/_after_torch.py"
+AFTER_IMPORT = "seqcls_fast/_after_import.py"
 CHECKS = "seqcls_fast/_checks.py"
 STAND_INS = "seqcls_fast/_stand_ins.py"
 
@@ -59,7 +59,7 @@ PYTHON = [
     Mutant("fx: hooks run twice", STAND_INS, "module._forward_pre_hooks or module._forward_hooks", "False"),
     Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
     Mutant("complex numbers in a kernel", OPS, "not is_complex and ", ""),
-    Mutant("operators missing after torch", AFTER_TORCH, "sys.meta_path.insert(0, _TorchFinder())", "pass"),
+    Mutant("operators missing after torch", AFTER_IMPORT, "sys.meta_path.insert(0, _Finder(name, run))", "pass"),
     Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
     Mutant("lengths not checked", OPS, "check_lengths(shown,", "(lambda *_, **__: None)(shown,"),

@@ -81,7 +81,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/_layer_classes.py": ("test_convert.py", "test_convert_classes.py"),
     "seqcls_fast/_other_libraries.py": ("test_convert_classes.py",),
     "seqcls_fast/export.py": ("test_export_onnx.py",),
-    "seqcls_fast/_after_torch.py": ("test_import.py",),
+    "seqcls_fast/_after_import.py": ("test_import.py", "test_flops.py"),
     "seqcls_fast/_stand_ins.py": ("test_fx.py",),
     "seqcls_fast/_files.py": ("test_files.py",),
     "seqcls_fast/classifier.py": ("test_classifier.py", "test_classifier_bits.py", "test_torch_layer.py"),
