@@ -76,10 +76,10 @@ def trainings(folder: Path, kills: int) -> None:
     alone = life(folder / "whole", folder / "whole.txt")
     os.waitpid(alone, 0)
     seconds = time.monotonic() - start
-    killed, ends, steps = 0, [(folder / "whole.txt").read_text()], set()
+    killed, ends, steps, longer = 0, [(folder / "whole.txt").read_text()], set(), 1.0
     while killed < kills:
         child = life(folder / "killed", folder / "result.txt")
-        time.sleep(random.random() * seconds * 0.6)
+        time.sleep(random.random() * seconds * 0.6 * longer)
         done, _ = os.waitpid(child, os.WNOHANG)
         if not done:
             os.kill(child, signal.SIGKILL)
@@ -87,8 +87,11 @@ def trainings(folder: Path, kills: int) -> None:
             killed += 1
             state = Checkpoints(folder / "killed", 0).newest()
             if state is not None:
-                steps.add((len(state["state"]["history"]), state["state"]["sums"]["steps"]))
+                moment = len(state["state"]["history"]), state["state"]["sums"]["steps"]
+                longer *= 1.1 if moment in steps else 1  # the machine may have become slower since it was measured
+                steps.add(moment)
             continue
+        longer = 1.0
         ends.append((folder / "result.txt").read_text())
         shutil.rmtree(folder / "killed")
     os.waitpid(life(folder / "killed", folder / "result.txt"), 0)
