@@ -58,14 +58,15 @@ inline Matrix matrix_of(const Kind& kind, int d) {
 
 // ---- States
 
-// Direction d of a state, or of its gradient, (D, B, width).
+// Direction d of a state, or of its gradient: (D, B, width), or the (B, width) or (width,) of a cell.
 inline Rows state_rows(const Tensor& state, Dtype dtype, int d) {
   Rows rows;
   const auto strides = state.strides();
-  rows.data = data_of(state) + d * strides[0] * size_of(dtype);
+  const size_t rank = strides.size();
+  rows.data = data_of(state) + (rank > 2 ? d * strides[0] * size_of(dtype) : 0);
   rows.dtype = dtype;
-  rows.b_stride = strides[1];
-  rows.stride = strides[2];
+  rows.b_stride = rank > 1 ? strides[rank - 2] : 0;
+  rows.stride = strides[rank - 1];
   return rows;
 }
 
@@ -81,12 +82,14 @@ struct LayerArguments {
   const Name& cell;
   int64_t directions;
   bool batch_first;
+  bool one_step = false;  // of a cell: x is (B, I) or (I,), and so are the states and results
 };
 
 struct LayerCall {
   Layer layer{};
   const CellInfo* info = nullptr;
   bool batch_first = false;
+  size_t cell_rank = 0;  // the number of dimensions of a cell's tensors; 0 if the call is not a cell's
   Dtype buffer_dtype = Dtype::kFloat32;
   Device device{DeviceType::CPU, -1};
   std::vector<int64_t> lengths;           // (B,), empty: all T
@@ -106,8 +109,14 @@ struct LayerCall {
   }
   Tensor empty(const Shape& shape) const { return sf::empty(shape, layer.dtype, device); }
 
+  // h0, c0, h_n, c_n and their gradients.
+  Shape state_shape(int64_t width) const {
+    if (cell_rank) return cell_rank == 1 ? Shape{width} : Shape{layer.B, width};
+    return {layer.directions, layer.B, width};
+  }
   // Tensors of rows: x, output and their gradients. (T, B, width), (B, T, width) if batch_first, (N, width) if packed.
   Shape rows_shape(int64_t width) const {
+    if (cell_rank) return state_shape(width);
     if (packed()) return {t_row.back(), width};
     if (batch_first) return {layer.B, layer.T, width};
     return {layer.T, layer.B, width};
@@ -127,6 +136,8 @@ struct LayerCall {
     if (packed()) {
       r.t_stride = r.b_stride = strides[0];
       r.t_row = device_t_row;
+    } else if (cell_rank) {
+      r.b_stride = cell_rank == 1 ? 0 : strides[0];
     } else {
       r.t_stride = strides[batch_first ? 1 : 0];
       r.b_stride = strides[batch_first ? 0 : 1];
@@ -164,7 +175,7 @@ inline void read_lengths(LayerCall& call, const Tensor& lengths) {
   const int64_t B = call.layer.B, T = call.layer.T;
   check_tensor("lengths", lengths, call.device, ScalarType::Long, Dims{B});
   if (call.device.type() != DeviceType::CPU) {
-    call.kept.push_back(torch::stable::contiguous(lengths));
+    call.kept.push_back(as_contiguous(lengths));
     call.layer.lengths = static_cast<const int64_t*>(call.kept.back().data_ptr());
     return;
   }
@@ -217,7 +228,7 @@ inline void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t
 
 // Describes all of a layer except for its weights and states.
 inline LayerCall describe_input(const LayerArguments& given, const Runner& runner) {
-  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first] = given;
+  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, one_step] = given;
   LayerCall call;
   call.device = x.device();
   call.info = &kCells[index_in("cell", kCellNames, cell.value)];
@@ -230,8 +241,9 @@ inline LayerCall describe_input(const LayerArguments& given, const Runner& runne
   l.dtype = ids && !weights.empty() ? dtype_of("weights", weights.back()) : dtype_of("x", x);
   call.buffer_dtype = runner.buffer_dtype(l.dtype);
   const auto sizes = x.sizes();
-  const size_t outer = batch_sizes ? 1 : 2;
-  if (sizes.size() != outer + !ids)
+  if (one_step && (sizes.size() == 1 || sizes.size() == 2)) call.cell_rank = sizes.size();
+  const size_t outer = one_step ? call.cell_rank - 1 : batch_sizes ? 1 : 2;
+  if (one_step ? ids || !call.cell_rank : sizes.size() != outer + !ids)
     fail("x: expected ", batch_sizes ? "packed rows (N" : "(T, B", ids ? ") of ids" : ", I)", " but got shape ",
          text(sizes));
   check_memory("x", x);
@@ -239,6 +251,9 @@ inline LayerCall describe_input(const LayerArguments& given, const Runner& runne
     if (lengths) fail("lengths: expected None with batch_sizes, which already say where rows end");
     read_batch_sizes(call, *batch_sizes, sizes[0]);
     l.packed_rows = sizes[0];
+  } else if (one_step) {
+    l.T = 1;
+    l.B = outer ? sizes[0] : 1;
   } else {
     l.T = sizes[batch_first ? 1 : 0];
     l.B = sizes[batch_first ? 0 : 1];
@@ -259,20 +274,15 @@ inline LayerCall describe_input(const LayerArguments& given, const Runner& runne
 
 // Lets the layer point to the lengths and row offsets of the call, or to copies of them on another device.
 inline void point_into_buffers(LayerCall& call) {
-  const auto on_device = [&](const std::vector<int64_t>& values) -> const int64_t* {
+  const auto place = [&](const std::vector<int64_t>& values) -> const int64_t* {
     if (call.device.type() == DeviceType::CPU) return values.data();
-    const Shape shape{static_cast<int64_t>(values.size())}, stride{1};
-    const Tensor here = torch::stable::from_blob(const_cast<int64_t*>(values.data()), shape, stride,
-                                                 Device(DeviceType::CPU, -1), ScalarType::Long);
-    Tensor there = torch::stable::empty(shape, ScalarType::Long, std::nullopt, call.device);
-    torch::stable::copy_(there, here, true);  // the memory is not pinned, so it is read before copy_ returns
-    call.kept.push_back(there);
-    return static_cast<const int64_t*>(there.data_ptr());
+    call.kept.push_back(on_device(values, call.device));
+    return static_cast<const int64_t*>(call.kept.back().data_ptr());
   };
-  if (!call.lengths.empty()) call.layer.lengths = on_device(call.lengths);
+  if (!call.lengths.empty()) call.layer.lengths = place(call.lengths);
   if (call.packed()) {
     call.layer.host_t_row = call.t_row.data();
-    call.layer.x.t_row = call.device_t_row = on_device(call.t_row);
+    call.layer.x.t_row = call.device_t_row = place(call.t_row);
   }
 }
 
@@ -283,7 +293,7 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   // cuBLAS reads contiguous weights only. With ids it does not read w_ih, the first weights of the list.
   if (call.device.type() != DeviceType::CPU)
     for (size_t i = l.ids ? static_cast<size_t>(directions) : 0; i < weights.size(); ++i)
-      weights[i] = torch::stable::contiguous(weights[i]);
+      weights[i] = as_contiguous(weights[i]);
   const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);
   l.directions = static_cast<int>(directions);
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
@@ -307,9 +317,9 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   check_kind("b_hh", b_hh, {rows});
   check_kind("w_hr", w_hr, {l.P, l.H});
   const Maybe &h0 = given.h0, &c0 = given.c0;
-  if (h0) call.check("h0", *h0, Dims{l.directions, l.B, l.out()});
+  if (h0) call.check("h0", *h0, call.state_shape(l.out()));
   if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
-  if (c0) call.check("c0", *c0, Dims{l.directions, l.B, l.H});
+  if (c0) call.check("c0", *c0, call.state_shape(l.H));
   for (int d = 0; d < l.directions; ++d) {
     l.w_ih[d] = matrix_of(w_ih, d);
     l.w_hh[d] = matrix_of(w_hh, d);

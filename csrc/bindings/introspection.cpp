@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu_runner.h"
 #include "../core/cells.h"
 #include "../cpu/host/backend.h"
 #include "../cuda/plan.h"
@@ -178,5 +179,7 @@ PYBIND11_MODULE(_C, m) {
         sf::plugins().push_back(static_cast<const sf::Plugin*>(found));
       },
       "Adds implementations for CPU tensors; see csrc/bindings/runner.h. They stay for as long as the process runs.");
+  static const sf::Exports exports{SF_CSRC_HASH, sf::cpu_runner, sf::pool_take, sf::pool_give};
+  m.attr("exports") = py::capsule(&exports, sf::kExportsCapsule);
   m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
 }

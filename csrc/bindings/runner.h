@@ -31,6 +31,16 @@ struct Plugin {  // more implementations for CPU tensors
 // with us changes.
 constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.2";
 
+// What the eager entry (csrc/eager), a library of its own, takes from this one. It gets them in a capsule of this name,
+// whose number must be raised as that above. It refuses the capsule unless it was built from the same sources.
+struct Exports {
+  const char* csrc_hash;
+  Runner* (*cpu_runner)(const char* impl);
+  void* (*pool_take)(int64_t bytes);
+  void (*pool_give)(void* memory);
+};
+constexpr const char* kExportsCapsule = "seqcls_fast.Exports.1";
+
 inline std::vector<const Plugin*>& plugins() {
   static std::vector<const Plugin*> all;
   return all;

@@ -11,7 +11,7 @@
 #include <string>
 #include <utility>
 
-#include "../cpu/host/backend.h"
+#include "cpu_runner.h"
 #include "runner.h"
 #include "tensors.h"
 #if defined(SF_WITH_CUDA)
@@ -23,20 +23,6 @@
 #endif
 
 namespace sf {
-
-class CpuRunner : public Runner {
- public:
-  explicit CpuRunner(const std::string& impl) : kernels_(kernels_for(impl)) {}
-  Dtype buffer_dtype(Dtype storage) const override {  // the dtype of the sums
-    return storage == Dtype::kFloat64 ? storage : Dtype::kFloat32;
-  }
-  void forward(const Forward& f) override { run_forward(kernels_, f); }
-  void backward(const Backward& b) override { run_backward(kernels_, b); }
-  void weight_grad(const WeightGrad& g) override { run_weight_grad(kernels_, g); }
-
- private:
-  const Kernels& kernels_;
-};
 
 #if defined(SF_WITH_CUDA)
 // Whether every launch is waited for, so that an error is raised by the call that caused it.

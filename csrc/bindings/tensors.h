@@ -1,12 +1,11 @@
-// Helpers for torch's tensors, over the stable ABI: short names for types, checks of tensors, and new tensors.
-// Kernels get bare pointers, so check_tensor() also proves that sizes and strides stay within a tensor's memory.
+// Checks of torch's tensors, and new tensors. Kernels get bare pointers, so check_tensor() also proves that sizes and
+// strides stay within a tensor's memory. The operators see tensors through torch's stable ABI, and the eager entry sees
+// them through torch's C++ interface, which is faster; this file and those that include it are compiled for both.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <initializer_list>
-#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,43 +13,17 @@
 #include "../core/args.h"
 #include "../cpu/host/backend.h"
 #include "checks.h"
-#include "stable_abi.h"
+#if defined(SF_EAGER)
+#include "../eager/aten_tensors.h"
+#else
+#include "stable_tensors.h"
+#endif
 
 namespace sf {
 
-using torch::headeronly::DeviceType;
-using torch::headeronly::ScalarType;
-using torch::stable::Device;
-using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Maybe = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
 using Dims = std::initializer_list<int64_t>;
-
-// A str argument of an op. Torch's own conversion to std::string leaks the string it makes (2.13).
-struct Name {
-  std::string value;
-};
-
-}  // namespace sf
-
-namespace torch::stable::detail {
-template <>
-struct ToImpl<sf::Name> {
-  static sf::Name call(StableIValue value, uint64_t, bool) {
-    StringHandle handle = to<StringHandle>(value);
-    const char* data = nullptr;
-    size_t length = 0;
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
-    sf::Name name{std::string(data, length)};
-    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-    return name;
-  }
-};
-}  // namespace torch::stable::detail
-
-namespace sf {
 
 // ---- Dtypes and devices
 
@@ -97,11 +70,6 @@ inline ScalarType scalar_of(Dtype d) {
   return kTypes[static_cast<int>(d)];
 }
 
-// A dtype as the C functions of the ABI take it.
-inline int32_t number_of(ScalarType type) {
-  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-}
-
 // ---- Checks: `name` is the argument that the error sentence is about
 
 // The dispatcher passes None for a Tensor as an undefined tensor.
@@ -131,9 +99,8 @@ inline void check_memory(const char* name, const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
   check_elements(name, sizes);
   if (t.numel() == 0) return;
-  int64_t storage = 0;                // in bytes
+  const int64_t storage = storage_bytes(t);
   int64_t last = t.storage_offset();  // index of the element at the end of every dimension
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &storage));
   bool inside = true;
   for (size_t i = 0; inside && i < sizes.size(); ++i) {
     int64_t reach = 0;
@@ -163,19 +130,6 @@ inline char* data_of(const Tensor& t) { return static_cast<char*>(t.data_ptr());
 
 constexpr int64_t kPooledBytes = 1 << 20;  // a new buffer of this size or more costs less from the pool
 
-// torch::stable has no function for empty_strided.
-inline Tensor empty_on_device(const Shape& shape, const Shape& strides, ScalarType type, const Device& device) {
-  using torch::stable::detail::from;
-  const std::optional<ScalarType> dtype = type;
-  const std::optional<Device> where = device;
-  const std::optional<torch::headeronly::Layout> layout;
-  const std::optional<bool> pinned;
-  const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape), steps(strides);
-  std::array<StableIValue, 6> stack{from(sizes), from(steps), from(dtype), from(layout), from(where), from(pinned)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_strided", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // A tensor, not initialised; contiguous, or as if it were transposed from a contiguous one if `transposed`: the first
 // two dimensions then lie in memory in the other order. (A view made by transposing would not do, since torch refuses
 // in-place changes of a view that an autograd Function returns.) Throws std::bad_alloc where there is too little memory
@@ -190,15 +144,10 @@ inline Tensor empty(const Shape& shape, Dtype dtype, const Device& device, bool 
     stride *= std::max<int64_t>(shape[k], 1);
     elements *= shape[k];
   }
-  if (device.type() != DeviceType::CPU) return empty_on_device(shape, strides, scalar_of(dtype), device);
   const int64_t bytes = elements * size_of(dtype);
-  if (bytes >= kPooledBytes)
-    return torch::stable::from_blob(pool_take(bytes), shape, strides, device, scalar_of(dtype), pool_give);
-  AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               number_of(scalar_of(dtype)), aoti_torch_device_type_cpu(), -1, &handle) != TORCH_SUCCESS)
-    throw std::bad_alloc();
-  return Tensor(handle);
+  if (device.type() == DeviceType::CPU && bytes >= kPooledBytes)
+    return tensor_on(pool_take(bytes), shape, strides, scalar_of(dtype), pool_give);
+  return new_tensor(shape, strides, scalar_of(dtype), device);
 }
 
 }  // namespace sf

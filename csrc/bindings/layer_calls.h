@@ -1,0 +1,135 @@
+// What the operators of a layer do once an implementation is chosen: they check the arguments, allocate the results and
+// run the kernels. The eager entry (csrc/eager) compiles the same functions for tensors of torch's C++ interface.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "arguments.h"
+#include "runner.h"
+#include "tensors.h"
+
+namespace sf {
+
+// Returns h_n; c_n of an LSTM; output if it or saved is wanted; saved if wanted. Absent results are left out of the
+// list, as the dispatcher takes as long for an empty tensor as for another. A cell has no output: it is h_n.
+inline Tensors layer_forward(const LayerArguments& given, bool want_output, bool want_saved, Runner& runner) {
+  LayerCall call = describe_layer(given, runner);
+  const Layer& l = call.layer;
+  const bool keep_steps = !call.cell_rank && (want_output || want_saved);
+  // If no result has a place for each step, the steps after the end of the longest row need not run.
+  if (!keep_steps && !call.lengths.empty())
+    call.layer.T = std::max<int64_t>(1, *std::max_element(call.lengths.begin(), call.lengths.end()));
+  Forward forward{};
+  forward.layer = l;
+  Tensors results;
+  results.reserve(4);
+  results.push_back(call.empty(call.state_shape(l.out())));
+  for (int d = 0; d < l.directions; ++d) forward.h_n[d] = state_rows(results.back(), l.dtype, d);
+  if (call.info->has_c) {
+    results.push_back(call.empty(call.state_shape(l.H)));
+    for (int d = 0; d < l.directions; ++d) forward.c_n[d] = state_rows(results.back(), l.dtype, d);
+  }
+  if (keep_steps) {
+    results.push_back(call.empty_output());
+    for (int d = 0; d < l.directions; ++d) forward.output[d] = call.rows(results.back(), d * l.out());
+  }
+  if (want_saved) {
+    results.push_back(call.empty_buffer(call.saved_width()));
+    for (int d = 0; d < l.directions; ++d) forward.saved[d] = call.buffer_rows(results.back(), d);
+  }
+  if (l.B > 0) runner.forward(forward);
+  return results;
+}
+
+// The gradients of all weights, in their order. With samples, the batch is cut into that many equal parts, and each
+// gradient is (samples, ...), that of one part after another.
+inline Tensors weight_gradients(const LayerCall& call, const Backward& backward, const Tensors& weights,
+                                int64_t samples, Runner& runner) {
+  const Layer& l = call.layer;
+  const int64_t directions = l.directions;
+  Tensors grads;
+  grads.reserve(weights.size());
+  for (size_t k = 0; k < weights.size(); ++k) {
+    const auto sizes = weights[k].sizes();
+    Shape shape(sizes.begin(), sizes.end());
+    // The kernels write w_ih's gradient (I, gates * H) where x holds ids, since an id names a column of w_ih.
+    if (l.ids && k < static_cast<size_t>(directions)) std::swap(shape[0], shape[1]);
+    if (samples) shape.insert(shape.begin(), samples);
+    grads.push_back(call.empty(shape));
+  }
+  WeightGrad grad{};
+  grad.layer = l;
+  grad.samples = std::max<int64_t>(samples, 1);
+  const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(grads, directions);
+  for (int d = 0; d < l.directions; ++d) {
+    grad.output[d] = backward.output[d];
+    grad.d_gates[d] = backward.d_gates[d];
+    grad.d_w_ih[d] = data_of(w_ih[d]);
+    grad.d_w_hh[d] = data_of(w_hh[d]);
+    if (b_ih.count) grad.d_b_ih[d] = data_of(b_ih[d]);
+    if (b_hh.count) grad.d_b_hh[d] = data_of(b_hh[d]);
+    if (w_hr.count) grad.d_w_hr[d] = data_of(w_hr[d]);
+  }
+  if (l.B > 0) {
+    runner.weight_grad(grad);
+  } else {
+    for (Tensor& g : grads) fill_with_zeros(g);
+  }
+  if (l.ids)
+    for (int d = 0; d < l.directions; ++d) grads[static_cast<size_t>(d)] = as_transposed(grads[static_cast<size_t>(d)]);
+  return grads;
+}
+
+// Returns the gradients of x if wanted, of h0 and c0 where they are given, and of all weights if wanted. `output` and
+// `saved` are those that the forward returned; `output` of a cell is h_n.
+inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output, const Maybe& d_h_n,
+                              const Maybe& d_c_n, const Tensor& output, const Tensor& saved, bool want_d_x,
+                              bool want_d_weights, int64_t samples, Runner& runner) {
+  const LayerCall call = describe_layer(given, runner);
+  const Tensors& weights = given.weights;
+  const Maybe &h0 = given.h0, &c0 = given.c0;
+  const Layer& l = call.layer;
+  const Shape state = call.state_shape(l.out()), c_state = call.state_shape(l.H);
+  const Shape output_shape = call.rows_shape(l.directions * l.out());
+  check_given("output", output);
+  check_given("saved", saved);
+  call.check("output", output, output_shape);
+  call.check_buffer("saved", saved, call.saved_width());
+  if (d_output) call.check("d_output", *d_output, output_shape);
+  if (d_h_n) call.check("d_h_n", *d_h_n, state);
+  if (d_c_n) call.check("d_c_n", *d_c_n, c_state);
+  if (want_d_x && l.ids) fail("want_d_x: expected False, as x holds ids, which have no gradient");
+  if (samples < 0 || (samples && l.B % samples))
+    fail("samples: expected a divisor of the batch ", l.B, " but got ", samples);
+  if (samples && given.batch_sizes) fail("samples: expected 0 with batch_sizes but got ", samples);
+  Tensors results;
+  results.reserve(3 + weights.size());  // so that pointers into the list stay valid
+  const auto add = [&](const Shape& shape) -> const Tensor& {
+    results.push_back(call.empty(shape));
+    return results.back();
+  };
+  const Tensor d_gates = call.empty_buffer(call.gates_width());
+  Backward backward{};
+  backward.layer = l;
+  if (want_d_x) backward.d_x = call.rows(add(call.rows_shape(l.I)));
+  const Tensor* d_h0 = h0 ? &add(state) : nullptr;
+  const Tensor* d_c0 = c0 ? &add(c_state) : nullptr;
+  for (int d = 0; d < l.directions; ++d) {
+    backward.output[d] = call.rows(output, d * l.out());
+    backward.saved[d] = call.buffer_rows(saved, d);
+    if (d_output) backward.d_output[d] = call.rows(*d_output, d * l.out());
+    backward.d_h_n[d] = state_rows(d_h_n, l.dtype, d);
+    backward.d_c_n[d] = state_rows(d_c_n, l.dtype, d);
+    backward.d_gates[d] = call.buffer_rows(d_gates, d);
+    if (d_h0) backward.d_h0[d] = state_rows(*d_h0, l.dtype, d);
+    if (d_c0) backward.d_c0[d] = state_rows(*d_c0, l.dtype, d);
+  }
+  if (l.B > 0) runner.backward(backward);
+  if (want_d_weights)
+    for (Tensor& grad : weight_gradients(call, backward, weights, samples, runner)) results.push_back(std::move(grad));
+  return results;
+}
+
+}  // namespace sf
