@@ -1,8 +1,12 @@
 """Builds ``seqcls_fast._C``: csrc/cpu/kernels once per instruction set, csrc/cuda where there is nvcc, the rest once.
+And the eager entry, csrc/eager, a library for each release of torch that it shall work with.
 
 ``python setup.py build_ext --inplace --isas=avx2`` builds fewer instruction sets, as the mutation tests do; "base",
 which runs on every CPU, is always built. SEQCLS_CUDA=0 or 1 decides whether the CUDA part is built. Without it, the
 part is built if torch is built for CUDA and nvcc is there. Whether this machine has a GPU does not matter.
+
+SEQCLS_EAGER_FOR names the installations of torch that get an eager entry, as folders ``.../site-packages/torch`` with
+colons between them; 0 means none. Without it there is one for the torch that builds, if that works.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, LinkError
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -193,6 +197,8 @@ class BuildPerIsa(BuildExtension):
                 extra_postargs=[*flags, *macros],
             )
 
+        if ext.name != "seqcls_fast._C":
+            return self.build_eager(ext)
         toolkit = cuda_toolkit()
         archs = architectures() if toolkit else []
         folder = Path(self.build_temp) / "-".join(["cuda", *archs])
@@ -202,8 +208,7 @@ class BuildPerIsa(BuildExtension):
             ext.extra_objects = [obj for objects in pool.map(compile_isa, names) for obj in objects]
             ext.extra_objects += [task.result() for task in cuda]
         ext.define_macros += [(f"SF_WITH_{name.upper()}", None) for name in names]
-        sources = runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](ROOT)
-        ext.define_macros += [("SF_CSRC_HASH", f'"{sources}"')]
+        ext.define_macros += hash_macro()
         if toolkit:
             # USE_CUDA declares the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which
             # libtorch loads. No other symbol of ours needs libtorch, so the linker must be told to keep it. CUDA's own
@@ -216,6 +221,46 @@ class BuildPerIsa(BuildExtension):
         super().build_extension(ext)
 
 
+    def build_eager(self, ext: Extension) -> None:
+        """Builds an eager entry. Without it all works too, so that one nobody asked for may fail."""
+        ext.define_macros += hash_macro()
+        try:
+            super().build_extension(ext)
+        except (CompileError, LinkError, RuntimeError, OSError) as error:
+            if "SEQCLS_EAGER_FOR" in os.environ:
+                raise
+            print(f"seqcls_fast: building without the eager entry, small calls take longer: {error}", file=sys.stderr)
+
+
+def hash_macro() -> list[tuple[str, str]]:
+    return [("SF_CSRC_HASH", f'"{runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](ROOT)}"')]
+
+
+def eager_entries(headers: list[str]) -> list[Extension]:
+    """An extension for each torch in SEQCLS_EAGER_FOR."""
+    choice = os.environ.get("SEQCLS_EAGER_FOR", str(Path(torch.__file__).parent))
+    found = {}
+    for folder in map(Path, choice.split(os.pathsep) if choice not in ("", "0") else []):
+        text = (folder / "version.py").read_text() if (folder / "version.py").exists() else ""
+        version = re.search(r"^__version__ = '(\d+\.\d+\.\d+)", text, re.MULTILINE)
+        if version is None:
+            raise SystemExit(f"SEQCLS_EAGER_FOR: expected folders of installed torch packages but got {folder}")
+        name = f"_eager_{version[1].replace('.', '_')}"  # seqcls_fast/_eager.py looks for it
+        found[name] = Extension(
+            f"seqcls_fast.{name}",
+            [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc/eager").glob("*.cpp"))],
+            include_dirs=[str(folder / "include"), str(folder / "include/torch/csrc/api/include")],
+            library_dirs=[str(folder / "lib")],
+            libraries=["c10", "torch", "torch_cpu", "torch_python"],
+            define_macros=[("SF_EAGER_INIT", f"PyInit_{name}")],
+            extra_compile_args=[*FLAGS, "-Wno-unused-parameter"],  # in torch's headers
+            depends=headers,
+            language="c++",
+            optional=True,
+        )
+    return list(found.values())
+
+
 def extensions() -> list[Extension]:
     if not HAVE_COMPILER:
         print(
@@ -224,13 +269,15 @@ def extensions() -> list[Extension]:
         )
         return []
     headers = [path for pattern in ("*.h", "*.cuh", "*.cu") for path in (ROOT / "csrc").rglob(pattern)]
+    depends = sorted(map(str, headers))
     return [
         CppExtension(
             "seqcls_fast._C",
             [str(path.relative_to(ROOT)) for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))],
             extra_compile_args=FLAGS,
-            depends=sorted(map(str, headers)),
-        )
+            depends=depends,
+        ),
+        *eager_entries(depends),
     ]
 
 

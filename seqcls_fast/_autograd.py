@@ -20,6 +20,7 @@ __all__ = [
     "Layer",
     "Outputs",
     "Spec",
+    "backward_of_call",
     "grads_batched",
     "mapped",
     "needs_graph",
@@ -148,6 +149,31 @@ def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _T
         # The output is detached because LayerGrad has no gradient for it, and torch would call this backward in vain.
         return LayerGrad.apply(spec.replace(needs=needs), *grads, output.detach(), saved, *tensors)
     return _gradients(spec, needs, grads, tensors, output, saved)
+
+
+def backward_of_call(
+    directions: int, cell: str, batch_first: bool, impl: str, one_step: bool, changed: bool, needs: Sequence[bool],
+    grads: _Tensors, tensors: _Tensors, output: Any, saved: Any,
+) -> _Tensors:  # fmt: skip
+    """The gradients of a node that the eager entry recorded, where its backward is differentiated, mapped or traced.
+
+    ``changed``: the user may have written to the output. ``one_step``: the node is that of a cell, without the
+    dimensions that a layer has and a cell has not. Its output is its h.
+    """
+    spec = Spec(directions, cell, batch_first, True, impl)
+    if not one_step:
+        if changed:
+            output = run_forward(spec, tensors)[0]
+        return run_backward(spec, needs, grads, tensors, output, saved)
+    add = (None, None) if tensors[_X].dim() == 1 else (None,)
+
+    def as_layer(values: _Tensors) -> list[Any]:
+        return [t if t is None else t[add] for t in values]
+
+    inputs = [*as_layer(tensors[:_WEIGHTS]), *tensors[_WEIGHTS:]]
+    output = run_forward(spec, inputs)[0] if changed else output[add]
+    found = run_backward(spec, needs, as_layer(grads), inputs, output, saved)
+    return [d if d is None else d.reshape(t.shape) for d, t in zip(found, tensors, strict=True)]
 
 
 def grads_batched(grads: _Tensors) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import _eager, ops
 from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, refuse_rank
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
@@ -75,6 +75,10 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         lengths: Tensor | Sequence[int] | None = None,
         want_output: bool = True,
     ) -> tuple[Any, Any]:
+        if not torch.compiler.is_compiling():
+            found = _eager.layers(self, input, hx, lengths, want_output)
+            if found is not NotImplemented:
+                return found  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")
@@ -187,6 +191,10 @@ class RecurrentCell(_Guarded, nn.RNNCellBase):
 
     def _step(self, cell: str, input: Any, hx: Any) -> Any:
         """The new h, or h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions."""
+        if not torch.compiler.is_compiling():
+            found = _eager.cell(self, cell, input, hx)
+            if found is not NotImplemented:
+                return found
         if not isinstance(input, Tensor):
             return call_with_stand_ins(self, input, hx)
         dim = input.dim()

@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 
 from . import (  # noqa: F401  (_exported and _flops register themselves)
     _autograd,
+    _eager,
     _exported,
     _flops,
     _self_test,
@@ -64,11 +65,16 @@ def use_impl(name: str) -> Iterator[None]:
     """
     _check_impl(name)
     before = getattr(_default, "impl", "auto")
-    _default.impl = name
+    _set_default(name)
     try:
         yield
     finally:
-        _default.impl = before
+        _set_default(before)
+
+
+def _set_default(impl: str) -> None:
+    _default.impl = impl
+    _eager.use_impl(impl)
 
 
 def _check_impl(name: str) -> None:
@@ -229,7 +235,14 @@ def run_layer(
     impl: str = "auto",
 ) -> Outputs:
     """:func:`rnn_layer` with its weights in one list, one kind after another, as the ops take them."""
+    compiling = torch.compiler.is_compiling()
     if impl == "auto":
+        if not compiling and not recompute:
+            found = _eager.layer(
+                x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output
+            )
+            if found is not NotImplemented:
+                return found  # type: ignore[no-any-return]
         impl = getattr(_default, "impl", "auto")
     if impl != "auto":
         _check_impl(impl)
@@ -243,7 +256,7 @@ def run_layer(
             x = x.to(torch.int64)
     if autocasts(device):
         x, h0, c0, *weights = autocast(x, h0, c0, *weights)
-    transformed, compiling = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
+    transformed = torch._C._are_functorch_transforms_active()
     # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
     call = (x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()

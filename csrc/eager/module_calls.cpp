@@ -1,0 +1,415 @@
+// The Python functions of the eager entry: layers() and cell() for the modules, layer() for one layer. Each returns
+// NotImplemented unless the call is plain (layer_node.h) and all its arguments are right; the caller then goes on in
+// Python, where the checks are that tell what is wrong. So there is no message here, and no check is left out there.
+#include "layer_node.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/headeronly/version.h>
+
+#include <array>
+#include <cctype>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace sf {
+namespace {
+
+const Exports* exports = nullptr;
+bool is_on = true;
+
+// What use_impl() chose in this thread; null if the eager entry cannot run it.
+struct Choice {
+  std::string impl = "auto";
+  Runner* runner = exports->cpu_runner("auto");
+};
+Choice& choice() {
+  thread_local Choice chosen;
+  return chosen;
+}
+
+// ---- Attributes of a module, as borrowed references. All of them are in the module's dictionary.
+
+struct Names {
+  PyObject *parameters, *mode, *num_layers, *bidirectional, *bias, *batch_first, *dropout, *training, *input_size,
+      *hidden_size, *proj_size, *recompute_gates;
+  std::array<PyObject*, 4> of_cell;
+};
+
+PyObject* interned(const std::string& text) {
+  PyObject* name = PyUnicode_InternFromString(text.c_str());
+  if (!name) throw python_error();
+  return name;
+}
+
+const Names& names() {
+  static const Names all{interned("_parameters"), interned("mode"),        interned("num_layers"),
+                         interned("bidirectional"), interned("bias"),      interned("batch_first"),
+                         interned("dropout"),     interned("training"),    interned("input_size"),
+                         interned("hidden_size"), interned("proj_size"),   interned("recompute_gates"),
+                         {interned("weight_ih"),  interned("weight_hh"),   interned("bias_ih"), interned("bias_hh")}};
+  return all;
+}
+
+constexpr const char* kKinds[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+
+// The name of a layer's weight.
+PyObject* weight_name(size_t kind, int64_t layer, int64_t direction) {
+  static std::vector<std::array<PyObject*, 10>> all;
+  while (all.size() <= static_cast<size_t>(layer)) {
+    std::array<PyObject*, 10> of_layer{};
+    for (size_t k = 0; k < 5; ++k)
+      for (size_t d = 0; d < 2; ++d)
+        of_layer[2 * k + d] =
+            interned(std::string(kKinds[k]) + "_l" + std::to_string(all.size()) + (d ? "_reverse" : ""));
+    all.push_back(of_layer);
+  }
+  return all[static_cast<size_t>(layer)][2 * kind + static_cast<size_t>(direction)];
+}
+
+struct Declined {};  // thrown where a call is not one for the eager entry
+
+// The attributes of a module, and its parameters.
+class Attributes {
+ public:
+  explicit Attributes(PyObject* module) : module_(module), all_(PyObject_GenericGetDict(module, nullptr)) {
+    if (!all_) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+    parameters_ = PyDict_GetItemWithError(all_, names().parameters);
+    if (!parameters_ || !PyDict_Check(parameters_)) {
+      Py_DECREF(all_);
+      throw Declined{};
+    }
+  }
+  Attributes(const Attributes&) = delete;
+  ~Attributes() { Py_DECREF(all_); }
+
+  PyObject* operator[](PyObject* name) const {
+    PyObject* found = PyDict_GetItemWithError(all_, name);
+    if (!found) throw Declined{};
+    return found;
+  }
+  int64_t number(PyObject* name) const {
+    const int64_t value = PyLong_AsLongLong((*this)[name]);
+    if (value == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+    return value;
+  }
+  bool flag(PyObject* name) const { return is_true((*this)[name]); }
+  bool of_class(PyObject* name) const {  // an attribute that the class has
+    const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(module_, name));
+    if (!value) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+    return is_true(value.ptr());
+  }
+  // A parameter that is a plain tensor. A weight of another kind, such as a parametrized one, has to be computed.
+  PyObject* parameter(PyObject* name) const {
+    PyObject* found = PyDict_GetItemWithError(parameters_, name);
+    if (!found) throw Declined{};
+    return found;
+  }
+
+ private:
+  static bool is_true(PyObject* value) {
+    const int truth = PyObject_IsTrue(value);
+    if (truth < 0) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+    return truth != 0;
+  }
+
+  PyObject* module_;
+  PyObject* all_;
+  PyObject* parameters_;
+};
+
+// ---- Tensors
+
+Tensor plain_tensor(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) throw Declined{};
+  const Tensor& t = THPVariable_Unpack(object);
+  if (!is_plain(t)) throw Declined{};
+  return t;
+}
+
+Tensor plain_or_none(PyObject* object) { return object == Py_None ? Tensor() : plain_tensor(object); }
+
+// h0, and c0 where the cell has one.
+std::pair<Tensor, Tensor> states_of(PyObject* hx, bool has_c) {
+  if (hx == Py_None) return {};
+  if (!has_c) return {plain_tensor(hx), Tensor()};
+  if (!PyTuple_CheckExact(hx) || PyTuple_GET_SIZE(hx) != 2) throw Declined{};
+  return {plain_tensor(PyTuple_GET_ITEM(hx, 0)), plain_tensor(PyTuple_GET_ITEM(hx, 1))};
+}
+
+PyObject* wrapped(Tensor t) {
+  if (!t.defined()) Py_RETURN_NONE;
+  return THPVariable_Wrap(std::move(t));
+}
+
+// The tuple of new references to objects, of which none may be null.
+template <class... Objects>
+PyObject* tuple_of(Objects... objects) {
+  PyObject* tuple = PyTuple_New(sizeof...(objects));
+  if (!tuple || !(... && objects)) {
+    (Py_XDECREF(objects), ...);
+    Py_XDECREF(tuple);
+    throw python_error();
+  }
+  Py_ssize_t next = 0;
+  (PyTuple_SET_ITEM(tuple, next++, objects), ...);
+  return tuple;
+}
+
+Spec chosen_spec(const std::string& cell) {
+  const Choice& chosen = choice();
+  if (!chosen.runner) throw Declined{};
+  Spec spec;
+  spec.cell = cell;
+  spec.runner = chosen.runner;
+  spec.impl = chosen.impl;
+  return spec;
+}
+
+bool has_c(const std::string& cell) {
+  for (const CellInfo& info : kCells)
+    if (cell == info.name) return info.has_c;
+  throw Declined{};
+}
+
+std::string text_of(PyObject* object) {
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  if (!text) {
+    PyErr_Clear();
+    throw Declined{};
+  }
+  return {text, static_cast<size_t>(size)};
+}
+
+bool is_real(const Tensor& t) { return at::isFloatingType(t.scalar_type()); }
+
+Results run_or_decline(const Spec& spec, Tensors tensors, bool want_output) {
+  Results results;
+  if (!run_layer(spec, std::move(tensors), want_output, results)) throw Declined{};
+  return results;
+}
+
+// ---- The functions
+
+// layers(module, input, hx, lengths, want_output): the forward of RNN, GRU and LSTM.
+PyObject* layers(PyObject* const* arguments) {
+  const Attributes module(arguments[0]);
+  if (module.of_class(names().recompute_gates)) throw Declined{};
+  std::string cell = text_of(module[names().mode]);
+  for (char& c : cell) c = static_cast<char>(std::tolower(c));
+  Spec spec = chosen_spec(cell);
+  const bool with_c = has_c(cell);
+  Tensor x = plain_tensor(arguments[1]);
+  auto [h, c] = states_of(arguments[2], with_c);
+  const Tensor lengths = plain_or_none(arguments[3]);
+  const bool want_output = arguments[4] == Py_True;
+  if (!want_output && arguments[4] != Py_False) throw Declined{};
+  const int64_t rank = x.dim(), count = module.number(names().num_layers);
+  const bool batched = rank == 3;
+  if ((rank != 2 && rank != 3) || !is_real(x) || x.size(-1) != module.number(names().input_size) || count < 1)
+    throw Declined{};
+  spec.directions = module.flag(names().bidirectional) ? 2 : 1;
+  spec.batch_first = batched && module.flag(names().batch_first);
+  if (h.defined() && (h.dim() != rank || h.size(0) != count * spec.directions)) throw Declined{};
+  if (c.defined() && (c.dim() != rank || c.size(0) != count * spec.directions)) throw Declined{};
+  if (!batched) {
+    x = x.unsqueeze(1);
+    if (h.defined()) h = h.unsqueeze(1);
+    if (c.defined()) c = c.unsqueeze(1);
+  }
+  double dropout = 0;
+  if (count > 1 && module.flag(names().training)) {
+    dropout = PyFloat_AsDouble(module[names().dropout]);
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+  }
+  const bool bias = module.flag(names().bias), projected = module.flag(names().proj_size);
+  std::vector<Tensors> all(static_cast<size_t>(count));
+  for (int64_t k = 0; k < count; ++k) {  // before any layer runs, as a call that began cannot be declined
+    Tensors& tensors = all[static_cast<size_t>(k)];
+    tensors.reserve(kWeights + 10);
+    tensors.resize(kWeights);
+    for (size_t kind = 0; kind < 5; ++kind) {
+      if (kind == 4 ? !projected : kind > 1 && !bias) continue;
+      for (int64_t d = 0; d < spec.directions; ++d)
+        tensors.push_back(plain_tensor(module.parameter(weight_name(kind, k, d))));
+    }
+    tensors[kLengths] = lengths;
+  }
+  Results results;
+  Tensors h_n, c_n;
+  for (int64_t k = 0; k < count; ++k) {
+    Tensors& tensors = all[static_cast<size_t>(k)];
+    const auto part = [&](const Tensor& t) {
+      return count > 1 && t.defined() ? t.narrow(0, k * spec.directions, spec.directions) : t;
+    };
+    tensors[kX] = x;
+    tensors[kH0] = part(h);
+    tensors[kC0] = part(c);
+    results = run_or_decline(spec, std::move(tensors), want_output || k + 1 < count);
+    if (count > 1) {
+      h_n.push_back(results.h_n);
+      if (with_c) c_n.push_back(results.c_n);
+    }
+    if (k + 1 < count) x = dropout != 0 ? at::dropout(results.output, dropout, true) : results.output;
+  }
+  if (count > 1) {
+    results.h_n = at::cat(h_n);
+    if (with_c) results.c_n = at::cat(c_n);
+  }
+  if (!batched) {
+    if (results.output.defined()) results.output = results.output.squeeze(1);
+    results.h_n = results.h_n.squeeze(1);
+    if (with_c) results.c_n = results.c_n.squeeze(1);
+  }
+  PyObject* states = with_c ? tuple_of(wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)))
+                            : wrapped(std::move(results.h_n));
+  return tuple_of(wrapped(std::move(results.output)), states);
+}
+
+// cell(module, name of the cell, input, hx): the forward of RNNCell, GRUCell and LSTMCell.
+PyObject* cell(PyObject* const* arguments) {
+  const Attributes module(arguments[0]);
+  const std::string name = text_of(arguments[1]);
+  Spec spec = chosen_spec(name);
+  spec.one_step = true;
+  const bool with_c = has_c(name);
+  Tensors tensors;
+  tensors.reserve(kWeights + 4);
+  tensors.resize(kWeights);
+  Tensor& x = tensors[kX] = plain_tensor(arguments[2]);
+  std::tie(tensors[kH0], tensors[kC0]) = states_of(arguments[3], with_c);
+  const int64_t rank = x.dim();
+  if ((rank != 1 && rank != 2) || !is_real(x) || x.size(-1) != module.number(names().input_size)) throw Declined{};
+  for (const Tensor& state : {tensors[kH0], tensors[kC0]})
+    if (state.defined() && (state.dim() != rank || state.size(-1) != module.number(names().hidden_size)))
+      throw Declined{};
+  for (PyObject* of_cell : names().of_cell) {
+    PyObject* weight = module.parameter(of_cell);
+    if (weight != Py_None) tensors.push_back(plain_tensor(weight));
+  }
+  if (tensors.size() == kWeights + 3) throw Declined{};  // one bias alone
+  Results results = run_or_decline(spec, std::move(tensors), false);
+  if (!with_c) return wrapped(std::move(results.h_n));
+  return tuple_of(wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)));
+}
+
+// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output): output, h_n and c_n.
+PyObject* layer(PyObject* const* arguments) {
+  PyObject* weights = arguments[1];
+  if (!PyList_CheckExact(weights)) throw Declined{};
+  const std::string name = text_of(arguments[5]);
+  has_c(name);
+  Spec spec = chosen_spec(name);
+  spec.directions = PyLong_AsLongLong(arguments[2]);
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    throw Declined{};
+  }
+  spec.batch_first = arguments[8] == Py_True;
+  const bool want_output = arguments[9] == Py_True;
+  Tensors tensors;
+  tensors.reserve(kWeights + static_cast<size_t>(PyList_GET_SIZE(weights)));
+  tensors.push_back(plain_tensor(arguments[0]));
+  for (const int i : {3, 4, 6, 7}) tensors.push_back(plain_or_none(arguments[i]));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(weights); ++i)
+    tensors.push_back(plain_tensor(PyList_GET_ITEM(weights, i)));
+  Results results = run_or_decline(spec, std::move(tensors), want_output);
+  return tuple_of(wrapped(std::move(results.output)), wrapped(std::move(results.h_n)),
+                  wrapped(std::move(results.c_n)));
+}
+
+void check_count(Py_ssize_t count, Py_ssize_t wanted) {
+  if (count == wanted) return;
+  PyErr_Format(PyExc_TypeError, "expected %zd arguments but got %zd", wanted, count);
+  throw python_error();
+}
+
+template <PyObject* (*function)(PyObject* const*), Py_ssize_t kCount>
+PyObject* entry(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  check_count(count, kCount);
+  try {
+    if (is_on && exports && is_plain_thread()) return function(arguments);
+  } catch (const Declined&) {
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+// connect(exports, unusual_backward): must be called once, before anything else.
+PyObject* connect(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  check_count(count, 2);
+  const auto* found = static_cast<const Exports*>(PyCapsule_GetPointer(arguments[0], kExportsCapsule));
+  if (!found) throw python_error();
+  if (std::string(found->csrc_hash) != SF_CSRC_HASH) throw std::runtime_error("it was built from other sources");
+  exports = found;
+  set_unusual_backward(arguments[1]);
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+// use_impl(name): the implementation of this thread's calls.
+PyObject* use_impl(PyObject*, PyObject* name) {
+  HANDLE_TH_ERRORS
+  Choice& chosen = choice();
+  chosen.impl = text_of(name);
+  chosen.runner = exports->cpu_runner(chosen.impl.c_str());
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+// turn(on): whether the functions do anything. Returns what was set before.
+PyObject* turn(PyObject*, PyObject* on) { return PyBool_FromLong(std::exchange(is_on, on == Py_True)); }
+
+template <class Function>
+PyCFunction as_method(Function* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {
+    {"layers", as_method(entry<layers, 5>), METH_FASTCALL, nullptr},
+    {"cell", as_method(entry<cell, 4>), METH_FASTCALL, nullptr},
+    {"layer", as_method(entry<layer, 10>), METH_FASTCALL, nullptr},
+    {"connect", as_method(connect), METH_FASTCALL, nullptr},
+    {"use_impl", use_impl, METH_O, nullptr},
+    {"turn", turn, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition{PyModuleDef_HEAD_INIT, "seqcls_fast._eager_library", "The eager entry; see csrc/eager.", -1, methods,
+                       nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+// Of csrc/cpu/host/backend.h, for tensors.h: large tensors come from the pool of the other library.
+void* pool_take(int64_t bytes) { return exports->pool_take(bytes); }
+void pool_give(void* memory) { exports->pool_give(memory); }
+
+}  // namespace sf
+
+extern "C" __attribute__((visibility("default"))) PyObject* SF_EAGER_INIT() {
+  PyObject* module = PyModule_Create(&sf::definition);
+  if (module) PyModule_AddStringConstant(module, "torch_version", TORCH_VERSION);
+  return module;
+}
