@@ -253,7 +253,7 @@ def eager_entries(headers: list[str]) -> list[Extension]:
             library_dirs=[str(folder / "lib")],
             libraries=["c10", "torch", "torch_cpu", "torch_python"],
             define_macros=[("SF_EAGER_INIT", f"PyInit_{name}")],
-            extra_compile_args=[*FLAGS, "-Wno-unused-parameter"],  # in torch's headers
+            extra_compile_args=[*FLAGS, "-std=c++20", "-Wno-unused-parameter"],  # for the headers of torch
             depends=headers,
             language="c++",
             optional=True,
