@@ -1,5 +1,6 @@
 """Shared fixtures. `impl` runs a test once for each implementation that works on this machine, `compiled` once for each
 compiled one, and `checked` for each one that checks sizes with our own sentences, which is all but the reference.
+`entry` runs it once for each of the two ways that a call may take from Python to the operators.
 
 The report's header lists the implementations; test_backends.test_implementations_are_there asserts the minimum.
 `--impl NAME` narrows the fixtures to one, which may be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU.
@@ -17,6 +18,7 @@ import torch
 
 from seqcls_fast import _ext, ops
 from simt.build import load_plugin, why_no_plugin
+from support.calls import EAGER, python_way
 
 # For `import benchmarks`. At the end of the path, since the package under test may be one that was built elsewhere.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -71,6 +73,18 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(params=["eager", "python"])
+def entry(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The two ways of a call: through the eager entry in C++, and through Python alone."""
+    if request.param == "python":
+        with python_way():
+            yield request.param
+    elif EAGER:
+        yield request.param
+    else:
+        pytest.skip("no eager entry in this build")
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "kept"])
