@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--impl",
         default=None,
         help="run only this implementation, one of seqcls_fast.available_impls(), a simt-..., or auto",
+    )
+    parser.addoption(
+        "--entry",
+        choices=("eager", "python"),
+        default=None,
+        help="run the tests of both ways of calling with one of them, and with python all other tests too",
     )
     parser.addoption("--simt-full", action="store_true", help="test_simt.py: the whole product of cases (an hour)")
     parser.addoption("--ptx-full", action="store_true", help="test_ptx.py: every recurrent kernel, and every fault")
@@ -55,6 +62,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if chosen not in impls:
             raise pytest.UsageError(f"--impl: expected one of {', '.join(impls)} but got {chosen!r}")
         impls = (chosen,)
+    if "entry" in metafunc.fixturenames:
+        way = metafunc.config.getoption("entry")
+        metafunc.parametrize("entry", ("eager", "python") if way is None else (way,), indirect=True)
     if "impl" in metafunc.fixturenames:
         metafunc.parametrize("impl", impls)
     # pytest shows a test without implementations as skipped; the header has the reason
@@ -75,7 +85,13 @@ def _same_start() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
-@pytest.fixture(params=["eager", "python"])
+@pytest.fixture(autouse=True)
+def _one_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with python_way() if request.config.getoption("entry") == "python" else nullcontext():
+        yield
+
+
+@pytest.fixture
 def entry(request: pytest.FixtureRequest) -> Iterator[str]:
     """The two ways of a call: through the eager entry in C++, and through Python alone."""
     if request.param == "python":

@@ -52,7 +52,7 @@ CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 CLASSES: dict[str, tuple[Any, Any]] = {name: (getattr(sf, name), getattr(nn, name)) for name in (*LAYERS, *CELLS)}
 CLASSES["rnn_layer"] = (Functional, nn.LSTM)
 EACH = pytest.mark.parametrize("kind", CLASSES)
-EACH_MODULE = pytest.mark.parametrize("kind", (*LAYERS, *CELLS))
+EACH_MODULE = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 
 
 class Call:
