@@ -78,7 +78,7 @@ class Call:
         given = self.inputs | changed
         hx = given.get("h0")
         hx = hx if hx is None or "c0" not in self.inputs else (hx, given["c0"])
-        result = (module or self.ours)(given["x"], hx)
+        result = (self.ours if module is None else module)(given["x"], hx)
         if self.is_cell:
             h, c = result if isinstance(result, tuple) else (result, None)
             found = {"h_n": h, "c_n": c}
@@ -88,7 +88,7 @@ class Call:
 
     def gradients(self, results: Named, module: Any = None) -> twins.Tensors:
         """Gradients of all parameters and inputs, for fixed random cotangents. The graph is kept."""
-        return twins.gradients(results, module or self.ours, **self.inputs)  # type: ignore[arg-type]
+        return twins.gradients(results, self.ours if module is None else module, **self.inputs)  # type: ignore[arg-type]
 
     def both(self, module: Any = None) -> twins.Tensors:
         """Results and gradients."""
@@ -108,6 +108,11 @@ def equal(found: Any, wanted: Any) -> None:
     """The same bits, by name."""
     assert found.keys() == wanted.keys()
     assert [name for name, t in wanted.items() if not torch.equal(found[name], t)] == []
+
+
+def numbered(tensors: Any) -> Named:
+    """Tensors by their number in a list."""
+    return {str(k): t for k, t in enumerate(tensors)}
 
 
 def loss(results: Named) -> Tensor:
