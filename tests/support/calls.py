@@ -6,7 +6,6 @@ tests/conftest.py runs a test once for each way; the expected numbers are those 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,7 +19,12 @@ from seqcls_fast.ops import rnn_layer
 from support import twins
 from support.tolerances import assert_close_by_name
 
-EAGER = importlib.util.find_spec("seqcls_fast._eager") is not None
+try:
+    from seqcls_fast import _eager
+except ImportError:
+    _eager = None  # type: ignore[assignment]
+WHY_NOT_EAGER = "no eager entry in this build" if _eager is None else _eager.why_off  # None: there is one
+
 B, I, H, T = twins.B, twins.I, twins.H, twins.T
 TERMS = twins.TERMS
 Named = dict[str, Tensor]
@@ -28,11 +32,7 @@ Named = dict[str, Tensor]
 
 def python_way() -> AbstractContextManager[Any]:
     """Inside the block, calls go through Python alone."""
-    if not EAGER:
-        return nullcontext()
-    from seqcls_fast import _eager
-
-    return _eager.off()  # type: ignore[no-any-return]
+    return nullcontext() if _eager is None else _eager.off()
 
 
 class Functional(sf.LSTM):
