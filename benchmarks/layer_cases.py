@@ -2,15 +2,16 @@
 
 Every engine gets the same weights and the same time-major input, and returns the same named tensors; the tests run the
 same cases. Ragged lengths are uniform in [T/10, T], and of a ragged case only the states at the sequences' ends count.
+A cell (GRUCell and the others) is a case too, of one step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,13 +64,30 @@ class Case:
     directions: int = 1
     layers: int = 1
     dtype: str = "float32"
+    state: bool = False  # the call is given a state, as where one step follows the other, and of LSTM c_n counts too
+    graph: bool = False  # a forward that records a graph for a backward, which does not come
+    single: bool = False  # RNNCell, GRUCell or LSTMCell: T is 1, x has no dimension for it, and a state is always given
 
     @property
     def what(self) -> str:
         """The name of its table, such as "inference", "ragged training" or "bfloat16 inference"."""
         words = ["bfloat16"] * (self.dtype == "bfloat16") + ["ragged"] * self.ragged
-        words += ["bidirectional"] * (self.directions == 2) + ["stacked"] * (self.layers > 1)
-        return " ".join([*words, "training" if self.training else "inference"])
+        words += ["bidirectional"] * (self.directions == 2) + ["stacked"] * (self.layers > 1) + ["cell"] * self.single
+        return " ".join(
+            [*words, "training" if self.training else "forward with a graph" if self.graph else "inference"]
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of its row in the table."""
+        if self.single:
+            B, _, I, H = self.shape
+            return f"{self.cell}Cell ({B}, {I}, {H})"
+        return f"{self.cell} {self.shape}{', state carried' if self.state else ''}"
+
+    @property
+    def has_state(self) -> bool:
+        return self.state or self.single
 
     @property
     def plain(self) -> bool:
@@ -90,7 +108,7 @@ class Case:
         return [self.shape.I] + [self.directions * self.shape.H] * (self.layers - 1)
 
     def __str__(self) -> str:
-        return f"{self.what} {self.cell} {self.shape}"
+        return f"{self.what} {self.name}"
 
 
 def grid(cells: Sequence[str] = CELLS, shapes: Sequence[Shape] = SHAPES, quick: bool = False) -> Iterator[Case]:
@@ -118,21 +136,36 @@ def grid(cells: Sequence[str] = CELLS, shapes: Sequence[Shape] = SHAPES, quick: 
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors of a case: torch.nn's parameters by name, x (T, B, I), and for a ragged case lengths (B,)."""
+    """The tensors of a case: torch.nn's parameters by name, x (T, B, I), and for a ragged case lengths (B,).
+
+    Where the case has a state, ``states`` are h0, or h0 and c0, (layers * D, B, H) each. A cell's are (B, H), and its x
+    is (B, I).
+    """
 
     case: Case
     weights: Values
     x: Tensor
     lengths: Tensor | None
+    states: tuple[Tensor, ...] = ()
 
+    @property
+    def inputs(self) -> Values:
+        return dict(zip(("x", "h0", "c0"), (self.x, *self.states), strict=False))
+
+    @torch.inference_mode(False)  # a user's parameters were not made in inference mode either
     def module(self, namespace: Any = nn, dtype: torch.dtype | None = None) -> nn.Module:
-        """The layer as ``namespace`` has it, torch.nn or seqcls_fast, with these weights."""
-        case = self.case
-        module = getattr(namespace, case.cell)(
-            case.shape.I, case.shape.H, case.layers, bidirectional=case.directions == 2
-        )
+        """The layer or cell as ``namespace`` has it, torch.nn or seqcls_fast, with these weights."""
+        module = made(namespace, self.case)
         module.load_state_dict(self.weights)
-        return module.to(dtype or case.torch_dtype).train(case.training)
+        return module.to(dtype or self.case.torch_dtype).train(self.case.training)
+
+
+def made(namespace: Any, case: Case) -> nn.Module:
+    """A new module of a case."""
+    _, _, I, H = case.shape
+    if case.single:
+        return getattr(namespace, f"{case.cell}Cell")(I, H)
+    return getattr(namespace, case.cell)(I, H, case.layers, bidirectional=case.directions == 2)
 
 
 def lengths_of(shape: Shape) -> Tensor:
@@ -140,18 +173,42 @@ def lengths_of(shape: Shape) -> Tensor:
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)
 def build(case: Case) -> Problem:
     B, T, I, H = case.shape
     torch.manual_seed(0)
-    module = getattr(nn, case.cell)(I, H, case.layers, bidirectional=case.directions == 2).to(case.torch_dtype)
-    x = torch.randn(T, B, I, generator=torch.Generator().manual_seed(2)).to(case.torch_dtype)
-    return Problem(case, module.state_dict(), x, lengths_of(case.shape) if case.ragged else None)
+    module = made(nn, case).to(case.torch_dtype)
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn((B, I) if case.single else (T, B, I), generator=random).to(case.torch_dtype)
+    size = (B, H) if case.single else (case.layers * case.directions, B, H)
+    count = (2 if case.cell == "LSTM" else 1) if case.has_state else 0
+    states = tuple(torch.randn(size, generator=random).to(case.torch_dtype) for _ in range(count))
+    return Problem(case, module.state_dict(), x, lengths_of(case.shape) if case.ragged else None, states)
+
+
+def arguments_of(inputs: Values) -> tuple[Any, ...]:
+    """The inputs of a problem as torch.nn's modules take them: x, and a state as h0 or (h0, c0)."""
+    x, *states = inputs.values()
+    return (x, *(states if len(states) < 2 else [tuple(states)]))
+
+
+def hidden(state: Any) -> Tensor:
+    """h of a state, which is h or (h, c)."""
+    return state[0] if isinstance(state, tuple) else state
 
 
 def last_hidden(result: Any) -> Tensor:
-    """h_n of a recurrent module's result."""
-    state = result[1]
-    return state[0] if isinstance(state, tuple) else state
+    """h_n of the result of a recurrent module that is no cell."""
+    return hidden(result[1])
+
+
+def results_of(case: Case, result: Any) -> Values:
+    """What a module returned, by name. Of a ragged case only h_n counts."""
+    if case.ragged:
+        return {"h_n": last_hidden(result)}
+    state = result if case.single else result[1]
+    values = {"h_n": hidden(state)} if case.single else {"output": result[0], "h_n": hidden(state)}
+    return values | ({"c_n": state[1]} if case.has_state and isinstance(state, tuple) else {})
 
 
 def states_at(output: Tensor, lengths: Tensor) -> Tensor:
@@ -159,8 +216,8 @@ def states_at(output: Tensor, lengths: Tensor) -> Tensor:
     return output[lengths - 1, torch.arange(len(lengths))][None]
 
 
-def gradients_of(module: nn.Module, x: Tensor) -> Values:
-    named = [("x", x), *module.named_parameters()]
+def gradients_of(module: nn.Module, inputs: Values) -> Values:
+    named = [*inputs.items(), *module.named_parameters()]
     return {f"d {name}": tensor.grad for name, tensor in named if tensor.grad is not None}
 
 
@@ -169,34 +226,42 @@ def reference(case: Case) -> Values:
     """The results of float64 torch.nn, from weights and inputs that are rounded to the case's own type."""
     problem = build(case)
     module = problem.module(dtype=torch.float64)
-    x = problem.x.double().requires_grad_(case.training)
+    inputs = {name: tensor.double().requires_grad_(case.training) for name, tensor in problem.inputs.items()}
     with grad_mode(case):
-        result = module(x)
-        if problem.lengths is None:
-            values = {"output": result[0], "h_n": last_hidden(result)}
-        else:
-            values = {"h_n": states_at(result[0], problem.lengths)}
+        result = module(*arguments_of(inputs))
+        if problem.lengths is not None:
+            result = (None, states_at(result[0], problem.lengths))
+        values = results_of(case, result)
         if not case.training:
             return values
         values["h_n"].sum().backward()
-    return gradients_of(module, x)
+    return gradients_of(module, inputs)
 
 
 def error_of(case: Case, values: Values) -> float:
+    return distance_from(reference(case), values, gradients=case.training)
+
+
+def distance_from(reference: Values, values: Values, *, gradients: bool) -> float:
     """The largest distance from float64: absolute for outputs, relative to its largest entry for each gradient."""
     worst = 0.0
-    for name, expected in reference(case).items():
-        distance = float((values[name].detach().double().reshape(expected.shape) - expected).abs().max())
-        largest = float(expected.abs().max())
-        if case.training and largest > 0:  # the recurrent weight's gradient is 0 where every length is 1
+    for name, expected in reference.items():
+        distance = float((values[name].detach().double().reshape(expected.shape) - expected.detach()).abs().max())
+        largest = float(expected.detach().abs().max())
+        if gradients and largest > 0:  # the recurrent weight's gradient is 0 where every length is 1
             distance /= largest
         worst = math.inf if math.isnan(distance) else max(worst, distance)
     return worst
 
 
 def grad_mode(case: Case) -> contextlib.AbstractContextManager[None]:
-    """The mode for all calls of a case. It is entered once, because entering it takes as long as a tiny call."""
-    return contextlib.nullcontext() if case.training else torch.inference_mode()
+    """The mode for all calls of a case. It is entered once, because entering it takes as long as a tiny call.
+
+    Cells are called in loops that people write themselves, and most of those say no_grad.
+    """
+    if case.training or case.graph:
+        return contextlib.nullcontext()
+    return torch.no_grad() if case.single else torch.inference_mode()
 
 
 # -- costs ------------------------------------------------------------------------------------------------------------
@@ -217,6 +282,15 @@ def gflop_of(case: Case) -> float:
 def weight_bytes_per_step(case: Case) -> int:
     """Bytes of the recurrent weights of one direction, all of which every step reads, even for one row."""
     return GATES[case.cell] * case.shape.H**2 * (2 if case.dtype == "bfloat16" else 4)
+
+
+def reader_of_weights(case: Case) -> Callable[[], Tensor]:
+    """A call that reads as many bytes as the weights have: torch.sum, the fastest reader that torch or numpy has.
+
+    Where the weights are some kB, nearly all of its time (1 us) is the fixed cost of this call.
+    """
+    weights = build(case).weights.values()
+    return partial(torch.sum, torch.ones(sum(weight.nbytes for weight in weights) // 4))
 
 
 def bytes_of(case: Case) -> int:

@@ -3,6 +3,7 @@
 An engine is built from a Problem and computes it once per `run()`; `values` turns the result into tensors, which are
 checked before anything is timed. Building (tracing, compiling, converting weights) is not timed here, and every engine
 gets its input in the form that suits it best: time-major, in its own kind of array, already bound to its session.
+Those of torch are in torch_engines.py.
 """
 
 from __future__ import annotations
@@ -16,20 +17,13 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch import Tensor
 
-import seqcls_fast as sf
+from . import torch_engines
+from .layer_cases import GATES, Case, Problem, Values
+from .torch_engines import UNROLLED, Engine, build_frozen, build_ours
 
-from .layer_cases import GATES, Case, Problem, Values, gradients_of, last_hidden, states_at
-
-UNROLLED = 10  # steps that torch.compile is given at most: it unrolls the loop and compiles for seconds per step
-
-
-@dataclass(frozen=True)
-class Engine:
-    run: Callable[[], Any]
-    values: Callable[[Any], Values]
+__all__ = ["PEERS", "Engine", "Peer", "build_frozen", "build_ours", "jax_engine", "jax_layer", "peers_of"]
 
 
 @dataclass(frozen=True)
@@ -44,115 +38,6 @@ class Peer:
         return all(importlib.util.find_spec(name) is not None for name in self.package.split())
 
 
-# -- torch and ours ---------------------------------------------------------------------------------------------------
-
-Forward = Callable[[nn.Module, Tensor], Values]
-
-
-def _engine(problem: Problem, module: nn.Module, forward: Forward) -> Engine:
-    """Calls ``forward`` of a module, and in training the backward of h_n.sum()."""
-    if not problem.case.training:
-        return Engine(partial(forward, module, problem.x), lambda values: values)
-    x, parameters = problem.x.clone().requires_grad_(), list(module.parameters())
-
-    def train() -> None:
-        x.grad = None
-        for parameter in parameters:
-            parameter.grad = None
-        forward(module, x)["h_n"].sum().backward()
-
-    return Engine(train, lambda _: gradients_of(module, x))
-
-
-def _full(module: nn.Module, x: Tensor) -> Values:
-    result = module(x)
-    return {"output": result[0], "h_n": last_hidden(result)}
-
-
-def _packed(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
-    return {"h_n": last_hidden(module(pack_padded_sequence(x, lengths, enforce_sorted=False)))}
-
-
-def _by_lengths(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
-    return {"h_n": last_hidden(module(x, lengths=lengths, want_output=False))}
-
-
-def _padded(lengths: Tensor, module: nn.Module, x: Tensor) -> Values:
-    return {"h_n": states_at(module(x)[0], lengths)}
-
-
-def build_ours(problem: Problem, threads: int) -> Engine:
-    forward = _full if problem.lengths is None else partial(_by_lengths, problem.lengths)
-    return _engine(problem, problem.module(sf), forward)
-
-
-def _torch(problem: Problem, threads: int) -> Engine:
-    return _engine(problem, problem.module(), _full if problem.lengths is None else partial(_padded, problem.lengths))
-
-
-def _torch_packed(problem: Problem, threads: int) -> Engine:
-    assert problem.lengths is not None
-    return _engine(problem, problem.module(), partial(_packed, problem.lengths))
-
-
-def _torch_without_onednn(problem: Problem, threads: int) -> Engine:
-    engine = _torch(problem, threads)
-
-    def run() -> Any:
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            return engine.run()
-        finally:
-            torch._C._set_mkldnn_enabled(True)
-
-    return Engine(run, engine.values)
-
-
-def step(cell: str, x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """One step written by hand: the new h and c from ``x``, the step's projected input."""
-    _, w_hh, _, b_hh = weights
-    y = nn.functional.linear(h, w_hh, b_hh)
-    if cell == "RNN":
-        return torch.tanh(x + y), c
-    if cell == "GRU":
-        (xr, xz, xn), (yr, yz, yn) = x.chunk(3, 1), y.chunk(3, 1)
-        r, z = torch.sigmoid(xr + yr), torch.sigmoid(xz + yz)
-        n = torch.tanh(xn + r * yn)
-        return n + z * (h - n), c
-    i, f, g, o = (x + y).chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def hand_written(cell: str, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """output and h_n of one layer, by a Python loop over the steps of x (T, B, I)."""
-    h = c = x.new_zeros(x.size(1), weights[1].size(1))
-    outputs = []
-    for projected in nn.functional.linear(x, weights[0], weights[2]):
-        h, c = step(cell, projected, h, c, weights)
-        outputs.append(h)
-    return torch.stack(outputs), h[None]
-
-
-class _HandWritten(nn.Module):
-    def __init__(self, cell: str, weights: Values) -> None:
-        super().__init__()
-        self.cell = cell
-        for name, weight in weights.items():
-            self.register_parameter(name, nn.Parameter(weight.clone()))
-        self.compiled = torch.compile(hand_written, fullgraph=True, dynamic=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.compiled(self.cell, x, list(self.parameters()))
-
-
-def _torch_compiled(problem: Problem, threads: int) -> Engine:
-    torch._dynamo.reset()  # otherwise it stops compiling after several shapes
-    engine = _engine(problem, _HandWritten(problem.case.cell, problem.weights), _full)
-    engine.run()  # compiles
-    return engine
-
-
 # -- ONNX: onnxruntime and OpenVINO -----------------------------------------------------------------------------------
 
 ONNX_GATES = {"RNN": [0], "GRU": [1, 0, 2], "LSTM": [0, 3, 1, 2]}  # the places of ONNX's gates among torch's
@@ -160,7 +45,10 @@ ONNX_ATTRIBUTES: dict[str, dict[str, Any]] = {"RNN": {}, "GRU": {"linear_before_
 
 
 def onnx_model(problem: Problem) -> bytes:
-    """One RNN, GRU or LSTM node per layer; inputs x (T, B, I) and lengths, outputs h_n and output (T, B, D * H)."""
+    """One RNN, GRU or LSTM node per layer; inputs x (T, B, I) and lengths, outputs h_n and output (T, B, D * H).
+
+    Where there is a state, h0 and c0 are inputs of the one layer, and c_n is an output.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     case = problem.case
@@ -184,14 +72,16 @@ def onnx_model(problem: Problem) -> bytes:
         constants_of_layer = {f"W{k}": W, f"R{k}": R, f"B{k}": biases}
         inputs = [below, *(constant(name, torch.stack(each)) for name, each in constants_of_layer.items())]
         inputs.append("lengths" if case.ragged else "")
+        inputs += [name for name in problem.inputs if name != "x"]
         attributes = ONNX_ATTRIBUTES[case.cell] | {"hidden_size": case.shape.H}
         if case.directions == 2:
             attributes |= {"direction": "bidirectional"}
-        finals.append(f"h{k}")
+        finals.append(f"final{k}")
         if case.ragged:  # only the states are asked for
-            nodes.append(helper.make_node(case.cell, inputs, ["", f"h{k}"], **attributes))
+            nodes.append(helper.make_node(case.cell, inputs, ["", f"final{k}"], **attributes))
             continue
-        nodes.append(helper.make_node(case.cell, inputs, [f"Y{k}", f"h{k}"], **attributes))
+        outputs = [f"Y{k}", f"final{k}", *["c_n"] * (len(problem.states) == 2)]
+        nodes.append(helper.make_node(case.cell, inputs, outputs, **attributes))
         if case.directions == 1:
             constants.append(numpy_helper.from_array(torch.tensor([1]).numpy(), f"direction{k}"))
             nodes.append(helper.make_node("Squeeze", [f"Y{k}", f"direction{k}"], [f"output{k}"]))
@@ -200,25 +90,27 @@ def onnx_model(problem: Problem) -> bytes:
             nodes.append(helper.make_node("Reshape", [f"turned{k}", "merged"], [f"output{k}"]))
         below = f"output{k}"
     nodes.append(helper.make_node("Concat", finals, ["h_n"], axis=0))
-    value, (B, T, I, H) = helper.make_tensor_value_info, case.shape
-    graph_inputs = [value("x", TensorProto.FLOAT, [T, B, I])]
+    value, (B, T, _, H) = helper.make_tensor_value_info, case.shape
+    graph_inputs = [value(name, TensorProto.FLOAT, list(tensor.shape)) for name, tensor in problem.inputs.items()]
     graph_outputs = [value("h_n", TensorProto.FLOAT, [case.layers * case.directions, B, H])]
     if case.ragged:
         graph_inputs.append(value("lengths", TensorProto.INT32, [B]))
     else:
         graph_outputs.append(value(below, TensorProto.FLOAT, [T, B, case.directions * H]))
+    if len(problem.states) == 2:
+        graph_outputs.append(value("c_n", TensorProto.FLOAT, [1, B, H]))
     graph = helper.make_graph(nodes, "layer", graph_inputs, graph_outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     return model.SerializeToString()
 
 
 def _onnx_inputs(problem: Problem) -> dict[str, Any]:
-    feeds = {"x": problem.x.float().numpy()}
+    feeds = {name: tensor.float().numpy() for name, tensor in problem.inputs.items()}
     return feeds if problem.lengths is None else feeds | {"lengths": problem.lengths.int().numpy()}
 
 
 def _named(arrays: Sequence[Any]) -> Values:
-    return dict(zip(("h_n", "output"), map(torch.from_numpy, arrays), strict=False))
+    return dict(zip(("h_n", "output", "c_n"), map(torch.from_numpy, arrays), strict=False))
 
 
 def _onnxruntime(problem: Problem, threads: int) -> Engine:
@@ -279,8 +171,8 @@ def _openvino(problem: Problem, threads: int) -> Engine:
 # -- JAX --------------------------------------------------------------------------------------------------------------
 
 
-def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], dict[str, Any], Any]:
-    """(forward(weights, x), weights, x), where forward runs the layers by lax.scan."""
+def jax_layer(problem: Problem) -> tuple[Callable[..., dict[str, Any]], dict[str, Any], list[Any]]:
+    """(forward(weights, x, *states), weights, [x, *states]), where forward runs the layers by lax.scan."""
     import jax
     import jax.numpy as jnp
 
@@ -289,8 +181,7 @@ def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], d
     def array(tensor: Tensor) -> Any:
         return jnp.asarray(tensor.float().numpy()).astype(case.dtype)
 
-    def one_direction(x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, reverse: bool) -> tuple[Any, Any]:
-        zero = jnp.zeros((x.shape[1], case.shape.H), x.dtype)
+    def one_direction(x: Any, start: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, reverse: bool) -> Any:
 
         def step(state: tuple[Any, Any], projected: Any) -> Any:
             h, c = state
@@ -308,24 +199,27 @@ def jax_layer(problem: Problem) -> tuple[Callable[[Any, Any], dict[str, Any]], d
                 h = jax.nn.sigmoid(o) * jnp.tanh(c)
             return (h, c), h
 
-        (h, _), output = jax.lax.scan(step, (zero, zero), x @ w_ih.T + b_ih, reverse=reverse)
-        return output, h
+        (h, c), output = jax.lax.scan(step, start, x @ w_ih.T + b_ih, reverse=reverse)
+        return output, h, c
 
-    def forward(weights: dict[str, Any], x: Any) -> dict[str, Any]:
+    def forward(weights: dict[str, Any], x: Any, *states: Any) -> dict[str, Any]:
+        zero = jnp.zeros((x.shape[1], case.shape.H), x.dtype)
+        start = tuple(state[0] for state in (*states, *states)[:2]) or (zero, zero)  # c counts for LSTM alone
         finals = []
         for k in range(case.layers):
             outputs = []
             for end in ["", "_reverse"][: case.directions]:
                 names = (f"{kind}_l{k}{end}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-                output, h = one_direction(x, *(weights[name] for name in names), reverse=bool(end))
+                output, h, c = one_direction(x, start, *(weights[name] for name in names), reverse=bool(end))
                 outputs.append(output)
                 finals.append(h)
             x = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
         if problem.lengths is None:
-            return {"output": x, "h_n": jnp.stack(finals)}
+            return {"output": x, "h_n": jnp.stack(finals)} | ({"c_n": c} if len(states) == 2 else {})
         return {"h_n": x[problem.lengths.numpy() - 1, jnp.arange(len(problem.lengths))][None]}
 
-    return forward, {name: array(weight) for name, weight in problem.weights.items()}, array(problem.x)
+    weights = {name: array(weight) for name, weight in problem.weights.items()}
+    return forward, weights, [array(tensor) for tensor in problem.inputs.values()]
 
 
 def jax_engine(function: Any, *arguments: Any) -> Engine:
@@ -344,17 +238,19 @@ def jax_engine(function: Any, *arguments: Any) -> Engine:
     return Engine(lambda: jax.block_until_ready(compiled(*arguments)), values)
 
 
-def jax_gradients(forward: Any, weights: dict[str, Any], x: Any) -> dict[str, Any]:
+def jax_gradients(forward: Any, weights: dict[str, Any], *inputs: Any) -> dict[str, Any]:
     """The gradients of h_n.sum() by torch's names."""
     import jax
 
-    gradients, d_x = jax.grad(lambda w, x: forward(w, x)["h_n"].sum(), argnums=(0, 1))(weights, x)
-    return {f"d {name}": gradient for name, gradient in gradients.items()} | {"d x": d_x}
+    which = tuple(range(1 + len(inputs)))
+    gradients, *others = jax.grad(lambda *given: forward(*given)["h_n"].sum(), argnums=which)(weights, *inputs)
+    named = gradients | dict(zip(("x", "h0", "c0"), others, strict=False))
+    return {f"d {name}": gradient for name, gradient in named.items()}
 
 
 def _jax(problem: Problem, threads: int) -> Engine:
-    forward, weights, x = jax_layer(problem)
-    return jax_engine(partial(jax_gradients, forward) if problem.case.training else forward, weights, x)
+    forward, weights, inputs = jax_layer(problem)
+    return jax_engine(partial(jax_gradients, forward) if problem.case.training else forward, weights, *inputs)
 
 
 # -- the list of peers -------------------------------------------------------------------------------------------------
@@ -364,8 +260,14 @@ def _runs_all(case: Case) -> str:
     return ""
 
 
+def _jax_refuses(case: Case) -> str:
+    if case.single or case.graph:
+        return "its cells are layers of one step, and its graphs are compiled"
+    return "" if case.plain or not case.state else "a state is written for one plain layer"
+
+
 def _without_onednn(case: Case) -> str:
-    if case.cell != "LSTM":
+    if case.cell != "LSTM" or case.single:
         return "torch asks oneDNN for LSTM alone"
     return "packed or padded, the same as torch" if case.ragged else ""
 
@@ -373,23 +275,31 @@ def _without_onednn(case: Case) -> str:
 def _compiled(case: Case) -> str:
     if not 1 < case.shape.T <= UNROLLED:
         return f"unrolls its loop, which takes minutes to compile beyond {UNROLLED} steps"
-    return "" if case.plain and not case.ragged and case.dtype == "float32" else "written for one plain layer"
+    plain = case.plain and not (case.ragged or case.has_state or case.graph) and case.dtype == "float32"
+    return "" if plain else "written for one plain layer"
+
+
+def _onnx_refuses(case: Case) -> str:
+    return "inference only" if case.training else _jax_refuses(case)
 
 
 def _onnxruntime_refuses(case: Case) -> str:
-    if case.training:
-        return "inference only"
-    return "has no bfloat16 on a CPU" if case.dtype == "bfloat16" else ""
+    return _onnx_refuses(case) or ("has no bfloat16 on a CPU" if case.dtype == "bfloat16" else "")
 
 
 PEERS = (
-    Peer("torch", "torch", _runs_all, _torch),
-    Peer("torch packed", "torch", lambda case: "" if case.ragged else "a ragged batch alone is packed", _torch_packed),
-    Peer("torch without oneDNN", "torch", _without_onednn, _torch_without_onednn),
-    Peer("torch.compile", "torch", _compiled, _torch_compiled),
+    Peer("torch", "torch", _runs_all, torch_engines.torch_padded),
+    Peer(
+        "torch packed",
+        "torch",
+        lambda case: "" if case.ragged else "a ragged batch alone is packed",
+        torch_engines.torch_packed,
+    ),
+    Peer("torch without oneDNN", "torch", _without_onednn, torch_engines.torch_without_onednn),
+    Peer("torch.compile", "torch", _compiled, torch_engines.torch_compiled),
     Peer("onnxruntime", "onnxruntime onnx", _onnxruntime_refuses, _onnxruntime),
-    Peer("OpenVINO", "openvino onnx", lambda case: "inference only" if case.training else "", _openvino),
-    Peer("JAX", "jax", _runs_all, _jax),
+    Peer("OpenVINO", "openvino onnx", _onnx_refuses, _openvino),
+    Peer("JAX", "jax", _jax_refuses, _jax),
 )
 
 

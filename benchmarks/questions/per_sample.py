@@ -47,7 +47,7 @@ def one_by_one(module: nn.Module, x: Tensor) -> Values:
 def by_jax(problem: layer_cases.Problem) -> peers.Engine:
     import jax
 
-    forward, weights, x = peers.jax_layer(problem)
+    forward, weights, [x] = peers.jax_layer(problem)
 
     def gradient(weights: Any, one: Any) -> Any:
         return jax.grad(lambda w: forward(w, one[:, None])["h_n"].sum())(weights)

@@ -20,9 +20,14 @@ from dataclasses import replace
 import torch
 
 from benchmarks import layer_cases, peers
-from benchmarks.layer_cases import Shape
+from benchmarks.layer_cases import Case, Shape
 
-KINDS = list(dict.fromkeys(replace(case, shape=Shape(5, 7, 6, 9)) for case in layer_cases.grid(quick=True)))
+SHAPE = Shape(5, 7, 6, 9)
+KINDS = list(dict.fromkeys(replace(case, shape=SHAPE) for case in layer_cases.grid(quick=True)))
+for cell in layer_cases.CELLS:
+    KINDS += [Case(cell, SHAPE, training=training, state=True) for training in (False, True)]
+    KINDS += [Case(cell, SHAPE._replace(T=1), training=training, single=True) for training in (False, True)]
+    KINDS += [Case(cell, SHAPE, graph=True), Case(cell, SHAPE, graph=True, state=True)]
 
 
 def process_state() -> dict[str, object]:
