@@ -235,7 +235,7 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[bench]'
 	touch $@
 
-bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (about 13 minutes)
+bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (about 18 minutes)
 	$(PY) -m benchmarks $(BENCH)
 
 bench-quick: setup ## each benchmark at a small size, against the installed peers, to see that it runs (a minute)

@@ -1,8 +1,8 @@
 """Timing the sides of a row in turns, and the session that a question measures in.
 
 A sample taken while the machine was busy is repeated a few times. A side without two good samples keeps the least of
-all that was seen, and is starred. All other samples count. Sides take turns because the
-clock of a shared machine drifts over seconds.
+all that was seen, and is starred. All other samples count. Sides take turns because the clock of a shared machine
+drifts over seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -20,9 +21,9 @@ from seqcls_fast.toolkit.timing import MIN_ROUNDS, Call, timed, turns
 
 from . import layer_cases, peers
 from .guard import Guard
-from .layer_cases import Case
+from .layer_cases import Case, Values
 from .machine import Machine
-from .rows import Row, Side
+from .rows import FLOOR, FROZEN, Row, Side
 
 RETRIES = 2  # of one sample; a side that never had a good one is given up after two rounds of them
 FAR_BEHIND, LONG = 3.0, 0.2  # times the fastest side, and seconds: a side above both is called only once
@@ -114,42 +115,68 @@ class Session:
             allowance=self.allowance,
         )  # fmt: skip
 
-    def layer(self, question: str, case: Case, names: Sequence[str] | None = None) -> Row:
-        """A row of one case: ours and every peer, or those of ``names``, each timed if its result is right."""
+    def layer(
+        self, question: str, case: Case, names: Sequence[str] | None = None, *, frozen: bool = False,
+        floor: bool = False,
+    ) -> Row:  # fmt: skip
+        """A row of one case: ours and every peer, or those of ``names``, each timed if its result is right.
+
+        ``frozen`` adds ours with frozen weights. ``floor`` adds a read of as many bytes as the weights have; it is
+        timed in turns with the layer, so both find their bytes in the same caches, and it is a bound of the row.
+        """
+        row = Row(question, case.what, case.name, self.threads, {}, gflop=layer_cases.gflop_of(case))
         with layer_cases.grad_mode(case):
-            built = engines(case, self.threads, names or self.peers)
-            row = Row(question, case.what, f"{case.cell} {case.shape}", self.threads, {})
-            row.gflop = layer_cases.gflop_of(case)
-            first, calls = {}, {}
+            built = engines(case, self.threads, names or self.peers, frozen=frozen)
+            others = {FLOOR: layer_cases.reader_of_weights(case)} if floor else {}
+            self.fill(row, built, partial(layer_cases.error_of, case), case.error_bound, others)
+        if row.sides["ours"].measured:
+            row.bounds = self.machine.bounds(case, self.guard.recent_peak)
+            row.bounds |= {FLOOR: row.sides[FLOOR].value} if floor else {}
+        return row
+
+    def fill(
+        self, row: Row, built: Mapping[str, peers.Engine], error_of: Callable[[Values], float], error_bound: float,
+        others: Mapping[str, Call] | None = None,
+    ) -> None:  # fmt: skip
+        """Gives a row the sides of these engines, each timed if its result is right, unless ours is wrong.
+
+        ``others`` are calls without a result to check, which are timed in turns with the engines.
+        """
+        calls = dict(others or {})
+        first = {name: timed(call)[0] for name, call in calls.items()}
+        with contextlib.ExitStack() as entered:
             for name, engine in built.items():
                 row.sides[name] = side = Side()
                 try:
+                    entered.enter_context(engine.around())
                     first[name], result = timed(engine.run)
                     if first[name] < LONG:  # the first call also allocates, so a second one counts
                         first[name], result = timed(engine.run)
-                    side.error = layer_cases.error_of(case, engine.values(result))
+                    side.error = error_of(engine.values(result))
                 except Exception as error:  # a peer may fail on a case that it did not refuse
-                    if name == "ours":
+                    if name.startswith("ours"):
                         raise
                     side.note = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
                     continue
-                if side.error <= case.error_bound:
+                if side.error <= error_bound:
                     calls[name] = engine.run
                 else:
                     side.note = f"WRONG: error {side.error:.1e}"
             if "ours" not in calls:
-                return row
+                return
             for name, side in self.time(calls, first={name: first[name] for name in calls}).items():
-                side.error = row.sides[name].error
+                side.error = row.sides[name].error if name in row.sides else None
                 row.sides[name] = side
-        row.bounds = self.machine.bounds(case, self.guard.recent_peak)
-        return row
 
 
-def engines(case: Case, threads: int, names: Sequence[str] | None = None) -> dict[str, peers.Engine]:
-    """Ours and those of the peers."""
+def engines(
+    case: Case, threads: int, names: Sequence[str] | None = None, *, frozen: bool = False
+) -> dict[str, peers.Engine]:
+    """Ours, ours with frozen weights if asked, and those of the peers."""
     problem = layer_cases.build(case)
     found = {"ours": peers.build_ours(problem, threads)}
+    if frozen:
+        found[FROZEN] = peers.build_frozen(problem, threads)
     return found | {peer.name: _attempt(peer, problem, threads) for peer in peers.peers_of(case, names)}
 
 

@@ -17,20 +17,18 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import charts, rows
+from . import charts, reasons, rows
+from .reasons import ENOUGH
 from .rows import Measured, Ratio, Row, amount, mean_of, number, percent
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-CALL = "the fixed cost of a call"
-REASONS = {
-    "import_time": "most of it is importing torch",
-    "per_sample": "the fixed cost of torch.func, whatever the sizes",
-    "compile_time": "the first call of a layer",
-}
-ENOUGH = 0.7  # share of the bound; a row below it gets a reason
+MOST_NAMES = 20  # in the list below a table; of more rows only the number is said
 QUESTIONS = {
     "layers": "Layers",
     "latency": "Latency of one sequence",
+    "cells": "Cells",
+    "one_step": "One step at a time",
+    "policies": "Loops around cells",
     "tokens": "Token ids",
     "classifier": "The classifier, end to end",
     "scaling": "Scaling",
@@ -76,38 +74,8 @@ class Report:
         text = number(value) + self.mark(row, name)
         return f"**{text}**" if value < 1 and name in row.rivals() else text
 
-    # -- why ------------------------------------------------------------------------------------------------------
-
-    def call_cost(self, row: Row) -> float:
-        """The time of a call that computes next to nothing: that of the tiniest shape."""
-        what = "training" if "training" in row.what else "inference"
-        cell = row.name.split()[0]
-        tiny = self._by_key.get(("layers", what, f"{cell} (1, 1, 8, 8)", row.threads))
-        layers = 2 if "stacked" in row.what else 1
-        return layers * tiny.sides["ours"].value if tiny is not None else 0.0
-
     def reason(self, row: Row) -> str:
-        """Why a row of a layer stays below its bound, as far as the measurements tell; details follow a colon."""
-        ours, limit = row.sides["ours"].value, max(row.bounds, key=row.bounds.__getitem__, default="")
-        cost = self.call_cost(row)
-        if row.question in REASONS:
-            return REASONS[row.question]
-        if row.what == "first call":
-            return "first use: weights are packed and memory is mapped, which some libraries do when they load a model"
-        if row.question == "latency" or cost > 0.4 * ours:
-            return f"{CALL}: {amount(cost, 's')} of {amount(ours, 's')}" if 0 < cost < ours else CALL
-        if not row.bounds:
-            return ""
-        if (row.share or 0) >= ENOUGH:
-            return f"near the bound: we reach {percent(row.share)} of it"
-        shape = [int(size) for size in re.findall(r"\d+", row.name)]
-        if limit != "traffic" and len(shape) == 4 and shape[0] <= 8:
-            return "few rows: each step reads all weights for a handful of products"
-        if "training" in row.what:
-            return "saved values and gradients are read from memory several times"
-        if row.threads > 1:
-            return "the rows do not divide evenly among the threads"
-        return "activations, and tiles that are not full"
+        return reasons.reason(row, self._by_key)
 
     def lost(self) -> list[tuple[Row, str, Ratio]]:
         return rows.lost(self.rows)
@@ -223,7 +191,8 @@ class Report:
         low = [row for row in some if row.share is not None and row.share < ENOUGH and row.threads == self.threads[0]]
         for why in dict.fromkeys(re.sub(r": .*", "", self.reason(row)) for row in low):
             names = [row.name for row in low if self.reason(row).startswith(why)]
-            yield f"- Below {percent(ENOUGH)} of the bound ({why}): {'; '.join(names)}."
+            text = "; ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} of the {len(some)} rows"
+            yield f"- Below {percent(ENOUGH)} of the bound ({why}): {text}."
         yield ""
 
     @staticmethod
@@ -308,7 +277,8 @@ class Report:
         found: dict[tuple[str, str, str, int], tuple[Row, str]] = {}
         for row, name, ratio in rows.lost(row for row in self.rows if row.question == "layers"):
             found.setdefault(row.key, (row, f"{name} is {times_as_fast(ratio.value)}"))
-        for row in sorted((row for row in self.rows if row.share is not None), key=lambda row: row.share or 0):
+        bounded = [row for row in self.rows if row.share is not None and row.question in ("layers", "scaling")]
+        for row in sorted(bounded, key=lambda row: row.share or 0):
             found.setdefault(row.key, (row, f"{percent(row.share)} of the bound"))
         lines = [
             f"| {row.what}: {row.name}, {counted(row.threads)} | {text} | {self.reason(row)} |"

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, TextIO
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RESAMPLES = 300
+FROZEN = "ours frozen"  # the side with frozen weights, until a row of its own has it
+FLOOR = "torch.sum of as many bytes"  # the side that reads what the weights take, which is nobody's result
 
 
 @dataclass
@@ -83,7 +85,8 @@ class Row:
         return max(self.bounds.values()) / ours.value if self.bounds and ours.measured else None
 
     def rivals(self) -> list[str]:
-        return [name for name, side in self.sides.items() if side.measured and not name.startswith("ours")]
+        no_rivals = ("ours", FLOOR)
+        return [name for name, side in self.sides.items() if side.measured and not name.startswith(no_rivals)]
 
     def ratio(self, name: str) -> Ratio:
         """A side's time or bytes divided by those of "ours"."""
@@ -114,6 +117,22 @@ class Ratio(NamedTuple):
         drawn = sorted(ratio(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
         edge = round(0.025 * RESAMPLES)
         return cls(ratio(pairs), drawn[edge], drawn[-1 - edge])
+
+
+def both_rows(row: Row) -> list[Row]:
+    """Two rows of a row with a frozen side: the row without it, and one in which the frozen side is ours.
+
+    Both have the same samples of the other sides. So a comparison that is lost with frozen weights, or without, is
+    counted and listed as any other.
+    """
+    others = {name: side for name, side in row.sides.items() if name not in ("ours", FROZEN)}
+    plain, frozen = row.sides["ours"], row.sides[FROZEN]
+    return [
+        dataclasses.replace(row, sides={"ours": plain, **others}),
+        dataclasses.replace(
+            row, what=f"{row.what}, frozen", sides={"ours": frozen, "ours not frozen": plain, **others}
+        ),
+    ]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -214,7 +233,7 @@ def described(row: Row) -> str:
             continue
         ratio = row.ratio(name)
         interval = "" if math.isnan(ratio.low) else f" ({number(ratio.low)} to {number(ratio.high)})"
-        lost = " LOST" if ratio.value < 1 and not name.startswith("ours") else ""
+        lost = " LOST" if ratio.value < 1 and name in row.rivals() else ""
         words.append(f"| {name} {number(ratio.value)}x{'*' if side.starred else ''}{interval}{lost}")
     return " ".join(words)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+import seqcls_fast as sf
 from benchmarks import compare, guard, harness, instructions, layer_cases, peers, rows
 from seqcls_fast.toolkit.timing import MIN_ROUNDS
 
@@ -152,6 +155,45 @@ def test_a_wrong_result_is_never_timed(session: harness.Session, monkeypatch: py
     assert not row.sides["ours"].measured
 
 
+def test_frozen_weights_and_a_read_of_them(session: harness.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def frozen(module: Any) -> Iterator[None]:
+        log.append("frozen")
+        module.register_forward_pre_hook(lambda *_: log.append("called"))
+        yield
+        log.append("no longer")
+
+    monkeypatch.setattr(sf, "frozen", frozen)
+    case = layer_cases.Case("GRU", layer_cases.Shape(3, 1, 5, 6), state=True)
+    row = session.layer("one_step", case, frozen=True, floor=True)
+    assert list(row.sides) == ["ours", rows.FROZEN, "torch", rows.FLOOR]
+    assert all(side.measured for side in row.sides.values())
+    assert log[0] == "frozen"
+    assert log[-1] == "no longer"
+    assert set(log[1:-1]) == {"called"}
+    assert row.bounds[rows.FLOOR] == row.sides[rows.FLOOR].value
+    assert row.rivals() == ["torch"]
+
+
+def test_a_wrong_result_with_frozen_weights_is_never_timed(
+    session: harness.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def frozen(module: Any) -> Iterator[None]:
+        with torch.no_grad():
+            module.bias_hh[0] += 0.01
+        yield
+
+    monkeypatch.setattr(sf, "frozen", frozen)
+    case = layer_cases.Case("GRU", layer_cases.Shape(3, 1, 5, 6), single=True)
+    plain, wrong = rows.both_rows(session.layer("cells", case, frozen=True))
+    assert plain.sides["ours"].measured
+    assert not wrong.sides["ours"].measured
+    assert wrong.sides["ours"].note.startswith("WRONG: error")
+
+
 def test_bounds_follow_the_machine(session: harness.Session) -> None:
     machine = session.machine
     case = layer_cases.Case("LSTM", layer_cases.Shape(64, 50, 64, 64))
@@ -170,7 +212,7 @@ def test_questions() -> None:
         "for question in sys.argv[1:]:\n"
         "    rows.write(next(importlib.import_module('benchmarks.questions.' + question).measure(session)), sys.stdout)"
     )
-    questions = ["layers", "latency", "tokens", "per_sample", "scaling"]
+    questions = ["layers", "latency", "cells", "one_step", "policies", "tokens", "per_sample", "scaling"]
     done = subprocess.run(
         [sys.executable, "-c", code, *questions], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import report, rows
+from benchmarks import reasons, report, rows
 from benchmarks.rows import Ratio, Row, Side
 
 RUN = {
@@ -93,6 +93,20 @@ def test_amounts() -> None:
     assert rows.number(123456.0) == "123456"
 
 
+def test_a_frozen_side_gets_a_row_of_its_own() -> None:
+    """Both rows have the same samples of the other sides, so that each can be lost and is then listed."""
+    row = layer("GRU (2, 3, 4, 5)", ours=3e-3, ours_frozen=2e-3, torch=1e-3, onnxruntime=2.5e-3)
+    plain, frozen = rows.both_rows(row)
+    assert (plain.what, frozen.what) == ("inference", "inference, frozen")
+    assert list(plain.sides) == ["ours", "torch", "onnxruntime"]
+    assert list(frozen.sides) == ["ours", "ours not frozen", "torch", "onnxruntime"]
+    assert [plain.ratio("torch").value, frozen.ratio("torch").value] == pytest.approx([1 / 3, 1 / 2])
+    assert frozen.ratio("ours not frozen").value == pytest.approx(1.5)
+    text = text_of(plain, frozen)
+    assert "In 3 of 4 comparisons" in text
+    assert "inference, frozen: GRU (2, 3, 4, 5)" in text
+
+
 def test_a_file_keeps_the_latest_of_each_row(tmp_path: Path) -> None:
     old, new = layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3), layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=3e-3)
     written(tmp_path, old, csrc="old")
@@ -136,6 +150,17 @@ def test_another_of_ours_is_no_loss() -> None:
     assert "No row is lost" in text_of(layer("GRU (2, 3, 4, 5)", ours=1e-3, ours_loop=0.5e-3, torch=2e-3))
 
 
+def test_a_read_of_the_weights_is_no_loss_but_a_bound() -> None:
+    row = layer("GRU (1, 1, 128, 256)", ours=2e-5, torch=4e-5)
+    row.sides[rows.FLOOR], row.bounds = Side([1.5e-5] * 5), {"arithmetic": 1e-6, rows.FLOOR: 1.5e-5}
+    text = text_of(row)
+    assert "No row is lost" in text
+    table = [line for line in text.splitlines() if line.startswith("| GRU (1, 1, 128, 256) |")]
+    assert table == ["| GRU (1, 1, 128, 256) | 20.0 us | 75 % | 0.750 | 2.00 |"]
+    assert f"| ours | of the bound | {rows.FLOOR} | torch |" in text
+    assert " LOST" not in rows.described(row)
+
+
 def test_stale_rows_are_marked() -> None:
     row, other = (layer(f"GRU (2, 3, 4, {H})", ours=1e-3, torch=2e-3) for H in (5, 6))
     fresh, stale = ({"csrc": csrc} for csrc in (rows.csrc_hash(), "another"))
@@ -175,6 +200,29 @@ def test_reasons() -> None:
     assert found.reason(far).startswith("saved values")
 
 
+def test_reasons_of_calls() -> None:
+    """The cost of a call is that of the tiniest row of the same table."""
+
+    def cell(name: str, seconds: float, what: str = "cell inference") -> Row:
+        row = layer(f"GRUCell {name}", what=what, ours=seconds, torch=seconds)
+        row.question, row.bounds = "cells", {"arithmetic": 1e-6}
+        return row
+
+    tiny, small = cell("(1, 8, 8)", 1e-5), cell("(4, 8, 8)", 1.1e-5)
+    frozen, one = cell("(1, 8, 8)", 4e-6, "cell inference, frozen"), cell("(1, 512, 512)", 1e-4)
+    near = cell("(4, 32, 32)", 1.4e-6, "cell training")
+    loop = layer("MLP and LSTMCell, 16 observations, B = 1", what="loops around cells, inference", ours=1, torch=1)
+    loop.question, loop.bounds = "policies", {}
+    found = report.Report([rows.Measured(row, RUN | {"csrc": ""}) for row in (tiny, small, frozen, one, near, loop)])
+    assert found.reason(tiny) == found.reason(frozen) == found.reason(loop) == reasons.CALL
+    assert found.reason(small) == "the fixed cost of a call: 10.0 us of 11.0 us"
+    assert found.reason(one).startswith("few rows")
+    assert found.reason(near) == "near the bound: we reach 71 % of it"
+    first = [layer("GRU (1, 20, 32, 64)", what=what, ours=1, torch=1) for what in ("first call", "first call, frozen")]
+    assert found.reason(first[0]).startswith("first use: weights are packed and memory is mapped")
+    assert found.reason(first[1]).startswith("first use: memory is mapped")
+
+
 def test_written_between_markers(tmp_path: Path) -> None:
     written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=0.5e-3))
     written(tmp_path, layer("GRU (2, 3, 4, 5)", ours=1e-3, torch=2e-3), name="other-cpu")
@@ -210,6 +258,13 @@ def test_missing_markers_are_refused(tmp_path: Path) -> None:
         report.between(tmp_path / "performance.md", report.BEGIN, report.END, "")
     with pytest.raises(SystemExit, match="found none"):
         report.main(["--results", str(tmp_path)])
+
+
+def test_of_many_rows_below_the_bound_the_number_is_said() -> None:
+    many = [layer(f"GRU (64, 9, 8, {H})", ours=1e-3, torch=2e-3) for H in range(report.MOST_NAMES + 1)]
+    assert f"tiles that are not full): {len(many)} of the {len(many)} rows." in text_of(*many)
+    few = text_of(*many[1:]).replace("\n  ", " ")
+    assert "GRU (64, 9, 8, 1); GRU (64, 9, 8, 2);" in few
 
 
 def test_losses_are_counted_by_reason() -> None:

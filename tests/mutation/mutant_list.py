@@ -843,4 +843,20 @@ GPU_RUN = [
     Mutant("a run that ends late", SUPERVISOR, "worker.hear(min(seconds, left))", "worker.hear(seconds)"),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + GPU_RUN
+BENCHMARKS = [
+    Mutant("a read of the weights is a rival", "benchmarks/rows.py", '("ours", FLOOR)', '("ours",)'),
+    Mutant(
+        "the frozen row has our samples without freezing",
+        "benchmarks/rows.py",
+        'sides={"ours": frozen,',
+        'sides={"ours": plain,',
+    ),
+    Mutant("nothing is frozen", "benchmarks/harness.py", "entered.enter_context(engine.around())", "pass"),
+    Mutant("a state that is not compared", "benchmarks/layer_cases.py", '{"c_n": state[1]} if', "{} if"),
+    Mutant("a state that is not passed", "benchmarks/layer_cases.py", "self.state or self.single", "False"),
+    Mutant(
+        "a decoder that is not converted", "benchmarks/questions/policies.py", "sf.convert(model)", "sf.revert(model)"
+    ),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + GPU_RUN + BENCHMARKS

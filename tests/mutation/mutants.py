@@ -48,6 +48,10 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "csrc/cuda": ("test_simt.py",),
     "csrc": KERNELS,
     "benchmarks/gpu/supervisor.py": ("test_gpu_command.py",),
+    "benchmarks/harness.py": ("test_bench_harness.py",),
+    "benchmarks/layer_cases.py": ("test_bench_cases.py",),
+    "benchmarks/questions/policies.py": ("test_bench_cases.py",),
+    "benchmarks/rows.py": ("test_bench_report.py",),
     "seqcls_fast/ops.py": (
         "test_ops.py",
         "test_torch_layer.py",
