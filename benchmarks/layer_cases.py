@@ -287,7 +287,7 @@ def weight_bytes_per_step(case: Case) -> int:
 def reader_of_weights(case: Case) -> Callable[[], Tensor]:
     """A call that reads as many bytes as the weights have: torch.sum, the fastest reader that torch or numpy has.
 
-    Where the weights are some kB, nearly all of its time (1 us) is the fixed cost of this call.
+    Where the weights are some kB, nearly all of its time is the fixed cost of this call.
     """
     weights = build(case).weights.values()
     return partial(torch.sum, torch.ones(sum(weight.nbytes for weight in weights) // 4))
