@@ -175,7 +175,10 @@ fuzz-files: setup $(VENV)/.atheris ## fuzz each reader of files, guided by cover
 # folder that has its package, because in the tree they would import the package that is built for another release.
 RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
 RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
-  test_ops.py test_torch_modules.py test_torch_nn.py test_torch_tools.py) transforms/test_func.py transforms/test_transforms.py)
+  test_ops.py test_eager.py test_calls_*.py test_torch_modules.py test_torch_nn.py test_torch_tools.py) \
+  transforms/test_func.py transforms/test_transforms.py)
+# the same without the eager entry; those of both ways would run once more
+PYTHON_WAY = --entry python $(filter-out %test_eager.py %test_calls_*.py,$(RELEASE_TESTS))
 PYTEST_ELSEWHERE := -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 $(FLOOR_VENV)/.ready:
@@ -187,6 +190,7 @@ torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, 
 	PATH="$(abspath $(FLOOR_VENV))/bin:$$PATH" SEQCLS_CUDA=0 $(FLOOR_VENV)/bin/python setup.py --quiet \
 	  build --build-lib build/floor/lib build_ext --build-temp build/floor/temp --isas=avx2
 	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)
+	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(PYTHON_WAY)
 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 
@@ -227,6 +231,7 @@ cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torc
 	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) \
 	  $(addprefix $(CURDIR)/tests/,cuda/test_cuda_build.py project/test_build.py)
 	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) --impl auto $(RELEASE_TESTS)
+	cd build/cuda/lib && $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) --impl auto $(PYTHON_WAY)
 endif
 
 # -- measurements -----------------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ gpu-package-test: ## the tests of another release of torch, with that package, o
 # -- tidying ----------------------------------------------------------------------------------------------------------
 
 clean: ## remove builds and caches, but not .venv
-	rm -rf build dist *.egg-info seqcls_fast/_C*.so $(VENV)/.built
+	rm -rf build dist *.egg-info seqcls_fast/_C*.so seqcls_fast/_eager_*.so $(VENV)/.built
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -65,7 +65,7 @@ class Spec:
 
 def needs_graph(tensors: Iterable[Any]) -> bool:
     """Whether a result computed from the tensors must be differentiable."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         for t in tensors:  # faster than any()
             if t is not None and t.requires_grad:
                 return True

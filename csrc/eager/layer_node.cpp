@@ -213,7 +213,7 @@ bool is_plain(const Tensor& t) {
 
 bool run_layer(const Spec& spec, Tensors tensors, bool want_output, Results& results) {
   bool needs_graph = false;
-  if (at::GradMode::is_enabled())
+  if (at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled())
     for (const Tensor& t : tensors) needs_graph = needs_graph || (t.defined() && t.requires_grad());
   const Arguments arguments(spec, tensors);
   double weights = 0;

@@ -237,10 +237,8 @@ PyObject* layers(PyObject* const* arguments) {
   double dropout = 0;
   if (count > 1 && module.flag(names().training)) {
     dropout = PyFloat_AsDouble(module[names().dropout]);
-    if (PyErr_Occurred()) {
-      PyErr_Clear();
-      throw Declined{};
-    }
+    if (PyErr_Occurred()) PyErr_Clear(), dropout = -1;
+    if (!(dropout >= 0 && dropout <= 1)) throw Declined{};
   }
   const bool bias = module.flag(names().bias), projected = module.flag(names().proj_size);
   std::vector<Tensors> all(static_cast<size_t>(count));

@@ -35,7 +35,7 @@ def collect() -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table says that the extension is missing
-        from .. import _ext, ops
+        from .. import _eager, _ext, ops
 
         impls = list(ops.available_impls())
     module = _ext.C
@@ -43,6 +43,7 @@ def collect() -> dict[str, Any]:
     return {
         "version": __version__,
         "extension": "loaded" if module is not None else f"missing: {_ext.why_missing}",
+        "eager": "on" if _eager.why_off is None else f"off: {_eager.why_off}",
         "build": build,
         "impls": impls,
         "chosen": impls[-1],
@@ -65,6 +66,7 @@ def _table(info: dict[str, Any]) -> str:
     rows = {
         "seqcls_fast": info["version"],
         "extension": info["extension"],
+        "eager entry": info["eager"],
         "build": ", ".join(f"{key} {value}" for key, value in info["build"].items()) or "-",
         "implementation": f"{info['chosen']} (available: {', '.join(info['impls'])})",
         "layers on a CPU": LAYERS[info["layers"]["cpu"]],

@@ -18,7 +18,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_ext", "_inputs"),
     ("reference", "_shapes"),
     ("_autograd",),
-    ("_exported", "_flops", "_torch_layer"),
+    ("_eager", "_exported", "_flops", "_torch_layer"),
     ("_self_test",),
     ("ops",),
     ("_checks", "_head"),
