@@ -23,6 +23,7 @@ inline Tensors layer_forward(const LayerArguments& given, bool want_output, bool
     call.layer.T = std::max<int64_t>(1, *std::max_element(call.lengths.begin(), call.lengths.end()));
   Forward forward{};
   forward.layer = l;
+  forward.training = want_saved;
   Tensors results;
   results.reserve(4);
   results.push_back(call.empty(call.state_shape(l.out())));

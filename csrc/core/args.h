@@ -70,6 +70,7 @@ struct Forward {
   Rows output[kMaxDirections];                    // absent without want_output
   Rows h_n[kMaxDirections], c_n[kMaxDirections];  // the same at every t
   Rows saved[kMaxDirections];                     // in the compute type; absent in inference
+  bool training;                                  // a cell may save nothing in training
 };
 
 struct Backward {

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from seqcls_fast import ops
 from support.cases import CELLS, FLOATS, HALVES, Case, build, only
-from support.checks import batch_sizes, gradients, guarded, layer
+from support.checks import Named, assert_same_bits, batch_sizes, gradients, guarded, layer
 
-Named = dict[str, Tensor]
 # (T, B, I, H): sizes that no vector width divides, more rows than a tile has, few rows with many units
 SHAPES = [(7, 9, 5, 33), (11, 6, 16, 64), (4, 19, 130, 100), (3, 5, 1, 3), (5, 2, 40, 257)]
 GRID = [
@@ -45,15 +44,6 @@ def forward(inputs: Named, case: Case, impl: str, **options: Any) -> Named:
 def rows(named: Named, index: list[int]) -> Named:
     """Some rows of the batch, in every tensor that has a batch dimension."""
     return {name: t[:, index] if name in ("x", "h0", "c0", "output", "h_n", "c_n") else t for name, t in named.items()}
-
-
-def assert_same_bits(found: Named, wanted: Named, what: object = "") -> None:
-    assert found.keys() == wanted.keys()
-    for name, t in wanted.items():
-        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
-        a, b = found[name].detach().contiguous().view(integers), t.detach().contiguous().view(integers)
-        assert a.shape == b.shape, f"{what} {name}: {tuple(a.shape)} instead of {tuple(b.shape)}"
-        assert torch.equal(a, b), f"{what} {name}: {int((a != b).sum())} of {a.numel()} elements have other bits"
 
 
 @pytest.mark.parametrize("case", GRID + PROJECTED, ids=str)

@@ -148,6 +148,15 @@ def gradients(results: Named, inputs: Named, cotangents: Named, **options: Any) 
     return {f"d {name}": t for name, t in zip(inputs, found, strict=True)}
 
 
+def assert_same_bits(found: Named, wanted: Named, what: object = "") -> None:
+    assert found.keys() == wanted.keys()
+    for name, t in wanted.items():
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+        a, b = found[name].detach().contiguous().view(integers), t.detach().contiguous().view(integers)
+        assert a.shape == b.shape, f"{what} {name}: {tuple(a.shape)} instead of {tuple(b.shape)}"
+        assert torch.equal(a, b), f"{what} {name}: {int((a != b).sum())} of {a.numel()} elements have other bits"
+
+
 @lru_cache(maxsize=2)  # the implementations of one case run one after the other
 def expected(case: Case) -> Named:
     """Results and gradients of the float64 reference, time-first."""

@@ -6,6 +6,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "fork.h"
@@ -107,6 +108,14 @@ inline PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) 
 // this many steps of rows on, packing takes less than 2 % of a call, which then does without the cache.
 constexpr double kRowStepsToRepack = 600;
 
+// Whether a forward pass uses the weights in place. One step uses each weight once in every tile, so nothing is gained by
+// packing all of them. In inference with more than two rows, the sums take so long that packed weights from the cache
+// are faster, although the hash reads all weights.
+constexpr int64_t kRowsInPlace = 2;
+inline bool in_place(const Kernels& kernels, const Layer& layer, bool training) {
+  return layer.T == 1 && (training || layer.B <= kRowsInPlace) && kernels.forward_in_place(layer);
+}
+
 // A copy of a layer's weights, in memory that no other thread writes to.
 struct OwnWeights {
   Layer layer;
@@ -127,7 +136,9 @@ struct OwnWeights {
   }
 };
 
+// The weights of a forward pass, packed; null where they are used in place.
 inline Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
+  if (in_place(kernels, layer, training)) return nullptr;
   const int64_t each = kernels.packed_forward_size(layer), bytes = each * layer.directions;
   const auto pack = [&](const Layer& from) {
     auto packed = std::make_shared<Buffer>(bytes);
@@ -145,5 +156,24 @@ inline Packed pack_forward(const Kernels& kernels, const Layer& layer, bool trai
   packed_cache().add(fingerprint(kernels, own.layer), packed, bytes);
   return packed;
 }
+
+// The weights of a backward pass, packed; null where they are used in place. Its products run along the rows of the
+// weights, so that one step reads them as fast in place as packed.
+struct PackedBackwards {
+  PackedBackward of[kMaxDirections] = {};
+
+  PackedBackwards(const Kernels& kernels, const Layer& layer) {
+    if (layer.T == 1 && kernels.backward_in_place(layer)) return;
+    const int64_t each = kernels.packed_backward_size(layer);
+    buffer_.emplace(each * layer.directions);
+    for (int d = 0; d < layer.directions; ++d) {
+      kernels.pack_backward(layer, d, buffer_->data() + d * each);
+      of[d] = kernels.packed_backward(layer, buffer_->data() + d * each);
+    }
+  }
+
+ private:
+  std::optional<Buffer> buffer_;
+};
 
 }  // namespace sf

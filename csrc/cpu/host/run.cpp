@@ -94,37 +94,33 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
 void run_forward(const Kernels& kernels, Forward call) {
   const Layer& layer = call.layer;
   const OwnIds ids(call.layer);
-  const Packed packed = pack_forward(kernels, layer, call.saved[0].data != nullptr);
+  const Packed packed = pack_forward(kernels, layer, call.training);
   const int64_t each = kernels.packed_forward_size(layer);
   const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));
   run_split(
-      layer, s, [&](int64_t rows) { return kernels.forward_scratch(call, rows); },
+      layer, s, [&](int64_t rows) { return kernels.forward_scratch(call, rows, !packed); },
       [&](int64_t rows) { return kernels.forward_shared(call, rows); },
       [&](const Task& task) {
-        kernels.forward({&call, kernels.packed_forward(layer, packed->data() + task.direction * each), task});
+        const char* own = packed ? packed->data() + task.direction * each : nullptr;
+        kernels.forward({&call, packed ? kernels.packed_forward(layer, own) : PackedForward{}, task});
       });
 }
 
 void run_backward(const Kernels& kernels, const Backward& call) {
   const Layer& layer = call.layer;
-  const int64_t each = kernels.packed_backward_size(layer);
-  Buffer packed(each * layer.directions);
-  for (int d = 0; d < layer.directions; ++d) kernels.pack_backward(layer, d, packed.data() + d * each);
+  const PackedBackwards packed(kernels, layer);
   const double work = steps_of(layer) * static_cast<double>(layer.gates * layer.H * layer.directions);
   const Split s = split(layer, work * static_cast<double>(layer.out()));
   run_split(
       layer, s, [&](int64_t rows) { return kernels.backward_scratch(call, rows); }, [](int64_t) { return int64_t{0}; },
-      [&](const Task& task) {
-        kernels.backward({&call, kernels.packed_backward(layer, packed.data() + task.direction * each), task});
-      });
+      [&](const Task& task) { kernels.backward({&call, packed.of[task.direction], task}); });
   if (!call.d_x.data) return;
   const int64_t rows = layer.T * layer.B,
                 workers = std::min(threads_for(work * static_cast<double>(layer.I)), std::max<int64_t>(rows, 1));
   parallel(workers, [&](int64_t first, int64_t last) {
     Buffer scratch(kernels.input_grad_scratch(call));
     InputGradTask task{&call, {}, rows * first / workers, rows * last / workers, scratch.data()};
-    for (int d = 0; d < layer.directions; ++d)
-      task.packed[d] = kernels.packed_backward(layer, packed.data() + d * each);
+    std::copy(packed.of, packed.of + layer.directions, task.packed);
     kernels.input_grad(task);
   });
 }

@@ -7,6 +7,7 @@
 #include "kernel_table.h"
 #include "pack.h"
 #include "scratch.h"
+#include "unpacked.h"
 
 #include "../../core/cells.h"  // after vec.h, whose vectors the formulas are compiled for
 
@@ -314,9 +315,19 @@ class BackwardPass {
     BackwardStep<A> s{};
     set_recurrent(s, active);
     for (int64_t i = 0; i < active; ++i) a_[i] = gate_rows_[i];
-    s.fresh = nullptr;
-    s.from_output = s.from_state = nullptr;
-    gradient_tiles(s, layer_.out(), target_rows_);
+    if (packed_.w_hh) {
+      s.fresh = nullptr;
+      s.from_output = s.from_state = nullptr;
+      gradient_tiles(s, layer_.out(), target_rows_);
+    } else {
+      const Matrix& w = layer_.w_hh[d_];
+      Term<A> terms[kG];
+      for (int g = 0; g < kG; ++g) {
+        const char* gate = w.data + g * layer_.H * w.row_stride * static_cast<int64_t>(sizeof(A));
+        terms[g] = {a_, s.segment[g], layer_.H, reinterpret_cast<const A*>(gate), w.row_stride};
+      }
+      terms_product<F>(terms, kG, active, layer_.H, target_rows_);
+    }
     const Rows& d_h0 = call_.d_h0[d_];
     const int64_t begin = layer_.P ? 0 : unit_begin_, end = layer_.P ? layer_.P : unit_end_;
     for (int64_t i = 0; i < n_; ++i) {

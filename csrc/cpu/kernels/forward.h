@@ -8,6 +8,7 @@
 #include "kernel_table.h"
 #include "pack.h"
 #include "scratch.h"
+#include "unpacked.h"
 
 #include "../../core/cells.h"  // after vec.h, whose vectors the formulas are compiled for
 
@@ -27,11 +28,14 @@ struct ForwardStep {
   A* c;
   int64_t rows, c_stride, K_x, K_h, H;
   const E *w_x, *w_h;
+  int64_t first_block;  // the block that w_x and w_h begin with
+  // In a call that packs no weights, w_x and w_h are the weights in memory; they have one row per gate and unit.
+  int64_t row_stride_x, row_stride_h;
 };
 
 // Computes one step of kRows rows from `row` on and kBlocks blocks of units from `block` on. It may prefetch a part of
-// the weights of the blocks from `next` on.
-template <class F, class Cell, int kRows, int kBlocks>
+// the weights of the blocks from `next` on. With kUnpacked the weights are not packed.
+template <class F, class Cell, int kRows, int kBlocks, bool kUnpacked = false>
 __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row, int64_t block, int64_t next) {
   using V = typename F::V;
   using A = typename F::A;
@@ -41,12 +45,18 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   const E* rows[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) rows[m] = s.x[row + m];
-  const int64_t panel_x = panel_size<F>(s.K_x, kG), panel_h = panel_size<F>(s.K_h, kG);
-  const auto ahead = [&](const E* w, int64_t panel) {
-    return Ahead{w + next * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row, row + kRows, s.rows};
+  const auto add = [&](auto slot, int64_t K, const E* w, int64_t row_stride) {
+    using Slot = decltype(slot);
+    if constexpr (kUnpacked) {
+      accumulate_unpacked<F, Slot, kRows, kG, kS>(acc, rows, K, w, row_stride, block * kL, s.H);
+    } else {
+      const int64_t panel = panel_size<F>(K, kG);
+      const Ahead ahead{w + (next - s.first_block) * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row,
+                        row + kRows, s.rows};
+      accumulate<F, Slot, kRows, kBlocks, kG, kS>(acc, rows, K, w + (block - s.first_block) * panel, panel, ahead);
+    }
   };
-  accumulate<F, SlotOfGate, kRows, kBlocks, kG, kS>(acc, rows, s.K_x, s.w_x + block * panel_x, panel_x,
-                                                    ahead(s.w_x, panel_x));
+  add(SlotOfGate{}, s.K_x, s.w_x, s.row_stride_x);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
     const A* start = s.start[row + m] + block * kS * kL;
@@ -54,8 +64,7 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
     for (int v = 0; v < kBlocks * kS; ++v) acc[m][v] += load(start + v * kL);
     rows[m] = s.h_prev[row + m];
   }
-  accumulate<F, HiddenSlotOfGate<Cell>, kRows, kBlocks, kG, kS>(acc, rows, s.K_h, s.w_h + block * panel_h, panel_h,
-                                                                ahead(s.w_h, panel_h));
+  add(HiddenSlotOfGate<Cell>{}, s.K_h, s.w_h, s.row_stride_h);
 
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -118,33 +127,31 @@ template <class F, class Cell>
 class ForwardPass {
   using A = typename F::A;
   using E = typename F::E;
+  using Shape = TileShape<Cell::kSlots, Cell::kGates>;
   static constexpr int kL = F::kLanes, kS = Cell::kSlots;
   static constexpr int64_t kChunkBytes = 128 * 1024;
 
  public:
-  static int64_t measure(const Forward& call, int64_t rows) {
-    ForwardPass pass(call, rows, nullptr, nullptr);
-    return pass.private_size_;
+  static int64_t measure(const Forward& call, int64_t rows, bool in_place) {
+    return ForwardPass(call, rows, in_place, nullptr, nullptr).private_size_;
   }
   static int64_t measure_shared(const Forward& call, int64_t rows) {
-    ForwardPass pass(call, rows, nullptr, nullptr);
-    return pass.shared_size_;
+    return ForwardPass(call, rows, false, nullptr, nullptr).shared_size_;
   }
   static void run(const ForwardTask& task) {
-    ForwardPass pass(*task.call, task.task.count, task.task.scratch, task.task.shared);
-    pass.go(task);
+    ForwardPass(*task.call, task.task.count, !task.packed.w_hh, task.task.scratch, task.task.shared).go(task);
   }
 
  private:
-  ForwardPass(const Forward& call, int64_t rows, char* scratch, char* shared)
-      : call_(call), layer_(call.layer), n_(rows) {
+  ForwardPass(const Forward& call, int64_t rows, bool in_place, char* scratch, char* shared)
+      : call_(call), layer_(call.layer), n_(rows), in_place_(in_place) {
     const Layer& l = layer_;
     padded_ = padded(l.H);
     out_ = l.out();
     h_stride_ = padded(out_);
     start_size_ = padded_ * kS;
     Arena own(scratch);
-    project_first_ = n_ <= 2 || l.ids;
+    project_first_ = (n_ <= 2 && !in_place_) || l.ids;
     chunk_ = 1;
     if (project_first_ && !l.ids) {
       const int64_t fit = kChunkBytes / (start_size_ * static_cast<int64_t>(sizeof(A)) * (n_ ? n_ : 1));
@@ -167,6 +174,9 @@ class ForwardPass {
     c_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
     x_ = {l.x, l.features(), nullptr, (l.features() + 63) / 64 * 64};
     x_.scratch = own.template take<E>(x_.direct() ? 0 : rows_x * x_.slot_stride);
+    bias_ = own.template take<A>(in_place_ ? start_size_ : 0);
+    const int64_t lines = panel_size<F>(l.features() + out_, Cell::kGates);
+    panels_ = own.template take<E>(in_place_ && n_ > Shape::kRows ? Shape::kBlocks * lines : 0);
     Arena common(shared);
     ring_[0] = common.template take<E>(n_ * h_stride_);
     ring_[1] = common.template take<E>(n_ * h_stride_);
@@ -186,6 +196,10 @@ class ForwardPass {
     out_begin_ = layer_.P ? 0 : unit_begin_;
     out_end_ = layer_.P ? layer_.P : unit_end_;
     packed_ = task.packed;
+    if (in_place_) {
+      pack_bias<F, Cell>(layer_, d, bias_);
+      packed_.bias = reinterpret_cast<const char*>(bias_);
+    }
     output_direct_ = !layer_.P && call_.output[d].data && call_.output[d].dtype == dtype_of<E>();
     begin_rows();
     if (t.barrier) t.barrier(t.barrier_state);
@@ -210,12 +224,45 @@ class ForwardPass {
       s.H = layer_.H;
       s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
       s.w_h = reinterpret_cast<const E*>(packed_.w_hh);
-      forward_tiles<F, Cell>(s, block_begin_, block_end_, step & 1);
+      s.first_block = 0;
+      if (in_place_) {
+        tiles_in_place(s);
+      } else {
+        forward_tiles<F, Cell>(s, block_begin_, block_end_, step & 1);
+      }
       if (layer_.P) project_output(active);
       finish_step(step, active);
       if (t.barrier) t.barrier(t.barrier_state);
     }
     for (int64_t i = 0; i < n_; ++i) clear_tail(i);
+  }
+
+  // Computes one step with weights that are not packed. A few rows, the rows of one tile, use them as they lie in
+  // memory; with more rows, the blocks of each tile are packed just before they are used.
+  void tiles_in_place(ForwardStep<F>& s) {
+    if constexpr (F::kPack == 1) {
+      if (s.rows <= Shape::kRows) {
+        const Matrix &w_ih = layer_.w_ih[direction_], &w_hh = layer_.w_hh[direction_];
+        s.w_x = reinterpret_cast<const E*>(w_ih.data), s.row_stride_x = w_ih.row_stride;
+        s.w_h = reinterpret_cast<const E*>(w_hh.data), s.row_stride_h = w_hh.row_stride;
+        for (int64_t block = block_begin_; block < block_end_; ++block) {
+          with_constant<Shape::kRows>(
+              s.rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 1, true>(s, 0, block, block); });
+        }
+        return;
+      }
+      const PackSource from_x = input_weights<Cell>(layer_, direction_),
+                       from_h = hidden_weights<Cell>(layer_, direction_);
+      E* const panels_h = panels_ + Shape::kBlocks * panel_size<F>(from_x.K, Cell::kGates);
+      s.w_x = panels_, s.w_h = panels_h;
+      for (int64_t block = block_begin_; block < block_end_; block += Shape::kBlocks) {
+        const int64_t end = block + Shape::kBlocks < block_end_ ? block + Shape::kBlocks : block_end_;
+        s.first_block = block;
+        if (s.K_x) pack<F>(from_x, panels_, block, end);
+        pack<F>(from_h, panels_h, block, end);
+        forward_tiles<F, Cell>(s, block, end, false);
+      }
+    }
   }
 
   int64_t time(int64_t i, int64_t step) const { return direction_ ? layer_.length(rows_[i]) - 1 - step : step; }
@@ -280,12 +327,11 @@ class ForwardPass {
         projected_rows_[count] = projected_ + (k * n_ + i) * start_size_;
       }
     }
-    constexpr int kRows = TileShape<kS, Cell::kGates>::kRows;
     const int64_t panel = panel_size<F>(layer_.I, Cell::kGates);
     const E* w = reinterpret_cast<const E*>(packed_.w_ih);
     const A* bias = reinterpret_cast<const A*>(packed_.bias);
     for (int64_t block = block_begin_; block < block_end_; ++block) {
-      for_row_groups<kRows>(count, [&](int64_t first, auto m) {
+      for_row_groups<Shape::kRows>(count, [&](int64_t first, auto m) {
         product_tile<F, Cell::kGates, kS, decltype(m)::value>(x_rows_ + first, layer_.I, w + block * panel,
                                                               bias + block * kS * kL, projected_rows_ + first,
                                                               block * kS * kL);
@@ -377,18 +423,20 @@ class ForwardPass {
 
   const Forward& call_;
   const Layer& layer_;
-  int64_t n_, padded_, out_, h_stride_, start_size_, chunk_, private_size_, shared_size_;
+  const int64_t n_;
+  const bool in_place_;
+  int64_t padded_, out_, h_stride_, start_size_, chunk_, private_size_, shared_size_;
   bool project_first_, output_direct_ = false;
   int direction_ = 0;
   const int64_t* rows_ = nullptr;
   int64_t unit_begin_ = 0, unit_end_ = 0, block_begin_ = 0, block_end_ = 0, out_begin_ = 0, out_end_ = 0;
   PackedForward packed_{};
   RowReader<E> x_;
-  A *projected_, *proj_out_, *c_;
+  A *projected_, *proj_out_, *c_, *bias_;
   A **projected_rows_, **proj_rows_, **saved_;
   const A** start_;
   const E **x_rows_, **h_prev_;
-  E **h_next_, **output_rows_, **m_rows_, *m_, *ring_[2];
+  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_, *ring_[2];
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "kernel_table.h"
 #include "pack.h"
 #include "scratch.h"
+#include "unpacked.h"
 
 namespace sf {
 namespace {
@@ -58,11 +59,20 @@ class InputGrad {
   bool direct() const { return call_.d_x.dtype == dtype_of<A>(); }
 
   void flush(int64_t count) {
-    using Shape = TileShape<1>;
-    const int64_t end = blocks_of<F>(layer_.I);
-    int64_t block = 0;
-    for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) tiles<Shape::kBlocks>(count, block);
-    for (; block < end; ++block) tiles<1>(count, block);
+    if (task_.packed[0].w_ih) {
+      using Shape = TileShape<1>;
+      const int64_t end = blocks_of<F>(layer_.I);
+      int64_t block = 0;
+      for (; block + Shape::kBlocks <= end; block += Shape::kBlocks) tiles<Shape::kBlocks>(count, block);
+      for (; block < end; ++block) tiles<1>(count, block);
+    } else {
+      Term<A> terms[kMaxDirections];
+      for (int d = 0; d < layer_.directions; ++d) {
+        const Matrix& w = layer_.w_ih[d];
+        terms[d] = {gates_[d], 0, Cell::kGates * layer_.H, reinterpret_cast<const A*>(w.data), w.row_stride};
+      }
+      terms_product<F>(terms, layer_.directions, count, layer_.I, rows_);
+    }
     if (!direct()) {
       for (int64_t i = 0; i < count; ++i) write_row<A>(call_.d_x.dtype, rows_[i], targets_[i], layer_.I);
     }

@@ -18,10 +18,10 @@ struct Task {
   char* shared;   // memory for all tasks that share the rows
 };
 
-struct PackedForward {
+struct PackedForward {  // all null where the weights are used in place
   const char *w_ih, *w_hh, *bias, *w_hr;
 };
-struct PackedBackward {
+struct PackedBackward {  // the same; then there is one step
   const char *w_ih, *w_hh, *w_hr;
 };
 
@@ -84,9 +84,11 @@ struct Kernels {
   int64_t (*packed_backward_size)(const Layer&);
   PackedBackward (*packed_backward)(const Layer&, const char* packed);
 
-  int64_t (*forward_scratch)(const Forward&, int64_t rows);
+  bool (*forward_in_place)(const Layer&);  // whether the weights can be used in place, as they lie in memory
+  int64_t (*forward_scratch)(const Forward&, int64_t rows, bool in_place);
   int64_t (*forward_shared)(const Forward&, int64_t rows);
   void (*forward)(const ForwardTask&);
+  bool (*backward_in_place)(const Layer&);
   int64_t (*backward_scratch)(const Backward&, int64_t rows);
   void (*backward)(const BackwardTask&);
   int64_t (*input_grad_scratch)(const Backward&);

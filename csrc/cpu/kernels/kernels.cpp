@@ -39,36 +39,6 @@ auto with_forward_format(const Layer& layer, Function&& function) {
 
 constexpr int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class Cell>
-PackSource input_weights(const Layer& l, int d) {  // k runs over the input's features
-  const Matrix& w = l.w_ih[d];
-  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.features(), l.H, Cell::kGates};
-}
-template <class Cell>
-PackSource hidden_weights(const Layer& l, int d) {  // k runs over the values of the previous h
-  const Matrix& w = l.w_hh[d];
-  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.out(), l.H, Cell::kGates};
-}
-PackSource projection(const Layer& l, int d) {
-  const Matrix& w = l.w_hr[d];
-  return {w.data, l.dtype, w.column_stride, w.row_stride, 0, l.H, l.P, 1};
-}
-// The same matrices transposed, for gradients: k runs over the rows.
-template <class Cell>
-PackSource input_weights_back(const Layer& l, int d) {
-  const Matrix& w = l.w_ih[d];
-  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.features(), 1};
-}
-template <class Cell>
-PackSource hidden_weights_back(const Layer& l, int d) {
-  const Matrix& w = l.w_hh[d];
-  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.out(), 1};
-}
-PackSource projection_back(const Layer& l, int d) {
-  const Matrix& w = l.w_hr[d];
-  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, l.P, l.H, 1};
-}
-
 // Where the packed weights of one direction begin; `end` is their size.
 template <class F, class Cell>
 struct ForwardLayout {
@@ -138,9 +108,12 @@ PackedBackward packed_backward(const Layer& layer, const char* p) {
   });
 }
 
-int64_t forward_scratch(const Forward& call, int64_t rows) {
+bool forward_in_place(const Layer& layer) {
+  return with_forward_format(layer, [&](auto f, auto) { return readable_in_place<decltype(f)>(layer); });
+}
+int64_t forward_scratch(const Forward& call, int64_t rows, bool in_place) {
   return with_forward_format(
-      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows, in_place); });
 }
 int64_t forward_shared(const Forward& call, int64_t rows) {
   return with_forward_format(
@@ -148,6 +121,9 @@ int64_t forward_shared(const Forward& call, int64_t rows) {
 }
 void forward(const ForwardTask& task) {
   with_forward_format(task.call->layer, [&](auto f, auto c) { ForwardPass<decltype(f), decltype(c)>::run(task); });
+}
+bool backward_in_place(const Layer& layer) {
+  return with_format(layer, [&](auto f, auto) { return readable_in_place_backward<decltype(f)>(layer); });
 }
 int64_t backward_scratch(const Backward& call, int64_t rows) {
   return with_format(call.layer,
@@ -272,9 +248,11 @@ const Kernels SF_ISA = {
     .pack_backward = pack_backward,
     .packed_backward_size = packed_backward_size,
     .packed_backward = packed_backward,
+    .forward_in_place = forward_in_place,
     .forward_scratch = forward_scratch,
     .forward_shared = forward_shared,
     .forward = forward,
+    .backward_in_place = backward_in_place,
     .backward_scratch = backward_scratch,
     .backward = backward,
     .input_grad_scratch = input_grad_scratch,

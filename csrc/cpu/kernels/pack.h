@@ -16,6 +16,36 @@ struct PackSource {
   int groups;
 };
 
+template <class Cell>
+PackSource input_weights(const Layer& l, int d) {  // k runs over the input's features
+  const Matrix& w = l.w_ih[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.features(), l.H, Cell::kGates};
+}
+template <class Cell>
+PackSource hidden_weights(const Layer& l, int d) {  // k runs over the values of the previous h
+  const Matrix& w = l.w_hh[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, l.H * w.row_stride, l.out(), l.H, Cell::kGates};
+}
+PackSource projection(const Layer& l, int d) {
+  const Matrix& w = l.w_hr[d];
+  return {w.data, l.dtype, w.column_stride, w.row_stride, 0, l.H, l.P, 1};
+}
+// The same matrices transposed, for gradients: k runs over the rows.
+template <class Cell>
+PackSource input_weights_back(const Layer& l, int d) {
+  const Matrix& w = l.w_ih[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.features(), 1};
+}
+template <class Cell>
+PackSource hidden_weights_back(const Layer& l, int d) {
+  const Matrix& w = l.w_hh[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.out(), 1};
+}
+PackSource projection_back(const Layer& l, int d) {
+  const Matrix& w = l.w_hr[d];
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, l.P, l.H, 1};
+}
+
 template <class F>
 int64_t panel_size(int64_t K, int groups) {
   return (K + F::kPack - 1) / F::kPack * groups * F::kLanes * F::kPack;
@@ -57,6 +87,59 @@ SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
   }
 }
 
+// Reads squares of kSide x kSide weights, transposed: lane i of vector k is number k of row i. A vector of F has kParts
+// vectors of this width.
+template <class F>
+struct Square {
+  using T = typename F::A;
+  using V = typename F::V;
+  static constexpr int kSide = F::kLanes, kParts = 1;
+  static SF_FN V load(const T* p) { return sf::load(p); }
+  static SF_FN void store(T* p, V v) { sf::store(p, v); }
+  static SF_FN V splat(const T* p) { return sf::splat(*p); }
+  static SF_FN V multiply_add(V a, V b, V c) { return fma(a, b, c); }
+  template <class RowOf>
+  static SF_FN void read(RowOf row, V (&lines)[kSide]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kSide; ++i) lines[i] = sf::load(row(i));
+    transpose<F>(lines);
+  }
+};
+
+#if SF_VECTOR_BYTES >= 32
+// With AVX-512, too, vectors of 8 numbers: loads of 4 numbers do a half of the work, and cost no shuffle there.
+template <>
+struct Square<Plain<float>> {
+  typedef float V __attribute__((vector_size(32)));
+  static constexpr int kSide = 8, kParts = Plain<float>::kLanes / 8;
+  static SF_FN V load(const float* p) { return _mm256_loadu_ps(p); }
+  static SF_FN void store(float* p, V v) { _mm256_storeu_ps(p, v); }
+  static SF_FN V splat(const float* p) { return _mm256_broadcast_ss(p); }
+  static SF_FN V multiply_add(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  template <class RowOf>
+  static SF_FN void read(RowOf row, V (&lines)[kSide]) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256 of[4];  // numbers 4 * half ... of rows i and i + 4
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        of[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(i) + 4 * half)),
+                                     _mm_loadu_ps(row(i + 4) + 4 * half), 1);
+      }
+      const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(of[0], of[1])),
+                    high01 = _mm256_castps_pd(_mm256_unpackhi_ps(of[0], of[1])),
+                    low23 = _mm256_castps_pd(_mm256_unpacklo_ps(of[2], of[3])),
+                    high23 = _mm256_castps_pd(_mm256_unpackhi_ps(of[2], of[3]));
+      V* to = lines + 4 * half;
+      to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23));
+      to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
+      to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
+      to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+    }
+  }
+};
+#endif
+
 // Packs one group of one block, one line per k, `step` elements apart.
 template <class F>
 void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::A* out) {
@@ -66,7 +149,24 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
       store(out + k * step, read_line<F>(s.dtype, s.data, base + k * s.k_stride, 1, lanes));
     return;
   }
-  for (int64_t k = 0; k < s.K; k += kL) {
+  using S = Square<Plain<typename F::A>>;
+  int64_t k = 0;
+  if (s.dtype == dtype_of<typename F::A>() && s.k_stride == 1 && lanes == kL) {
+    for (; k + S::kSide <= s.K; k += S::kSide) {
+      const auto* from = reinterpret_cast<const typename F::A*>(s.data) + base + k;
+      typename S::V lines[S::kParts][S::kSide];
+#pragma GCC unroll 4
+      for (int part = 0; part < S::kParts; ++part)
+        S::read([&](int i) { return from + (part * S::kSide + i) * s.column_stride; }, lines[part]);
+#pragma GCC unroll 16
+      for (int i = 0; i < S::kSide; ++i) {
+#pragma GCC unroll 4
+        for (int part = 0; part < S::kParts; ++part)
+          S::store(out + (k + i) * step + part * S::kSide, lines[part][i]);
+      }
+    }
+  }
+  for (; k < s.K; k += kL) {
     const int n = static_cast<int>(s.K - k < kL ? s.K - k : kL);
     typename F::V square[kL];
     for (int lane = 0; lane < kL; ++lane) {
@@ -91,16 +191,17 @@ void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typen
   }
 }
 
+// Packs the blocks [begin, end).
 template <class F>
-void pack(const PackSource& s, typename F::E* to) {
+void pack(const PackSource& s, typename F::E* to, int64_t begin, int64_t end) {
   constexpr int kWidth = F::kLanes * F::kPack;
   const int64_t panel = panel_size<F>(s.K, s.groups), step = s.groups * kWidth;
-  for (int64_t block = 0; block < blocks_of<F>(s.columns); ++block) {
+  for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * F::kLanes;
     const int lanes = static_cast<int>(s.columns - first < F::kLanes ? s.columns - first : F::kLanes);
     for (int g = 0; g < s.groups; ++g) {
       const int64_t base = g * s.group_stride + first * s.column_stride;
-      typename F::E* out = to + block * panel + g * kWidth;
+      typename F::E* out = to + (block - begin) * panel + g * kWidth;
       if constexpr (F::kPack == 1) {
         pack_lines<F>(s, base, lanes, step, out);
       } else {
@@ -108,6 +209,11 @@ void pack(const PackSource& s, typename F::E* to) {
       }
     }
   }
+}
+
+template <class F>
+void pack(const PackSource& s, typename F::E* to) {
+  pack<F>(s, to, 0, blocks_of<F>(s.columns));
 }
 
 // Packs the biases as [blocks][kSlots][kLanes], the values that are added to the slots' sums over the input: both

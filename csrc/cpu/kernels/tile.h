@@ -168,18 +168,21 @@ struct Ahead {
   int64_t size() const { return bytes * (end - begin) / rows; }
 };
 
-// Adds rows[m][begin..end) times the packed panels w, w + block_stride, ... to acc; w points to its line
-// `begin`.
+// The distance between the lines of a panel, those of neighbouring k.
+template <class F, int kGates>
+constexpr int64_t kLine = kGates * F::kLanes * F::kPack;
+
+// Adds rows[m][begin..end) times the panels w, w + block_stride, ... to acc; w points to its line `begin`.
 // With kFetch, each k also prefetches the two cache lines at `next`, and then moves `next` by `step` bytes.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots, bool kFetch = false>
 SF_FN void accumulate_chain(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows,
-                            int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride,
+                            int64_t begin, int64_t end, const typename F::E* w, int64_t block_stride, int64_t line,
                             const char* next = nullptr, int64_t step = 0) {
   const typename F::E* row[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) row[m] = rows[m];
   int64_t k = begin;
-  for (; k + F::kPack <= end; k += F::kPack, w += kGates * F::kLanes * F::kPack) {
+  for (; k + F::kPack <= end; k += F::kPack, w += line) {
     add_k<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, w, block_stride,
                                                    [&](int m) { return F::broadcast(row[m] + k); });
     if constexpr (kFetch) {
@@ -207,19 +210,19 @@ constexpr int64_t kChain = 256;
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 __attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks * kSlots],
                                           const typename F::E* const* rows, int64_t K, const typename F::E* w,
-                                          int64_t block_stride, const Ahead& ahead) {
+                                          int64_t block_stride, int64_t line, const Ahead& ahead) {
   constexpr int64_t kWorthwhile = 56;                   // bytes
   const int64_t fetched = ahead.size() / K * F::kPack;  // bytes per k
   for (int64_t k = 0; k < K; k += kChain) {
     typename F::V acc[kRows][kBlocks * kSlots] = {};
     if (k == 0) copy_sums(acc, sums);
     const int64_t end = k + kChain < K ? k + kChain : K;
-    const typename F::E* from = w + k * kGates * F::kLanes;
+    const typename F::E* from = w + k / F::kPack * line;
     if (fetched >= kWorthwhile) {
-      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots, true>(acc, rows, k, end, from, block_stride,
+      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots, true>(acc, rows, k, end, from, block_stride, line,
                                                                       ahead.first() + k / F::kPack * fetched, fetched);
     } else {
-      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, k, end, from, block_stride);
+      accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, k, end, from, block_stride, line);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -229,17 +232,18 @@ __attribute__((noinline)) void add_chains(typename F::V (&sums)[kRows][kBlocks *
   }
 }
 
-// Adds rows[m][0..K) times the packed panels w, w + block_stride, ... to acc. Each panel is
-// [ceil(K / kPack)][kGates][kLanes * kPack].
+// Adds rows[m][0..K) times the panels w, w + block_stride, ... to acc. Each panel is
+// [ceil(K / kPack)][kGates][kLanes * kPack]; its lines may be further apart than that.
 template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
 SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::E* const* rows, int64_t K,
-                      const typename F::E* w, int64_t block_stride, const Ahead& ahead = {}) {
+                      const typename F::E* w, int64_t block_stride, const Ahead& ahead = {},
+                      int64_t line = kLine<F, kGates>) {
   if (K <= kChain) {
-    accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, 0, K, w, block_stride);
+    accumulate_chain<F, Slot, kRows, kBlocks, kGates, kSlots>(acc, rows, 0, K, w, block_stride, line);
   } else {
     typename F::V sums[kRows][kBlocks * kSlots];
     copy_sums(sums, acc);
-    add_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride, ahead);
+    add_chains<F, Slot, kRows, kBlocks, kGates, kSlots>(sums, rows, K, w, block_stride, line, ahead);
     copy_sums(acc, sums);
   }
 }

@@ -1,7 +1,8 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
 // The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other operand, a few
 // columns at a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an
-// order that does not depend on the number of threads.
+// order that does not depend on the number of threads. A call of one chunk, such as that of a cell, has no total: its sums
+// are written to the gradient at once.
 #pragma once
 
 #include "kernel_table.h"
@@ -15,12 +16,11 @@ struct GradTile {
   static constexpr int kRows = SF_VECTOR_REGISTERS == 32 ? 8 : 4, kBlocks = 3;
 };
 
-// Adds to total[m][kBlocks * kLanes] the sum over k of a[k][column + m] * b[k][kBlocks * kLanes].
+// The sum over k of a[k][column + m] * b[k][kBlocks * kLanes], where the rows of b are b_stride apart.
 template <class F, int kRows, int kBlocks>
-__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b,
-                                         int64_t K, typename F::A* total) {
+SF_FN void grad_sums(typename F::V (&acc)[kRows][kBlocks], const typename F::A* const* a, int64_t column,
+                     const typename F::A* b, int64_t b_stride, int64_t K) {
   constexpr int kL = F::kLanes;
-  typename F::V acc[kRows][kBlocks] = {};
   for (int64_t k = 0; k < K; ++k) {
     const typename F::A* row = a[k] + column;
     typename F::V w[kBlocks];
@@ -32,8 +32,17 @@ __attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t 
 #pragma GCC unroll 16
       for (int j = 0; j < kBlocks; ++j) acc[m][j] = fma(value, w[j], acc[m][j]);
     }
-    b += kBlocks * kL;
+    b += b_stride;
   }
+}
+
+// Adds the sums to total[m][kBlocks * kLanes].
+template <class F, int kRows, int kBlocks>
+__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b,
+                                         int64_t K, typename F::A* total) {
+  constexpr int kL = F::kLanes;
+  typename F::V acc[kRows][kBlocks] = {};
+  grad_sums<F, kRows, kBlocks>(acc, a, column, b, kBlocks * kL, K);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
@@ -41,6 +50,22 @@ __attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t 
       typename F::A* p = total + (m * kBlocks + j) * kL;
       store(p, load(p) + acc[m][j]);
     }
+  }
+}
+
+// Writes the sums to kRows rows of a gradient, `stride` apart. Their first `n` columns are there.
+template <class F, int kRows, int kBlocks>
+__attribute__((noinline)) void grad_tile_once(const typename F::A* const* a, int64_t column, const typename F::A* b,
+                                              int64_t b_stride, int64_t K, typename F::A* to, int64_t stride,
+                                              int64_t n) {
+  constexpr int kL = F::kLanes;
+  typename F::V acc[kRows][kBlocks] = {};
+  grad_sums<F, kRows, kBlocks>(acc, a, column, b, b_stride, K);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlocks; ++j)  // zero is added as to a total, since it changes the sign of a sum of -0
+      F::write(to + m * stride + j * kL, typename F::V{} + acc[m][j], static_cast<int>(n - j * kL));
   }
 }
 
@@ -100,6 +125,8 @@ class WeightGradPass {
       : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
     const Layer& l = layer_;
     width_[kInput] = l.features(), width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
+    const int64_t steps = l.T * (l.B / call_.samples);
+    one_chunk_ = steps <= kChunk && l.dtype == dtype_of<A>();
     Arena own(task.scratch);
     for (int s = 0; s < Cell::kSlots; ++s) {
       int64_t hidden_row = -1;
@@ -111,9 +138,9 @@ class WeightGradPass {
     if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, -1, -1, 0);
     gates_ = own.template take<const A*>(kChunk);
     for (const char**& p : source_rows_) p = own.template take<const char*>(kChunk);
-    panel_ = own.template take<A>(kChunk * kBlocks * kL);
     int64_t longest = 0;
     for (int64_t w : width_) longest = w > longest ? w : longest;
+    panel_ = own.template take<A>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
     line_ = own.template take<A>(longest + kBlocks * kL);
     size_ = own.used();
   }
@@ -133,7 +160,7 @@ class WeightGradPass {
     s.run_bias = own.template take<A>(most);
     for (int k = 0; k < kSources; ++k) {
       s.grad_row[k] = rows[k] < 0 ? -1 : rows[k] + begin;
-      s.total[k] = own.template take<A>(rows[k] < 0 ? 0 : most * padded_width(k));
+      s.total[k] = own.template take<A>(rows[k] < 0 || one_chunk_ ? 0 : most * padded_width(k));
     }
   }
 
@@ -144,20 +171,20 @@ class WeightGradPass {
       Strip& s = strips_[i];
       for (int64_t k = 0; k < s.count; ++k) s.bias[k] = 0;
       for (int source = 0; source < kSources; ++source) {
-        if (s.grad_row[source] >= 0) {
+        if (s.grad_row[source] >= 0 && !one_chunk_) {
           for (int64_t k = 0; k < s.count * padded_width(source); ++k) s.total[source][k] = 0;
         }
       }
     }
-    int64_t count = 0, active = task_.count;
+    int64_t count = 0, chunks = 0, active = task_.count;
     for (int64_t t = 0; t < layer_.T; ++t) {
       while (active > 0 && layer_.length(task_.rows[active - 1]) <= t) --active;
       for (int64_t i = 0; i < active; ++i) {
         add_row(count, t, task_.rows[i]);
-        if (++count == kChunk) add_chunk(count), count = 0;
+        if (++count == kChunk) add_chunk(count), count = 0, ++chunks;
       }
     }
-    if (count) add_chunk(count);
+    if (count || (one_chunk_ && !chunks)) add_chunk(count);
     for (int i = 0; i < strip_count_; ++i) finish(strips_[i]);
   }
 
@@ -182,7 +209,11 @@ class WeightGradPass {
   void add_chunk(int64_t K) {
     for (int i = 0; i < strip_count_; ++i) add_bias(strips_[i], K);
     for (int source = 0; source < kSources; ++source) {
-      for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
+      if (one_chunk_) {
+        write_gradient(source, K);
+      } else {
+        for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
+      }
     }
   }
 
@@ -232,6 +263,38 @@ class WeightGradPass {
     }
   }
 
+  // Writes the gradient of a source's weight, row by row. There is no total: the only chunk is all there is.
+  void write_gradient(int source, int64_t K) {
+    const int64_t width = width_[source], stride = padded_width(source);
+    for (int64_t k = 0; k < K && width; ++k) {
+      const A* from = source_line(source, k, 0, width);
+      for (int64_t column = 0; column < width; column += kL) {
+        store(panel_ + k * stride + column,
+              from ? F::read(from + column, static_cast<int>(width - column)) : typename F::V{});
+      }
+    }
+    for (int i = 0; i < strip_count_; ++i) {
+      const Strip& s = strips_[i];
+      if (s.grad_row[source] < 0) continue;
+      A* const to = reinterpret_cast<A*>(weight_of(source)) + first_row(s, source) * width;
+      for_row_groups<kRows>(s.count, [&](int64_t m, auto rows) {
+        for_panels(source, [&](int64_t block, auto blocks) {
+          const int64_t first = block * kL;
+          grad_tile_once<F, decltype(rows)::value, decltype(blocks)::value>(
+              gates_, s.column + m, panel_ + first, stride, K, to + m * width + first, width, width - first);
+        });
+      });
+    }
+  }
+
+  char* weight_of(int source) const {
+    return source == kInput ? call_.d_w_ih[d_] : source == kHidden ? call_.d_w_hh[d_] : call_.d_w_hr[d_];
+  }
+  // The row of the gradient that a strip begins with.
+  int64_t first_row(const Strip& s, int source) const {
+    return task_.sample * (source == kUnprojected ? layer_.P : layer_.gates * layer_.H) + s.grad_row[source];
+  }
+
   // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0.
   const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
     const char* row = source_rows_[source][k];
@@ -245,23 +308,19 @@ class WeightGradPass {
   }
 
   void finish(const Strip& s) {
-    char* const weights[kSources] = {call_.d_w_ih[d_], call_.d_w_hh[d_], call_.d_w_hr[d_]};
     char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr};
-    const int64_t size = size_of(layer_.dtype), gate_rows = layer_.gates * layer_.H;
+    const int64_t size = size_of(layer_.dtype);
     for (int source = 0; source < kSources; ++source) {
       if (s.grad_row[source] < 0) continue;
-      const int64_t width = width_[source], rows = source == kUnprojected ? layer_.P : gate_rows;
-      const int64_t first_row = task_.sample * rows + s.grad_row[source];
+      const int64_t width = width_[source], row = first_row(s, source);
       for_panels(source, [&](int64_t block, auto blocks) {
         constexpr int kWidth = decltype(blocks)::value * kL;
         const int64_t first = block * kL, n = width - first < kWidth ? width - first : kWidth;
         const A* total = s.total[source] + s.count * first;
-        for (int64_t m = 0; m < s.count; ++m) {
-          char* to = weights[source] + ((first_row + m) * width + first) * size;
-          write_row<A>(layer_.dtype, total + m * kWidth, to, n);
-        }
+        for (int64_t m = 0; m < s.count && !one_chunk_; ++m)
+          write_row<A>(layer_.dtype, total + m * kWidth, weight_of(source) + ((row + m) * width + first) * size, n);
       });
-      if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + first_row * size, s.count);
+      if (biases[source]) write_row<A>(layer_.dtype, s.bias, biases[source] + row * size, s.count);
     }
   }
 
@@ -272,6 +331,7 @@ class WeightGradPass {
   int64_t width_[kSources], size_;
   Strip strips_[Cell::kSlots + 1];
   int strip_count_ = 0;
+  bool one_chunk_;  // all steps of a sample fit into one chunk, and the gradients have the type of the sums
   const A** gates_;
   const char** source_rows_[kSources];
   bool from_h0_[kChunk];
