@@ -68,7 +68,7 @@ def _buffer_dtype(like: Tensor) -> torch.dtype:
 def _fake_forward(
     x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
-    impl: str, allow_tf32: bool = False,
+    impl: str, allow_tf32: bool = False, packed: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
     _check_given(x=x)
     _check_devices(x, h0, c0, lengths, *weights)
@@ -123,7 +123,13 @@ def _fake_backward(
     return results
 
 
+def _fake_pack(weights: list[Tensor], cell: str, directions: int, impl: str, ids: bool = False) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # the instruction set decides it
+    return weights[0].new_empty(size, dtype=torch.uint8)
+
+
 if C is not None:
+    torch.library.register_fake("seqcls_fast::pack_weights")(_fake_pack)
     torch.library.register_fake("seqcls_fast::rnn_forward")(_fake_forward)
     torch.library.register_fake("seqcls_fast::rnn_layer")(_fake_layer)
     torch.library.register_fake("seqcls_fast::rnn_backward")(_fake_backward)

@@ -82,7 +82,8 @@ struct LayerArguments {
   const Name& cell;
   int64_t directions;
   bool batch_first;
-  bool one_step = false;  // of a cell: x is (B, I) or (I,), and so are the states and results
+  bool one_step = false;           // of a cell: x is (B, I) or (I,), and so are the states and results
+  const Tensor* packed = nullptr;  // the weights, packed before the call (packed.h)
 };
 
 struct LayerCall {
@@ -101,6 +102,12 @@ struct LayerCall {
   LayerCall(LayerCall&&) = default;  // a copy would point to the vectors of the original
 
   bool packed() const { return !t_row.empty(); }
+
+  void set_cell(const Name& name) {
+    layer.cell = index_in("cell", kCellNames, name.value);
+    info = &kCells[layer.cell];
+    layer.gates = info->gates;
+  }
 
   // Every tensor is checked to have the dtype and the device of the layer.
   template <class Expected>
@@ -228,14 +235,12 @@ inline void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t
 
 // Describes all of a layer except for its weights and states.
 inline LayerCall describe_input(const LayerArguments& given, const Runner& runner) {
-  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, one_step] = given;
+  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, one_step, packed] = given;
   LayerCall call;
   call.device = x.device();
-  call.info = &kCells[index_in("cell", kCellNames, cell.value)];
+  call.set_cell(cell);
   call.batch_first = batch_first;
   Layer& l = call.layer;
-  l.cell = static_cast<int>(call.info - kCells);
-  l.gates = call.info->gates;
   // x holds features, or ids of columns of w_ih. With ids the layer has the dtype of the weights.
   const bool ids = x.scalar_type() == ScalarType::Long;
   l.dtype = ids && !weights.empty() ? dtype_of("weights", weights.back()) : dtype_of("x", x);
@@ -300,7 +305,7 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   if (rows <= 0 || rows % l.gates != 0)
     fail("w_ih: expected ", l.gates, " * hidden_size rows but got ", text(w_ih[0].sizes()));
   l.H = rows / l.gates;
-  if (l.ids) l.I = w_ih[0].sizes()[1];
+  if (!l.I) l.I = w_ih[0].sizes()[1];  // x has not told
   if (l.I <= 0) fail("w_ih: expected at least one column but got ", text(w_ih[0].sizes()));
   if (w_hr.count) {
     if (!call.info->has_c) fail("w_hr: expected none for cell ", call.info->name);

@@ -18,6 +18,9 @@ class CpuRunner : public Runner {
   void forward(const Forward& f) override { run_forward(kernels_, f); }
   void backward(const Backward& b) override { run_backward(kernels_, b); }
   void weight_grad(const WeightGrad& g) override { run_weight_grad(kernels_, g); }
+  const char* packs_for() const override { return kernels_.name; }
+  int64_t packed_size(const Layer& l) const override { return sf::packed_size(kernels_, l); }
+  void pack(const Layer& l, char* to) const override { pack_all(kernels_, l, to); }
 
  private:
   const Kernels& kernels_;

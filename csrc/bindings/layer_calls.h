@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "arguments.h"
+#include "packed.h"
 #include "runner.h"
 #include "tensors.h"
 
@@ -16,6 +17,10 @@ namespace sf {
 // list, as the dispatcher takes as long for an empty tensor as for another. A cell has no output: it is h_n.
 inline Tensors layer_forward(const LayerArguments& given, bool want_output, bool want_saved, Runner& runner) {
   LayerCall call = describe_layer(given, runner);
+  if (given.packed) {
+    if (want_saved) fail("want_saved: expected False with packed, as packed weights are for inference alone");
+    use_packed(call, *given.packed, runner);
+  }
   const Layer& l = call.layer;
   const bool keep_steps = !call.cell_rank && (want_output || want_saved);
   // If no result has a place for each step, the steps after the end of the longest row need not run.

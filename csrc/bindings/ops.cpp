@@ -13,20 +13,25 @@
 namespace sf {
 namespace {
 
-[[noreturn]] void out_of_memory(const Tensor& x, const Tensors& weights) {
-  std::string shapes;
+std::string shapes_of(const Tensors& weights) {
+  std::string shapes = "weights of shapes";
   for (size_t i = 0; i < std::min<size_t>(weights.size(), 10); ++i) shapes += " " + text(weights[i].sizes());
-  fail("x: expected a layer that fits into memory, but there is too little for x of shape ", text(x.sizes()),
-       " and weights of shapes", shapes);
+  return shapes;
+}
+
+[[noreturn]] void out_of_memory(const Tensor& x, const Tensors& weights) {
+  fail("x: expected a layer that fits into memory, but there is too little for x of shape ", text(x.sizes()), " and ",
+       shapes_of(weights));
 }
 
 Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
-                    int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl,
-                    bool allow_tf32) try {
+                    int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl, bool allow_tf32,
+                    Maybe packed) try {
   check_given("x", x);
   const ScopedRunner runner(x, impl, allow_tf32);
-  return layer_forward({x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first}, want_output,
-                       want_saved, *runner);
+  return layer_forward(
+      {x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, false, packed ? &*packed : nullptr},
+      want_output, want_saved, *runner);
 } catch (const std::bad_alloc&) {
   out_of_memory(x, weights);
 }
@@ -36,7 +41,14 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
 Tensors rnn_layer(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
                   int64_t directions, bool batch_first, bool want_output, Name impl, bool allow_tf32) {
   return rnn_forward(x, std::move(weights), h0, c0, lengths, batch_sizes, std::move(cell), directions, batch_first,
-                     want_output, false, std::move(impl), allow_tf32);
+                     want_output, false, std::move(impl), allow_tf32, std::nullopt);
+}
+
+// The weights of a layer, packed for the inference of many calls: `packed` of rnn_forward.
+Tensor pack_weights(Tensors weights, Name cell, int64_t directions, Name impl, bool ids) try {
+  return pack_layer(weights, cell, directions, ids, CpuRunner(impl.value));
+} catch (const std::bad_alloc&) {
+  fail("weights: expected a layer that fits into memory, but there is too little for ", shapes_of(weights));
 }
 
 Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors weights, Maybe h0, Maybe c0,
@@ -54,12 +66,13 @@ Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors
 }  // namespace
 }  // namespace sf
 
-// impl and allow_tf32 come last: allow_tf32 has a default, so that programs exported without it still load.
+// impl, allow_tf32 and packed come last: the last two have defaults, so that programs exported without them still load.
 STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_forward(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
-      "int directions, bool batch_first, bool want_output, bool want_saved, str impl, bool allow_tf32=False) "
-      "-> Tensor[]");
+      "int directions, bool batch_first, bool want_output, bool want_saved, str impl, bool allow_tf32=False, "
+      "Tensor? packed=None) -> Tensor[]");
+  m.def("pack_weights(Tensor[] weights, str cell, int directions, str impl, bool ids=False) -> Tensor");
   m.def(
       "rnn_layer(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
       "int directions, bool batch_first, bool want_output, str impl, bool allow_tf32=False) -> Tensor[]");
@@ -74,10 +87,11 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));     \
   m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
 
-STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m){SF_IMPLEMENT(m)}
-#if defined(SF_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m) {
   SF_IMPLEMENT(m)
+  m.impl("pack_weights", TORCH_BOX(&sf::pack_weights));
 }
+#if defined(SF_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CUDA, m) { SF_IMPLEMENT(m) }
 #endif
 #undef SF_IMPLEMENT

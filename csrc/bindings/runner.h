@@ -19,6 +19,11 @@ class Runner {
   virtual void forward(const Forward&) = 0;
   virtual void backward(const Backward&) = 0;
   virtual void weight_grad(const WeightGrad&) = 0;
+  // Weights that are packed before a call, for Layer::packed. The name of the instruction set that they are packed for
+  // is null where a runner takes none; the other functions are not called then.
+  virtual const char* packs_for() const { return nullptr; }
+  virtual int64_t packed_size(const Layer&) const { return 0; }
+  virtual void pack(const Layer&, char*) const {}
 };
 
 struct Plugin {  // more implementations for CPU tensors
@@ -29,7 +34,7 @@ struct Plugin {  // more implementations for CPU tensors
 
 // The name of the capsules that hold a Plugin. Its number must be raised when a struct or function that plugins share
 // with us changes.
-constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.2";
+constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.3";
 
 // What the eager entry (csrc/eager), a library of its own, takes from this one. It gets them in a capsule of this name,
 // whose number must be raised as that above. It refuses the capsule unless it was built from the same sources.

@@ -150,4 +150,11 @@ inline Tensor empty(const Shape& shape, Dtype dtype, const Device& device, bool 
   return new_tensor(shape, strides, scalar_of(dtype), device);
 }
 
+// Bytes on the CPU, at an address that vectors may be read from.
+inline Tensor empty_bytes(int64_t count) {
+  const Shape shape{count}, stride{1};
+  if (count >= kPooledBytes) return tensor_on(pool_take(count), shape, stride, ScalarType::Byte, pool_give);
+  return new_tensor(shape, stride, ScalarType::Byte, Device(DeviceType::CPU, -1));
+}
+
 }  // namespace sf

@@ -46,6 +46,8 @@ struct Layer {
   Rows h0[kMaxDirections], c0[kMaxDirections];  // the same at every t
 
   int64_t gates;  // the number of gates of the cell
+  // The packed weights of all directions, if they were packed before the call. Then no weight is read but w_ih of ids.
+  const char* packed;
 
   int64_t out() const { return P ? P : H; }
   int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over

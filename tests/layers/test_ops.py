@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqcls_fast import _autograd, _ext, ops
-from support.cases import CELLS, Case, build
-from support.checks import arguments, keywords
+from support.cases import CELLS, Case
+from support.checks import flat_arguments, forward_arguments
 
 needs_extension = pytest.mark.skipif(_ext.C is None, reason=f"the compiled extension is missing: {_ext.why_missing}")
 # test_autograd_registration is left out for the ops that training calls: their gradients are not registered with the
@@ -40,27 +40,6 @@ RAGGED = [
     Case("gru", lengths="random", layout="packed", state=False, dtype="bfloat16"),
     Case("lstm", lengths="random", layout="batch_first", ids=True),
 ]
-
-
-def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of rnn_layer by name, and its options."""
-    problem = build(case)
-    leaves = {name: t.detach() for name, t in arguments(case, problem).items()}
-    options = keywords(case, problem)
-    tensors: dict[str, Any] = {"x": leaves["x"]}
-    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"):
-        tensors[name] = [t for key, t in leaves.items() if key.startswith(f"{name}[")]
-    tensors |= {name: leaves.get(name) for name in ("h0", "c0")}
-    tensors |= {name: options.get(name) for name in ("lengths", "batch_sizes")}
-    if tensors["lengths"] is not None:
-        tensors["lengths"] = tensors["lengths"].long()
-    return tensors, {"cell": case.cell, "batch_first": options["batch_first"], "impl": impl}
-
-
-def forward_arguments(tensors: dict[str, Any]) -> tuple[Any, ...]:
-    """The tensors as rnn_forward takes them: weights in one list, sorted by kind."""
-    weights = [t for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr") for t in tensors[name]]
-    return tensors["x"], weights, *(tensors[name] for name in ("h0", "c0", "lengths", "batch_sizes"))
 
 
 def opcheck(op: Any, *args: Any, checks: tuple[str, ...] = CHECKS) -> Any:

@@ -127,6 +127,27 @@ def keywords(case: Case, problem: Problem) -> dict[str, Any]:
     return options
 
 
+def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of rnn_layer by name, and its options."""
+    problem = build(case)
+    leaves = {name: t.detach() for name, t in arguments(case, problem).items()}
+    options = keywords(case, problem)
+    tensors: dict[str, Any] = {"x": leaves["x"]}
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"):
+        tensors[name] = [t for key, t in leaves.items() if key.startswith(f"{name}[")]
+    tensors |= {name: leaves.get(name) for name in ("h0", "c0")}
+    tensors |= {name: options.get(name) for name in ("lengths", "batch_sizes")}
+    if tensors["lengths"] is not None:
+        tensors["lengths"] = tensors["lengths"].long()
+    return tensors, {"cell": case.cell, "batch_first": options["batch_first"], "impl": impl}
+
+
+def forward_arguments(tensors: dict[str, Any]) -> tuple[Any, ...]:
+    """The tensors as rnn_forward takes them: weights in one list, sorted by kind."""
+    weights = [t for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr") for t in tensors[name]]
+    return tensors["x"], weights, *(tensors[name] for name in ("h0", "c0", "lengths", "batch_sizes"))
+
+
 def layer(inputs: Named, **options: Any) -> Named:
     """rnn_layer by names: options hold its keywords, `impl` too; without `impl`, reference.rnn_layer."""
     listed = {

@@ -19,6 +19,8 @@ std::vector<std::string> cpu_features();
 void run_forward(const Kernels&, Forward);
 void run_backward(const Kernels&, const Backward&);
 void run_weight_grad(const Kernels&, WeightGrad);
+int64_t packed_size(const Kernels&, const Layer&);  // of the packed weights of all directions, in bytes
+void pack_all(const Kernels&, const Layer&, char* to);
 int64_t packed_cache_size();  // how many packed weights are kept
 void packed_cache_clear();
 

@@ -139,10 +139,10 @@ struct OwnWeights {
 // The weights of a forward pass, packed; null where they are used in place.
 inline Packed pack_forward(const Kernels& kernels, const Layer& layer, bool training) {
   if (in_place(kernels, layer, training)) return nullptr;
-  const int64_t each = kernels.packed_forward_size(layer), bytes = each * layer.directions;
+  const int64_t bytes = packed_size(kernels, layer);
   const auto pack = [&](const Layer& from) {
     auto packed = std::make_shared<Buffer>(bytes);
-    for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(from, d, packed->data() + d * each);
+    pack_all(kernels, from, packed->data());
     return packed;
   };
   bool cached = !training && steps_of(layer) < kRowStepsToRepack;

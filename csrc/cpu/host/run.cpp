@@ -94,15 +94,16 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
 void run_forward(const Kernels& kernels, Forward call) {
   const Layer& layer = call.layer;
   const OwnIds ids(call.layer);
-  const Packed packed = pack_forward(kernels, layer, call.training);
+  const Packed own = layer.packed ? nullptr : pack_forward(kernels, layer, call.training);
+  const char* const packed = own ? own->data() : layer.packed;
   const int64_t each = kernels.packed_forward_size(layer);
   const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));
   run_split(
       layer, s, [&](int64_t rows) { return kernels.forward_scratch(call, rows, !packed); },
       [&](int64_t rows) { return kernels.forward_shared(call, rows); },
       [&](const Task& task) {
-        const char* own = packed ? packed->data() + task.direction * each : nullptr;
-        kernels.forward({&call, packed ? kernels.packed_forward(layer, own) : PackedForward{}, task});
+        kernels.forward({&call, packed ? kernels.packed_forward(layer, packed + task.direction * each) : PackedForward{},
+                         task});
       });
 }
 
@@ -149,6 +150,15 @@ void run_weight_grad(const Kernels& kernels, WeightGrad call) {
     const double read_and_written = steps_of(layer) + static_cast<double>(call.samples * layer.I);
     id_grad(kernels, call, threads_for(read_and_written * static_cast<double>(layer.gates * layer.H * 4)));
   }
+}
+
+int64_t packed_size(const Kernels& kernels, const Layer& layer) {
+  return kernels.packed_forward_size(layer) * layer.directions;
+}
+
+void pack_all(const Kernels& kernels, const Layer& layer, char* to) {
+  const int64_t each = kernels.packed_forward_size(layer);
+  for (int d = 0; d < layer.directions; ++d) kernels.pack_forward(layer, d, to + d * each);
 }
 
 int64_t packed_cache_size() { return packed_cache().size(); }
