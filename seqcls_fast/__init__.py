@@ -28,8 +28,11 @@ __all__ = [
     "available_impls",
     "convert",
     "evaluate_predictions",
+    "freeze",
+    "frozen",
     "revert",
     "rnn_layer",
+    "unfreeze",
     "use_impl",
 ]
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from ._frozen import freeze, frozen, unfreeze
     from .classifier import SequenceClassifier
     from .conversion import ConvertReport, convert, revert
     from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -50,6 +54,7 @@ _register_operators()
 
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
+_HOME |= dict.fromkeys(("freeze", "frozen", "unfreeze"), "_frozen")
 _HOME |= {"SequenceClassifier": "classifier"}
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
 _HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _eager, ops
-from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, refuse_rank
+from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, class_of, refuse_rank
+from ._frozen import Freezable, flat, with_both_biases
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
 
 __all__ = ["RecurrentCell", "RecurrentLayers"]
 
 _OF_TORCH = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")  # the modes of torch.nn.RNNBase
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _HAS_C = {cell.upper(): constants.has_c for cell, constants in CELLS.items()}  # by mode
 
 
@@ -39,7 +41,7 @@ def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: b
     return [[f"{kind}_l{k}{suffix}" for kind in kinds for suffix in suffixes] for k in range(num_layers)]
 
 
-class _Guarded(nn.Module):
+class _Guarded(Freezable):
     """A module that checks the attributes by which torch, or a user, asks for what our modules cannot do."""
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -105,7 +107,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         weights = self._weights()
         batch = 1 if not batched else shape[0 if batch_first else 1]
         self._check(x, shape[-1], weights[0][0], states, batch)
-        output, states = self._run(x, weights, states, lengths, None, batch_first, want_output)
+        packed = self._packed((x, *states), flat(weights)) if self._frozen else None
+        output, states = self._run(x, weights, states, lengths, None, batch_first, want_output, packed)
         if not batched:
             output = output.squeeze(1) if want_output else None
             states = [state.squeeze(1) for state in states]
@@ -125,7 +128,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         self._check(x, x.size(1), weights[0][0], states, batch)
         if order is not None:
             states = [state.index_select(1, order) for state in states]
-        output, states = self._run(x, weights, states, None, batch_sizes, False, want_output)
+        packed = self._packed((x, *states), flat(weights)) if self._frozen else None
+        output, states = self._run(x, weights, states, None, batch_sizes, False, want_output, packed)
         if restore is not None:
             states = [state.index_select(1, restore) for state in states]
         if want_output:
@@ -141,8 +145,10 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         batch_sizes: Tensor | None,
         batch_first: bool,
         want_output: bool,
+        packed: Sequence[Tensor | None] | None = None,
     ) -> tuple[Any, Sequence[Tensor]]:
-        """Runs the layers one after another. Returns the last output and the final h (and c) of all layers."""
+        """Runs the layers one after another. Returns the last output and the final h (and c) of all layers. ``packed``:
+        the packed weights of each layer, if it is frozen."""
         cell, last = self.mode.lower(), self.num_layers - 1
         directions = 2 if self.bidirectional else 1
         h0, c0 = (*states, None, None)[:2]
@@ -155,7 +161,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
                 h0, c0 = h0s[k], c0s[k]
             output, h_n, c_n = ops.run_layer(
                 x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last,
-                self.recompute_gates,
+                self.recompute_gates, packed=packed[k] if packed else None,
             )  # fmt: skip
             finals.append((h_n,) if c_n is None else (h_n, c_n))
             if k < last and output is not None:
@@ -168,6 +174,10 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         names_of = _weight_names.__wrapped__ if torch.compiler.is_compiling() else _weight_names
         names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
         return [_current(self, layer) for layer in names]
+
+    def _to_pack(self) -> tuple[str, int, list[list[str]]]:
+        names = _weight_names(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
+        return self.mode.lower(), 2 if self.bidirectional else 1, names
 
     def _check(self, x: Tensor, features: int, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:
         check_input(x, weight, ValueError)
@@ -203,26 +213,23 @@ class RecurrentCell(_Guarded, nn.RNNCellBase):
         states = () if hx is None else as_states(hx, CELLS[cell].has_c)
         if states is None:
             return call_with_stand_ins(self, input, hx)
-        w_ih, w_hh, b_ih, b_hh = _current(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        self._check(input, w_ih, states)
-        if (b_ih is None) != (b_hh is None):  # one alone was set to None, which torch counts as zeros
-            b_ih, b_hh = (torch.zeros_like(b_hh), b_hh) if b_ih is None else (b_ih, torch.zeros_like(b_ih))
+        weights = _current(self, _CELL_WEIGHTS)
+        self._check(input, weights[0], states)
+        packed = self._packed((input, *states), weights) if self._frozen else None
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
         add, drop = ((None,), 0) if dim == 2 else ((None, None), (0, 0))
         h0, c0 = (*(state[add] for state in states), None, None)[:2]
-        _, h, c = ops.rnn_layer(
-            input[add],
-            (w_ih,),
-            (w_hh,),
-            () if b_ih is None else (b_ih,),
-            () if b_hh is None else (b_hh,),
-            h0=h0,
-            c0=c0,
-            cell=cell,
+        _, h, c = ops.run_layer(
+            input[add], [w for w in with_both_biases(weights) if w is not None], 1, h0, c0, cell, None, None, False,
             want_output=False,
-            impl="auto" if w_ih.numel() else "reference",  # no kernel runs a cell without inputs or without units
-        )
+            # no kernel runs a cell without inputs or without units
+            impl="auto" if weights[0].numel() else "reference", packed=packed[0] if packed else None,
+        )  # fmt: skip
         return h[drop] if c is None else (h[drop], c[drop])
+
+    def _to_pack(self) -> tuple[str, int, list[list[str]]]:
+        name = class_of(self).__name__.removesuffix("Cell").lower()
+        return f"rnn_{self.nonlinearity}" if name == "rnn" else name, 1, [list(_CELL_WEIGHTS)]
 
     def _check(self, x: Tensor, weight: Tensor, states: Sequence[Tensor]) -> None:
         for k, state in enumerate(states):

@@ -18,6 +18,7 @@ from . import _head, ops
 from . import nn as layers
 from ._autograd import needs_graph
 from ._checks import as_lengths
+from ._frozen import Frozen, can_freeze, flat, unfreeze
 from ._inputs import autocasts
 from ._shapes import CELLS
 
@@ -63,6 +64,8 @@ class SequenceClassifier(nn.Module):
         >>> model(torch.randint(20, (8, 10))).shape
         torch.Size([8, 3])
     """
+
+    _packed_tables: Frozen | None = None  # the encoder's weights, with the tables instead of those of its input
 
     def __init__(
         self,
@@ -125,11 +128,12 @@ class SequenceClassifier(nn.Module):
         return _head.linear(self.head, pooled)
 
     def prepare_inference(self) -> SequenceClassifier:
-        """Keeps the table of the first layer's projections for later calls in eval mode without gradients.
+        """Keeps for later calls in eval mode without gradients what does not depend on their input: the table of the
+        first layer's projections, for ids, and the encoder's weights as the kernels read them (:func:`freeze`).
 
-        ``train()``, ``load_state_dict()`` and ``to()`` drop the table. Other changes of the weights are not noticed:
-        call this again after them. Where our kernels do not run there is no table, as torch's own layer takes no ids,
-        nor is there one for 16-bit weights and under autocast on a CPU.
+        ``train()``, ``load_state_dict()`` and ``to()`` drop both. After other changes of the weights call this again:
+        the table does not notice them. Where our kernels do not run there is no table, as torch's own layer takes no
+        ids, nor is there one for 16-bit weights and under autocast on a CPU.
 
         Example::
 
@@ -140,9 +144,15 @@ class SequenceClassifier(nn.Module):
         """
         if self.training:
             raise RuntimeError("prepare_inference: expected a model in eval mode, call eval() first")
+        self.forget_tables()
         with torch.no_grad():
-            wanted = self.embedding is not None and self._has_exact_tables()
-            self._tables = self._make_tables() if wanted else None
+            if self.embedding is not None and self._has_exact_tables():
+                self._tables = self._make_tables()
+        if can_freeze(self.encoder) and not autocasts("cpu"):
+            if self._tables is not None:
+                self._packed_tables = Frozen(self.encoder, strict=False, tables=self._tables)
+            elif self.encoder._frozen is None:
+                self.encoder._frozen = Frozen(self.encoder, strict=False)
         return self
 
     # -- the stages ---------------------------------------------------------------------------------------------------
@@ -180,13 +190,24 @@ class SequenceClassifier(nn.Module):
         if self.embedding is None:
             output, final = self.encoder(x, lengths=lengths, want_output=want_output)
         elif (tables := self._tables_for(x)) is not None:
-            weights = self.encoder._weights()
-            weights[0][: len(tables)] = tables
-            output, final = self.encoder._run(x, weights, (), lengths, None, True, want_output)
+            output, final = self._encode_ids(x, tables, lengths, want_output)
         else:
             features = self.embedding(_checked_ids(x, lengths, self.embedding.num_embeddings))
             output, final = self.encoder(features, lengths=lengths, want_output=want_output)
         return output, final if isinstance(final, Tensor) else final[0]
+
+    def _encode_ids(
+        self, ids: Tensor, tables: list[Tensor], lengths: Tensor | None, want_output: bool
+    ) -> tuple[Any, Any]:
+        weights = self.encoder._weights()
+        packed = self.encoder._packed((), flat(weights))  # raises if the encoder is frozen and a weight has changed
+        weights[0][: len(tables)] = tables
+        prepared = self._packed_tables
+        if prepared is not None:
+            packed = prepared.packed_for(self.encoder, (), flat(weights))
+        elif packed is not None:
+            packed = [None, *packed[1:]]  # its first layer was packed for features
+        return self.encoder._run(ids, weights, (), lengths, None, True, want_output, packed)
 
     def _pool(self, output: Tensor | None, h_n: Tensor, lengths: Tensor | None) -> Tensor:
         if output is None:
@@ -226,23 +247,26 @@ class SequenceClassifier(nn.Module):
 
     def forget_tables(self) -> None:
         """Drops what :meth:`prepare_inference` keeps."""
-        self._tables = None
+        self._tables = self._packed_tables = None
+        kept = getattr(self.encoder, "_frozen", None)
+        if kept is not None and not kept.strict:  # else it is the user's freeze()
+            unfreeze(self.encoder)
 
     def train(self, mode: bool = True) -> SequenceClassifier:
         if mode:
-            self._tables = None
+            self.forget_tables()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:
-        self._tables = None
+        self.forget_tables()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._tables = None
+        self.forget_tables()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_tables": None}
+        return super().__getstate__() | {"_tables": None, "_packed_tables": None}
 
     def extra_repr(self) -> str:
         return f"pooling={self.pooling!r}, dropout={self.dropout}"

@@ -233,13 +233,15 @@ def run_layer(
     want_output: bool,
     recompute: bool = False,
     impl: str = "auto",
+    packed: Tensor | None = None,
 ) -> Outputs:
-    """:func:`rnn_layer` with its weights in one list, one kind after another, as the ops take them."""
+    """:func:`rnn_layer` with its weights in one list, one kind after another, as the ops take them. ``packed``: the
+    weights packed for this call's implementation, in a call without a graph (``_frozen``)."""
     compiling = torch.compiler.is_compiling()
     if impl == "auto":
         if not compiling and not recompute:
             found = _eager.layer(
-                x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output
+                x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed
             )
             if found is not NotImplemented:
                 return found  # type: ignore[no-any-return]
@@ -287,7 +289,7 @@ def run_layer(
     else:
         results = torch.ops.seqcls_fast.rnn_forward.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl,
-            allow_tf32,
+            allow_tf32, packed,
         )  # fmt: skip
     return results[-1] if want_output else None, results[0], results[1] if CELLS[cell].has_c else None
 

@@ -28,7 +28,7 @@ Maybe maybe(const Tensor& t) { return t.defined() ? Maybe(t) : Maybe(); }
 
 // The arguments of layer_forward() and layer_backward(), which hold references.
 struct Arguments {
-  Arguments(const Spec& spec, const Tensors& tensors)
+  Arguments(const Spec& spec, const Tensors& tensors, const Tensor* packed = nullptr)
       : x(tensors[kX]),
         h0(maybe(tensors[kH0])),
         c0(maybe(tensors[kC0])),
@@ -37,7 +37,7 @@ struct Arguments {
         weights(tensors.begin() + kWeights, tensors.end()),
         cell{spec.cell},
         given{x,    weights,         h0,               c0,           lengths, batch_sizes,
-              cell, spec.directions, spec.batch_first, spec.one_step} {}
+              cell, spec.directions, spec.batch_first, spec.one_step, packed} {}
   Arguments(const Arguments&) = delete;
 
   const Tensor& x;
@@ -211,11 +211,12 @@ bool is_plain(const Tensor& t) {
   return (t.key_set().raw_repr() & ~usual.raw_repr()) == 0 && !t._fw_grad(0).defined();
 }
 
-bool run_layer(const Spec& spec, Tensors tensors, bool want_output, Results& results) {
+bool run_layer(const Spec& spec, const Tensors& tensors, const Tensor& packed, bool want_output, Results& results) {
   bool needs_graph = false;
   if (at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled())
     for (const Tensor& t : tensors) needs_graph = needs_graph || (t.defined() && t.requires_grad());
-  const Arguments arguments(spec, tensors);
+  if (needs_graph && packed.defined()) return false;
+  const Arguments arguments(spec, tensors, packed.defined() ? &packed : nullptr);
   double weights = 0;
   for (const Tensor& t : arguments.weights) weights += static_cast<double>(t.numel());
   std::optional<Found> found;

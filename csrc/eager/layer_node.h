@@ -39,8 +39,9 @@ bool is_plain_thread();
 bool is_plain(const Tensor& t);
 
 // Runs a layer, and records its node if grad mode is on and a tensor requires a gradient. False if the arguments are
-// wrong or there is too little memory. The operators then say so in a sentence: they check the same again.
-bool run_layer(const Spec& spec, Tensors tensors, bool want_output, Results& results);
+// wrong or there is too little memory. The operators then say so in a sentence: they check the same again. `packed`: the
+// packed weights if they are frozen, which allows no graph.
+bool run_layer(const Spec& spec, const Tensors& tensors, const Tensor& packed, bool want_output, Results& results);
 
 // The function of seqcls_fast/_autograd.py that computes the gradients of a node whose backward is not plain.
 void set_unusual_backward(PyObject* function);

@@ -36,7 +36,7 @@ Choice& choice() {
 
 struct Names {
   PyObject *parameters, *mode, *num_layers, *bidirectional, *bias, *batch_first, *dropout, *training, *input_size,
-      *hidden_size, *proj_size, *recompute_gates;
+      *hidden_size, *proj_size, *recompute_gates, *frozen, *impl, *packed, *seen;
   std::array<PyObject*, 4> of_cell;
 };
 
@@ -51,6 +51,7 @@ const Names& names() {
                          interned("bidirectional"), interned("bias"),      interned("batch_first"),
                          interned("dropout"),     interned("training"),    interned("input_size"),
                          interned("hidden_size"), interned("proj_size"),   interned("recompute_gates"),
+                         interned("_frozen"), interned("impl"), interned("packed"), interned("seen"),
                          {interned("weight_ih"),  interned("weight_hh"),   interned("bias_ih"), interned("bias_hh")}};
   return all;
 }
@@ -90,8 +91,9 @@ class Attributes {
   Attributes(const Attributes&) = delete;
   ~Attributes() { Py_DECREF(all_); }
 
+  PyObject* find(PyObject* name) const { return PyDict_GetItemWithError(all_, name); }  // null: there is none
   PyObject* operator[](PyObject* name) const {
-    PyObject* found = PyDict_GetItemWithError(all_, name);
+    PyObject* found = find(name);
     if (!found) throw Declined{};
     return found;
   }
@@ -200,11 +202,57 @@ std::string text_of(PyObject* object) {
 
 bool is_real(const Tensor& t) { return at::isFloatingType(t.scalar_type()); }
 
-Results run_or_decline(const Spec& spec, Tensors tensors, bool want_output) {
+Results run_or_decline(const Spec& spec, const Tensors& tensors, const Tensor& packed, bool want_output) {
   Results results;
-  if (!run_layer(spec, std::move(tensors), want_output, results)) throw Declined{};
+  if (!run_layer(spec, tensors, packed, want_output, results)) throw Declined{};
   return results;
 }
+
+// The packed weights of a frozen module (class Frozen of seqcls_fast/_frozen.py), while its weights are what they were
+// when they were packed. A call for which anything is different is declined, and Python looks closer.
+class FrozenWeights {
+ public:
+  FrozenWeights(const Attributes& module, const Spec& spec) {
+    PyObject* frozen = module.find(names().frozen);
+    if (!frozen || frozen == Py_None) return;
+    const char* packs_for = spec.runner->packs_for();
+    if (!packs_for || text_of(attribute(frozen, names().impl).ptr()) != packs_for) throw Declined{};
+    packed_ = attribute(frozen, names().packed);
+    seen_ = attribute(frozen, names().seen);
+    if (!PyTuple_Check(packed_.ptr()) || !PyTuple_Check(seen_.ptr())) throw Declined{};
+  }
+  // To be called for each weight of the module in turn; None counts too.
+  void check(PyObject* weight) {
+    if (!seen_) return;
+    PyObject* seen = item(seen_.ptr(), next_++);
+    if (!PyTuple_Check(seen) || item(seen, 0) != weight) throw Declined{};
+    if (weight == Py_None) return;
+    const Tensor& t = THPVariable_Unpack(weight);
+    PyObject *version = item(seen, 1), *address = item(seen, 2);
+    if ((version != Py_None && PyLong_AsLongLong(version) != static_cast<int64_t>(t._version())) ||
+        (address != Py_None && PyLong_AsVoidPtr(address) != t.data_ptr()))
+      throw Declined{};
+  }
+  // Of a layer; undefined unless the module is frozen.
+  Tensor operator[](int64_t layer) const { return packed_ ? plain_tensor(item(packed_.ptr(), layer)) : Tensor(); }
+
+ private:
+  static py::object attribute(PyObject* object, PyObject* name) {
+    py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+    if (!found) {
+      PyErr_Clear();
+      throw Declined{};
+    }
+    return found;
+  }
+  static PyObject* item(PyObject* tuple, int64_t i) {
+    if (i >= PyTuple_GET_SIZE(tuple)) throw Declined{};
+    return PyTuple_GET_ITEM(tuple, i);
+  }
+
+  py::object packed_, seen_;
+  int64_t next_ = 0;
+};
 
 // ---- The functions
 
@@ -241,6 +289,7 @@ PyObject* layers(PyObject* const* arguments) {
     if (!(dropout >= 0 && dropout <= 1)) throw Declined{};
   }
   const bool bias = module.flag(names().bias), projected = module.flag(names().proj_size);
+  FrozenWeights frozen(module, spec);
   std::vector<Tensors> all(static_cast<size_t>(count));
   for (int64_t k = 0; k < count; ++k) {  // before any layer runs, as a call that began cannot be declined
     Tensors& tensors = all[static_cast<size_t>(k)];
@@ -248,8 +297,11 @@ PyObject* layers(PyObject* const* arguments) {
     tensors.resize(kWeights);
     for (size_t kind = 0; kind < 5; ++kind) {
       if (kind == 4 ? !projected : kind > 1 && !bias) continue;
-      for (int64_t d = 0; d < spec.directions; ++d)
-        tensors.push_back(plain_tensor(module.parameter(weight_name(kind, k, d))));
+      for (int64_t d = 0; d < spec.directions; ++d) {
+        PyObject* weight = module.parameter(weight_name(kind, k, d));
+        tensors.push_back(plain_tensor(weight));
+        frozen.check(weight);
+      }
     }
     tensors[kLengths] = lengths;
   }
@@ -263,7 +315,7 @@ PyObject* layers(PyObject* const* arguments) {
     tensors[kX] = x;
     tensors[kH0] = part(h);
     tensors[kC0] = part(c);
-    results = run_or_decline(spec, std::move(tensors), want_output || k + 1 < count);
+    results = run_or_decline(spec, tensors, frozen[k], want_output || k + 1 < count);
     if (count > 1) {
       h_n.push_back(results.h_n);
       if (with_c) c_n.push_back(results.c_n);
@@ -301,17 +353,20 @@ PyObject* cell(PyObject* const* arguments) {
   for (const Tensor& state : {tensors[kH0], tensors[kC0]})
     if (state.defined() && (state.dim() != rank || state.size(-1) != module.number(names().hidden_size)))
       throw Declined{};
+  FrozenWeights frozen(module, spec);
   for (PyObject* of_cell : names().of_cell) {
     PyObject* weight = module.parameter(of_cell);
     if (weight != Py_None) tensors.push_back(plain_tensor(weight));
+    frozen.check(weight);
   }
   if (tensors.size() == kWeights + 3) throw Declined{};  // one bias alone
-  Results results = run_or_decline(spec, std::move(tensors), false);
+  Results results = run_or_decline(spec, tensors, frozen[0], false);
   if (!with_c) return wrapped(std::move(results.h_n));
   return tuple_of(wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)));
 }
 
-// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output): output, h_n and c_n.
+// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed): one layer. Returns
+// output, h_n and c_n.
 PyObject* layer(PyObject* const* arguments) {
   PyObject* weights = arguments[1];
   if (!PyList_CheckExact(weights)) throw Declined{};
@@ -331,7 +386,7 @@ PyObject* layer(PyObject* const* arguments) {
   for (const int i : {3, 4, 6, 7}) tensors.push_back(plain_or_none(arguments[i]));
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(weights); ++i)
     tensors.push_back(plain_tensor(PyList_GET_ITEM(weights, i)));
-  Results results = run_or_decline(spec, std::move(tensors), want_output);
+  Results results = run_or_decline(spec, tensors, plain_or_none(arguments[10]), want_output);
   return tuple_of(wrapped(std::move(results.output)), wrapped(std::move(results.h_n)),
                   wrapped(std::move(results.c_n)));
 }
@@ -388,7 +443,7 @@ PyCFunction as_method(Function* function) {
 PyMethodDef methods[] = {
     {"layers", as_method(entry<layers, 5>), METH_FASTCALL, nullptr},
     {"cell", as_method(entry<cell, 4>), METH_FASTCALL, nullptr},
-    {"layer", as_method(entry<layer, 10>), METH_FASTCALL, nullptr},
+    {"layer", as_method(entry<layer, 11>), METH_FASTCALL, nullptr},
     {"connect", as_method(connect), METH_FASTCALL, nullptr},
     {"use_impl", use_impl, METH_O, nullptr},
     {"turn", turn, METH_O, nullptr},

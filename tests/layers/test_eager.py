@@ -105,5 +105,5 @@ def test_strange_attributes_do_not_crash(name: str, value: Any) -> None:
 @pytest.mark.parametrize("weights", [(), [], [1], [None] * 4, [torch.zeros(12, 3)], [torch.zeros(2, 2)] * 300])
 @pytest.mark.parametrize("directions", [1, 2, -1, 0, 2**40, 2**70, "1", None])
 def test_strange_weights_of_a_layer(weights: Any, directions: Any) -> None:
-    found = _eager.layer(torch.randn(5, 2, 3), weights, directions, None, None, "gru", None, None, False, True)
+    found = _eager.layer(torch.randn(5, 2, 3), weights, directions, None, None, "gru", None, None, False, True, None)
     assert found is NotImplemented

@@ -55,7 +55,9 @@ def forward(*args: Any) -> list[Tensor]:
 def test_packed_weights_give_the_same_bits_and_no_weight_is_read(case: Case, compiled: str) -> None:
     x, weights, *rest = call = call_of(case, compiled)
     packed = pack(call)
-    assert packed.dtype == torch.uint8 and packed.dim() == 1 and packed.data_ptr() % 64 == 0
+    assert packed.dtype == torch.uint8
+    assert packed.dim() == 1
+    assert packed.data_ptr() % 64 == 0
     kept = case.directions if case.ids else 0  # of ids, w_ih is read as it is
     spoiled = [*weights[:kept], *(torch.full_like(w, torch.nan) for w in weights[kept:])]
     for found in (forward(*call, packed), forward(x, spoiled, *rest, packed)):
