@@ -6,6 +6,7 @@ A program holds our operators and is right for other numbers than it was made wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from support.calls import EACH, EACH_MODULE, Call, equal, loss, numbered
+from support.calls import EACH, EACH_MODULE, Call, close, equal, loss, numbered
 
 pytestmark = [
     pytest.mark.usefixtures("entry"),
@@ -76,6 +77,24 @@ def test_compiled_before_and_after_eager_calls(kind: str, grad: bool) -> None:
             leaves = [*call.inputs.values(), *call.ours.parameters()]
             equal(*(numbered(torch.autograd.grad(loss(r), leaves)) for r in (results, call())))
     torch._dynamo.reset()
+
+
+@SOME
+def test_a_compiled_backward_of_an_eager_call(kind: str) -> None:
+    """Compiled autograd sees no change in place, and must still be right after one."""
+    call = Call(kind)
+    x, found = call.inputs["x"], []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        x.grad = None
+        h = call()["h_n"].mul_(2)
+        backend = torch.compile(backend="aot_eager")
+        with torch._dynamo.compiled_autograd._enable(backend) if compiled else nullcontext():
+            h.sin().sum().backward()
+        found.append({"d_x": x.grad})
+    torch._dynamo.reset()
+    close(*found)
+    assert found[0]["d_x"].any()
 
 
 @SOME

@@ -35,12 +35,17 @@ SOME = pytest.mark.parametrize("kind", ["GRU", "LSTMCell", "rnn_layer"])  # wher
 
 
 class Functions(TorchFunctionMode):
-    def __init__(self) -> None:
+    """Notes every function of torch, and multiplies the input of a layer by a factor."""
+
+    def __init__(self, factor: float = 1) -> None:
         super().__init__()
         self.seen: list[Any] = []
+        self.factor = factor
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append(func)
+        if self.factor != 1 and str(func).startswith("seqcls_fast.rnn_forward"):
+            args = (args[0] * self.factor, *args[1:])
         return func(*args, **(kwargs or {}))
 
 
@@ -63,8 +68,9 @@ class Operators(TorchDispatchMode):
 def test_modes_of_functions_and_of_operators(kind: str) -> None:
     call = Call(kind)
     plain = call.both()
-    with Functions():
+    with Functions() as functions:
         equal(call.both(), plain)
+    assert functions.seen
     with Operators() as operators:
         equal(call.both(), plain)
     assert "seqcls_fast.rnn_forward.default" in operators.seen
@@ -84,8 +90,10 @@ def test_a_mode_may_change_what_an_operator_gets(kind: str) -> None:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             wanted = call(x=call.inputs["x"] * 3)
-            with Operators(3):
-                close(call(), wanted)
+            for mode in (Operators(3), Functions(3)):
+                with mode:
+                    results = call()
+                close(results, wanted)
 
 
 @EACH
@@ -124,6 +132,8 @@ def test_fake_tensors(kind: str) -> None:
         assert fakes["x"].grad.shape == fakes["x"].shape
         for t in (*call.inputs.values(), *fakes.values(), *call.ours.parameters()):
             t.grad = None
+    for _, results, _ in each_argument(call, mode.from_tensor):
+        assert all(isinstance(t, FakeTensor) and t.shape == plain[name].shape for name, t in results.items())
     with mode:
         results = call()
     assert all(isinstance(t, FakeTensor) and t.shape == plain[name].shape for name, t in results.items())

@@ -51,6 +51,7 @@ LAYERS = ("RNN", "GRU", "LSTM")
 CELLS = ("RNNCell", "GRUCell", "LSTMCell")
 CLASSES: dict[str, tuple[Any, Any]] = {name: (getattr(sf, name), getattr(nn, name)) for name in (*LAYERS, *CELLS)}
 CLASSES["rnn_layer"] = (Functional, nn.LSTM)
+CLASSES |= {f"{name} step": CLASSES[name] for name in ("GRU", "LSTM")}  # a sequence of one step
 EACH = pytest.mark.parametrize("kind", CLASSES)
 EACH_MODULE = pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 
@@ -69,7 +70,7 @@ class Call:
         else:
             hx = twins.hx_of(self.theirs)
             states = hx if isinstance(hx, tuple) else (hx,)
-            x = twins.x_of(B, T, I) if self.theirs.batch_first else twins.x_of(T, B, I)
+            x = twins.x_of(1 if "step" in kind else T, B, I)
             self.inputs = dict(zip(("x", "h0", "c0"), (x, *states), strict=False))
         self.inputs = {name: t.to(dtype).requires_grad_() for name, t in self.inputs.items()}
 
