@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import seqcls_fast as sf
 from seqcls_fast.ops import available_impls, rnn_layer
-from support.calls import EACH, B, Call, H, I, T, close, equal, numbered, python_way
+from support.calls import CELLS, EACH, EACH_MODULE, B, Call, H, I, T, close, equal, numbered, python_way
 from support.twins import hx_of, pair, x_of
 
 pytestmark = [
@@ -263,6 +263,18 @@ def test_odd_tensors(kind: str, grad: bool) -> None:
                 close(tensors, numbered(tree_leaves(run(call.theirs, copied))))
             elif odd in UNSOUND and (kind, name, odd) != ("rnn_layer", "x", "integers"):
                 assert error, f"{name}, {odd}"
+
+
+@EACH_MODULE
+def test_weights_that_are_missing(kind: str) -> None:
+    """Set to None or deleted. torch counts one bias of a cell that is None as zeros; everything else is refused."""
+    for name, _ in Call(kind).ours.named_parameters():
+        for remove in (lambda m, n: setattr(m, n, None), delattr):
+            call = Call(kind)
+            call()
+            remove(call.ours, name)
+            error, _ = both_ways(call)
+            assert bool(error) != (kind in CELLS and "bias" in name and remove is not delattr), name
 
 
 @EACH
