@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 from torch.utils._pytree import tree_leaves
 
 import seqcls_fast as sf
+from seqcls_fast import ops
 from seqcls_fast.ops import available_impls, rnn_layer
 from support.calls import CELLS, EACH, EACH_MODULE, B, Call, H, I, T, close, equal, numbered, python_way
 from support.twins import hx_of, pair, x_of
@@ -51,6 +52,24 @@ def both_ways(function: Callable[[], Any]) -> tuple[str, dict[str, Tensor]]:
             other[name].requires_grad,
         )
     return error, tensors
+
+
+@EACH
+def test_the_eager_entry_takes_plain_calls(kind: str, entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no others do, so that the tests of both entries are tests of two ways."""
+
+    def ran(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the Python way")
+
+    call = Call(kind)
+    plain = call.both()
+    monkeypatch.setattr(ops, "autocasts", ran)  # which every call asks in Python
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            if entry == "eager":
+                equal(call.both() if grad else call(), plain if grad else {name: plain[name] for name in call()})
+            with python_way(), pytest.raises(AssertionError, match="the Python way"):
+                call()
 
 
 # -- forms of a call --------------------------------------------------------------------------------------------------
