@@ -65,7 +65,8 @@ class Spec:
 
 def needs_graph(tensors: Iterable[Any]) -> bool:
     """Whether a result computed from the tensors must be differentiable."""
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+    # Dynamo cannot ask for inference mode.
+    if torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()):
         for t in tensors:  # faster than any()
             if t is not None and t.requires_grad:
                 return True
@@ -125,7 +126,8 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, output, saved = ctx.saved_tensors
         if saved is None:
-            output, _, _, saved = run_forward(ctx.spec, tensors)
+            with torch.no_grad():  # gradients of these gradients do not come from here
+                output, _, _, saved = run_forward(ctx.spec, tensors)
         # If the output was changed in place, run the forward again, which gives the same bits. Compiled autograd has no
         # versions that would show a change, so it always runs the forward again.
         elif ctx.watch is not None and (torch.compiler.is_compiling() or ctx.watch._version):

@@ -46,7 +46,7 @@ def _load() -> str | None:
         library.connect(C.exports, _autograd.backward_of_call)
     except ModuleNotFoundError:
         return f"this build has none for torch {release}"
-    except (ImportError, RuntimeError, ValueError) as error:  # missing symbols, other sources, another layout
+    except (AttributeError, ImportError, RuntimeError, ValueError) as error:  # missing symbols, other sources
         return f"{name}: {error}"
     layers, cell, layer = library.layers, library.cell, library.layer
     use_impl, _turn = library.use_impl, library.turn

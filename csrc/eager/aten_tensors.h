@@ -1,5 +1,5 @@
-// Tensors through torch's C++ interface, under the names of csrc/bindings/stable_tensors.h. A library that uses them works
-// with the release of torch that it was compiled for, and with no other.
+// Tensors through torch's C++ interface, under the names of csrc/bindings/stable_tensors.h. A library that uses them
+// works with the release of torch that it was compiled for, and with no other.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -36,8 +36,8 @@ struct Arguments {
         batch_sizes(maybe(tensors[kBatchSizes])),
         weights(tensors.begin() + kWeights, tensors.end()),
         cell{spec.cell},
-        given{x,    weights,         h0,               c0,           lengths, batch_sizes,
-              cell, spec.directions, spec.batch_first, spec.one_step, packed} {}
+        given{x,     weights, h0, c0, lengths, batch_sizes, cell, spec.directions, spec.batch_first, spec.one_step,
+              packed} {}
   Arguments(const Arguments&) = delete;
 
   const Tensor& x;
@@ -74,8 +74,8 @@ class LayerBackward : public Node {
 
   void record(const Spec& spec, const Tensors& tensors, Found& found, bool want_output) {
     spec_ = spec;
-    // The steps' h: a cell's h_n, or else the output. What the user gets may be changed in place. The node keeps another
-    // tensor on the same memory, and the version counter, by which it notices such a change.
+    // The steps' h: a cell's h_n, or else the output. What the user gets may be changed in place. The node keeps
+    // another tensor on the same memory, and the version counter, by which it notices such a change.
     const Tensor& steps = spec.one_step ? found.h_n : found.output;
     const bool returned = spec.one_step || want_output;
     if (returned) version_ = steps.unsafeGetTensorImpl()->version_counter();
@@ -113,9 +113,9 @@ class LayerBackward : public Node {
     for (size_t i = kWeights; i < tensors.size(); ++i) want_d_weights = want_d_weights || task_should_compute_output(i);
     const bool want_d_x = task_should_compute_output(kX);
     RECORD_FUNCTION("seqcls_fast::rnn_backward", c10::ArrayRef<const c10::IValue>{});
-    Tensors found = layer_backward(arguments.given, maybe(grads[0]), maybe(grads[1]),
-                                   grads.size() > 2 ? maybe(grads[2]) : Maybe(), steps, saved, want_d_x, want_d_weights,
-                                   0, *spec_.runner);
+    Tensors found =
+        layer_backward(arguments.given, maybe(grads[0]), maybe(grads[1]), grads.size() > 2 ? maybe(grads[2]) : Maybe(),
+                       steps, saved, want_d_x, want_d_weights, 0, *spec_.runner);
     variable_list result(tensors.size());
     size_t next = 0;
     const auto take = [&](size_t i, bool present) {
@@ -185,7 +185,7 @@ class LayerBackward : public Node {
 
   Spec spec_;
   std::optional<c10::VariableVersion> version_;  // of what the user got, if that is h of the steps
-  std::vector<SavedVariable> saved_;  // the layer's tensors, the steps' h, and the saved values
+  std::vector<SavedVariable> saved_;             // the layer's tensors, the steps' h, and the saved values
 };
 
 template <class Pointer>

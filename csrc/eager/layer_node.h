@@ -1,6 +1,6 @@
-// A layer of a plain eager call, and the node that it leaves in autograd's graph. A call is plain if nothing but autograd
-// looks at it: no transform, no mode, no subclass of a tensor. Everything else goes through the operators, which torch
-// can look into.
+// A layer of a plain eager call, and the node that it leaves in autograd's graph. A call is plain if nothing but
+// autograd looks at it: no transform, no mode, no subclass of a tensor. Everything else goes through the operators,
+// which torch can look into.
 #pragma once
 
 #define SF_EAGER
@@ -39,8 +39,8 @@ bool is_plain_thread();
 bool is_plain(const Tensor& t);
 
 // Runs a layer, and records its node if grad mode is on and a tensor requires a gradient. False if the arguments are
-// wrong or there is too little memory. The operators then say so in a sentence: they check the same again. `packed`: the
-// packed weights if they are frozen, which allows no graph.
+// wrong or there is too little memory. The operators then say so in a sentence: they check the same again. `packed`:
+// the packed weights if they are frozen, which allows no graph.
 bool run_layer(const Spec& spec, const Tensors& tensors, const Tensor& packed, bool want_output, Results& results);
 
 // The function of seqcls_fast/_autograd.py that computes the gradients of a node whose backward is not plain.

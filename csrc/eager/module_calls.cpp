@@ -47,12 +47,23 @@ PyObject* interned(const std::string& text) {
 }
 
 const Names& names() {
-  static const Names all{interned("_parameters"), interned("mode"),        interned("num_layers"),
-                         interned("bidirectional"), interned("bias"),      interned("batch_first"),
-                         interned("dropout"),     interned("training"),    interned("input_size"),
-                         interned("hidden_size"), interned("proj_size"),   interned("recompute_gates"),
-                         interned("_frozen"), interned("impl"), interned("packed"), interned("seen"),
-                         {interned("weight_ih"),  interned("weight_hh"),   interned("bias_ih"), interned("bias_hh")}};
+  static const Names all{interned("_parameters"),
+                         interned("mode"),
+                         interned("num_layers"),
+                         interned("bidirectional"),
+                         interned("bias"),
+                         interned("batch_first"),
+                         interned("dropout"),
+                         interned("training"),
+                         interned("input_size"),
+                         interned("hidden_size"),
+                         interned("proj_size"),
+                         interned("recompute_gates"),
+                         interned("_frozen"),
+                         interned("impl"),
+                         interned("packed"),
+                         interned("seen"),
+                         {interned("weight_ih"), interned("weight_hh"), interned("bias_ih"), interned("bias_hh")}};
   return all;
 }
 
@@ -365,8 +376,8 @@ PyObject* cell(PyObject* const* arguments) {
   return tuple_of(wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)));
 }
 
-// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed): one layer. Returns
-// output, h_n and c_n.
+// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed): one layer.
+// Returns output, h_n and c_n.
 PyObject* layer(PyObject* const* arguments) {
   PyObject* weights = arguments[1];
   if (!PyList_CheckExact(weights)) throw Declined{};
@@ -387,8 +398,7 @@ PyObject* layer(PyObject* const* arguments) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(weights); ++i)
     tensors.push_back(plain_tensor(PyList_GET_ITEM(weights, i)));
   Results results = run_or_decline(spec, tensors, plain_or_none(arguments[10]), want_output);
-  return tuple_of(wrapped(std::move(results.output)), wrapped(std::move(results.h_n)),
-                  wrapped(std::move(results.c_n)));
+  return tuple_of(wrapped(std::move(results.output)), wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)));
 }
 
 void check_count(Py_ssize_t count, Py_ssize_t wanted) {
@@ -450,8 +460,15 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef definition{PyModuleDef_HEAD_INIT, "seqcls_fast._eager_library", "The eager entry; see csrc/eager.", -1, methods,
-                       nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition{PyModuleDef_HEAD_INIT,
+                       "seqcls_fast._eager_library",
+                       "The eager entry; see csrc/eager.",
+                       -1,
+                       methods,
+                       nullptr,
+                       nullptr,
+                       nullptr,
+                       nullptr};
 
 }  // namespace
 

@@ -64,7 +64,6 @@ def test_gradcheck_of_modules(name: str, way: str) -> None:
     assert gradgradcheck(run, leaves, fast_mode=True)
 
 
-@pytest.mark.xfail(reason="the forward that runs again records a graph, of which torch warns", strict=False)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_second_derivatives_of_recomputed_gates_warn_of_nothing(kind: str) -> None:
     call = Call(kind)
