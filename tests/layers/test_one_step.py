@@ -40,17 +40,18 @@ def one_step(inputs: Named, cotangents: Named, case: Case, impl: str, lengths: T
 
 
 def longer(inputs: Named, cotangents: Named, case: Case, impl: str, lengths: Tensor | None = None) -> Named:
-    """The same step as the first of STEPS."""
+    """The same steps as the first of STEPS."""
+    T = case.T
 
     def extended(t: Tensor) -> Tensor:
-        return torch.cat([t, t.new_full((STEPS - 1, *t.shape[1:]), poison(t))])
+        return torch.cat([t, t.new_full((STEPS - T, *t.shape[1:]), poison(t))])
 
     if lengths is None:
-        lengths = torch.ones(inputs["x"].size(1), dtype=torch.int64)
+        lengths = torch.full((case.B,), T)
     inputs = inputs | {"x": leaf(extended(inputs["x"].detach()))}
     cotangents = cotangents | {"output": extended(cotangents["output"])}
     found = one_step(inputs, cotangents, case, impl, lengths)
-    return found | {name: found[name][:1] for name in found.keys() & {"output", "d x"}}
+    return found | {name: found[name][:T] for name in found.keys() & {"output", "d x"}}
 
 
 def compare(
@@ -91,6 +92,13 @@ def test_other_layers(case: Case, compiled: str) -> None:
         if case.cell == "lstm":
             compare(only(at, proj=True)[0], compiled, "projected")
         compare(only(at, ids=True)[0], compiled, "ids")
+
+
+@pytest.mark.parametrize("case", only(*(c for c in CASES if c.H in (8, 20, 100)), T=3), ids=str)
+def test_few_steps(case: Case, compiled: str) -> None:
+    """The gradient of the input, too, uses the weights in place for few steps of rows, and packed for many."""
+    for batch in (1, 5, 21, 22):
+        compare(only(case, B=batch)[0], compiled)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "within larger rows", "every other number"])

@@ -229,6 +229,7 @@ SCHEDULE = "csrc/cpu/host/schedule.h"
 PACKED = "csrc/cpu/host/packed_weights.h"
 HEAD = "csrc/cpu/kernels/head.h"
 TILE = "csrc/cpu/kernels/tile.h"
+UNPACKED = "csrc/cpu/kernels/unpacked.h"
 BINDINGS = "csrc/bindings/ops.cpp"
 HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
@@ -242,7 +243,11 @@ COMPILED = [
     Mutant("a product without its bias", TILE, "start ? start + column : nullptr", "nullptr"),
     Mutant("lengths of the poolings not given on", HEAD_BINDINGS, "call.lengths = rows.lengths.data();", ""),
     Mutant("x of a product without its memory", HEAD_BINDINGS, 'check_memory("x", x);', ""),
-    Mutant("samples overwrite one another", WEIGHTS, "task_.sample * rows + s.grad_row[source]", "s.grad_row[source]"),
+    Mutant("samples overwrite one another", WEIGHTS, "return task_.sample * (", "return 0 * ("),
+    Mutant("numbers of the last square twice", UNPACKED, "if (i < first) continue;", ""),
+    Mutant("a chain begins with the sums before it", UNPACKED, "if (k == 0) {", "if (true) {"),
+    Mutant("the last columns left out", UNPACKED, "if (columns % F::kLanes) tiles(", "if (false) tiles("),
+    Mutant("gates of a step by their slots", BACKWARD, "terms[g] = {a_, s.segment[g],", "terms[g] = {a_, g * layer_.H,"),
     Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
     Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
     Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
@@ -340,8 +345,8 @@ COMPILED = [
     Mutant(
         "weight gradient without its last chunk",
         WEIGHTS,
-        "if (count) add_chunk(count);",
-        "if (count > 1) add_chunk(count);",
+        "if (count || (one_chunk_",
+        "if (count > 1 || (one_chunk_",
     ),
     Mutant("rows in the order of the batch", SCHEDULE, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
     Mutant(

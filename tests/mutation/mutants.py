@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path("build", "simt")  # object files of tests/cuda/simt
 ISA = "base"  # the instruction set that builds fastest; all are built from the same sources
 KERNELS = (
+    "test_one_step.py",
     "test_backends.py",
     "test_bitwise.py",
     "test_gradients.py",

@@ -109,11 +109,14 @@ inline PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) 
 constexpr double kRowStepsToRepack = 600;
 
 // Whether a forward pass uses the weights in place. One step uses each weight once in every tile, so nothing is gained by
-// packing all of them. In inference with more than two rows, the sums take so long that packed weights from the cache
-// are faster, although the hash reads all weights.
+// packing all of them; from two steps on, it pays. In inference the cache is faster for more rows, whose sums hide the
+// reading of the packed weights, unless the weights and their packed copy are too large for the caches of the CPU.
 constexpr int64_t kRowsInPlace = 2;
+constexpr double kBytesInPlace = 6 << 20;
 inline bool in_place(const Kernels& kernels, const Layer& layer, bool training) {
-  return layer.T == 1 && (training || layer.B <= kRowsInPlace) && kernels.forward_in_place(layer);
+  if (layer.T > 1 || !kernels.forward_in_place(layer)) return false;
+  const double bytes = layer.directions * weights_of(layer) * static_cast<double>(size_of(layer.dtype));
+  return training || layer.B <= kRowsInPlace || bytes >= kBytesInPlace;
 }
 
 // A copy of a layer's weights, in memory that no other thread writes to.
@@ -157,18 +160,24 @@ inline Packed pack_forward(const Kernels& kernels, const Layer& layer, bool trai
   return packed;
 }
 
-// The weights of a backward pass, packed; null where they are used in place. Its products run along the rows of the
-// weights, so that one step reads them as fast in place as packed.
+// The weights of a backward pass, packed; null where they are used in place, or not at all. The sums run along the rows
+// of the weights, so that few rows of the batch read them as fast in place.
+constexpr int64_t kRowStepsInPlace = 64;
 struct PackedBackwards {
   PackedBackward of[kMaxDirections] = {};
 
-  PackedBackwards(const Kernels& kernels, const Layer& layer) {
-    if (layer.T == 1 && kernels.backward_in_place(layer)) return;
+  PackedBackwards(const Kernels& kernels, const Backward& call) {
+    const Layer& layer = call.layer;
+    const bool can = kernels.backward_in_place(layer), w_hh = !can || layer.T > 1;
+    const bool w_ih = call.d_x.data && !(can && layer.T * layer.B <= kRowStepsInPlace);
+    if (!w_hh && !w_ih) return;
     const int64_t each = kernels.packed_backward_size(layer);
     buffer_.emplace(each * layer.directions);
     for (int d = 0; d < layer.directions; ++d) {
-      kernels.pack_backward(layer, d, buffer_->data() + d * each);
+      kernels.pack_backward(layer, d, buffer_->data() + d * each, w_ih, w_hh);
       of[d] = kernels.packed_backward(layer, buffer_->data() + d * each);
+      if (!w_ih) of[d].w_ih = nullptr;
+      if (!w_hh) of[d].w_hh = nullptr;
     }
   }
 

@@ -109,7 +109,7 @@ void run_forward(const Kernels& kernels, Forward call) {
 
 void run_backward(const Kernels& kernels, const Backward& call) {
   const Layer& layer = call.layer;
-  const PackedBackwards packed(kernels, layer);
+  const PackedBackwards packed(kernels, call);
   const double work = steps_of(layer) * static_cast<double>(layer.gates * layer.H * layer.directions);
   const Split s = split(layer, work * static_cast<double>(layer.out()));
   run_split(

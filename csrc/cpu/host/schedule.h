@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -30,7 +29,8 @@ inline int64_t threads_for(double multiply_adds) {
 // Calls body(first, last) for ranges that together cover [0, n), each on its own thread, all at the same time. An
 // exception of a body is thrown again here, because torch's parallel_for would replace it by an error without its
 // message.
-inline void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
+template <class Body>
+void parallel(int64_t n, const Body& body) {
   if (n == 1) return body(0, 1);
   std::mutex mutex;
   std::exception_ptr failure;
@@ -73,17 +73,21 @@ class SpinBarrier {
   std::atomic<int64_t> arrived_{0};
 };
 
-// Memory from the pool.
+// Memory for the time of a call: its own if that is enough, which costs nothing, else from the pool.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes) : data_(static_cast<char*>(pool_take(bytes))) {}
+  explicit Buffer(int64_t bytes) : data_(bytes <= kOwn ? own_ : static_cast<char*>(pool_take(bytes))) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { pool_give(data_); }
+  ~Buffer() {
+    if (data_ != own_) pool_give(data_);
+  }
   char* data() const { return data_; }
 
  private:
+  static constexpr int64_t kOwn = 8192;
   char* data_;
+  alignas(64) char own_[kOwn];
 };
 
 // The rows of the batch. Each of its `samples` equal slices is in descending order of length.
@@ -107,7 +111,7 @@ struct Share {
 struct Split {
   bool by_units = false;
   int64_t workers = 1;
-  std::vector<std::vector<Share>> shares;  // by rows: those of each worker
+  std::vector<std::vector<Share>> shares;  // by rows, for several workers: those of each
   std::vector<int64_t> rows;               // all rows of the batch, longest first
 };
 
@@ -127,6 +131,7 @@ inline Split split(const Layer& layer, double work) {
     return s;
   }
   s.workers = std::max<int64_t>(1, std::min(s.workers, layer.B * layer.directions));
+  if (s.workers == 1) return s;
   s.shares.resize(static_cast<size_t>(s.workers));
   // If the workers divide evenly, each gets rows of one direction alone, and so reads fewer weights.
   const int64_t groups = s.workers % layer.directions == 0 ? layer.directions : 1;
@@ -151,8 +156,14 @@ inline Split split(const Layer& layer, double work) {
 
 // Calls run(task) for every task of the call. scratch(n) is the memory, in bytes, that each task over n rows needs for
 // itself; shared(n) is the memory that all tasks over the same n rows use together.
-inline void run_split(const Layer& layer, const Split& s, const std::function<int64_t(int64_t)>& scratch,
-                      const std::function<int64_t(int64_t)>& shared, const std::function<void(const Task&)>& run) {
+template <class Scratch, class Shared, class Run>
+void run_split(const Layer& layer, const Split& s, const Scratch& scratch, const Shared& shared, const Run& run) {
+  const auto run_rows = [&](int direction, const std::vector<int64_t>& rows) {
+    const auto count = static_cast<int64_t>(rows.size());
+    const int64_t own = scratch(count);
+    Buffer buffer(own + shared(count));
+    run(Task{direction, rows.data(), count, 0, layer.H, nullptr, nullptr, buffer.data(), buffer.data() + own});
+  };
   if (s.by_units) {
     const int64_t each = scratch(layer.B);
     Buffer buffer(each * s.workers + shared(layer.B));
@@ -173,15 +184,13 @@ inline void run_split(const Layer& layer, const Split& s, const std::function<in
     });
     return;
   }
+  if (s.workers == 1) {
+    for (int d = 0; d < layer.directions; ++d) run_rows(d, s.rows);
+    return;
+  }
   parallel(s.workers, [&](int64_t first, int64_t last) {
     for (int64_t w = first; w < last; ++w) {
-      for (const Share& share : s.shares[static_cast<size_t>(w)]) {
-        const auto rows = static_cast<int64_t>(share.rows.size());
-        const int64_t own = scratch(rows);
-        Buffer buffer(own + shared(rows));
-        run(Task{share.direction, share.rows.data(), rows, 0, layer.H, nullptr, nullptr, buffer.data(),
-                 buffer.data() + own});
-      }
+      for (const Share& share : s.shares[static_cast<size_t>(w)]) run_rows(share.direction, share.rows);
     }
   });
 }

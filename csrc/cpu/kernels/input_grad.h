@@ -31,7 +31,7 @@ class InputGrad {
     for (const A**& p : gates_) p = own.template take<const A*>(kChunk);
     targets_ = own.template take<char*>(kChunk);
     rows_ = own.template take<A*>(kChunk);
-    staged_ = own.template take<A>(kChunk * wide_);
+    staged_ = own.template take<A>(direct() ? 0 : kChunk * wide_);
     size_ = own.used();
   }
 

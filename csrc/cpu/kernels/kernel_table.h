@@ -21,7 +21,7 @@ struct Task {
 struct PackedForward {  // all null where the weights are used in place
   const char *w_ih, *w_hh, *bias, *w_hr;
 };
-struct PackedBackward {  // the same; then there is one step
+struct PackedBackward {  // each null where it is used in place; w_hh is so in calls of one step
   const char *w_ih, *w_hh, *w_hr;
 };
 
@@ -80,7 +80,7 @@ struct Kernels {
   void (*pack_forward)(const Layer&, int direction, char* to);
   int64_t (*packed_forward_size)(const Layer&);
   PackedForward (*packed_forward)(const Layer&, const char* packed);
-  void (*pack_backward)(const Layer&, int direction, char* to);
+  void (*pack_backward)(const Layer&, int direction, char* to, bool w_ih, bool w_hh);  // w_hh: and w_hr
   int64_t (*packed_backward_size)(const Layer&);
   PackedBackward (*packed_backward)(const Layer&, const char* packed);
 

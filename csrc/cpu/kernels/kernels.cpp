@@ -88,12 +88,13 @@ PackedForward packed_forward(const Layer& layer, const char* p) {
   });
 }
 
-void pack_backward(const Layer& layer, int d, char* to) {
+void pack_backward(const Layer& layer, int d, char* to, bool w_ih, bool w_hh) {
   with_format(layer, [&](auto f, auto c) {
     using F = decltype(f);
     using Cell = decltype(c);
     const BackwardLayout<F, Cell> at(layer);
-    pack<F>(input_weights_back<Cell>(layer, d), elements<F>(to + at.w_ih));
+    if (w_ih) pack<F>(input_weights_back<Cell>(layer, d), elements<F>(to + at.w_ih));
+    if (!w_hh) return;
     pack<F>(hidden_weights_back<Cell>(layer, d), elements<F>(to + at.w_hh));
     if (layer.P) pack<F>(projection_back(layer, d), elements<F>(to + at.w_hr));
   });
