@@ -108,9 +108,9 @@ inline PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) 
 // this many steps of rows on, packing takes less than 2 % of a call, which then does without the cache.
 constexpr double kRowStepsToRepack = 600;
 
-// Whether a forward pass uses the weights in place. One step uses each weight once in every tile, so nothing is gained by
-// packing all of them; from two steps on, it pays. In inference the cache is faster for more rows, whose sums hide the
-// reading of the packed weights, unless the weights and their packed copy are too large for the caches of the CPU.
+// Whether a forward pass uses the weights in place. One step uses each weight once in every tile, so nothing is gained
+// by packing all of them; from two steps on, it pays. In inference the cache is faster for more rows, whose sums hide
+// the reading of the packed weights, unless the weights and their packed copy are too large for the caches of the CPU.
 constexpr int64_t kRowsInPlace = 2;
 constexpr double kBytesInPlace = 6 << 20;
 inline bool in_place(const Kernels& kernels, const Layer& layer, bool training) {

@@ -161,8 +161,7 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
 #pragma GCC unroll 16
       for (int i = 0; i < S::kSide; ++i) {
 #pragma GCC unroll 4
-        for (int part = 0; part < S::kParts; ++part)
-          S::store(out + (k + i) * step + part * S::kSide, lines[part][i]);
+        for (int part = 0; part < S::kParts; ++part) S::store(out + (k + i) * step + part * S::kSide, lines[part][i]);
       }
     }
   }

@@ -20,8 +20,8 @@ bool readable_in_place(const Layer& l) {
   return can;
 }
 
-// Some rows of a weight whose products are summed side by side, one lane each. Lanes beyond `count` repeat the last row:
-// what they sum is not used.
+// Some rows of a weight whose products are summed side by side, one lane each. Lanes beyond `count` repeat the last
+// row: what they sum is not used.
 template <class F>
 struct Lanes {
   const typename F::A* w;
@@ -42,8 +42,7 @@ SF_FN void add_square(typename Square<F>::V (&sums)[kLists][kRows], const typena
   using S = Square<F>;
   typename S::V lines[kLists][S::kSide];
 #pragma GCC unroll 4
-  for (int j = 0; j < kLists; ++j)
-    S::read([&](int i) { return lists[j].template row<kWhole>(i) + at; }, lines[j]);
+  for (int j = 0; j < kLists; ++j) S::read([&](int i) { return lists[j].template row<kWhole>(i) + at; }, lines[j]);
 #pragma GCC unroll 16
   for (int i = 0; i < S::kSide; ++i) {
     if (i < first) continue;

@@ -1,8 +1,8 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
 // The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other operand, a few
 // columns at a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an
-// order that does not depend on the number of threads. A call of one chunk, such as that of a cell, has no total: its sums
-// are written to the gradient at once.
+// order that does not depend on the number of threads. A call of one chunk, such as that of a cell, has no total: its
+// sums are written to the gradient at once.
 #pragma once
 
 #include "kernel_table.h"
