@@ -175,8 +175,10 @@ class ForwardPass {
     x_ = {l.x, l.features(), nullptr, (l.features() + 63) / 64 * 64};
     x_.scratch = own.template take<E>(x_.direct() ? 0 : rows_x * x_.slot_stride);
     bias_ = own.template take<A>(in_place_ ? start_size_ : 0);
-    const int64_t lines = panel_size<F>(l.features() + out_, Cell::kGates);
-    panels_ = own.template take<E>(in_place_ && n_ > Shape::kRows ? Shape::kBlocks * lines : 0);
+    const int64_t most = blocks_of<F>(l.H) < Shape::kBlocks ? blocks_of<F>(l.H) : Shape::kBlocks,
+                  packed = in_place_ && n_ > Shape::kRows ? most : 0;  // blocks at a time
+    panels_x_ = own.template take<E>(packed * panel_size<F>(l.features(), Cell::kGates));
+    panels_h_ = own.template take<E>(packed * panel_size<F>(out_, Cell::kGates));
     Arena common(shared);
     ring_[0] = common.template take<E>(n_ * h_stride_);
     ring_[1] = common.template take<E>(n_ * h_stride_);
@@ -253,13 +255,12 @@ class ForwardPass {
       }
       const PackSource from_x = input_weights<Cell>(layer_, direction_),
                        from_h = hidden_weights<Cell>(layer_, direction_);
-      E* const panels_h = panels_ + Shape::kBlocks * panel_size<F>(from_x.K, Cell::kGates);
-      s.w_x = panels_, s.w_h = panels_h;
+      s.w_x = panels_x_, s.w_h = panels_h_;
       for (int64_t block = block_begin_; block < block_end_; block += Shape::kBlocks) {
         const int64_t end = block + Shape::kBlocks < block_end_ ? block + Shape::kBlocks : block_end_;
         s.first_block = block;
-        if (s.K_x) pack<F>(from_x, panels_, block, end);
-        pack<F>(from_h, panels_h, block, end);
+        if (s.K_x) pack<F>(from_x, panels_x_, block, end);
+        pack<F>(from_h, panels_h_, block, end);
         forward_tiles<F, Cell>(s, block, end, false);
       }
     }
@@ -436,7 +437,7 @@ class ForwardPass {
   A **projected_rows_, **proj_rows_, **saved_;
   const A** start_;
   const E **x_rows_, **h_prev_;
-  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_, *ring_[2];
+  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_x_, *panels_h_, *ring_[2];
 };
 
 }  // namespace
