@@ -31,14 +31,15 @@ from support.checks import (
 
 FORWARD = (
     "x", "weights", "h0", "c0", "lengths", "batch_sizes", "cell", "directions", "batch_first", "want_output",
-    "want_saved", "impl", "allow_tf32",
+    "want_saved", "impl", "allow_tf32", "packed",
 )  # fmt: skip
-LAYER = tuple(name for name in FORWARD if name != "want_saved")
+LAYER = tuple(name for name in FORWARD if name not in ("want_saved", "packed"))
 BACKWARD = (
     "d_output", "d_h_n", "d_c_n", *FORWARD[:6], "output", "saved", "cell", "directions", "batch_first", "want_d_x",
     "want_d_weights", "samples", "impl", "allow_tf32",
 )  # fmt: skip
-SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD}
+PACK = ("weights", "cell", "directions", "impl", "ids")
+SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD, "pack_weights": PACK}
 Slot = tuple[str, int]
 KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")  # of weights, in the order of the list
 
@@ -70,7 +71,8 @@ class Call:
 
     def run(self) -> Any:
         if self.is_operator:
-            return getattr(torch.ops.seqcls_fast, self.function).default(*self.arguments.values())
+            results = getattr(torch.ops.seqcls_fast, self.function).default(*self.arguments.values())
+            return [results] if self.function == "pack_weights" else results
         return getattr(_ext.C, self.function)(*self.arguments.values())
 
     def tensors(self) -> dict[Slot, Tensor]:
@@ -206,6 +208,7 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
         "want_saved": rng.random() < 0.4,
         "impl": impls[rng.randrange(60) % len(impls)],  # the same random number is drawn on every machine
         "allow_tf32": rng.random() < 0.2,  # has no effect on the CPU
+        "packed": None,
     }
 
 
@@ -236,10 +239,15 @@ def valid_call(seed: int, number: int, rng: random.Random, costs: tuple[int, int
     problem = draw_problem(case, rng)
     function = rng.choice(("rnn_forward", "rnn_layer", "rnn_backward"))
     arguments = forward_arguments(case, problem, rng)
+    of_pack = {name: arguments[name] for name in PACK[:-1]} | {"ids": case.ids}
     if function == "rnn_backward":
         arguments = backward_arguments(case, problem, arguments, rng)
     elif function == "rnn_layer":
-        del arguments["want_saved"]
+        arguments = {name: arguments[name] for name in LAYER}
+    elif rng.random() < 0.08:
+        function, arguments = "pack_weights", of_pack
+    elif not arguments["want_saved"] and rng.random() < 0.4:
+        arguments["packed"] = torch.ops.seqcls_fast.pack_weights.default(*of_pack.values())
     return Call(seed, number, function, arguments, rng.choice((1, 1, 2)), case, problem)
 
 
@@ -248,6 +256,8 @@ def valid_call(seed: int, number: int, rng: random.Random, costs: tuple[int, int
 
 def result_names(call: Call) -> list[str]:
     given, inputs = call.arguments, call.problem.inputs if call.problem else {}
+    if call.function == "pack_weights":
+        return ["packed"]
     if call.function != "rnn_backward":
         saved = given.get("want_saved", False)
         names = ["h_n", *(["c_n"] if call.case.cell == "lstm" else [])]
@@ -261,6 +271,8 @@ def result_names(call: Call) -> list[str]:
 def expected(call: Call) -> Named:
     """Results of the float64 reference, time-first. With samples, gradients of weights are one for each sample."""
     assert call.problem is not None
+    if call.function == "pack_weights":
+        return {}
     if call.function != "rnn_backward":
         return _reference(call, call.problem, backward=False)
     samples = call.arguments["samples"]
@@ -308,9 +320,10 @@ def _reference(call: Call, problem: Problem, backward: bool) -> Named:
 
 
 def found(call: Call, results: list[Tensor]) -> Named:
-    """The results of a call by name, time-first, without `saved`."""
+    """The results of a call by name, time-first, without `saved` and packed weights, whose gaps are not written."""
     named = dict(zip(result_names(call), results, strict=True))
-    named.pop("saved", None)
+    for name in ("saved", "packed"):
+        named.pop(name, None)
     assert call.problem is not None
     for name in {"output", "d x"} & named.keys():
         named[name] = time_first(named[name], call.case, call.problem.lengths)

@@ -75,7 +75,7 @@ def well_typed(call: Call) -> bool:
             return isinstance(value, str) and value.isprintable()
         if name in ("directions", "samples"):
             return type(value) is int and -(2**63) <= value < 2**63
-        if name.startswith("want") or name in ("batch_first", "allow_tf32"):
+        if name.startswith("want") or name in ("batch_first", "allow_tf32", "ids"):
             return isinstance(value, bool)
         required = name in ("x", "output", "saved")
         return isinstance(value, Tensor) or (value is None and not required)
@@ -149,6 +149,8 @@ def sizes(call: Call, rng: random.Random) -> str | None:
         "saved": (D, *per_step, SAVED[case.cell] * ((H + 15) // 16 * 16)), "batch_sizes": (T,),
     }  # fmt: skip
     for (name, place), t in call.tensors().items():
+        if name == "packed":
+            continue
         shape = weights[min(place // D, len(weights) - 1)] if name == "weights" else shapes[name]
         if plain(t) and t.dim() == len(shape):
             if name == "batch_sizes" and (T, B) != (case.T, case.B):
@@ -288,6 +290,16 @@ def integers(t: Tensor, rng: random.Random) -> tuple[Tensor, str]:
     return t, f"{value} among its numbers"
 
 
+@of_a_tensor("packed", test=lambda t: readable(t) and t.dtype == torch.uint8 and t.numel() > 0)
+def packed_bytes(t: Tensor, rng: random.Random) -> tuple[Tensor, str]:
+    """Other bytes in the header of 64, or behind it."""
+    t = t.contiguous().clone()
+    in_header = rng.random() < 0.5
+    for _ in range(rng.choice((1, 1, 2, 8, 100))):
+        t[rng.randrange(min(len(t), 64) if in_header else len(t))] = rng.randrange(256)
+    return t, f"other bytes{' in its header' if in_header else ''}"
+
+
 def directions(call: Call, rng: random.Random) -> str:
     call.arguments["directions"] = rng.choice((0, 1, 2, 3, 4, *INT64, *ODD))
     return f"directions = {call.arguments['directions']!r}"
@@ -307,7 +319,7 @@ def one_name(call: Call, rng: random.Random) -> str:
 
 
 def one_flag(call: Call, rng: random.Random) -> str:
-    flags = [name for name in call.arguments if name.startswith("want") or name in ("batch_first", "allow_tf32")]
+    flags = [name for name in call.arguments if name.startswith("want") or name in ("batch_first", "allow_tf32", "ids")]
     name = rng.choice(flags)
     call.arguments[name] = rng.choice((not call.arguments[name], not call.arguments[name], *ODD))
     return f"{name} = {call.arguments[name]!r}"
@@ -354,13 +366,15 @@ def swapped(call: Call, rng: random.Random) -> str | None:
 
 def present_or_not(call: Call, rng: random.Random) -> str | None:
     """Removes an optional tensor, or adds one that is missing, in the right or a wrong shape."""
-    names = [
-        name for name in ("h0", "c0", "lengths", "batch_sizes", "d_output", "d_h_n", "d_c_n") if name in call.arguments
-    ]
+    optional = ("h0", "c0", "lengths", "batch_sizes", "d_output", "d_h_n", "d_c_n", "packed")
+    names = [name for name in optional if name in call.arguments]
     name, case = rng.choice(names), call.case
     if call.arguments[name] is not None:
         call.arguments[name] = None
         return f"{name}: None"
+    if name == "packed":
+        call.arguments[name] = torch.full((rng.choice((0, 64, 5000)),), rng.randrange(256), dtype=torch.uint8)
+        return f"{name}: added"
     integer = name in ("lengths", "batch_sizes")
     shape = (rng.choice((case.B, case.T)),) if integer else (case.directions, case.B, rng.choice((case.out, case.H)))
     dtype = torch.int64 if integer else case.torch_dtype
@@ -370,7 +384,7 @@ def present_or_not(call: Call, rng: random.Random) -> str | None:
 
 # Changes that have found the most errors are drawn most often.
 CHANGES: tuple[Change, ...] = (
-    *(sizes,) * 6, *(one_shape,) * 2, *(one_huge,) * 2, *(integers,) * 3, *(one_kind,) * 3, floats,
+    *(sizes,) * 6, *(one_shape,) * 2, *(one_huge,) * 2, *(integers,) * 3, *(one_kind,) * 3, floats, packed_bytes,
     one_dtype, all_meta, directions, samples, samples, one_name, one_flag, weight_list, swapped, present_or_not,
 )  # fmt: skip
 
@@ -378,7 +392,7 @@ CHANGES: tuple[Change, ...] = (
 def ask_for_no_more_than_can_be_done(call: Call) -> None:
     """Keeps a call from running for ever. A sequence of 2**40 steps may need little memory and is then valid. Unless
     its rows are short, the call asks for the output, which is too large and is refused."""
-    x, lengths = call.arguments["x"], call.arguments["lengths"]
+    x, lengths = (call.arguments.get(name) for name in ("x", "lengths"))
     if not plain(x) or max(x.shape, default=0) < 10**5 or "want_output" not in call.arguments:
         return
     known = isinstance(lengths, Tensor) and readable(lengths) and lengths.dtype == torch.int64 and lengths.numel()

@@ -229,4 +229,4 @@ READ of size 4 at 0x60b0000a thread T0
 def test_implementations_are_drawn() -> None:
     calls = [valid_call(SEED, number, random.Random(number)).arguments for number in range(100)]
     assert {call["impl"] for call in calls} == {*fuzz_calls.IMPLS, "auto"}
-    assert {call["allow_tf32"] for call in calls} == {True, False}
+    assert {call["allow_tf32"] for call in calls if "allow_tf32" in call} == {True, False}

@@ -28,6 +28,7 @@ BASES = "seqcls_fast/_recurrent.py"
 AFTER_IMPORT = "seqcls_fast/_after_import.py"
 CHECKS = "seqcls_fast/_checks.py"
 STAND_INS = "seqcls_fast/_stand_ins.py"
+FROZEN = "seqcls_fast/_frozen.py"
 
 PYTHON = [
     Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
@@ -55,7 +56,21 @@ PYTHON = [
     Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
     Mutant("other flat weights accepted", CHECKS, "if weight is not parameter and parameter is not None", "if False"),
-    Mutant("cells without units in a kernel", BASES, 'impl="auto" if w_ih.numel() else "reference"', 'impl="auto"'),
+    Mutant(
+        "cells without units in a kernel", BASES, 'impl="auto" if weights[0].numel() else "reference"', 'impl="auto"'
+    ),
+    Mutant("frozen: version not seen", FROZEN, "weight._version != version", "False"),
+    Mutant("frozen: address not seen", FROZEN, "weight.data_ptr() != address", "False"),
+    Mutant("frozen: another weight not seen", FROZEN, "if weight is not seen:", "if False:"),
+    Mutant("frozen: addresses used again", FROZEN, "[w.untyped_storage() for w in", "[None for w in"),
+    Mutant("frozen: gradients lost", FROZEN, " or needs_graph((*inputs, *weights))", ""),
+    Mutant("frozen: packed for another set", FROZEN, "self.impl != ops.compiled_impl()", "False"),
+    Mutant("frozen: float32 under autocast", FROZEN, ' or autocasts("cpu")', ""),
+    Mutant("frozen: a copy is frozen", FROZEN, 'state.pop("_frozen", None)', "pass"),
+    Mutant("frozen: a block outlives the others", FROZEN, "blocks[k][1] = before", "pass"),
+    Mutant("frozen: parametrized weights", FROZEN, "if name not in module._parameters:", "if False:"),
+    Mutant("frozen: a table as features", FROZEN, "bool(tables) and k == 0", "False"),
+    Mutant("frozen: reverted layers stay frozen", CONVERSION, 'module.__dict__.pop("_frozen", None)', "pass"),
     Mutant("fx: hooks run twice", STAND_INS, "module._forward_pre_hooks or module._forward_hooks", "False"),
     Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
     Mutant("complex numbers in a kernel", OPS, "not is_complex and ", ""),
@@ -147,7 +162,7 @@ PYTHON = [
         "x, *weights = autocast(x, *weights)",
     ),
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
-    Mutant("batch of packed rows fixed", SHAPES, "torch.library.get_ctx().new_dynamic_size()", "3"),
+    Mutant("batch of packed rows fixed", SHAPES, "batch = torch.library.get_ctx().new_dynamic_size()", "batch = 3"),
     Mutant("not marked as converted", CONVERSION, "module.__dict__[_MARK] = True", "pass"),
     Mutant("who asks by isinstance forgotten", CONVERSION, "not (keep or asker)", "not keep"),
     Mutant("opacus not told", CONVERSION, "tell_opacus(new_class)", "pass"),
@@ -234,6 +249,7 @@ BINDINGS = "csrc/bindings/ops.cpp"
 HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
 TENSORS = "csrc/bindings/tensors.h"
+OF_FROZEN = "csrc/bindings/packed.h"
 
 COMPILED = [
     Mutant("padding pooled", HEAD, "const int64_t n = call_.length(b);", "const int64_t n = call_.T;"),
@@ -262,6 +278,14 @@ COMPILED = [
         PACKED,
         "packed_cache().add(fingerprint(kernels, own.layer), packed, bytes)",
         "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
+    ),
+    Mutant("packed for another layer", OF_FROZEN, "std::memcmp(&header, &wanted, sizeof header) != 0", "false"),
+    Mutant("packed weights cut off", OF_FROZEN, "if (given != bytes) fail(", "if (false) fail("),
+    Mutant(
+        "packed weights out of line",
+        OF_FROZEN,
+        "if (reinterpret_cast<uintptr_t>",
+        "if (0 * reinterpret_cast<uintptr_t>",
     ),
     Mutant("ids read where they are", RUN, "    layer.ids = ids_.data();\n    layer.x = place;\n", ""),
     Mutant("a storage of one element less taken", TENSORS, "last >= storage / element", "last > storage / element"),
@@ -515,7 +539,7 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "table outlives its weights",
         CLASSIFIER,
-        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n        self._tables = None\n",
+        "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n        self.forget_tables()\n",
         "    def _apply(self, *args: Any, **kwargs: Any) -> SequenceClassifier:\n",
     ),
     Mutant("table with gradients", CLASSIFIER, "if not needs_graph(self.parameters()):", "if True:"),
