@@ -87,10 +87,8 @@ STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.impl("rnn_layer", TORCH_BOX(&sf::rnn_layer));     \
   m.impl("rnn_backward", TORCH_BOX(&sf::rnn_backward));
 
-STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m){SF_IMPLEMENT(m)}
-// pack_weights checks the device itself: with a key of the CPU, torch would answer an empty list of weights with a list
-// of its keys.
-STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(seqcls_fast, CPU, m) {
+  SF_IMPLEMENT(m)
   m.impl("pack_weights", TORCH_BOX(&sf::pack_weights));
 }
 #if defined(SF_WITH_CUDA)

@@ -52,8 +52,6 @@ inline std::string text(const PackedHeader& h) {
 inline Tensor pack_layer(Tensors& weights, const Name& cell, int64_t directions, bool ids, const Runner& runner) {
   static const int64_t any_ids = 0;
   const Tensor& last = by_kind(weights, directions).w_hh[0];
-  if (last.device().type() != DeviceType::CPU)
-    fail("weights: expected tensors on the CPU but got one on ", text(last.device()));
   LayerCall call;
   call.device = last.device();
   call.set_cell(cell);

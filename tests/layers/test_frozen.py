@@ -210,6 +210,20 @@ def test_a_change_of_the_weights_is_refused(name: str, change: Change, chosen: s
             assert_equal(sf.freeze(module)(x), wanted)
 
 
+def test_the_address_of_a_frozen_weight_is_not_used_again() -> None:
+    numpy = pytest.importorskip("numpy", reason="it lends the memory of a weight, whose end can be seen")
+    memory = numpy.ones((3 * H, H), numpy.float32)
+    gone = weakref.ref(memory)
+    module = sf.GRU(I, H)
+    module.weight_hh_l0 = nn.Parameter(torch.from_numpy(memory))
+    sf.freeze(module)
+    assign_data(module)
+    del memory
+    assert gone() is not None
+    sf.unfreeze(module)
+    assert gone() is None
+
+
 def test_a_change_of_a_cell_is_refused() -> None:
     cell, x = sf.freeze(sf.GRUCell(I, H)), torch.randn(2, I)
     with torch.no_grad():

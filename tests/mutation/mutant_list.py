@@ -245,7 +245,7 @@ PACKED = "csrc/cpu/host/packed_weights.h"
 HEAD = "csrc/cpu/kernels/head.h"
 TILE = "csrc/cpu/kernels/tile.h"
 UNPACKED = "csrc/cpu/kernels/unpacked.h"
-BINDINGS = "csrc/bindings/ops.cpp"
+BINDINGS = "csrc/bindings/layer_calls.h"
 HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
 TENSORS = "csrc/bindings/tensors.h"
@@ -265,7 +265,7 @@ COMPILED = [
     Mutant("the last columns left out", UNPACKED, "if (columns % F::kLanes) tiles(", "if (false) tiles("),
     Mutant("gates of a step by their slots", BACKWARD, "terms[g] = {a_, s.segment[g],", "terms[g] = {a_, g * layer_.H,"),
     Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
-    Mutant("samples of packed rows", BINDINGS, "if (samples && batch_sizes) fail(", "if (false) fail("),
+    Mutant("samples of packed rows", BINDINGS, "if (samples && given.batch_sizes) fail(", "if (false) fail("),
     Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
     Mutant(
         "a weight left out of the hash",
@@ -383,8 +383,8 @@ COMPILED = [
     Mutant(
         "h0 of the first direction for both",
         ARGUMENTS,
-        "data_of(state) + d * strides[0]",
-        "data_of(state) + 0 * strides[0]",
+        "(rank > 2 ? d * strides[0]",
+        "(rank > 2 ? 0 * strides[0]",
     ),
     Mutant("batch-first output contiguous", ARGUMENTS, "device, batch_first && !packed());", "device);"),
     Mutant("ids unchecked", RUN, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
