@@ -109,7 +109,8 @@ def fault_of_error(call: Call, error: Exception) -> str | None:
     if len(text.split()) < 3 or "API call failed" in text:
         return f"raised {name} without a sentence: {text[:500]!r}"
     # messages of torch and pybind11 that quote whole arguments, list all backends or have a stack trace
-    theirs = "xpected a value of type|incompatible function arguments|Could not run .* backend|no tensor arguments|failed to unpack"
+    theirs = "xpected a value of type|incompatible function arguments|Could not run .* backend|failed to unpack"
+    theirs += "|no tensor arguments to this function"
     if len(text) > LONGEST and not re.search(theirs, text):
         return f"raised {name} of {len(text)} characters: {text[:300]}..."
     return None
