@@ -75,7 +75,7 @@ PYTHON = [
     Mutant("fx: lengths not recorded", STAND_INS, "path, args, options)", "path, args, {})"),
     Mutant("complex numbers in a kernel", OPS, "not is_complex and ", ""),
     Mutant("operators missing after torch", AFTER_IMPORT, "sys.meta_path.insert(0, _Finder(name, run))", "pass"),
-    Mutant("use_impl not undone", OPS, "_default.impl = before", "pass"),
+    Mutant("use_impl not undone", OPS, "_set_default(before)", "pass"),
     Mutant("impl not checked", OPS, 'if name != "auto" and name not in _IMPLS and not', "if not name and not"),
     Mutant("lengths not checked", OPS, "check_lengths(shown,", "(lambda *_, **__: None)(shown,"),
     Mutant("compiled vmap through the op", OPS, " and not (transformed and compiling)", ""),
