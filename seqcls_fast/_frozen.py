@@ -29,7 +29,8 @@ _Seen = tuple[Tensor | None, int | None, int | None]  # a weight, its version an
 class Freezable(nn.Module):
     """A module whose weights can be frozen: the base class of our layers and cells."""
 
-    _frozen: Frozen | None = None  # of a frozen module in its __dict__, which is the one place that says so
+    # In the __dict__ of a frozen module, and nowhere else. (A subclass may well have a flag named `_frozen`.)
+    _frozen_weights: Frozen | None = None
 
     def _to_pack(self) -> tuple[str, int, list[list[str]]]:
         """The cell, the number of directions, and for each layer the names of its weights, as the operators take them.
@@ -38,17 +39,17 @@ class Freezable(nn.Module):
 
     def _packed(self, inputs: Iterable[Tensor], weights: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
         """The packed weights of each layer for a call with these tensors, or None if it reads the weights."""
-        found = self._frozen  # read once: another thread may unfreeze the module
+        found = self._frozen_weights  # read once: another thread may unfreeze the module
         return None if found is None else found.packed_for(self, inputs, weights)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        state.pop("_frozen", None)  # copies are not frozen: their weights are other tensors
+        state.pop("_frozen_weights", None)  # copies are not frozen: their weights are other tensors
         return state
 
     def _replicate_for_data_parallel(self) -> Any:
         replica: Any = super()._replicate_for_data_parallel()
-        replica.__dict__.pop("_frozen", None)
+        replica.__dict__.pop("_frozen_weights", None)
         return replica
 
 
@@ -186,7 +187,7 @@ def frozen(module: _Module) -> Iterator[_Module]:
     layers, block = _freeze_all(module, "frozen"), object()
     with _LOCK:
         for layer, found in layers:
-            _BLOCKS.setdefault(id(layer), []).append([block, layer._frozen])
+            _BLOCKS.setdefault(id(layer), []).append([block, layer._frozen_weights])
             _set(layer, found)
     try:
         yield module
@@ -197,7 +198,7 @@ def frozen(module: _Module) -> Iterator[_Module]:
 
 
 # By id() of a layer the blocks of frozen() that it is in, in the order in which they began; each with what the layer's
-# _frozen shall be at its end.
+# _frozen_weights shall be at its end.
 _BLOCKS: dict[int, list[list[Any]]] = {}
 _LOCK = threading.Lock()
 
@@ -216,9 +217,9 @@ def _leave(layer: Freezable, block: object) -> None:
 
 def _set(layer: nn.Module, found: Frozen | None) -> None:
     if found is None or not isinstance(layer, Freezable):  # revert() may have made it torch's
-        layer.__dict__.pop("_frozen", None)
+        layer.__dict__.pop("_frozen_weights", None)
     else:
-        layer.__dict__["_frozen"] = found
+        layer.__dict__["_frozen_weights"] = found
 
 
 def _layers_in(module: nn.Module, verb: str) -> list[Freezable]:

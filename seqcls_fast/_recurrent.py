@@ -107,7 +107,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         weights = self._weights()
         batch = 1 if not batched else shape[0 if batch_first else 1]
         self._check(x, shape[-1], weights[0][0], states, batch)
-        packed = self._packed((x, *states), flat(weights)) if self._frozen else None
+        packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
         output, states = self._run(x, weights, states, lengths, None, batch_first, want_output, packed)
         if not batched:
             output = output.squeeze(1) if want_output else None
@@ -128,7 +128,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         self._check(x, x.size(1), weights[0][0], states, batch)
         if order is not None:
             states = [state.index_select(1, order) for state in states]
-        packed = self._packed((x, *states), flat(weights)) if self._frozen else None
+        packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
         output, states = self._run(x, weights, states, None, batch_sizes, False, want_output, packed)
         if restore is not None:
             states = [state.index_select(1, restore) for state in states]
@@ -215,7 +215,7 @@ class RecurrentCell(_Guarded, nn.RNNCellBase):
             return call_with_stand_ins(self, input, hx)
         weights = _current(self, _CELL_WEIGHTS)
         self._check(input, weights[0], states)
-        packed = self._packed((input, *states), weights) if self._frozen else None
+        packed = self._packed((input, *states), weights) if self._frozen_weights else None
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
         add, drop = ((None,), 0) if dim == 2 else ((None, None), (0, 0))
         h0, c0 = (*(state[add] for state in states), None, None)[:2]

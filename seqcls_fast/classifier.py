@@ -151,8 +151,8 @@ class SequenceClassifier(nn.Module):
         if can_freeze(self.encoder) and not autocasts("cpu"):
             if self._tables is not None:
                 self._packed_tables = Frozen(self.encoder, strict=False, tables=self._tables)
-            elif self.encoder._frozen is None:
-                self.encoder._frozen = Frozen(self.encoder, strict=False)
+            elif self.encoder._frozen_weights is None:
+                self.encoder._frozen_weights = Frozen(self.encoder, strict=False)
         return self
 
     # -- the stages ---------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class SequenceClassifier(nn.Module):
     def forget_tables(self) -> None:
         """Drops what :meth:`prepare_inference` keeps."""
         self._tables = self._packed_tables = None
-        kept = getattr(self.encoder, "_frozen", None)
+        kept = getattr(self.encoder, "_frozen_weights", None)
         if kept is not None and not kept.strict:  # else it is the user's freeze()
             unfreeze(self.encoder)
 

@@ -173,7 +173,7 @@ def _exchange(plan: list[tuple[str, nn.Module, type | None, str | None]], marks:
             module.__dict__[_MARK] = True
         else:
             del module.__dict__[_MARK]
-            module.__dict__.pop("_frozen", None)  # torch's layers cannot be frozen
+            module.__dict__.pop("_frozen_weights", None)  # torch's layers cannot be frozen
     for _, module, new_class in chosen:
         _renew_flat_weights(module)
         if marks:

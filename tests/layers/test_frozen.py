@@ -272,7 +272,7 @@ def test_what_cannot_be_frozen() -> None:
             sf.freeze(nn.ModuleList([plain, spoiled]))
         with pytest.raises(RuntimeError, match=words), sf.frozen(nn.ModuleList([plain, spoiled])):
             pass
-        assert plain._frozen is spoiled._frozen is None
+        assert plain._frozen_weights is spoiled._frozen_weights is None
     for function in (sf.freeze, sf.unfreeze):
         with pytest.raises(TypeError, match=f"{function.__name__}: expected a torch.nn.Module but got list"):
             function([plain])
@@ -310,8 +310,8 @@ def test_another_implementation_reads_the_weights() -> None:
                 wanted = module(x)
             with sf.use_impl(frozen_for):
                 sf.freeze(module)
-            assert module._frozen is not None
-            assert len(module._frozen.packed) == (frozen_for in IMPLS)
+            assert module._frozen_weights is not None
+            assert len(module._frozen_weights.packed) == (frozen_for in IMPLS)
             with sf.use_impl(used):
                 assert_equal(module(x), wanted)
 
@@ -369,8 +369,8 @@ def test_modules_that_no_kernel_runs() -> None:
             (sf.GRUCell(0, H), torch.zeros(3, 0)),
         ):
             sf.freeze(module)(x)
-            assert module._frozen is not None
-            assert module._frozen.packed == ()
+            assert module._frozen_weights is not None
+            assert module._frozen_weights.packed == ()
             next(module.parameters()).add_(1)
             with pytest.raises(RuntimeError, match="expected the weight as it was"):
                 module(x)
@@ -399,24 +399,24 @@ def test_a_block_restores_what_was_before() -> None:
     module = nn.Sequential(sf.GRU(I, H), sf.LSTM(I, H))
     first, second = module
     sf.freeze(first)
-    before = first._frozen
+    before = first._frozen_weights
     with sf.frozen(module) as same:
         assert same is module
-        assert first._frozen is not before
-        middle = first._frozen
+        assert first._frozen_weights is not before
+        middle = first._frozen_weights
         with sf.frozen(first):
-            assert first._frozen is not middle
-        assert first._frozen is middle
-        assert second._frozen is not None
+            assert first._frozen_weights is not middle
+        assert first._frozen_weights is middle
+        assert second._frozen_weights is not None
         sf.unfreeze(first)
-        assert first._frozen is None
+        assert first._frozen_weights is None
         sf.freeze(second)
-    assert first._frozen is before
-    assert second._frozen is None
+    assert first._frozen_weights is before
+    assert second._frozen_weights is None
     with pytest.raises(KeyError), sf.frozen(module):
         raise KeyError
-    assert first._frozen is before
-    assert "_frozen" not in second.__dict__
+    assert first._frozen_weights is before
+    assert "_frozen_weights" not in second.__dict__
 
 
 def test_blocks_of_threads_may_overlap() -> None:
@@ -435,13 +435,13 @@ def test_blocks_of_threads_may_overlap() -> None:
             steps_before.wait()
             steps_before.wait()
             steps_before.wait()
-            seen.append(module._frozen is not None)
+            seen.append(module._frozen_weights is not None)
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(first), pool.submit(second)]:
             done.result()
     assert seen == [True]
-    assert module._frozen is None
+    assert module._frozen_weights is None
     assert sf._frozen._BLOCKS == {}
 
 
@@ -460,8 +460,8 @@ def test_copies_are_not_frozen() -> None:
         copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module)),
         torch.load(saved, weights_only=False), module._replicate_for_data_parallel(), copy.deepcopy(cell),
     ):  # fmt: skip
-        assert other._frozen is None
-    assert module._frozen is not None
+        assert other._frozen_weights is None
+    assert module._frozen_weights is not None
     assert list(module.state_dict()) == keys
     other = copy.deepcopy(module)
     with torch.no_grad():
@@ -476,8 +476,8 @@ def test_unfreezing_gives_the_memory_back() -> None:
     C: Any = _ext.C
     C.trim_pool()
     sf.freeze(module)
-    assert module._frozen is not None
-    (packed,) = module._frozen.packed
+    assert module._frozen_weights is not None
+    (packed,) = module._frozen_weights.packed
     size, gone = packed.numel(), weakref.ref(packed)
     assert size >= sum(p.numel() * 4 for p in (module.weight_ih_l0, module.weight_hh_l0))
     assert C.pool_held() < size
@@ -488,9 +488,21 @@ def test_unfreezing_gives_the_memory_back() -> None:
     C.trim_pool()
     assert C.pool_held() == 0
     with sf.frozen(module):
-        assert module._frozen is not None
-        gone = weakref.ref(module._frozen.packed[0])
+        assert module._frozen_weights is not None
+        gone = weakref.ref(module._frozen_weights.packed[0])
     assert gone() is None
+
+
+def test_a_subclass_may_have_a_flag_named_frozen() -> None:
+    class Own(sf.GRU):
+        _frozen = True
+
+    module, x = Own(I, H), torch.randn(4, 3, I)
+    with torch.no_grad():
+        wanted = module(x)
+        with sf.frozen(module):
+            assert_equal(module(x), wanted)
+    assert module._frozen is True
 
 
 def test_converted_and_reverted_modules() -> None:
@@ -502,13 +514,13 @@ def test_converted_and_reverted_modules() -> None:
         assert_equal(sf.freeze(model)(x), wanted)
         assert type(model[0]) is sf.GRU
         sf.convert(model)
-        assert model[0]._frozen is not None
+        assert model[0]._frozen_weights is not None
         with sf.frozen(model):
             sf.revert(model)
-            assert "_frozen" not in model[0].__dict__
+            assert "_frozen_weights" not in model[0].__dict__
             model[0].weight_hh_l0.mul_(2)
             model(x)
-        assert "_frozen" not in model[0].__dict__
+        assert "_frozen_weights" not in model[0].__dict__
     model(x)
 
 
@@ -537,7 +549,7 @@ def test_prepare_inference_packs_the_encoder(options: dict[str, Any], compiled: 
         with torch.no_grad():
             wanted = model(x)
             model.prepare_inference()
-            prepared = model._packed_tables or model.encoder._frozen
+            prepared = model._packed_tables or model.encoder._frozen_weights
             assert prepared is not None
             assert len(prepared.packed) == model.num_layers
             spoil(model.encoder)
@@ -557,7 +569,7 @@ def test_a_prepared_classifier_can_be_trained_on(options: dict[str, Any]) -> Non
         for drop in drops[:-1]:
             model.prepare_inference()
             drop()
-            assert model._packed_tables is model.encoder._frozen is None
+            assert model._packed_tables is model.encoder._frozen_weights is None
         model.prepare_inference()
         model.encoder.weight_hh_l0.mul_(2)  # noticed, and no reason to raise
         found = model(x)
@@ -578,7 +590,7 @@ def test_a_frozen_classifier(options: dict[str, Any], prepared: bool) -> None:
                     model.prepare_inference()
                 assert torch.equal(model(x), wanted)
                 model.forget_tables()
-                assert model.encoder._frozen is not None
+                assert model.encoder._frozen_weights is not None
                 with torch.enable_grad(), pytest.raises(RuntimeError, match="expected a call without gradients"):
                     model(x)
                 model.encoder.weight_hh_l0.mul_(1)
