@@ -71,10 +71,10 @@ int main(int, char** arguments) {
     Forward call{};
     call.layer = layer;
     call.output[0] = output, call.h_n[0] = states(), call.c_n[0] = states();
-    if (std::strcmp(pass, "forward-saving") == 0) call.saved[0] = saved;
+    if (std::strcmp(pass, "forward-saving") == 0) call.saved[0] = saved, call.training = true;
     char* packed = memory(kernels.packed_forward_size(layer));
     kernels.pack_forward(layer, 0, packed);
-    const Task all = task(kernels.forward_scratch(call, B), kernels.forward_shared(call, B));
+    const Task all = task(kernels.forward_scratch(call, B, false), kernels.forward_shared(call, B));
     measured([&] { kernels.forward({&call, kernels.packed_forward(layer, packed), all}); });
   } else if (std::strcmp(pass, "backward") == 0) {
     Backward call{};

@@ -92,6 +92,13 @@ def _one_way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def calls_by_python() -> Iterator[None]:
+    """As on a GPU, where calls of the modules arrive at ops.run_layer."""
+    with python_way():
+        yield
+
+
+@pytest.fixture
 def entry(request: pytest.FixtureRequest) -> Iterator[str]:
     """The two ways of a call to our kernels: through the eager entry in C++, and through Python alone."""
     if _ext.C is None:

@@ -59,7 +59,7 @@ const Names& names() {
                          interned("hidden_size"),
                          interned("proj_size"),
                          interned("recompute_gates"),
-                         interned("_frozen"),
+                         interned("_frozen_weights"),
                          interned("impl"),
                          interned("packed"),
                          interned("seen"),

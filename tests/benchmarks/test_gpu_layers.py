@@ -204,6 +204,7 @@ def test_one_block_of_a_cluster_is_no_kernel() -> None:
 
 
 @compiled
+@pytest.mark.usefixtures("calls_by_python")
 @pytest.mark.parametrize(
     ("name", "options"), [("GRU", {"num_layers": 2}), ("LSTM", {"proj_size": 3, "bidirectional": True})]
 )
@@ -211,8 +212,8 @@ def test_modules(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert "failed" not in modules.check_module(CpuDevice(), name, options)
     right = modules.sf.ops.run_layer
 
-    def wrong(x: torch.Tensor, weights: list[torch.Tensor], *rest: Any) -> Any:
-        return right(x, [weights[0], weights[1] * 1.001, *weights[2:]], *rest)
+    def wrong(x: torch.Tensor, weights: list[torch.Tensor], *rest: Any, **named: Any) -> Any:
+        return right(x, [weights[0], weights[1] * 1.001, *weights[2:]], *rest, **named)
 
     monkeypatch.setattr(ops, "run_layer", wrong)
     failed = modules.check_module(CpuDevice(), name, options)["failed"]
@@ -220,12 +221,13 @@ def test_modules(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @compiled
+@pytest.mark.usefixtures("calls_by_python")
 def test_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed" not in modules.check_many_steps(CpuDevice(), 500)
     right = ops.run_layer
 
-    def forgets(x: torch.Tensor, weights: Any, directions: int, h0: Any, *rest: Any) -> Any:
-        return right(x, weights, directions, None, *rest)
+    def forgets(x: torch.Tensor, weights: Any, directions: int, h0: Any, *rest: Any, **named: Any) -> Any:
+        return right(x, weights, directions, None, *rest, **named)
 
     monkeypatch.setattr(ops, "run_layer", forgets)
     assert "differ by" in modules.check_many_steps(CpuDevice(), 500)["failed"]

@@ -140,12 +140,13 @@ def test_nothing_is_packed_inside_a_graph(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @compiled
+@pytest.mark.usefixtures("calls_by_python")
 @pytest.mark.parametrize("training", [False, True])
 def test_a_wrong_point_is_not_timed(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.run_layer
 
-    def wrong(x: torch.Tensor, weights: list[torch.Tensor], *rest: Any) -> Any:
-        return right(x, [weights[0] * 1.01, *weights[1:]], *rest)
+    def wrong(x: torch.Tensor, weights: list[torch.Tensor], *rest: Any, **named: Any) -> Any:
+        return right(x, [weights[0] * 1.01, *weights[1:]], *rest, **named)
 
     monkeypatch.setattr(ops, "run_layer", wrong)
     device = CpuDevice()
