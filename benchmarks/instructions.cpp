@@ -82,7 +82,7 @@ int main(int, char** arguments) {
     call.output[0] = output, call.saved[0] = saved, call.d_gates[0] = d_gates;
     call.d_output[0] = rows(H), call.d_h_n[0] = states();
     char* packed = memory(kernels.packed_backward_size(layer));
-    kernels.pack_backward(layer, 0, packed);
+    kernels.pack_backward(layer, 0, packed, true, true);
     const Task all = task(kernels.backward_scratch(call, B), 0);
     measured([&] { kernels.backward({&call, kernels.packed_backward(layer, packed), all}); });
   } else if (std::strcmp(pass, "weight-grad") == 0) {
