@@ -74,6 +74,7 @@ class Call {
   Numbers forward(bool training, const Kernels& kernels = kernels_for("auto")) {
     Forward call{};
     call.layer = layer_;
+    call.training = training;
     const int64_t rows = s_.T * s_.B, states = s_.directions * s_.B * s_.H, width = info_.saved * padded(s_.H);
     Numbers results(static_cast<size_t>(2 * states + s_.directions * rows * s_.H));
     saved_.assign(static_cast<size_t>(training ? s_.directions * rows * width : 0), 0);

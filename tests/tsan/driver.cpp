@@ -74,7 +74,8 @@ void many_callers() {
   const Problem problems[] = {{{kCell_gru, 1, 4, 3, 5, 20}, 1},
                               {{kCell_lstm, 2, 5, 6, 40, 48, false, true}, 2},
                               {{kCell_lstm, 2, 9, 8, 50, 64, true}, 3},
-                              {{kCell_gru, 2, 12, 16, 24, 40, false, true}, 4}};
+                              {{kCell_gru, 2, 12, 16, 24, 40, false, true}, 4},
+                              {{kCell_lstm, 1, 1, 2, 40, 48}, 5}};  // whose weights are used in place
   for (const uint32_t threads : {1U, 3U}) {
     at_once(5, threads, threads, [&](int number) {
       for (int round = 0; round < 6; ++round) {
@@ -85,8 +86,8 @@ void many_callers() {
           std::this_thread::yield();
           continue;
         }
-        problems[(number / 2 + round) % 4].infer();
-        if (round % 2) problems[(number + round) % 4].train();
+        problems[(number / 2 + round) % 5].infer();
+        if (round % 2) problems[(number + round) % 5].train();
       }
     });
   }
@@ -94,7 +95,7 @@ void many_callers() {
 
 // More packed weights than the cache keeps, and more memory than the pool keeps.
 void full() {
-  const Sizes sizes{kCell_lstm, 1, 1, 1, 256, 512};
+  const Sizes sizes{kCell_lstm, 1, 2, 1, 256, 512};
   std::vector<std::unique_ptr<Problem>> problems;
   for (unsigned seed = 0; seed < 12; ++seed) problems.push_back(std::make_unique<Problem>(sizes, 10 * seed));
   at_once(2, 1, 1, [&](int number) {
@@ -112,10 +113,13 @@ void full() {
 // several ranges of units.
 void shared_units() {
   const Problem gru({kCell_gru, 1, 6, 2, 24, 256}, 5), lstm({kCell_lstm, 1, 5, 3, 16, 272, false, true}, 6);
+  const Problem step({kCell_lstm, 1, 1, 2, 200, 272}, 8);  // its weights are used in place
   for (const uint32_t granted : {4U, 3U, 2U}) {
     at_once(2, 4, granted, [&](int number) {
       (number ? gru : lstm).train();
       (number ? lstm : gru).infer();
+      step.train();
+      step.infer();
     });
   }
 }
