@@ -211,6 +211,11 @@ std::string text_of(PyObject* object) {
   return {text, static_cast<size_t>(size)};
 }
 
+bool flag_of(PyObject* object) {
+  if (object != Py_True && object != Py_False) throw Declined{};
+  return object == Py_True;
+}
+
 bool is_real(const Tensor& t) { return at::isFloatingType(t.scalar_type()); }
 
 Results run_or_decline(const Spec& spec, const Tensors& tensors, const Tensor& packed, bool want_output) {
@@ -278,8 +283,7 @@ PyObject* layers(PyObject* const* arguments) {
   Tensor x = plain_tensor(arguments[1]);
   auto [h, c] = states_of(arguments[2], with_c);
   const Tensor lengths = plain_or_none(arguments[3]);
-  const bool want_output = arguments[4] == Py_True;
-  if (!want_output && arguments[4] != Py_False) throw Declined{};
+  const bool want_output = flag_of(arguments[4]);
   const int64_t rank = x.dim(), count = module.number(names().num_layers);
   const bool batched = rank == 3;
   if ((rank != 2 && rank != 3) || !is_real(x) || x.size(-1) != module.number(names().input_size) || count < 1)
@@ -389,8 +393,8 @@ PyObject* layer(PyObject* const* arguments) {
     PyErr_Clear();
     throw Declined{};
   }
-  spec.batch_first = arguments[8] == Py_True;
-  const bool want_output = arguments[9] == Py_True;
+  spec.batch_first = flag_of(arguments[8]);
+  const bool want_output = flag_of(arguments[9]);
   Tensors tensors;
   tensors.reserve(kWeights + static_cast<size_t>(PyList_GET_SIZE(weights)));
   tensors.push_back(plain_tensor(arguments[0]));

@@ -1,7 +1,8 @@
 """Runs the calls of fuzz_ops.py one after the other, in a process that may crash, and prints the faults of each.
 
 A valid call must return the results of reference.py and leave its arguments as they are. A hostile one must return, or
-raise one of torch's types of exceptions with a readable message.
+raise one of torch's types of exceptions with a readable message. The eager entry, given the same arguments, must return
+what the operator returns, or decline.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.nested._internal.nested_tensor import NestedTensor
 
+from seqcls_fast import _eager, _ext, ops
 from support.checks import compare, padding, poisoned_memory
 
 SECONDS = 20  # a call that takes longer counts as a hang
@@ -59,20 +61,52 @@ def fault_of(call: Call) -> str | None:
         try:
             results = call.run()
         except Exception as error:
-            return fault_of_error(call, error)
-        return fault_of_success(call, results)
+            return fault_of_error(call, error) or fault_of_eager(call, None)
+        return fault_of_eager(call, results) or fault_of_success(call, results)
     before = [(slot, memory_of(t).clone()) for slot, t in call.tensors().items()]
     try:
         getattr(torch.ops.seqcls_fast, call.function).default(*spoiled(call))
         with poisoned_memory():
             results = call.run()
+            wrong = fault_of_eager(call, results)
     except Exception as error:
         return f"valid, but raised {type(error).__name__}: {error}"
+    if wrong:
+        return wrong
     tensors = call.tensors()
     faulthandler.cancel_dump_traceback_later()  # comparing may be slow when the CPUs are busy
     torch.set_num_threads(1)
     changed = [slot for slot, memory in before if not torch.equal(memory, memory_of(tensors[slot]))]
     return f"changed its arguments {changed}" if changed else fault_of_results(call, results)
+
+
+EAGER = (
+    "x", "weights", "directions", "h0", "c0", "cell", "lengths", "batch_sizes", "batch_first", "want_output", "packed"
+)  # fmt: skip
+
+
+def fault_of_eager(call: Call, results: Any) -> str | None:
+    """How the eager entry's results differ from the operator's. They are None if the operator refused the call."""
+    given = call.arguments
+    if call.function != "rnn_forward" or given["impl"] not in ("auto", *_ext.C.impls()):
+        return None
+    with torch.no_grad(), ops.use_impl(given["impl"]):
+        found = _eager.layer(*(given[name] for name in EAGER))
+    if found is NotImplemented:
+        return None
+    if results is None:
+        unknown = not isinstance(given["want_saved"], bool) or not isinstance(given["allow_tf32"], bool)
+        unknown = unknown or (given["packed"] is not None and given["want_saved"])  # it is not told of these two
+        return None if unknown else "the eager entry runs a call that the operator refuses"
+    output, h_n, c_n = found
+    wanted = list(results)[: len(results) - bool(given["want_saved"])]
+    if given["want_saved"] and not given["want_output"]:
+        wanted.pop()
+    got = [t for t in (h_n, c_n, output) if t is not None]
+    same = len(got) == len(wanted) and all(
+        torch.allclose(t, other, rtol=0, atol=0, equal_nan=True) for t, other in zip(got, wanted, strict=True)
+    )
+    return None if same else "the eager entry returns other results than the operator"
 
 
 def memory_of(t: Tensor) -> Tensor:
