@@ -48,7 +48,7 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
   const auto add = [&](auto slot, int64_t K, const E* w, int64_t row_stride) {
     using Slot = decltype(slot);
     if constexpr (kUnpacked) {
-      accumulate_unpacked<F, Slot, kRows, kG, kS>(acc, rows, K, w, row_stride, block * kL, s.H);
+      accumulate_unpacked<F, Slot, kRows, kBlocks, kG, kS>(acc, rows, K, w, row_stride, block * kL, s.H);
     } else {
       const int64_t panel = panel_size<F>(K, kG);
       const Ahead ahead{w + (next - s.first_block) * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row,
@@ -247,7 +247,10 @@ class ForwardPass {
         const Matrix &w_ih = layer_.w_ih[direction_], &w_hh = layer_.w_hh[direction_];
         s.w_x = reinterpret_cast<const E*>(w_ih.data), s.row_stride_x = w_ih.row_stride;
         s.w_h = reinterpret_cast<const E*>(w_hh.data), s.row_stride_h = w_hh.row_stride;
-        for (int64_t block = block_begin_; block < block_end_; ++block) {
+        int64_t block = block_begin_;
+        for (; s.rows == 1 && block + 2 <= block_end_; block += 2)
+          forward_tile<F, Cell, 1, 2, true>(s, 0, block, block);
+        for (; block < block_end_; ++block) {
           with_constant<Shape::kRows>(
               s.rows, [&](auto m) { forward_tile<F, Cell, decltype(m)::value, 1, true>(s, 0, block, block); });
         }

@@ -87,40 +87,46 @@ SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
   }
 }
 
-// Reads squares of kSide x kSide weights, transposed: lane i of vector k is number k of row i. A vector of F has kParts
-// vectors of this width.
-template <class F>
-struct Square {
-  using T = typename F::A;
-  using V = typename F::V;
-  static constexpr int kSide = F::kLanes, kParts = 1;
-  static SF_FN V load(const T* p) { return sf::load(p); }
-  static SF_FN void store(T* p, V v) { sf::store(p, v); }
-  static SF_FN V splat(const T* p) { return sf::splat(*p); }
-  static SF_FN V multiply_add(V a, V b, V c) { return fma(a, b, c); }
-  template <class RowOf>
-  static SF_FN void read(RowOf row, V (&lines)[kSide]) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kSide; ++i) lines[i] = sf::load(row(i));
-    transpose<F>(lines);
-  }
-};
-
-#if SF_VECTOR_BYTES >= 32
-// With AVX-512, too, vectors of 8 numbers: loads of 4 numbers do a half of the work, and cost no shuffle there.
-template <>
-struct Square<Plain<float>> {
-  typedef float V __attribute__((vector_size(32)));
-  static constexpr int kSide = 8, kParts = Plain<float>::kLanes / 8;
-  static SF_FN V load(const float* p) { return _mm256_loadu_ps(p); }
-  static SF_FN void store(float* p, V v) { _mm256_storeu_ps(p, v); }
-  static SF_FN V splat(const float* p) { return _mm256_broadcast_ss(p); }
-  static SF_FN V multiply_add(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-  template <class RowOf>
-  static SF_FN void read(RowOf row, V (&lines)[kSide]) {
+// Reads a square of kLanes x kLanes numbers, transposed: lane i of line k is number k of row(i). With floats, the loads
+// and in-lane shuffles do most of the work, which are faster than the shuffles of transpose().
+template <class F, class RowOf>
+SF_FN void read_square(RowOf row, typename F::V (&lines)[F::kLanes]) {
+#if SF_VECTOR_BYTES == 64
+  if constexpr (F::kLanes == 16) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      __m256 of[4];  // numbers 4 * half ... of rows i and i + 4
+      __m512 of[2][4];  // four numbers each of rows i, i + 8, i + 4, i + 12
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const auto pair = [&](int first, int second) __attribute__((always_inline)) {
+          return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row(first) + 8 * half)),
+                                    _mm256_loadu_ps(row(second) + 8 * half), 1);
+        };
+        const __m512 low = pair(i, i + 4), high = pair(i + 8, i + 12);
+        of[0][i] = _mm512_shuffle_f32x4(low, high, 0x88);
+        of[1][i] = _mm512_shuffle_f32x4(low, high, 0xdd);
+      }
+#pragma GCC unroll 2
+      for (int quarter = 0; quarter < 2; ++quarter) {
+        const __m512* r = of[quarter];
+        const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1])),
+                      high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1])),
+                      low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3])),
+                      high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+        typename F::V* to = lines + 8 * half + 4 * quarter;
+        to[0] = (typename F::V)_mm512_unpacklo_pd(low01, low23);
+        to[1] = (typename F::V)_mm512_unpackhi_pd(low01, low23);
+        to[2] = (typename F::V)_mm512_unpacklo_pd(high01, high23);
+        to[3] = (typename F::V)_mm512_unpackhi_pd(high01, high23);
+      }
+    }
+    return;
+  }
+#elif SF_VECTOR_BYTES == 32
+  if constexpr (F::kLanes == 8) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256 of[4];  // four numbers each of rows i and i + 4
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         of[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(i) + 4 * half)),
@@ -130,15 +136,19 @@ struct Square<Plain<float>> {
                     high01 = _mm256_castps_pd(_mm256_unpackhi_ps(of[0], of[1])),
                     low23 = _mm256_castps_pd(_mm256_unpacklo_ps(of[2], of[3])),
                     high23 = _mm256_castps_pd(_mm256_unpackhi_ps(of[2], of[3]));
-      V* to = lines + 4 * half;
-      to[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23));
-      to[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
-      to[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
-      to[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+      typename F::V* to = lines + 4 * half;
+      to[0] = (typename F::V)_mm256_unpacklo_pd(low01, low23);
+      to[1] = (typename F::V)_mm256_unpackhi_pd(low01, low23);
+      to[2] = (typename F::V)_mm256_unpacklo_pd(high01, high23);
+      to[3] = (typename F::V)_mm256_unpackhi_pd(high01, high23);
     }
+    return;
   }
-};
 #endif
+#pragma GCC unroll 16
+  for (int i = 0; i < F::kLanes; ++i) lines[i] = load(row(i));
+  transpose<F>(lines);
+}
 
 // Packs one group of one block, one line per k, `step` elements apart.
 template <class F>
@@ -149,20 +159,14 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
       store(out + k * step, read_line<F>(s.dtype, s.data, base + k * s.k_stride, 1, lanes));
     return;
   }
-  using S = Square<Plain<typename F::A>>;
   int64_t k = 0;
   if (s.dtype == dtype_of<typename F::A>() && s.k_stride == 1 && lanes == kL) {
-    for (; k + S::kSide <= s.K; k += S::kSide) {
+    for (; k + kL <= s.K; k += kL) {
       const auto* from = reinterpret_cast<const typename F::A*>(s.data) + base + k;
-      typename S::V lines[S::kParts][S::kSide];
-#pragma GCC unroll 4
-      for (int part = 0; part < S::kParts; ++part)
-        S::read([&](int i) { return from + (part * S::kSide + i) * s.column_stride; }, lines[part]);
+      typename F::V square[kL];
+      read_square<F>([&](int i) { return from + i * s.column_stride; }, square);
 #pragma GCC unroll 16
-      for (int i = 0; i < S::kSide; ++i) {
-#pragma GCC unroll 4
-        for (int part = 0; part < S::kParts; ++part) S::store(out + (k + i) * step + part * S::kSide, lines[part][i]);
-      }
+      for (int i = 0; i < kL; ++i) store(out + (k + i) * step, square[i]);
     }
   }
   for (; k < s.K; k += kL) {

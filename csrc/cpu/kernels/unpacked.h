@@ -34,46 +34,46 @@ struct Lanes {
   }
 };
 
-// Adds rows[m][at + first .. at + kSide) times the weights of kLists lists of lanes to sums[][m]. The sums of several
-// lists do not wait for each other.
-template <class F, int kRows, int kLists, bool kWhole>
-SF_FN void add_square(typename Square<F>::V (&sums)[kLists][kRows], const typename F::A* const* rows, int64_t at,
-                      int first, const Lanes<F>* lists) {
-  using S = Square<F>;
-  typename S::V lines[kLists][S::kSide];
-#pragma GCC unroll 4
-  for (int j = 0; j < kLists; ++j) S::read([&](int i) { return lists[j].template row<kWhole>(i) + at; }, lines[j]);
+// Adds rows[m][at + first .. at + end) times the lines of one list, which begin with number `at`, to sums[m].
+template <class F, int kRows>
+SF_FN void add_lines(typename F::V (&sums)[kRows], const typename F::A* const* rows, int64_t at, int first, int end,
+                     const typename F::V (&lines)[F::kLanes]) {
 #pragma GCC unroll 16
-  for (int i = 0; i < S::kSide; ++i) {
-    if (i < first) continue;
+  for (int i = 0; i < F::kLanes; ++i) {
+    if (i < first || i >= end) continue;
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      const typename S::V value = S::splat(rows[m] + at + i);
-#pragma GCC unroll 4
-      for (int j = 0; j < kLists; ++j) sums[j][m] = S::multiply_add(value, lines[j][i], sums[j][m]);
-    }
+    for (int m = 0; m < kRows; ++m) sums[m] = fma(F::broadcast(rows[m] + at + i), lines[i], sums[m]);
   }
 }
 
-// The same for the numbers [begin, end) of the rows.
+// Adds rows[m][begin..end) times the weights of kLists lists of lanes to sums[][m]. The sums of several lists do not
+// wait for each other.
 template <class F, int kRows, int kLists, bool kWhole>
-SF_FN void add_squares(typename Square<F>::V (&sums)[kLists][kRows], const typename F::A* const* rows, int64_t begin,
+SF_FN void add_squares(typename F::V (&sums)[kLists][kRows], const typename F::A* const* rows, int64_t begin,
                        int64_t end, const Lanes<F>* lists) {
-  using S = Square<F>;
+  constexpr int kL = F::kLanes;
   int64_t k = begin;
-  for (; k + S::kSide <= end; k += S::kSide) add_square<F, kRows, kLists, kWhole>(sums, rows, k, 0, lists);
-  if (k == end) return;
-  if (end >= S::kSide) {  // the last square begins earlier, so that no number beyond the row is read
-    const int64_t at = end - S::kSide;
-    return add_square<F, kRows, kLists, kWhole>(sums, rows, at, static_cast<int>(k - at), lists);
-  }
-  for (; k < end; ++k) {
+  for (; k + kL <= end; k += kL) {
 #pragma GCC unroll 4
     for (int j = 0; j < kLists; ++j) {
-      typename F::A line[S::kSide];
-      for (int i = 0; i < S::kSide; ++i) line[i] = lists[j].template row<kWhole>(i)[k];
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) sums[j][m] = S::multiply_add(S::splat(rows[m] + k), S::load(line), sums[j][m]);
+      typename F::V lines[kL];
+      read_square<F>([&](int i) { return lists[j].template row<kWhole>(i) + k; }, lines);
+      add_lines<F, kRows>(sums[j], rows, k, 0, kL, lines);
+    }
+  }
+  if (k == end) return;
+#pragma GCC unroll 4
+  for (int j = 0; j < kLists; ++j) {
+    typename F::V lines[kL];
+    if (end >= kL) {  // the last square begins earlier, so that no number beyond the row is read
+      const int64_t at = end - kL;
+      read_square<F>([&](int i) { return lists[j].template row<kWhole>(i) + at; }, lines);
+      add_lines<F, kRows>(sums[j], rows, at, static_cast<int>(k - at), kL, lines);
+    } else {
+      const int n = static_cast<int>(end - k);
+      for (int i = 0; i < kL; ++i) lines[i] = load(lists[j].template row<kWhole>(i) + k, n);
+      transpose<F>(lines);
+      add_lines<F, kRows>(sums[j], rows, k, 0, n, lines);
     }
   }
 }
@@ -82,17 +82,16 @@ SF_FN void add_squares(typename Square<F>::V (&sums)[kLists][kRows], const typen
 template <class F, int kRows, int kLists>
 __attribute__((noinline)) void add_unpacked(const typename F::A* const* rows, int64_t step, int64_t K,
                                             const Lanes<F>* lists) {
-  using S = Square<F>;
   bool whole = true;
-  for (int j = 0; j < kLists; ++j) whole = whole && lists[j].count >= S::kSide;
+  for (int j = 0; j < kLists; ++j) whole = whole && lists[j].count >= F::kLanes;
   for (int64_t k = 0; k < K; k += kChain) {
-    typename S::V chain[kLists][kRows] = {};
+    typename F::V chain[kLists][kRows] = {};
     const int64_t end = k + kChain < K ? k + kChain : K;
     if (k == 0) {
 #pragma GCC unroll 4
       for (int j = 0; j < kLists; ++j) {
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) chain[j][m] = S::load(lists[j].sums + m * step);
+        for (int m = 0; m < kRows; ++m) chain[j][m] = load(lists[j].sums + m * step);
       }
     }
     if (whole) {
@@ -105,44 +104,41 @@ __attribute__((noinline)) void add_unpacked(const typename F::A* const* rows, in
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         typename F::A* to = lists[j].sums + m * step;
-        S::store(to, k ? S::load(to) + chain[j][m] : chain[j][m]);
+        store(to, k ? load(to) + chain[j][m] : chain[j][m]);
       }
     }
   }
   for (int j = 0; j < kLists; ++j) {
-    for (int64_t i = lists[j].count; i < S::kSide; ++i) {
+    for (int64_t i = lists[j].count; i < F::kLanes; ++i) {
       for (int m = 0; m < kRows; ++m) lists[j].sums[m * step + i] = 0;
     }
   }
 }
 
-// accumulate() for one block of units from `unit` on: w has a row for each gate and each of the H units.
-template <class F, class Slot, int kRows, int kGates, int kSlots>
-SF_FN void accumulate_unpacked(typename F::V (&acc)[kRows][kSlots], const typename F::A* const* rows, int64_t K,
-                               const typename F::A* w, int64_t row_stride, int64_t unit, int64_t H) {
-  using S = Square<F>;
-  constexpr int64_t kStep = kSlots * F::kLanes;
+// accumulate() for kBlocks blocks of units from `unit` on: w has a row for each gate and each of the H units.
+template <class F, class Slot, int kRows, int kBlocks, int kGates, int kSlots>
+SF_FN void accumulate_unpacked(typename F::V (&acc)[kRows][kBlocks * kSlots], const typename F::A* const* rows,
+                               int64_t K, const typename F::A* w, int64_t row_stride, int64_t unit, int64_t H) {
+  constexpr int kL = F::kLanes, kStep = kBlocks * kSlots * kL;
   alignas(SF_VECTOR_BYTES) typename F::A sums[kRows][kStep];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) store(sums[m] + v * F::kLanes, acc[m][v]);
+    for (int v = 0; v < kBlocks * kSlots; ++v) store(sums[m] + v * kL, acc[m][v]);
   }
-  Lanes<F> lists[kGates * S::kParts];
-  int count = 0;
-  for (int g = 0; g < kGates; ++g) {
-    for (int64_t first = unit; first < unit + F::kLanes && first < H; first += S::kSide) {
-      lists[count++] = {w + (g * H + first) * row_stride, row_stride, H - first,
-                        sums[0] + Slot::slot(g) * F::kLanes + first - unit};
-    }
+  constexpr int kLists = kBlocks * kGates;
+  Lanes<F> lists[kLists];
+  for (int j = 0; j < kLists; ++j) {
+    const int64_t block = j / kGates, gate = j % kGates, first = unit + block * kL;
+    lists[j] = {w + (gate * H + first) * row_stride, row_stride, H - first,
+                sums[0] + (block * kSlots + Slot::slot(static_cast<int>(gate))) * kL};
   }
-  int j = 0;
-  for (; j + 2 <= count; j += 2) add_unpacked<F, kRows, 2>(rows, kStep, K, lists + j);
-  if (j < count) add_unpacked<F, kRows, 1>(rows, kStep, K, lists + j);
+  for (int j = 0; j + 2 <= kLists; j += 2) add_unpacked<F, kRows, 2>(rows, kStep, K, lists + j);
+  if constexpr (kLists % 2) add_unpacked<F, kRows, 1>(rows, kStep, K, lists + kLists - 1);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) acc[m][v] = load(sums[m] + v * F::kLanes);
+    for (int v = 0; v < kBlocks * kSlots; ++v) acc[m][v] = load(sums[m] + v * kL);
   }
 }
 
