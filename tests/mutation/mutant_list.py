@@ -260,10 +260,14 @@ COMPILED = [
     Mutant("lengths of the poolings not given on", HEAD_BINDINGS, "call.lengths = rows.lengths.data();", ""),
     Mutant("x of a product without its memory", HEAD_BINDINGS, 'check_memory("x", x);', ""),
     Mutant("samples overwrite one another", WEIGHTS, "return task_.sample * (", "return 0 * ("),
-    Mutant("numbers of the last square twice", UNPACKED, "if (i < first || i >= end) continue;", "if (i >= end) continue;"),
+    Mutant(
+        "numbers of the last square twice", UNPACKED, "if (i < first || i >= end) continue;", "if (i >= end) continue;"
+    ),
     Mutant("a chain begins with the sums before it", UNPACKED, "if (k == 0) {", "if (true) {"),
     Mutant("the last columns left out", UNPACKED, "if (columns % F::kLanes) tiles(", "if (false) tiles("),
-    Mutant("gates of a step by their slots", BACKWARD, "terms[g] = {a_, s.segment[g],", "terms[g] = {a_, g * layer_.H,"),
+    Mutant(
+        "gates of a step by their slots", BACKWARD, "terms[g] = {a_, s.segment[g],", "terms[g] = {a_, g * layer_.H,"
+    ),
     Mutant("squares half turned", VECTORS, "portable_interleave(a, b, kF / 2)", "portable_interleave(a, b, 0)"),
     Mutant("samples of packed rows", BINDINGS, "if (samples && given.batch_sizes) fail(", "if (false) fail("),
     Mutant("h0's gradient where c0's belongs", BINDINGS, "d_c0 = c0 ? &add(c_state)", "d_c0 = c0 ? d_h0"),
