@@ -76,13 +76,13 @@ def needs_graph(tensors: Iterable[Any]) -> bool:
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """``output, h_n, c_n, saved``. If ``saved`` is wanted, so is the output, as the backward reads both."""
     x, h0, c0, lengths, batch_sizes, *weights = tensors
-    h_n, *rest = torch.ops.seqcls_fast.rnn_forward.default(
+    found = torch.ops.seqcls_fast.rnn_forward.default(
         x, weights, h0, c0, lengths, batch_sizes, spec.cell, spec.directions, spec.batch_first, spec.want_output,
         spec.want_saved, spec.impl, spec.allow_tf32,
     )  # fmt: skip
-    saved = rest.pop() if spec.want_saved else None
-    c_n = rest.pop(0) if CELLS[spec.cell].has_c else None
-    return rest[0] if rest else None, h_n, c_n, saved
+    has_c = CELLS[spec.cell].has_c
+    output = found[1 + has_c] if spec.want_output or spec.want_saved else None
+    return output, found[0], found[1] if has_c else None, found[-1] if spec.want_saved else None
 
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:

@@ -81,13 +81,16 @@ class LayerBackward : public Node {
     if (returned) version_ = steps.unsafeGetTensorImpl()->version_counter();
     torch::autograd::edge_list edges;
     edges.reserve(tensors.size());
-    saved_.reserve(tensors.size() + 2);
-    for (const Tensor& t : tensors) {
-      edges.push_back(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
-                                                       : torch::autograd::Edge());
-      saved_.emplace_back(t, false);
+    {
+      // The edge to a parameter takes a lock of torch, whose owner may wait for Python's lock (torch 2.14).
+      const py::gil_scoped_release released;
+      for (const Tensor& t : tensors)
+        edges.push_back(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
+                                                         : torch::autograd::Edge());
     }
     set_next_edges(std::move(edges));
+    saved_.reserve(tensors.size() + 2);
+    for (const Tensor& t : tensors) saved_.emplace_back(t, false);
     saved_.emplace_back(returned ? steps.variable_data() : steps, false);
     saved_.emplace_back(found.saved, false);
   }

@@ -105,6 +105,8 @@ def test_a_block_that_raises_restores_the_implementation(kind: str, ran: list[tu
 def test_threads_with_implementations_of_their_own(kind: str, ran: list[tuple[str, int]]) -> None:
     """Each trains with the same module at once. Choices and the mode of autograd are those of a thread."""
     call = Call(kind)
+    # torch 2.14 can deadlock where threads record the first nodes of a parameter, a Function of Python in one of them
+    graph_that_stays = call()
     wanted, names = call.both(), [*available_impls(), "auto"]
     faults: list[BaseException] = []
     meet, threads_of = threading.Barrier(len(names)), {}
@@ -129,6 +131,7 @@ def test_threads_with_implementations_of_their_own(kind: str, ran: list[tuple[st
     for thread in threads:
         thread.join()
     assert not faults, faults[0]
+    assert any(t.requires_grad for t in graph_that_stays.values())
     assert {thread for name, thread in ran if name == "reference_layer"} == {threads_of["reference"]}
 
 
