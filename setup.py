@@ -220,7 +220,6 @@ class BuildPerIsa(BuildExtension):
         self.force = True  # without ninja, a change of the macros alone would compile nothing anew
         super().build_extension(ext)
 
-
     def build_eager(self, ext: Extension) -> None:
         """Builds an eager entry. Without it all works too, so that one nobody asked for may fail."""
         ext.define_macros += hash_macro()

@@ -80,7 +80,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         if not torch.compiler.is_compiling():
             found = _eager.layers(self, input, hx, lengths, want_output)
             if found is not NotImplemented:
-                return found  # type: ignore[no-any-return]
+                return found
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")

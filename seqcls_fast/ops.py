@@ -244,7 +244,7 @@ def run_layer(
                 x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed
             )
             if found is not NotImplemented:
-                return found  # type: ignore[no-any-return]
+                return found
         impl = getattr(_default, "impl", "auto")
     if impl != "auto":
         _check_impl(impl)

@@ -6,7 +6,6 @@ What its calls compute is tested by every other test of the layers, and in both 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,14 +20,14 @@ FUNCTIONS = ("layers", "cell", "layer", "use_impl", "_turn")
 
 
 @pytest.fixture
-def other_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def other_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library for torch 9.9.9, which is the torch that runs. After the test the real library is used again."""
     library = SimpleNamespace(torch_version="9.9.9", connect=lambda *_: None)
     for name in FUNCTIONS:
         monkeypatch.setattr(_eager, name, _eager._declined)
     monkeypatch.setattr(torch, "__version__", "9.9.9+cu999")
     monkeypatch.setitem(sys.modules, "seqcls_fast._eager_9_9_9", library)
-    yield library
+    return library
 
 
 def test_this_build_has_one() -> None:
