@@ -102,8 +102,8 @@ void run_forward(const Kernels& kernels, Forward call) {
       layer, s, [&](int64_t rows) { return kernels.forward_scratch(call, rows, !packed); },
       [&](int64_t rows) { return kernels.forward_shared(call, rows); },
       [&](const Task& task) {
-        kernels.forward({&call, packed ? kernels.packed_forward(layer, packed + task.direction * each) : PackedForward{},
-                         task});
+        kernels.forward(
+            {&call, packed ? kernels.packed_forward(layer, packed + task.direction * each) : PackedForward{}, task});
       });
 }
 
