@@ -199,7 +199,7 @@ simt-full: setup ## the CUDA kernels on the CPU: all combinations of cases inste
 
 # `make test` runs the sample too, where there is nvcc.
 PTX_TESTS := $(addprefix tests/cuda/,test_ptx.py test_ptx_faults.py test_ptx_detectors.py test_memory_model.py)
-ptx-full: setup ## the PTX of every recurrent kernel on the CPU, and every planted fault (half an hour)
+ptx-full: setup ## the PTX of every recurrent kernel on the CPU, and every planted fault (six minutes)
 	$(PY) -m pytest $(PTX_TESTS) --ptx-full $(SIDE_BY_SIDE) $(PYTEST)
 
 ptx-sample: setup ## a layer for each cell, precision and regime from the kernels' PTX, and a fault of each kind
