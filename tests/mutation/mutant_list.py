@@ -250,6 +250,8 @@ HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
 TENSORS = "csrc/bindings/tensors.h"
 OF_FROZEN = "csrc/bindings/packed.h"
+NODE = "csrc/eager/layer_node.cpp"
+CALLS = "csrc/eager/module_calls.cpp"
 
 COMPILED = [
     Mutant("padding pooled", HEAD, "const int64_t n = call_.length(b);", "const int64_t n = call_.T;"),
@@ -282,6 +284,24 @@ COMPILED = [
         PACKED,
         "packed_cache().add(fingerprint(kernels, own.layer), packed, bytes)",
         "packed_cache().add(fingerprint(kernels, layer), packed, bytes)",
+    ),
+    Mutant("eager: modes not seen", NODE, "(keys.included_.raw_repr() & ~usual.raw_repr()) == 0 && ", ""),
+    Mutant("eager: autocast not seen", NODE, "keys.excluded_.has(c10::DispatchKey::AutocastCPU) &&", ""),
+    Mutant("eager: modes of functions not seen", NODE, "!at::impl::torch_function_mode_enabled()", "true"),
+    Mutant("eager: dual numbers not seen", NODE, " && !t._fw_grad(0).defined()", ""),
+    Mutant("eager: a changed output not noticed", NODE, "version_->current_version() != 0", "false"),
+    Mutant("eager: second derivatives lost", NODE, "bool plain = !at::GradMode::is_enabled() && ", "bool plain = "),
+    Mutant("eager: c0's gradient lost", NODE, "take(kC0, tensors[kC0].defined());", ""),
+    Mutant("eager: values kept after a backward", NODE, "saved.reset_data();", "(void)saved;"),
+    Mutant(
+        "eager: a parameter's class not asked", CALLS, "if (!THPVariable_CheckExact(object))", "if (object == Py_None)"
+    ),
+    Mutant("eager: dropout of evaluation", CALLS, "count > 1 && module.flag(names().training)", "count > 1"),
+    Mutant(
+        "eager: a frozen weight's version not asked",
+        CALLS,
+        "static_cast<int64_t>(t._version())",
+        "PyLong_AsLongLong(version)",
     ),
     Mutant("packed for another layer", OF_FROZEN, "std::memcmp(&header, &wanted, sizeof header) != 0", "false"),
     Mutant("packed weights cut off", OF_FROZEN, "if (given != bytes) fail(", "if (false) fail("),

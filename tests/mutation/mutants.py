@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,15 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "csrc/cpu/kernels/tile": ("test_head.py", *KERNELS),
     "csrc/bindings/packed": ("test_packed.py",),
     "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
+    "csrc/eager": (
+        "test_calls_both_ways.py",
+        "test_calls_transforms.py",
+        "test_calls_changes.py",
+        "test_calls_derivatives.py",
+        "test_calls_graph.py",
+        "test_calls_modules.py",
+        "test_frozen.py",
+    ),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
     # (only tests that use the plugin alone, because the extension may still have another mutant)
@@ -162,6 +172,17 @@ def suite_of(mutant: Mutant) -> tuple[str, ...]:
     return next(tests for start, tests in SUITES.items() if mutant.file.startswith(start))
 
 
+# Most calls of the tests are plain, and reach this code only without the eager entry.
+BEYOND_EAGER = tuple(f"seqcls_fast/{name}.py" for name in ("ops", "_autograd", "_recurrent", "_checks", "nn"))
+
+
+def way_of(mutant: Mutant) -> tuple[str, ...]:
+    """Options of pytest, with which the tests reach what was changed."""
+    if mutant.file.startswith("csrc"):
+        return "--impl", ISA
+    return ("--entry", "python") if mutant.file.startswith(BEYOND_EAGER) else ()
+
+
 def of_plugin(mutant: Mutant) -> bool:
     """Whether the mutant is in the plugin and not in the extension."""
     return mutant.file.startswith("csrc/cuda")
@@ -193,6 +214,8 @@ class Copy:
         # Python takes a .pyc for current when the size of the source and its time in seconds agree, so none is written
         path = os.pathsep.join([str(root), str(root / "tests"), str(root / "tests" / "cuda")])
         self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path}
+        # named, so that an eager entry that does not build is a failure
+        self.environment["SEQCLS_EAGER_FOR"] = str(Path(torch.__file__).parent)
 
     def run(self, *command: str, timeout: float = 1200) -> tuple[int, str]:
         """The exit status and the end of the output; -1 for a hang."""
@@ -210,11 +233,10 @@ class Copy:
             return self.run("-c", "from simt.build import build_plugin; build_plugin()")
         return self.run("setup.py", "build_ext", "--inplace", f"--isas={ISA}")
 
-    def test(self, tests: tuple[str, ...], compiled: bool) -> tuple[int, str]:
+    def test(self, tests: tuple[str, ...], way: tuple[str, ...]) -> tuple[int, str]:
         """Runs tests; the status is 0 when all pass. A crash or a hang counts as a failure."""
-        impl = ["--impl", ISA] if compiled else []
         files = [_path_of(name) for name in tests]
-        return self.run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *impl, *files)
+        return self.run("-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *way, *files)
 
     def try_out(self, mutant: Mutant) -> str:
         """Tests one mutant: `noticed: TEST`, or what is wrong with the mutant or the tests."""
@@ -225,10 +247,9 @@ class Copy:
         if of_plugin(mutant):
             self.environment["CXXFLAGS"] = "-O0"
         try:
-            compiled = mutant.file.startswith("csrc")
-            if compiled and (failure := self.build(of_plugin(mutant)))[0]:
+            if mutant.file.startswith("csrc") and (failure := self.build(of_plugin(mutant)))[0]:
                 return f"DOES NOT BUILD\n{failure[1]}"
-            status, text = self.test(suite_of(mutant), compiled)
+            status, text = self.test(suite_of(mutant), way_of(mutant))
         finally:
             path.write_text(sound)  # with a new modification time, so that the next build compiles it
             self.environment.pop("CXXFLAGS", None)
@@ -268,8 +289,8 @@ def main() -> int:
                 return 1
         place = copy.run("-c", "import seqcls_fast; print(seqcls_fast.__file__)")[1]
         assert str(copy.root) in place, f"tests would run on {place}, not on the copy"
-        for tests, compiled in sorted({(suite_of(m), m.file.startswith("csrc")) for m in chosen}):
-            if (failure := copy.test(tests, compiled))[0]:
+        for tests, way in sorted({(suite_of(m), way_of(m)) for m in chosen}):
+            if (failure := copy.test(tests, way))[0]:
                 print(f"the tests fail on unchanged sources\n{failure[1]}", file=sys.stderr)
                 return 1
         bad = 0

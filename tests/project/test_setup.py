@@ -213,3 +213,43 @@ def test_a_failed_compilation_leaves_no_object(
     with pytest.raises(project.CompileError, match=r"could not compile csrc/cuda/one\.cu"):
         project.compile_cuda(project.find_toolkit(), ["80"], project.CUDA_SOURCES[0], tmp_path / "objects")
     assert not (tmp_path / "objects/one.o").exists()
+
+
+def installed_torch(folder: Path, version: str) -> str:
+    folder.mkdir(parents=True)
+    (folder / "version.py").write_text(f"__all__ = []\n__version__ = '{version}'\ndebug = False\n")
+    return str(folder)
+
+
+def test_an_eager_entry_for_each_torch_that_is_named(
+    setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [installed_torch(tmp_path / name, version) for name, version in (("a", "2.11.0+cpu"), ("b", "2.14.1"))]
+    monkeypatch.setenv("SEQCLS_EAGER_FOR", os.pathsep.join(folders))
+    found = setup_module.eager_entries([])
+    assert [entry.name for entry in found] == ["seqcls_fast._eager_2_11_0", "seqcls_fast._eager_2_14_1"]
+    for entry, folder in zip(found, folders, strict=True):
+        assert entry.include_dirs[0] == os.path.join(folder, "include")
+        assert entry.library_dirs == [os.path.join(folder, "lib")]
+        assert entry.define_macros == [("SF_EAGER_INIT", f"PyInit_{entry.name.split('.')[1]}")]
+
+
+def test_an_eager_entry_for_the_torch_at_hand_or_for_none(
+    setup_module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEQCLS_EAGER_FOR", raising=False)
+    release = torch.__version__.split("+")[0].replace(".", "_")
+    assert [entry.name for entry in setup_module.eager_entries([])] == [f"seqcls_fast._eager_{release}"]
+    monkeypatch.setenv("SEQCLS_EAGER_FOR", "0")
+    assert setup_module.eager_entries([]) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "__version__ = 'unknown'"])
+def test_a_folder_without_torch(
+    text: str | None, setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "version.py").write_text(text)
+    monkeypatch.setenv("SEQCLS_EAGER_FOR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^SEQCLS_EAGER_FOR: expected folders of installed torch packages but got "):
+        setup_module.eager_entries([])
