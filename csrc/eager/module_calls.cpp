@@ -85,66 +85,61 @@ PyObject* weight_name(size_t kind, int64_t layer, int64_t direction) {
 
 struct Declined {};  // thrown where a call is not one for the eager entry
 
-// The attributes of a module, and its parameters.
+// The attributes of a module, and its parameters. Numbers and truths must be Python's own, so that asking for them runs
+// nobody's code.
 class Attributes {
  public:
-  explicit Attributes(PyObject* module) : module_(module), all_(PyObject_GenericGetDict(module, nullptr)) {
-    if (!all_) {
-      PyErr_Clear();
-      throw Declined{};
-    }
-    parameters_ = PyDict_GetItemWithError(all_, names().parameters);
-    if (!parameters_ || !PyDict_Check(parameters_)) {
-      Py_DECREF(all_);
-      throw Declined{};
-    }
+  explicit Attributes(PyObject* module)
+      : module_(module), all_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))) {
+    if (!all_) decline();
+    parameters_ = py::reinterpret_borrow<py::object>(find(names().parameters));
+    if (!parameters_ || !PyDict_Check(parameters_.ptr())) throw Declined{};
   }
-  Attributes(const Attributes&) = delete;
-  ~Attributes() { Py_DECREF(all_); }
 
-  PyObject* find(PyObject* name) const { return PyDict_GetItemWithError(all_, name); }  // null: there is none
+  PyObject* find(PyObject* name) const { return PyDict_GetItemWithError(all_.ptr(), name); }  // null: there is none
   PyObject* operator[](PyObject* name) const {
     PyObject* found = find(name);
     if (!found) throw Declined{};
     return found;
   }
   int64_t number(PyObject* name) const {
-    const int64_t value = PyLong_AsLongLong((*this)[name]);
-    if (value == -1 && PyErr_Occurred()) {
-      PyErr_Clear();
-      throw Declined{};
-    }
-    return value;
+    PyObject* value = (*this)[name];
+    const int64_t found = PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : throw Declined{};
+    if (found == -1 && PyErr_Occurred()) decline();
+    return found;
+  }
+  double real(PyObject* name) const {
+    PyObject* value = (*this)[name];
+    if (!PyFloat_CheckExact(value) && !PyLong_CheckExact(value)) throw Declined{};
+    const double found = PyFloat_AsDouble(value);
+    if (found == -1 && PyErr_Occurred()) decline();
+    return found;
   }
   bool flag(PyObject* name) const { return is_true((*this)[name]); }
   bool of_class(PyObject* name) const {  // an attribute that the class has
     const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(module_, name));
-    if (!value) {
-      PyErr_Clear();
-      throw Declined{};
-    }
+    if (!value) decline();
     return is_true(value.ptr());
   }
   // A parameter that is a plain tensor. A weight of another kind, such as a parametrized one, has to be computed.
   PyObject* parameter(PyObject* name) const {
-    PyObject* found = PyDict_GetItemWithError(parameters_, name);
+    PyObject* found = PyDict_GetItemWithError(parameters_.ptr(), name);
     if (!found) throw Declined{};
     return found;
   }
 
  private:
+  [[noreturn]] static void decline() {
+    PyErr_Clear();
+    throw Declined{};
+  }
   static bool is_true(PyObject* value) {
-    const int truth = PyObject_IsTrue(value);
-    if (truth < 0) {
-      PyErr_Clear();
-      throw Declined{};
-    }
-    return truth != 0;
+    if (!PyBool_Check(value) && !PyLong_CheckExact(value)) throw Declined{};
+    return PyObject_IsTrue(value) != 0;
   }
 
   PyObject* module_;
-  PyObject* all_;
-  PyObject* parameters_;
+  py::object all_, parameters_;
 };
 
 // ---- Tensors
@@ -270,6 +265,8 @@ class FrozenWeights {
   int64_t next_ = 0;
 };
 
+constexpr int64_t kMostLayers = 1000;
+
 // ---- The functions
 
 // layers(module, input, hx, lengths, want_output): the forward of RNN, GRU and LSTM.
@@ -286,7 +283,8 @@ PyObject* layers(PyObject* const* arguments) {
   const bool want_output = flag_of(arguments[4]);
   const int64_t rank = x.dim(), count = module.number(names().num_layers);
   const bool batched = rank == 3;
-  if ((rank != 2 && rank != 3) || !is_real(x) || x.size(-1) != module.number(names().input_size) || count < 1)
+  if ((rank != 2 && rank != 3) || !is_real(x) || x.size(-1) != module.number(names().input_size) || count < 1 ||
+      count > kMostLayers)
     throw Declined{};
   spec.directions = module.flag(names().bidirectional) ? 2 : 1;
   spec.batch_first = batched && module.flag(names().batch_first);
@@ -299,8 +297,7 @@ PyObject* layers(PyObject* const* arguments) {
   }
   double dropout = 0;
   if (count > 1 && module.flag(names().training)) {
-    dropout = PyFloat_AsDouble(module[names().dropout]);
-    if (PyErr_Occurred()) PyErr_Clear(), dropout = -1;
+    dropout = module.real(names().dropout);
     if (!(dropout >= 0 && dropout <= 1)) throw Declined{};
   }
   const bool bias = module.flag(names().bias), projected = module.flag(names().proj_size);

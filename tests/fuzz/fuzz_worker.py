@@ -87,9 +87,9 @@ EAGER = (
 
 def fault_of_eager(call: Call, results: Any) -> str | None:
     """How the eager entry's results differ from the operator's. They are None if the operator refused the call."""
-    given = call.arguments
-    if call.function != "rnn_forward" or given["impl"] not in ("auto", *_ext.C.impls()):
+    if call.function != "rnn_forward" or call.arguments["impl"] not in ("auto", *_ext.C.impls()):
         return None
+    given = call.arguments
     with torch.no_grad(), ops.use_impl(given["impl"]):
         found = _eager.layer(*(given[name] for name in EAGER))
     if found is NotImplemented:

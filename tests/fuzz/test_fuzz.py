@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import seqcls_fast
-from seqcls_fast import _ext
+from seqcls_fast import _eager, _ext
 
 if _ext.C is None:
     pytest.skip(f"needs the compiled extension: {_ext.why_missing}", allow_module_level=True)
@@ -119,6 +119,8 @@ def writes(call: Call, results: Any) -> Any:
     return results
 
 
+# Without the eager entry: it does not run what stands in the operator's place.
+@pytest.mark.usefixtures("calls_by_python")
 @pytest.mark.parametrize(
     ("instead", "fault"),
     [
@@ -143,6 +145,7 @@ def test_of_gradients() -> None:
     assert found.startswith("wrong results: d b_hh" if call.case.bias else "wrong results: d w")
 
 
+@pytest.mark.usefixtures("calls_by_python")
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
@@ -159,6 +162,20 @@ def test_of_a_hostile_call(error: Exception, fault: str | None) -> None:
     call.changes.append("something")
     found = fuzz_worker.fault_of(tampered(call, raising(error)))
     assert found is None if fault is None else found is not None and fault in found
+
+
+def test_of_the_eager_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = valid()
+    call.arguments |= {"impl": "auto", "want_output": True, "want_saved": False}
+    results = call.run()
+    assert fuzz_worker.fault_of_eager(call, results) is None
+    assert "that the operator refuses" in str(fuzz_worker.fault_of_eager(call, None))
+    assert "other results" in str(fuzz_worker.fault_of_eager(call, results[:-1]))
+    right = _eager.layer(*(call.arguments[name] for name in fuzz_worker.EAGER))
+    monkeypatch.setattr(_eager, "layer", lambda *_: (right[0], right[1] + 1, right[2]))
+    assert "other results" in str(fuzz_worker.fault_of_eager(call, results))
+    monkeypatch.setattr(_eager, "layer", lambda *_: NotImplemented)
+    assert fuzz_worker.fault_of_eager(call, results) is None
 
 
 def test_memory_that_is_not_there() -> None:
