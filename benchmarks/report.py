@@ -231,6 +231,9 @@ class Report:
 
     # -- charts ---------------------------------------------------------------------------------------------------
 
+    def questions(self) -> list[str]:
+        return list(dict.fromkeys(row.question for row in self.rows))
+
     def charts(self) -> dict[str, str]:
         """Name -> SVG, at the fewest threads there are."""
         found = {}
@@ -320,7 +323,8 @@ def between(file: Path, begin: str, end: str, text: str) -> None:
 
 
 def reports(results: Path) -> list[tuple[str, Report]]:
-    """(name of its file, report) of every CPU, the one measured last first. Other files do not begin with a run."""
+    """(name of its file, report) of every CPU, first the one that most questions were asked, of equals the one measured
+    last. Other files do not begin with a run."""
     found = [
         (file.stem, Report(rows.load(file)))
         for file in sorted(results.glob("*.json"))
@@ -328,7 +332,7 @@ def reports(results: Path) -> list[tuple[str, Report]]:
     ]
     return sorted(
         ((name, report) for name, report in found if report.rows),
-        key=lambda each: max(run["time"] for run in each[1].runs.values()),
+        key=lambda each: (len(each[1].questions()), max(run["time"] for run in each[1].runs.values())),
         reverse=True,
     )
 
@@ -349,11 +353,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for title, svg in report.charts().items():
             (folder / f"{title}.svg").write_text(svg)
         (machines / f"{name}.md").write_text(report.page(pictures(report, folder, machines)))
-    (name, newest), *others = found
-    parts = [newest.overview(pictures(newest, arguments.results / name, arguments.docs), f"machines/{name}.md")]
+    (name, first), *others = found
+    parts = [first.overview(pictures(first, arguments.results / name, arguments.docs), f"machines/{name}.md")]
     if others:
         parts += ["", "## Other machines", ""]
-        parts += [f"- [{report.machine()}](machines/{name}.md)" for name, report in others]
+        parts += [
+            f"- [{report.machine()}](machines/{name}.md): {', '.join(report.questions()).replace('_', ' ')}"
+            for name, report in others
+        ]
     between(arguments.docs / "performance.md", BEGIN, END, "\n".join(parts))
     return 0
 
