@@ -15,7 +15,7 @@ __all__ = ["main"]
 def _end(status: int) -> NoReturn:
     """Ends the process. One of several ends at once: a thread of gloo may still hold a tensor, and if it lets go of it
     while Python shuts down, the process is aborted."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # main() has told if it is no number
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

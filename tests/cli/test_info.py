@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -48,6 +49,15 @@ def test_module_runs() -> None:
     assert result.returncode == 0, result.stderr
     assert f"{'seqcls_fast':<16}{__version__}" in result.stdout.splitlines()
     assert result.stderr == ""
+
+
+def test_a_number_of_processes_that_is_none() -> None:
+    command = [sys.executable, "-m", "seqcls_fast", "info"]
+    known = {**os.environ, "WORLD_SIZE": "many"}
+    result = subprocess.run(command, env=known, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "'many'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
