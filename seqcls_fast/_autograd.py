@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import reference
+from ._cells import Rates
 from ._shapes import CELLS, by_kind
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "run_forward",
     "transformed_layer",
     "version_of",
+    "with_options",
+    "without_options",
 ]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
@@ -37,18 +40,21 @@ _Tensors = Sequence[Any]  # Tensor or None
 _NOTHING = torch.empty(0, device="cpu")  # on the CPU even if torch's default device is another
 
 # The index of each tensor of a layer. Lists of the tensors, of their gradients and of facts about them all have this
-# order. The weights, one kind after another, begin at _WEIGHTS.
-_X, _H0, _C0, _LENGTHS, _BATCH_SIZES, _WEIGHTS = range(6)
+# order. What all rows of the batch share begins at _SHARED, the weights, one kind after another, at _WEIGHTS.
+_X, _H0, _C0, _LENGTHS, _BATCH_SIZES, _RESETS, _SEED, _H_RESET, _C_RESET, _WEIGHTS = range(10)
+_SHARED = _H_RESET
+_PLAIN = _BATCH_SIZES + 1  # the tensors before this one are those of a layer without options
 
 
 class Spec:
     """The arguments of a Function that are not tensors. The tensors always come as ``x, h0, c0, lengths, batch_sizes,
-    *weights``."""
+    resets, seed, h_reset, c_reset, *weights``."""
 
     want_saved = True
     recompute = False  # the backward runs the forward again, which therefore saves nothing
     samples = 0  # number of equal slices of the batch, each with weight gradients of its own; 0: gradients of the whole
     needs: Sequence[bool] = ()  # for each tensor, whether a backward returns its gradient
+    rates = Rates()
 
     def __init__(
         self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False
@@ -63,6 +69,16 @@ class Spec:
         return other
 
 
+def with_options(values: _Tensors, absent: Any = None) -> _Tensors:
+    """The tensors of a layer without options, or facts about them, with ``absent`` in the place of each option."""
+    return *values[:_PLAIN], *(absent,) * (_WEIGHTS - _PLAIN), *values[_PLAIN:]
+
+
+def without_options(values: _Tensors) -> _Tensors:
+    """The inverse of :func:`with_options`."""
+    return *values[:_PLAIN], *values[_WEIGHTS:]
+
+
 def needs_graph(tensors: Iterable[Any]) -> bool:
     """Whether a result computed from the tensors must be differentiable."""
     # Dynamo cannot ask for inference mode.
@@ -75,10 +91,10 @@ def needs_graph(tensors: Iterable[Any]) -> bool:
 
 def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """``output, h_n, c_n, saved``. If ``saved`` is wanted, so is the output, as the backward reads both."""
-    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
     found = torch.ops.seqcls_fast.rnn_forward.default(
         x, weights, h0, c0, lengths, batch_sizes, spec.cell, spec.directions, spec.batch_first, spec.want_output,
-        spec.want_saved, spec.impl, spec.allow_tf32,
+        spec.want_saved, spec.impl, spec.allow_tf32, None, resets, h_reset, c_reset, seed, *spec.rates,
     )  # fmt: skip
     has_c = CELLS[spec.cell].has_c
     output = found[1 + has_c] if spec.want_output or spec.want_saved else None
@@ -87,18 +103,22 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
     """The gradients of ``tensors``, by the kernels. If one weight needs a gradient, all weights get one."""
-    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
     want_d_weights = True in needs[_WEIGHTS:]
     found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, weights, h0, c0, lengths, batch_sizes, output, saved, spec.cell, spec.directions, spec.batch_first,
-        needs[_X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32,
+        needs[_X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32, resets, h_reset, c_reset, seed,
+        *spec.rates,
     )  # fmt: skip
     rest = iter(found)  # only the gradients that were computed, in the order of the tensors
     d_x = next(rest) if needs[_X] else None
     d_h0 = None if h0 is None else next(rest)
     d_c0 = None if c0 is None else next(rest)
+    d_h_reset = None if h_reset is None else next(rest)
+    d_c_reset = None if c_reset is None else next(rest)
     d_weights = rest if want_d_weights else (None,) * len(weights)
-    return d_x, d_h0 if needs[_H0] else None, d_c0 if needs[_C0] else None, None, None, *d_weights
+    grads = [d_x, d_h0, d_c0, None, None, None, None, d_h_reset, d_c_reset]
+    return *(d if needed else None for d, needed in zip(grads, needs, strict=False)), *d_weights
 
 
 # -- eager and compiled calls -----------------------------------------------------------------------------------------
@@ -163,10 +183,11 @@ def backward_of_call(
     dimensions that a layer has and a cell has not. Its output is its h.
     """
     spec = Spec(directions, cell, batch_first, True, impl)
+    needs, tensors = with_options(needs, False), with_options(tensors)
     if not one_step:
         if changed:
             output = run_forward(spec, tensors)[0]
-        return run_backward(spec, needs, grads, tensors, output, saved)
+        return without_options(run_backward(spec, needs, grads, tensors, output, saved))
     add = (None, None) if tensors[_X].dim() == 1 else (None,)
 
     def as_layer(values: _Tensors) -> list[Any]:
@@ -175,7 +196,7 @@ def backward_of_call(
     inputs = [*as_layer(tensors[:_WEIGHTS]), *tensors[_WEIGHTS:]]
     output = run_forward(spec, inputs)[0] if changed else output[add]
     found = run_backward(spec, needs, as_layer(grads), inputs, output, saved)
-    return [d if d is None else d.reshape(t.shape) for d, t in zip(found, tensors, strict=True)]
+    return without_options([d if d is None else d.reshape(t.shape) for d, t in zip(found, tensors, strict=True)])
 
 
 def grads_batched(grads: _Tensors) -> bool:
@@ -270,11 +291,11 @@ class LayerGrad(torch.autograd.Function):
         folded = _fold_all(tensors, dims, (of_output, of_h_n, of_c_n, of_output, of_saved, *inputs), n)
         found = LayerGrad.apply(spec.replace(samples=max(n, 1) * max(spec.samples, 1)), *folded)
         batch = _batch_of(own[_X], own_dims[_X], inputs[_X])
-        apart, apart_dims = _unfold_all(found[:_WEIGHTS], inputs, n, batch)
-        d_weights = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[_WEIGHTS:]]
+        apart, apart_dims = _unfold_all(found[:_SHARED], inputs, n, batch)
+        shared = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[_SHARED:]]
         if spec.samples:
-            d_weights = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in d_weights]
-        return (*apart, *d_weights), (*apart_dims, *(None if grad is None else 0 for grad in d_weights))
+            shared = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in shared]
+        return (*apart, *shared), (*apart_dims, *(None if grad is None else 0 for grad in shared))
 
 
 # In the functions below, `dims` has the dimension of each tensor that vmap maps over, or None. `places` has the
@@ -293,14 +314,16 @@ def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensor
 
 
 def _batch_dims(spec: Spec) -> tuple[_Dims, _Dims]:
-    """The dimension of the batch in ``x, h0, c0, lengths, batch_sizes`` and in ``output, h_n, c_n, saved``."""
+    """The dimension of the batch in ``x, h0, c0, lengths, batch_sizes, resets, seed`` and in ``output, h_n, c_n,
+    saved``."""
     steps = 0 if spec.batch_first else 1
-    return (steps, 1, 1, 0, None), (steps, 1, 1, 2)
+    return (steps, 1, 1, 0, None, steps, None), (steps, 1, 1, 2)
 
 
 def _can_fold(tensors: _Tensors, dims: _Dims) -> bool:
-    """Whether the mapped dimension can be part of the batch: all indices share the weights, and no rows are packed."""
-    return tensors[_BATCH_SIZES] is None and all(dim is None for dim in dims[_WEIGHTS:])
+    """Whether the mapped dimension can be part of the batch: all indices share the weights, no rows are packed, and no
+    masks are drawn, which depend on the place of a row in its batch."""
+    return tensors[_BATCH_SIZES] is None and tensors[_SEED] is None and all(dim is None for dim in dims[_SHARED:])
 
 
 def _batch_of(x: Tensor, dim: int | None, at: int | None) -> int:
@@ -374,10 +397,12 @@ def reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[
 
 def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
     """The layer in plain PyTorch."""
-    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
+    w_ih, w_hh, b_ih, b_hh, w_hr, further = by_kind(weights, spec.directions, spec.cell)
     return reference.rnn_layer(
-        x, *by_kind(weights, spec.directions), h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
-        batch_first=spec.batch_first, want_output=spec.want_output,
+        x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
+        batch_first=spec.batch_first, want_output=spec.want_output, further=further, resets=resets,
+        h_reset=h_reset, c_reset=c_reset, rates=spec.rates, seed=seed,
     )  # fmt: skip
 
 
@@ -385,15 +410,15 @@ def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensor
     n, (inputs, (of_output, of_h_n, of_c_n, _)) = spec.samples, _batch_dims(spec)
     batch = _batch_of(tensors[_X], None, inputs[_X]) // n
     wanted = [i for i, needed in enumerate(spec.needs) if needed]
-    weights = tensors[_WEIGHTS:]
+    shared = tensors[_SHARED:]
 
     def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
-        found = reference_gradients(spec.replace(samples=0), grads, [*tensors, *weights])
+        found = reference_gradients(spec.replace(samples=0), grads, [*tensors, *shared])
         return tuple(found[i] for i in wanted)
 
-    apart, dims = _unfold_all(tensors[:_WEIGHTS], inputs, n, batch)
+    apart, dims = _unfold_all(tensors[:_SHARED], inputs, n, batch)
     grads_apart, grad_dims = _unfold_all(grads, (of_output, of_h_n, of_c_n), n, batch)
     result: list[Any] = [None] * len(tensors)
     for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
-        result[i] = grad if i >= _WEIGHTS else _fold(grad, 0, inputs[i], n)
+        result[i] = grad if i >= _SHARED else _fold(grad, 0, inputs[i], n)
     return result

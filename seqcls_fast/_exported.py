@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._autograd import Spec, mapped, needs_graph, reference_layer, run_backward, run_forward
+from ._cells import Rates
 from ._ext import C
 from ._inputs import autocast
 from ._shapes import CELLS
@@ -33,7 +34,7 @@ class ExportedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        spec, tensors = Spec(*ctx.options), ctx.saved_tensors
+        spec, tensors = _spec_of(ctx.options), ctx.saved_tensors
         output, *_, saved = run_forward(spec, tensors)
         d_output = grads[-1] if spec.want_output else None
         d_c_n = grads[1] if CELLS[spec.cell].has_c else None
@@ -41,12 +42,19 @@ class ExportedLayer(torch.autograd.Function):
         return None, *run_backward(spec, needs, (d_output, grads[0], d_c_n), tensors, output, saved)
 
 
+def _spec_of(options: Sequence[Any]) -> Spec:
+    *plain, rates = options
+    spec = Spec(*plain)
+    spec.rates = rates
+    return spec
+
+
 def _exported_op(options: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]:
-    directions, cell, *rest = options
-    x, h0, c0, lengths, batch_sizes, *weights = tensors
+    directions, cell, *rest, rates = options
+    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.seqcls_fast.rnn_layer.default(
-            x, weights, h0, c0, lengths, batch_sizes, cell, directions, *rest
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, *rest, resets, h_reset, c_reset, seed, *rates
         )
 
 
@@ -59,11 +67,20 @@ def _exported_autograd(
     batch_sizes: Any,
     cell: str,
     directions: int,
-    *rest: Any,
+    batch_first: bool,
+    want_output: bool,
+    impl: str,
+    allow_tf32: bool = False,
+    resets: Any = None,
+    h_reset: Any = None,
+    c_reset: Any = None,
+    seed: Any = None,
+    *rates: float,
 ) -> list[Tensor]:
-    options, tensors = (directions, cell, *rest), (x, h0, c0, lengths, batch_sizes, *weights)
+    options = (directions, cell, batch_first, want_output, impl, allow_tf32, Rates(*rates))
+    tensors = (x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        output, h_n, c_n = reference_layer(Spec(*options), *tensors)
+        output, h_n, c_n = reference_layer(_spec_of(options), *tensors)
         return [t for t in (h_n, c_n, output) if t is not None]
     if needs_graph(tensors):
         return list(ExportedLayer.apply(options, *tensors))
@@ -71,27 +88,44 @@ def _exported_autograd(
 
 
 def _exported_vmap(
-    info: Any, dims: Any, x: Tensor, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *rest: Any
-) -> Any:
-    cell, directions, *options = rest
+    info: Any, dims: Any, x: Tensor, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, cell: str,
+    directions: int, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False, resets: Any = None,
+    h_reset: Any = None, c_reset: Any = None, seed: Any = None, *rates: float,
+) -> Any:  # fmt: skip
+    plain = (cell, directions, batch_first, want_output, impl, allow_tf32)
 
-    def function(x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, *weights: Tensor) -> Any:
-        results = torch.ops.seqcls_fast.rnn_layer.default(x, weights, h0, c0, lengths, batch_sizes, *rest)
+    def function(
+        x: Tensor, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, resets: Any, seed: Any, h_reset: Any, c_reset: Any,
+        *weights: Tensor,
+    ) -> Any:  # fmt: skip
+        results = torch.ops.seqcls_fast.rnn_layer.default(
+            x, weights, h0, c0, lengths, batch_sizes, *plain, resets, h_reset, c_reset, seed, *rates
+        )
         has_c = CELLS[cell].has_c
         return results[-1] if len(results) > 1 + has_c else None, results[0], results[1] if has_c else None, None
 
-    spec = Spec(directions, cell, *options)
-    tensors, tensor_dims = (x, h0, c0, lengths, batch_sizes, *weights), (dims[0], *dims[2:6], *dims[1])
+    spec = _spec_of((directions, cell, batch_first, want_output, impl, allow_tf32, Rates(*rates)))
+    of_x, of_weights, *of_states = dims[:6]
+    of_resets, of_h_reset, of_c_reset, of_seed = dims[12:16] or (None,) * 4
+    tensors = (x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)
+    tensor_dims = (of_x, *of_states, of_resets, of_seed, of_h_reset, of_c_reset, *of_weights)
     (output, *finals, _), (output_dim, *final_dims, _) = mapped(function, spec, info.batch_size, tensor_dims, tensors)
     pairs = [(t, dim) for t, dim in zip((*finals, output), (*final_dims, output_dim), strict=True) if t is not None]
     return [t for t, _ in pairs], [dim for _, dim in pairs]
 
 
-def _exported_autocast(x: Tensor, weights: list[Tensor], h0: Any, c0: Any, *rest: Any) -> list[Tensor]:
+def _exported_autocast(
+    x: Tensor, weights: list[Tensor], h0: Any, c0: Any, lengths: Any, batch_sizes: Any, cell: str, directions: int,
+    batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False, resets: Any = None, h_reset: Any = None,
+    c_reset: Any = None, *rest: Any,
+) -> list[Tensor]:  # fmt: skip
     device = x.device.type
-    x, h0, c0, *weights = autocast(x, h0, c0, *weights)
+    x, h0, c0, h_reset, c_reset, *weights = autocast(x, h0, c0, h_reset, c_reset, *weights)
     with torch.autocast(device, enabled=False):
-        return torch.ops.seqcls_fast.rnn_layer.default(x, weights, h0, c0, *rest)
+        return torch.ops.seqcls_fast.rnn_layer.default(
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl, allow_tf32,
+            resets, h_reset, c_reset, *rest,
+        )  # fmt: skip
 
 
 if C is not None:

@@ -26,7 +26,7 @@ def forward_flops(
 ) -> int:  # fmt: skip
     """The operations of ``rnn_forward`` and ``rnn_layer``: each step multiplies by every weight matrix."""
     steps, _rows = _steps(x, lengths, batch_sizes, batch_first)
-    w_ih, w_hh, w_hr = _sizes(x, weights, directions)
+    w_ih, w_hh, w_hr = _sizes(x, weights, directions, cell)
     return 2 * steps * (w_ih + w_hh + w_hr)
 
 
@@ -38,7 +38,7 @@ def backward_flops(
 ) -> int:  # fmt: skip
     """The operations of ``rnn_backward``. The first step of a row passes no gradient on to h0 if there is none."""
     steps, rows = _steps(x, lengths, batch_sizes, batch_first)
-    w_ih, w_hh, w_hr = _sizes(x, weights, directions)
+    w_ih, w_hh, w_hr = _sizes(x, weights, directions, cell)
     count = (steps - (rows if h0 is None else 0)) * w_hh + steps * w_hr
     if want_d_x:
         count += steps * w_ih
@@ -59,10 +59,10 @@ def pool_steps_flops(
     return 0 if weight is None else 4 * _steps(output, lengths, None, True)[0] * weight.numel()
 
 
-def _sizes(x: Tensor, weights: Sequence[Tensor], directions: int) -> list[int]:
+def _sizes(x: Tensor, weights: Sequence[Tensor], directions: int, cell: str) -> list[int]:
     """The numbers of elements of w_ih, w_hh and w_hr, all directions together. Ids are looked up in w_ih, which is no
     product."""
-    w_ih, w_hh, _, _, w_hr = by_kind(weights, directions)
+    w_ih, w_hh, _, _, w_hr, _ = by_kind(weights, directions, cell)
     return [sum(w.numel() for w in kind) for kind in (() if holds_ids(x) else w_ih, w_hh, w_hr)]
 
 

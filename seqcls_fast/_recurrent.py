@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _eager, ops
 from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, class_of, refuse_rank
 from ._frozen import Freezable, flat, with_both_biases
+from ._options import Options, as_resets, first_values
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
 
@@ -35,8 +36,9 @@ def _current(module: nn.Module, names: Sequence[str]) -> list[Any]:
 
 
 @lru_cache(maxsize=256)
-def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: bool) -> list[list[str]]:
+def _weight_names(num_layers: int, bidirectional: bool, bias: bool, projected: bool, cell: str) -> list[list[str]]:
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projected else [])]
+    kinds += [weight.name for weight in CELLS[cell].further]
     suffixes = ["", "_reverse"] if bidirectional else [""]
     return [[f"{kind}_l{k}{suffix}" for kind in kinds for suffix in suffixes] for k in range(num_layers)]
 
@@ -57,14 +59,40 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
     """Set it to True on a module or a class to train in less memory: the forward keeps no gates, and the backward
     computes them again. Results and gradients have the same bits."""
 
-    def __init__(self, mode: str, *options: Any) -> None:
-        super().__init__(mode if mode in _OF_TORCH else "RNN_TANH", *options)
+    _layer_options: Options | None = None  # those that torch.nn's layers do not have
+
+    def __init__(self, mode: str, *arguments: Any, options: Options | None = None) -> None:
+        super().__init__(mode if mode in _OF_TORCH else "RNN_TANH", *arguments)
+        if options is not None:
+            self._layer_options = options
+            options.add_parameters(self)
+            self.reset_parameters()
         if mode not in _OF_TORCH:  # RNNBase cannot make its weights, which differ from RNN's in the number of gates
             self.mode = mode
             rows = CELLS[mode.lower()].gates * self.hidden_size
             for name, weight in list(self.named_parameters()):
                 setattr(self, name, nn.Parameter(weight.new_empty(rows, *weight.shape[1:])))
             self.reset_parameters()
+
+    @property
+    def _cell_name(self) -> str:
+        """The name of the operators' cell."""
+        plain = self.mode.lower()
+        return plain if self._layer_options is None else self._layer_options.cell(plain)
+
+    def reset_parameters(self) -> None:
+        """Draws the first values of all parameters, as torch.nn does."""
+        super().reset_parameters()
+        if self._layer_options is not None:
+            first_values(self.named_parameters())
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self._layer_options is None:
+            return text
+        usual = Options()
+        own = {name: value for name, value in vars(self._layer_options).items() if value != getattr(usual, name)}
+        return ", ".join([text, *(f"{name}={value!r}" for name, value in own.items())])
 
     def flatten_parameters(self) -> None:
         """Does nothing: no call needs the weights in one piece. It exists so that code written for torch.nn runs."""
@@ -75,18 +103,21 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         hx: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | PackedSequence | None = None,
         want_output: bool = True,
     ) -> tuple[Any, Any]:
-        if not torch.compiler.is_compiling():
+        if self._layer_options is None and resets is None and not torch.compiler.is_compiling():
             found = _eager.layers(self, input, hx, lengths, want_output)
             if found is not NotImplemented:
                 return found
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")
-            return self._forward_packed(input, hx, want_output)
+            return self._forward_packed(input, hx, resets, want_output)
         if not isinstance(input, Tensor):
-            return call_with_stand_ins(self, input, hx, lengths=lengths, want_output=want_output)  # type: ignore[unreachable]
+            return call_with_stand_ins(  # type: ignore[unreachable]
+                self, input, hx, lengths=lengths, resets=resets, want_output=want_output
+            )
         shape = input.shape
         dim = len(shape)
         if dim != 2 and dim != 3:
@@ -95,8 +126,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         x = input if batched else input.unsqueeze(1)
         batch_first = self.batch_first and batched
         states = () if hx is None else as_states(hx, _HAS_C[self.mode])
-        if states is None or (lengths is not None and is_stand_in(lengths)):
-            return call_with_stand_ins(self, input, hx, lengths=lengths, want_output=want_output)
+        if states is None or is_stand_in(lengths) or is_stand_in(resets):
+            return call_with_stand_ins(self, input, hx, lengths=lengths, resets=resets, want_output=want_output)
         for state in states:
             if state.dim() != dim:
                 refuse_rank(dim, states)
@@ -108,20 +139,23 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         batch = 1 if not batched else shape[0 if batch_first else 1]
         self._check(x, shape[-1], weights[0][0], states, batch)
         packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
-        output, states = self._run(x, weights, states, lengths, None, batch_first, want_output, packed)
+        if resets is not None:
+            resets = as_resets(resets, input, batch_first)
+            resets = resets if batched else resets.unsqueeze(1)
+        output, states = self._run(x, weights, states, lengths, None, batch_first, want_output, packed, resets)
         if not batched:
             output = output.squeeze(1) if want_output else None
             states = [state.squeeze(1) for state in states]
         return output, tuple(states) if _HAS_C[self.mode] else states[0]
 
-    def _forward_packed(self, input: PackedSequence, hx: Any, want_output: bool) -> tuple[Any, Any]:
+    def _forward_packed(self, input: PackedSequence, hx: Any, resets: Any, want_output: bool) -> tuple[Any, Any]:
         """The operator takes the rows of a PackedSequence as they are; only the states change their order."""
         x, batch_sizes, order, restore = input
         if x.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
         states = () if hx is None else as_states(hx, _HAS_C[self.mode])
         if states is None:
-            return call_with_stand_ins(self, input, hx, want_output=want_output)
+            return call_with_stand_ins(self, input, hx, resets=resets, want_output=want_output)
         weights = self._weights()
         # While Dynamo traces, batch_sizes has no values; the operator then compares the states with it.
         batch = 0 if not states else states[0].size(1) if torch.compiler.is_compiling() else int(batch_sizes[0])
@@ -129,7 +163,9 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         if order is not None:
             states = [state.index_select(1, order) for state in states]
         packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
-        output, states = self._run(x, weights, states, None, batch_sizes, False, want_output, packed)
+        if resets is not None:
+            resets = as_resets(resets, input, False)
+        output, states = self._run(x, weights, states, None, batch_sizes, False, want_output, packed, resets)
         if restore is not None:
             states = [state.index_select(1, restore) for state in states]
         if want_output:
@@ -146,12 +182,18 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         batch_first: bool,
         want_output: bool,
         packed: Sequence[Tensor | None] | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Any, Sequence[Tensor]]:
         """Runs the layers one after another. Returns the last output and the final h (and c) of all layers. ``packed``:
         the packed weights of each layer, if it is frozen."""
-        cell, last = self.mode.lower(), self.num_layers - 1
+        cell, last, options = self._cell_name, self.num_layers - 1, self._layer_options
         directions = 2 if self.bidirectional else 1
         h0, c0 = (*states, None, None)[:2]
+        of_call = of_layer = None
+        if options is not None:
+            of_call = options.of_call(self, resets, x.device)
+        elif resets is not None:
+            of_call = of_layer = ops.LayerOptions(resets)
         if last:  # one part for each layer, with all its directions
             h0s = [None] * len(weights) if h0 is None else h0.split(directions)
             c0s = [None] * len(weights) if c0 is None else c0.split(directions)
@@ -159,9 +201,18 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         for k, layer in enumerate(weights):
             if last:
                 h0, c0 = h0s[k], c0s[k]
+            if options is not None and of_call is not None:
+                of_layer = options.of_layer(self, k, of_call)
+                layer = options.drop_weights(self, layer, directions)
+                if options.learn_initial_state and not states:
+                    batch = _batch_of(x, batch_sizes, batch_first)
+                    h0, c0 = (
+                        None if state is None else state.unsqueeze(1).expand(-1, batch, -1)
+                        for state in (of_layer.h_reset, of_layer.c_reset)
+                    )
             output, h_n, c_n = ops.run_layer(
                 x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last,
-                self.recompute_gates, packed=packed[k] if packed else None,
+                self.recompute_gates, packed=packed[k] if packed else None, options=of_layer,
             )  # fmt: skip
             finals.append((h_n,) if c_n is None else (h_n, c_n))
             if k < last and output is not None:
@@ -172,12 +223,12 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         """The current weights of each layer, in the operator's order: by kind, and within a kind by direction."""
         # Dynamo ignores lru_cache and warns about it, so it gets the plain function.
         names_of = _weight_names.__wrapped__ if torch.compiler.is_compiling() else _weight_names
-        names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
+        names = names_of(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size), self._cell_name)
         return [_current(self, layer) for layer in names]
 
     def _to_pack(self) -> tuple[str, int, list[list[str]]]:
-        names = _weight_names(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size))
-        return self.mode.lower(), 2 if self.bidirectional else 1, names
+        names = _weight_names(self.num_layers, self.bidirectional, self.bias, bool(self.proj_size), self._cell_name)
+        return self._cell_name, 2 if self.bidirectional else 1, names
 
     def _check(self, x: Tensor, features: int, weight: Tensor, states: Sequence[Tensor], batch: int) -> None:
         check_input(x, weight, ValueError)
@@ -196,34 +247,40 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             check_state(state, x)
 
 
+def _batch_of(x: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> int:
+    return x.size(0 if batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
+
+
 class RecurrentCell(_Guarded, nn.RNNCellBase):
     """One step: a layer whose sequence has one element."""
 
-    def _step(self, cell: str, input: Any, hx: Any) -> Any:
-        """The new h, or h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions."""
-        if not torch.compiler.is_compiling():
+    def _step(self, cell: str, input: Any, hx: Any, resets: Any = None) -> Any:
+        """The new h, or h and c, from an input ``(B, I)`` or ``(I,)`` and states with the same number of dimensions.
+        ``resets``: ``(B,)`` or without dimensions, True where the states are zeros instead."""
+        if resets is None and not torch.compiler.is_compiling():
             found = _eager.cell(self, cell, input, hx)
             if found is not NotImplemented:
                 return found
         if not isinstance(input, Tensor):
-            return call_with_stand_ins(self, input, hx)
+            return call_with_stand_ins(self, input, hx, resets=resets)
         dim = input.dim()
         if dim != 1 and dim != 2:
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dim}D instead")
         states = () if hx is None else as_states(hx, CELLS[cell].has_c)
-        if states is None:
-            return call_with_stand_ins(self, input, hx)
+        if states is None or is_stand_in(resets):
+            return call_with_stand_ins(self, input, hx, resets=resets)
         weights = _current(self, _CELL_WEIGHTS)
         self._check(input, weights[0], states)
         packed = self._packed((input, *states), weights) if self._frozen_weights else None
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
         add, drop = ((None,), 0) if dim == 2 else ((None, None), (0, 0))
         h0, c0 = (*(state[add] for state in states), None, None)[:2]
+        options = None if resets is None else ops.LayerOptions(as_resets(resets, input, False)[add])
         _, h, c = ops.run_layer(
             input[add], [w for w in with_both_biases(weights) if w is not None], 1, h0, c0, cell, None, None, False,
             want_output=False,
             # no kernel runs a cell without inputs or without units
-            impl="auto" if weights[0].numel() else "reference", packed=packed[0] if packed else None,
+            impl="auto" if weights[0].numel() else "reference", packed=packed[0] if packed else None, options=options,
         )  # fmt: skip
         return h[drop] if c is None else (h[drop], c[drop])
 

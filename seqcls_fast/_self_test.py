@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_layer
-from ._autograd import Layer, Outputs, Spec
+from ._autograd import Layer, Outputs, Spec, with_options
 from ._ext import C
 from ._files import locked, make_folder, replacing
 from ._inputs import autocast_off
@@ -156,7 +156,7 @@ def compare(
         return {name: t.detach() for name, t in zip(names, (*found, *grads), strict=True)}
 
     given, cotangents = drawn(shapes), drawn(results)
-    found = run(Layer.apply, dtype)
+    found = run(lambda spec, *tensors: Layer.apply(spec, *with_options(tensors)), dtype)
     wait()
     return found, run(_torch_layer.torch_layer, torch.float64)
 

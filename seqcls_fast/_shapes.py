@@ -13,24 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._cells import BUILT_IN, Cell
+from ._cells import BUILT_IN, Cell, Further
 from ._ext import C
 from ._inputs import check_rank, holds_ids
 
 __all__ = ["CELLS", "by_kind"]
 
-CELLS = BUILT_IN if C is None else {name: Cell(*row) for name, row in C.cells().items()}
+
+def _cell(gates: int, saved: int, has_c: bool, further: Sequence[Any], is_option: bool) -> Cell:
+    return Cell(gates, saved, has_c, tuple(Further(*weight) for weight in further), is_option)
+
+
+CELLS = BUILT_IN if C is None else {name: _cell(*row) for name, row in C.cells().items()}
 _SAVED_ALIGN = 16  # values are saved in blocks of this many units, on every instruction set
 
 _Kind = Sequence[Tensor]
 
 
-def by_kind(weights: Sequence[Tensor], directions: int) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind]:
-    """``w_ih, w_hh, b_ih, b_hh, w_hr`` from the list of all weights; an absent kind is empty."""
+def by_kind(
+    weights: Sequence[Tensor], directions: int, cell: str
+) -> tuple[_Kind, _Kind, _Kind, _Kind, _Kind, Sequence[_Kind]]:
+    """``w_ih, w_hh, b_ih, b_hh, w_hr`` and the cell's further kinds from the list of all weights; an absent kind is
+    empty."""
     kinds = [weights[k : k + directions] for k in range(0, len(weights), directions)]
+    plain = len(kinds) - len(CELLS[cell].further)
+    kinds, further = kinds[:plain], kinds[plain:]
     w_hr = kinds.pop() if len(kinds) in (3, 5) else ()
     b_ih, b_hh = kinds[2:] or ((), ())
-    return kinds[0], kinds[1], b_ih, b_hh, w_hr
+    return kinds[0], kinds[1], b_ih, b_hh, w_hr, further
 
 
 def _widths(weights: Sequence[Tensor], directions: int, cell: str) -> tuple[int, int]:
@@ -68,10 +78,11 @@ def _buffer_dtype(like: Tensor) -> torch.dtype:
 def _fake_forward(
     x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, want_saved: bool,
-    impl: str, allow_tf32: bool = False, packed: Tensor | None = None,
+    impl: str, allow_tf32: bool = False, packed: Tensor | None = None, resets: Tensor | None = None,
+    h_reset: Tensor | None = None, c_reset: Tensor | None = None, seed: Tensor | None = None, *rates: float,
 ) -> list[Tensor]:  # fmt: skip
     _check_given(x=x)
-    _check_devices(x, h0, c0, lengths, *weights)
+    _check_devices(x, h0, c0, lengths, resets, h_reset, c_reset, seed, *weights)
     hidden, out = _widths(weights, directions, cell)
     w_ih, ids = weights[0], holds_ids(x)
     if not ids and w_ih.size(1) != x.size(-1):
@@ -99,22 +110,25 @@ def _fake_forward(
 def _fake_layer(
     x: Tensor, weights: list[Tensor], h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None,
     batch_sizes: Tensor | None, cell: str, directions: int, batch_first: bool, want_output: bool, impl: str,
-    allow_tf32: bool = False,
+    allow_tf32: bool = False, *options: Any,
 ) -> list[Tensor]:  # fmt: skip
     return _fake_forward(
-        x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl
-    )
+        x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl, allow_tf32,
+        None, *options,
+    )  # fmt: skip
 
 
 def _fake_backward(
     d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, x: Tensor, weights: list[Tensor],
     h0: Tensor | None, c0: Tensor | None, lengths: Tensor | None, batch_sizes: Tensor | None,
     output: Tensor, saved: Tensor, cell: str, directions: int, batch_first: bool, want_d_x: bool,
-    want_d_weights: bool, samples: int, impl: str, allow_tf32: bool = False,
+    want_d_weights: bool, samples: int, impl: str, allow_tf32: bool = False, resets: Tensor | None = None,
+    h_reset: Tensor | None = None, c_reset: Tensor | None = None, seed: Tensor | None = None, *rates: float,
 ) -> list[Tensor]:  # fmt: skip
     _check_given(x=x, output=output, saved=saved)
     results = [output.new_empty(t.shape) for t in (x if want_d_x else None, h0, c0) if t is not None]
     each = (samples,) if samples else ()
+    results += [output.new_empty((*each, *t.shape)) for t in (h_reset, c_reset) if t is not None]
     for k, w in enumerate(weights if want_d_weights else ()):
         if k < directions and holds_ids(x):  # the kernels write the gradient of w_ih transposed
             results.append(output.new_empty((*each, *w.shape[::-1])).transpose(-1, -2))

@@ -17,7 +17,17 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ._autograd import Outputs, Spec, grads_batched, needs_graph, reference_gradients, reference_layer, version_of
+from ._autograd import (
+    Outputs,
+    Spec,
+    grads_batched,
+    needs_graph,
+    reference_gradients,
+    reference_layer,
+    version_of,
+    with_options,
+    without_options,
+)
 from ._inputs import NUMBERS, autocast_off, check_rank, holds_ids, shape_of
 from ._shapes import CELLS, by_kind
 
@@ -52,7 +62,7 @@ def can_run(spec: Spec, *tensors: Any) -> bool:
         return False
     if not hasattr(_VF, f"{spec.cell}_cell"):
         return False
-    return not (x.is_mps and by_kind(weights, spec.directions)[4])
+    return not (x.is_mps and by_kind(weights, spec.directions, spec.cell)[4])
 
 
 def torch_layer(spec: Spec, *tensors: Any) -> Outputs:
@@ -96,7 +106,8 @@ class TorchLayer(torch.autograd.Function):
         x, h0, c0, lengths, *rest = ctx.saved_tensors
         if by_reference:
             lengths = None if lengths is None else lengths.to(x.device)
-            found = reference_gradients(spec.replace(needs=needs), grads, (x, h0, c0, lengths, *rest))
+            tensors = with_options((x, h0, c0, lengths, *rest))
+            found = without_options(reference_gradients(spec.replace(needs=with_options(needs, False)), grads, tensors))
         else:
             found = _run_again(spec, (x, h0, c0, lengths, *rest), needs, grads)
         # torch's graph gets no gradients, or zeros where compiled autograd needs a tensor to add.
@@ -155,7 +166,7 @@ def _call(
 ) -> tuple[Tensor, ...]:
     """torch's layer on padded rows or, with ``batch_sizes``, packed ones."""
     directions, lstm, time = spec.directions, spec.cell == "lstm", 1 if spec.batch_first else 0
-    kinds = by_kind(weights, directions)
+    *kinds, _ = by_kind(weights, directions, spec.cell)
     hx = states if lstm else states[0]
     if _is_step(spec, x, batch_sizes, weights):
         stepped = getattr(_VF, f"{spec.cell}_cell")(
@@ -186,7 +197,7 @@ def _ragged(
     count = int(steps.count_nonzero())
     if not count:  # torch packs no rows without steps
         h0, c0 = (*states, None)[:2]
-        results = reference_layer(spec, x, h0, c0, lengths.to(x.device), None, *weights)
+        results = reference_layer(spec, *with_options((x, h0, c0, lengths.to(x.device), None, *weights)))
         return results[: 1 + len(states)]
     order = order[:count].to(x.device)
     packed = pack_padded_sequence(x.index_select(rows, order), steps[:count], spec.batch_first)
@@ -244,7 +255,7 @@ def _check_sizes(spec: Spec, *tensors: Any) -> None:
     if batch_sizes is not None:
         _check_batch_sizes(batch_sizes, x.size(0))
     batch = x.size(0 if spec.batch_first else 1) if batch_sizes is None else int(batch_sizes[0])
-    w_ih, w_hh, b_ih, b_hh, w_hr = by_kind(weights, spec.directions)
+    w_ih, w_hh, b_ih, b_hh, w_hr, _ = by_kind(weights, spec.directions, spec.cell)
     gates = CELLS[spec.cell].gates
     rows = w_ih[0].size(0) if w_ih[0].dim() == 2 else 0
     if not rows or rows % gates:

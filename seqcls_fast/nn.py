@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import refuse_projection
+from ._options import options_of
 from ._recurrent import RecurrentCell, RecurrentLayers
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
@@ -63,14 +64,27 @@ class RNN(RecurrentLayers):
         proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_kind: str = "state",
+        weight_drop: float = 0.0,
+        learn_initial_state: bool = False,
     ) -> None:
         refuse_projection(proj_size)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         sizes = (input_size, hidden_size, num_layers)
+        options = options_of(
+            "RNN", layer_norm=layer_norm, zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_kind=recurrent_dropout_kind, weight_drop=weight_drop,
+            learn_initial_state=learn_initial_state,
+        )  # fmt: skip
         super().__init__(
-            f"RNN_{nonlinearity.upper()}", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype
-        )
+            f"RNN_{nonlinearity.upper()}", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype,
+            options=options,
+        )  # fmt: skip
         self.nonlinearity = nonlinearity
 
 
@@ -116,10 +130,23 @@ class GRU(RecurrentLayers):
         proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_kind: str = "state",
+        weight_drop: float = 0.0,
+        learn_initial_state: bool = False,
     ) -> None:
         refuse_projection(proj_size)
         sizes = (input_size, hidden_size, num_layers)
-        super().__init__("GRU", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype)
+        options = options_of(
+            "GRU", layer_norm=layer_norm, zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_kind=recurrent_dropout_kind, weight_drop=weight_drop,
+            learn_initial_state=learn_initial_state, reset_after=reset_after,
+        )  # fmt: skip
+        super().__init__("GRU", *sizes, bias, batch_first, dropout, bidirectional, 0, device, dtype, options=options)
 
 
 class LSTM(RecurrentLayers):
@@ -169,9 +196,24 @@ class LSTM(RecurrentLayers):
         proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_kind: str = "state",
+        weight_drop: float = 0.0,
+        learn_initial_state: bool = False,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers)
-        super().__init__("LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        options = options_of(
+            "LSTM", layer_norm=layer_norm, zoneout=zoneout, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_kind=recurrent_dropout_kind, weight_drop=weight_drop,
+            learn_initial_state=learn_initial_state, peephole=peephole,
+        )  # fmt: skip
+        super().__init__(
+            "LSTM", *sizes, bias, batch_first, dropout, bidirectional, proj_size, device, dtype, options=options
+        )
 
     # For subclasses that override forward as they would override torch.nn.LSTM's. Our own forward calls none of them.
 
@@ -235,10 +277,10 @@ class RNNCell(RecurrentCell):
         super().__init__(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, hx)
+        return self._step(f"rnn_{self.nonlinearity}", input, hx, resets)
 
 
 class GRUCell(RecurrentCell):
@@ -271,8 +313,8 @@ class GRUCell(RecurrentCell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 3, device, dtype)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step("gru", input, hx)
+    def forward(self, input: Tensor, hx: Tensor | None = None, *, resets: Tensor | None = None) -> Tensor:
+        return self._step("gru", input, hx, resets)
 
 
 class LSTMCell(RecurrentCell):
@@ -306,5 +348,7 @@ class LSTMCell(RecurrentCell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 4, device, dtype)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        return self._step("lstm", input, hx)
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._step("lstm", input, hx, resets)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,11 +29,22 @@ from . import (  # noqa: F401  (_exported and _flops register themselves)
     reference,
 )
 from ._autograd import Outputs
+from ._cells import Rates
 from ._ext import C
 from ._inputs import autocast, autocasts, check_lengths, holds_ids
 from ._shapes import CELLS
 
-__all__ = ["available_impls", "rnn_layer", "use_impl"]
+__all__ = ["LayerOptions", "available_impls", "rnn_layer", "use_impl"]
+
+
+class LayerOptions(NamedTuple):
+    """The arguments of a layer's options: see :func:`rnn_layer`."""
+
+    resets: Tensor | None = None
+    seed: Tensor | None = None
+    h_reset: Tensor | None = None
+    c_reset: Tensor | None = None
+    rates: Rates = Rates()
 
 
 _WITHOUT_KERNELS = ("reference", "torch")
@@ -177,6 +188,12 @@ def rnn_layer(
     want_output: bool = True,
     recompute: bool = False,
     impl: str = "auto",
+    further: Sequence[Sequence[Tensor]] = (),
+    resets: Tensor | None = None,
+    h_reset: Tensor | None = None,
+    c_reset: Tensor | None = None,
+    rates: Rates = Rates(),  # noqa: B008 (it cannot be changed)
+    seed: Tensor | None = None,
 ) -> Outputs:
     """One recurrent layer, all its directions, over a whole sequence.
 
@@ -187,13 +204,25 @@ def rnn_layer(
             ids with ``w_ih = (E @ weight_ih.T).T``.
         w_ih, w_hh, b_ih, b_hh, w_hr: one tensor per direction, as in ``torch.nn``; the last three may be empty.
         h0, c0: ``(D, B, Hout)`` and ``(D, B, H)``, zeros when None.
-        cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``.
+        cell: ``"rnn_tanh"``, ``"rnn_relu"``, ``"gru"`` or ``"lstm"``; or one of these with an option that has further
+            weights or another order of products: ``"rnn_tanh_layer_norm"``, ``"rnn_relu_layer_norm"``,
+            ``"gru_layer_norm"``, ``"lstm_layer_norm"``, ``"lstm_peephole"``, ``"gru_reset_before"``.
         lengths: ``(B,)`` integers, in any order, zeros allowed. A row is never read beyond its length.
         batch_sizes: ``(T,)`` as in a ``PackedSequence``.
         want_output: if False, ``output`` is None.
         recompute: save memory: the forward keeps nothing for the backward, which runs the forward once more. The
             gradients are the same. It has no effect under the transforms of ``torch.func``.
         impl: ``"auto"`` or one of :func:`available_impls`.
+        further: the cell's weights beyond those above, kind after kind, each one tensor per direction. With layer
+            normalisation: the gains ``weight_ln_ih`` and ``weight_ln_hh`` ``(gates * H,)``, and for an LSTM
+            ``weight_ln_c`` and ``bias_ln_c`` ``(H,)``. With peepholes: ``weight_peephole`` ``(3, H)``, for i, f and o.
+        resets: booleans of the shape of ``x`` without its features. Where one is True, the state before that step is
+            the reset state. A reset at t cuts between the steps t - 1 and t in both directions, so the reverse one
+            starts from the reset state at t - 1. What lies beyond a row's length is never read.
+        h_reset, c_reset: the reset state of every row, ``(D, Hout)`` and ``(D, H)``, zeros when None.
+        rates: how much is zoned out or dropped.
+        seed: in training, the seed of the masks, one int64 without dimensions. Without it the layer is evaluated:
+            nothing is dropped, and zoneout mixes the old and the new state.
 
     Returns:
         ``(output, h_n, c_n)``; ``c_n`` is None unless the cell is an LSTM.
@@ -214,10 +243,25 @@ def rnn_layer(
         wanted = {"w_hh": (directions,), "b_hh": (len(b_ih),)}.get(name, (0, directions))
         if len(group) not in wanted:
             raise RuntimeError(f"{name}: expected {wanted[-1]} tensors, one per direction, but got {len(group)}")
-    weights = [*w_ih, *w_hh, *b_ih, *b_hh, *w_hr]
+    if cell in CELLS:  # run_layer refuses others
+        kinds = CELLS[cell].further
+        if len(further) != len(kinds):
+            names = ", ".join(kind.name for kind in kinds) or "nothing"
+            raise RuntimeError(f"further: expected {names} for cell {cell} but got {len(further)} kinds of weights")
+        for kind, group in zip(kinds, further, strict=True):
+            if len(group) != directions:
+                raise RuntimeError(
+                    f"{kind.name}: expected {directions} tensors, one per direction, but got {len(group)}"
+                )
+    weights = [*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *(w for group in further for w in group)]
+    options = LayerOptions(resets, seed, h_reset, c_reset, Rates(*rates))
     return run_layer(
-        x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, recompute, impl
-    )
+        x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, recompute, impl, None,
+        None if options == LayerOptions() else options,
+    )  # fmt: skip
+
+
+_NO_OPTIONS = LayerOptions()
 
 
 def run_layer(
@@ -234,12 +278,13 @@ def run_layer(
     recompute: bool = False,
     impl: str = "auto",
     packed: Tensor | None = None,
+    options: LayerOptions | None = None,
 ) -> Outputs:
     """:func:`rnn_layer` with its weights in one list, one kind after another, as the ops take them. ``packed``: the
     weights packed for this call's implementation, in a call without a graph (``_frozen``)."""
     compiling = torch.compiler.is_compiling()
     if impl == "auto":
-        if not compiling and not recompute:
+        if not compiling and not recompute and options is None:
             found = _eager.layer(
                 x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed
             )
@@ -256,13 +301,16 @@ def run_layer(
         is_complex = x.is_complex()
         if holds_ids(x):
             x = x.to(torch.int64)
+    resets, seed, h_reset, c_reset, rates = options or _NO_OPTIONS
     if autocasts(device):
-        x, h0, c0, *weights = autocast(x, h0, c0, *weights)
+        x, h0, c0, h_reset, c_reset, *weights = autocast(x, h0, c0, h_reset, c_reset, *weights)
     transformed = torch._C._are_functorch_transforms_active()
     # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
     call = (x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
     has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *call)
+    if device == "cuda" and (options is not None or CELLS[cell].is_option):
+        has_kernel = False
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")
@@ -275,30 +323,38 @@ def run_layer(
         function = _fallback
     elif transformed:
         function = _autograd.transformed_layer
-    elif not exported and _autograd.needs_graph((x, h0, c0, *weights)):
+    elif not exported and _autograd.needs_graph((x, h0, c0, h_reset, c_reset, *weights)):
         function = _autograd.Layer.apply
     if function is not None:
         spec = _autograd.Spec(directions, cell, batch_first, want_output, impl, allow_tf32)
         if recompute:
             spec.recompute = True
-        return function(spec, x, h0, c0, lengths, batch_sizes, *weights)
+        if options is not None:
+            spec.rates = rates
+        return function(spec, x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)
+    given = () if options is None else (resets, h_reset, c_reset, seed, *rates)
     if exported:
         results = torch.ops.seqcls_fast.rnn_layer.default(
-            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl, allow_tf32
-        )
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl, allow_tf32,
+            *given,
+        )  # fmt: skip
     else:
         results = torch.ops.seqcls_fast.rnn_forward.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, False, impl,
-            allow_tf32, packed,
+            allow_tf32, packed, *given,
         )  # fmt: skip
     return results[-1] if want_output else None, results[0], results[1] if CELLS[cell].has_c else None
 
 
 def _fallback(spec: _autograd.Spec, *tensors: Any) -> Outputs:
     """The layer without our kernels: torch's own layer if it can run the call, else the reference."""
-    x, h0, c0, lengths, *rest = tensors
-    if spec.impl != "reference" and _torch_layer.can_run(spec, *tensors):
-        return _torch_layer.torch_layer(spec, *tensors)
+    x, h0, c0, lengths, batch_sizes, *rest = tensors
+    options, weights = rest[:4], rest[4:]
+    plain_layer = all(t is None for t in options) and not any(spec.rates) and not CELLS[spec.cell].is_option
+    if plain_layer and spec.impl != "reference":
+        plain = (x, h0, c0, lengths, batch_sizes, *weights)
+        if _torch_layer.can_run(spec, *plain):
+            return _torch_layer.torch_layer(spec, *plain)
     if lengths is not None:
         lengths = lengths.to(x.device, torch.int64)
-    return _autograd.reference_layer(spec, x, h0, c0, lengths, *rest)
+    return _autograd.reference_layer(spec, x, h0, c0, lengths, batch_sizes, *rest)

@@ -24,15 +24,17 @@ struct Kind {
 };
 
 struct Weights {
-  Kind w_ih, w_hh, b_ih, b_hh, w_hr;
+  Kind w_ih, w_hh, b_ih, b_hh, w_hr, further[kMostFurther];
 };
 
 // Divides the list of all weights into its kinds. It holds every w_ih, every w_hh, then optionally every b_ih and every
-// b_hh, then optionally every w_hr.
-inline Weights by_kind(const Tensors& all, int64_t directions) {
+// b_hh, then optionally every w_hr, then the further weights of the cell, kind after kind.
+inline Weights by_kind(const Tensors& all, int64_t directions, const CellInfo& cell) {
   if (directions < 1 || directions > kMaxDirections) fail("directions: expected 1 or 2 but got ", directions);
-  const auto n = static_cast<int64_t>(all.size()), each = n / directions;
-  if (each < 2 || each > 5 || n % directions) fail("weights: expected 2 to 5 tensors per direction but got ", n);
+  const auto n = static_cast<int64_t>(all.size()), each = n / directions - cell.further_count;
+  if (each < 2 || each > 5 || n % directions)
+    fail("weights: expected ", 2 + cell.further_count, " to ", 5 + cell.further_count,
+         " tensors per direction for cell ", cell.name, " but got ", n);
   const Tensor* next = all.data();
   const auto take = [&](bool present) {
     if (!present) return Kind{};
@@ -45,6 +47,7 @@ inline Weights by_kind(const Tensors& all, int64_t directions) {
   w.b_ih = take(each >= 4);
   w.b_hh = take(each >= 4);
   w.w_hr = take(each == 3 || each == 5);
+  for (int k = 0; k < cell.further_count; ++k) w.further[k] = take(true);
   return w;
 }
 
@@ -74,6 +77,12 @@ inline Rows state_rows(const Maybe& state, Dtype dtype, int d) { return state ? 
 
 // ---- The layer
 
+// The arguments of a layer's options: see Layer in args.h.
+struct LayerOptions {
+  Maybe resets, h_reset, c_reset, seed;
+  double zoneout_h = 0, zoneout_c = 0, state_dropout = 0, candidate_dropout = 0;
+};
+
 // The arguments that describe a layer, the same in every op.
 struct LayerArguments {
   const Tensor& x;
@@ -84,6 +93,7 @@ struct LayerArguments {
   bool batch_first;
   bool one_step = false;           // of a cell: x is (B, I) or (I,), and so are the states and results
   const Tensor* packed = nullptr;  // the weights, packed before the call (packed.h)
+  const LayerOptions* options = nullptr;
 };
 
 struct LayerCall {
@@ -96,12 +106,14 @@ struct LayerCall {
   std::vector<int64_t> lengths;           // (B,), empty: all T
   std::vector<int64_t> t_row;             // packed rows: the first row of each step, then the number of rows
   const int64_t* device_t_row = nullptr;  // t_row in memory of the device
+  std::vector<int64_t> seed;              // of the masks, on the CPU
   Tensors kept;                           // memory that the layer points to
 
   LayerCall() = default;
   LayerCall(LayerCall&&) = default;  // a copy would point to the vectors of the original
 
   bool packed() const { return !t_row.empty(); }
+  bool has_options() const { return info->is_option || layer.resets.data || layer.noise.any(); }
 
   void set_cell(const Name& name) {
     layer.cell = index_in("cell", kCellNames, name.value);
@@ -174,7 +186,9 @@ struct LayerCall {
     return r;
   }
   int64_t saved_width() const { return info->saved * padded(layer.H); }
-  int64_t gates_width() const { return info->slots * layer.H + (layer.P ? layer.P + layer.H : 0); }
+  int64_t gates_width() const {
+    return (info->slots + info->resets_first) * layer.H + (layer.P ? layer.P + layer.H : 0);
+  }
 };
 
 // Copies the lengths and checks their values. On CUDA they stay where they are, and kernels clamp the values instead.
@@ -235,7 +249,8 @@ inline void read_batch_sizes(LayerCall& call, const Tensor& batch_sizes, int64_t
 
 // Describes all of a layer except for its weights and states.
 inline LayerCall describe_input(const LayerArguments& given, const Runner& runner) {
-  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, one_step, packed] = given;
+  const auto& [x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, one_step, packed, options] =
+      given;
   LayerCall call;
   call.device = x.device();
   call.set_cell(cell);
@@ -299,7 +314,7 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   if (call.device.type() != DeviceType::CPU)
     for (size_t i = l.ids ? static_cast<size_t>(directions) : 0; i < weights.size(); ++i)
       weights[i] = as_contiguous(weights[i]);
-  const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(weights, directions);
+  const auto [w_ih, w_hh, b_ih, b_hh, w_hr, further] = by_kind(weights, directions, *call.info);
   l.directions = static_cast<int>(directions);
   const int64_t rows = w_ih[0].dim() == 2 ? w_ih[0].sizes()[0] : 0;
   if (rows <= 0 || rows % l.gates != 0)
@@ -321,6 +336,15 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   check_kind("b_ih", b_ih, {rows});
   check_kind("b_hh", b_hh, {rows});
   check_kind("w_hr", w_hr, {l.P, l.H});
+  for (int k = 0; k < call.info->further_count; ++k) {
+    const Further& kind = call.info->further[k];
+    kind.is_matrix ? check_kind(kind.name, further[k], {kind.rows, l.H})
+                   : check_kind(kind.name, further[k], {kind.rows * l.H});
+    for (int d = 0; d < l.directions; ++d) {
+      Matrix& m = l.further[k][d] = matrix_of(further[k], d);
+      if (!kind.is_matrix) m = {m.data, kind.rows, l.H, l.H * m.row_stride, m.row_stride};
+    }
+  }
   const Maybe &h0 = given.h0, &c0 = given.c0;
   if (h0) call.check("h0", *h0, call.state_shape(l.out()));
   if (c0 && !call.info->has_c) fail("c0: expected None for cell ", call.info->name);
@@ -336,10 +360,70 @@ inline void describe_weights(LayerCall& call, const LayerArguments& given) {
   }
 }
 
+inline void check_rate(const char* name, double rate) {
+  if (!(rate >= 0 && rate < 1)) fail(name, ": expected a number from 0 to below 1 but got ", rate);
+}
+
+inline void describe_options(LayerCall& call, const LayerOptions& options) {
+  Layer& l = call.layer;
+  const auto& [resets, h_reset, c_reset, seed, zoneout_h, zoneout_c, state_dropout, candidate_dropout] = options;
+  if (resets) {
+    // Of the shape of x without its features.
+    Shape shape = call.rows_shape(1);
+    shape.resize(shape.size() - 1);
+    check_tensor("resets", *resets, call.device, ScalarType::Bool, shape);
+    const auto strides = resets->strides();
+    l.resets.data = data_of(*resets);
+    if (call.packed()) {
+      l.resets.t_stride = l.resets.b_stride = strides[0];
+      l.resets.t_row = call.device_t_row;
+    } else if (call.cell_rank) {
+      l.resets.b_stride = call.cell_rank == 1 ? 0 : strides[0];
+    } else {
+      l.resets.t_stride = strides[call.batch_first ? 1 : 0];
+      l.resets.b_stride = strides[call.batch_first ? 0 : 1];
+    }
+  }
+  if (c_reset && !call.info->has_c) fail("c_reset: expected None for cell ", call.info->name);
+  if (h_reset) call.check("h_reset", *h_reset, Shape{l.directions, l.out()});
+  if (c_reset) call.check("c_reset", *c_reset, Shape{l.directions, l.H});
+  for (int d = 0; d < l.directions; ++d) {
+    const auto row_of = [&](const Maybe& state) {
+      Rows rows;
+      if (!state) return rows;
+      rows.dtype = l.dtype;
+      rows.data = data_of(*state) + d * state->strides()[0] * size_of(l.dtype);
+      rows.stride = state->strides()[1];
+      return rows;
+    };
+    l.h_reset[d] = row_of(h_reset);
+    l.c_reset[d] = row_of(c_reset);
+  }
+  check_rate("zoneout_h", zoneout_h);
+  check_rate("zoneout_c", zoneout_c);
+  check_rate("state_dropout", state_dropout);
+  check_rate("candidate_dropout", candidate_dropout);
+  if (zoneout_c > 0 && !call.info->has_c)
+    fail("zoneout_c: expected 0 for cell ", call.info->name, " but got ", zoneout_c);
+  if (candidate_dropout > 0 && call.info->gates == 1)
+    fail("candidate_dropout: expected 0 for cell ", call.info->name, " but got ", candidate_dropout);
+  l.noise = {zoneout_h, zoneout_c, state_dropout, candidate_dropout, nullptr};
+  if (!seed) return;
+  check_tensor("seed", *seed, call.device, ScalarType::Long, Shape{});
+  l.noise.seed = static_cast<const int64_t*>(seed->data_ptr());
+  if (call.device.type() != DeviceType::CPU) return;
+  const int64_t value = *static_cast<const volatile int64_t*>(l.noise.seed);  // another thread may write to it
+  call.seed.assign(1, value);
+  l.noise.seed = call.seed.data();
+}
+
 inline LayerCall describe_layer(const LayerArguments& given, const Runner& runner) {
   LayerCall call = describe_input(given, runner);
   point_into_buffers(call);
   describe_weights(call, given);
+  if (given.options) describe_options(call, *given.options);
+  if (call.has_options() && !runner.has_options())
+    fail("impl: expected the reference for a layer with options, which this implementation cannot run yet");
   return call;
 }
 

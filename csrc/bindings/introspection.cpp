@@ -133,10 +133,18 @@ PYBIND11_MODULE(_C, m) {
       "cells",
       [] {
         py::dict all;
-        for (const sf::CellInfo& cell : sf::kCells) all[cell.name] = py::make_tuple(cell.gates, cell.saved, cell.has_c);
+        for (const sf::CellInfo& cell : sf::kCells) {
+          py::tuple further(cell.further_count);
+          for (int k = 0; k < cell.further_count; ++k) {
+            const sf::Further& weight = cell.further[k];
+            further[k] = py::make_tuple(weight.name, weight.rows, weight.is_matrix);
+          }
+          all[cell.name] = py::make_tuple(cell.gates, cell.saved, cell.has_c, further, cell.is_option);
+        }
         return all;
       },
-      "The table of cells by name, in the order of their index: gates, values saved per unit and step, has a state c.");
+      "The table of cells by name, in the order of their index: gates, values saved per unit and step, has a state c, "
+      "further weights (name, rows, is a matrix), is an option of another cell.");
   m.def(
       "impls",
       [] {

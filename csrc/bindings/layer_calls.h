@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 
 #include "arguments.h"
@@ -49,6 +50,22 @@ inline Tensors layer_forward(const LayerArguments& given, bool want_output, bool
   return results;
 }
 
+// The sum, for each sample, of some columns of rows that are sums over the steps of one batch row each.
+inline RowSums row_sums(const LayerCall& call, const Rows& from, int64_t column, int64_t width, int64_t samples,
+                        char* to, int64_t to_stride) {
+  RowSums sums{};
+  sums.from_dtype = from.dtype;
+  sums.to_dtype = call.layer.dtype;
+  sums.from = from.data + column * size_of(from.dtype);
+  sums.to = to;
+  sums.samples = samples;
+  sums.rows = call.layer.B / samples;
+  sums.width = width;
+  sums.from_stride = from.b_stride;
+  sums.to_stride = to_stride;
+  return sums;
+}
+
 // The gradients of all weights, in their order. With samples, the batch is cut into that many equal parts, and each
 // gradient is (samples, ...), that of one part after another.
 inline Tensors weight_gradients(const LayerCall& call, const Backward& backward, const Tensors& weights,
@@ -68,18 +85,38 @@ inline Tensors weight_gradients(const LayerCall& call, const Backward& backward,
   WeightGrad grad{};
   grad.layer = l;
   grad.samples = std::max<int64_t>(samples, 1);
-  const auto [w_ih, w_hh, b_ih, b_hh, w_hr] = by_kind(grads, directions);
+  const auto [w_ih, w_hh, b_ih, b_hh, w_hr, further] = by_kind(grads, directions, *call.info);
   for (int d = 0; d < l.directions; ++d) {
     grad.output[d] = backward.output[d];
     grad.d_gates[d] = backward.d_gates[d];
     grad.d_w_ih[d] = data_of(w_ih[d]);
     grad.d_w_hh[d] = data_of(w_hh[d]);
-    if (b_ih.count) grad.d_b_ih[d] = data_of(b_ih[d]);
-    if (b_hh.count) grad.d_b_hh[d] = data_of(b_hh[d]);
+    if (b_ih.count && !call.info->norm) grad.d_b_ih[d] = data_of(b_ih[d]);
+    if (b_hh.count && !call.info->norm) grad.d_b_hh[d] = data_of(b_hh[d]);
     if (w_hr.count) grad.d_w_hr[d] = data_of(w_hr[d]);
   }
   if (l.B > 0) {
     runner.weight_grad(grad);
+    for (int d = 0; d < l.directions && backward.d_further[d].data; ++d) {
+      const auto sum = [&](const Tensor& to, int64_t to_row, int64_t from_row, int64_t rows) {
+        const int64_t each = to.numel() / grad.samples;
+        runner.sum_rows(row_sums(call, backward.d_further[d], from_row * l.H, rows * l.H, grad.samples,
+                                 data_of(to) + to_row * l.H * size_of(l.dtype), each));
+      };
+      int64_t next = 0;
+      if (call.info->norm) {  // the biases are added after the norms, so their gradients are not those of the slots
+        for (int gate = 0; gate < call.info->gates && b_ih.count; ++gate) {
+          sum(b_ih[d], gate, gate, 1);
+          sum(b_hh[d], gate, call.info->base_hidden_slot[gate], 1);
+        }
+        next = call.info->base_slots;
+      }
+      for (int k = 0; k < call.info->further_count; ++k) {
+        const int64_t rows = call.info->further[k].rows;
+        sum(further[k][d], 0, next, rows);
+        next += rows;
+      }
+    }
   } else {
     for (Tensor& g : grads) fill_with_zeros(g);
   }
@@ -88,8 +125,9 @@ inline Tensors weight_gradients(const LayerCall& call, const Backward& backward,
   return grads;
 }
 
-// Returns the gradients of x if wanted, of h0 and c0 where they are given, and of all weights if wanted. `output` and
-// `saved` are those that the forward returned; `output` of a cell is h_n.
+// Returns the gradients of x if wanted, of h0, c0, h_reset and c_reset where they are given, and of all weights if
+// wanted. `output` and `saved` are those that the forward returned; `output` of a cell is h_n. With samples, those of
+// the reset states are (samples, ...) as those of the weights are.
 inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output, const Maybe& d_h_n,
                               const Maybe& d_c_n, const Tensor& output, const Tensor& saved, bool want_d_x,
                               bool want_d_weights, int64_t samples, Runner& runner) {
@@ -122,6 +160,26 @@ inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output
   if (want_d_x) backward.d_x = call.rows(add(call.rows_shape(l.I)));
   const Tensor* d_h0 = h0 ? &add(state) : nullptr;
   const Tensor* d_c0 = c0 ? &add(c_state) : nullptr;
+  // The gradients that are sums over the rows of the batch too: first those of each row.
+  Tensors row_buffers;
+  const auto add_row_sums = [&](Rows(&to)[kMaxDirections], int64_t width) {
+    row_buffers.push_back(sf::empty(Shape{l.directions, l.B, width}, call.buffer_dtype, call.device));
+    for (int d = 0; d < l.directions; ++d) {
+      to[d].dtype = call.buffer_dtype;
+      to[d].data = data_of(row_buffers.back()) + d * l.B * width * size_of(call.buffer_dtype);
+      to[d].b_stride = width;
+    }
+  };
+  const auto add_reset = [&](const Maybe& given_state, Rows(&rows)[kMaxDirections], int64_t width) -> const Tensor* {
+    if (!given_state) return nullptr;
+    add_row_sums(rows, width);
+    return &add(samples ? Shape{samples, l.directions, width} : Shape{l.directions, width});
+  };
+  static const LayerOptions none;
+  const LayerOptions& options = given.options ? *given.options : none;
+  const Tensor* d_h_reset = add_reset(options.h_reset, backward.d_h_reset, l.out());
+  const Tensor* d_c_reset = add_reset(options.c_reset, backward.d_c_reset, l.H);
+  if (want_d_weights && further_sums(*call.info)) add_row_sums(backward.d_further, further_sums(*call.info) * l.H);
   for (int d = 0; d < l.directions; ++d) {
     backward.output[d] = call.rows(output, d * l.out());
     backward.saved[d] = call.buffer_rows(saved, d);
@@ -133,6 +191,15 @@ inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output
     if (d_c0) backward.d_c0[d] = state_rows(*d_c0, l.dtype, d);
   }
   if (l.B > 0) runner.backward(backward);
+  for (const auto& [tensor, rows, width] :
+       {std::tuple{d_h_reset, &backward.d_h_reset, l.out()}, std::tuple{d_c_reset, &backward.d_c_reset, l.H}}) {
+    if (!tensor) continue;
+    Tensor result = *tensor;
+    if (l.B == 0) fill_with_zeros(result);
+    for (int d = 0; d < l.directions && l.B > 0; ++d)
+      runner.sum_rows(row_sums(call, (*rows)[d], 0, width, std::max<int64_t>(samples, 1),
+                               data_of(result) + d * width * size_of(l.dtype), l.directions * width));
+  }
   if (want_d_weights)
     for (Tensor& grad : weight_gradients(call, backward, weights, samples, runner)) results.push_back(std::move(grad));
   return results;

@@ -26,12 +26,14 @@ std::string shapes_of(const Tensors& weights) {
 
 Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
                     int64_t directions, bool batch_first, bool want_output, bool want_saved, Name impl, bool allow_tf32,
-                    Maybe packed) try {
+                    Maybe packed, Maybe resets, Maybe h_reset, Maybe c_reset, Maybe seed, double zoneout_h,
+                    double zoneout_c, double state_dropout, double candidate_dropout) try {
   check_given("x", x);
   const ScopedRunner runner(x, impl, allow_tf32);
-  return layer_forward(
-      {x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, false, packed ? &*packed : nullptr},
-      want_output, want_saved, *runner);
+  const LayerOptions options{resets, h_reset, c_reset, seed, zoneout_h, zoneout_c, state_dropout, candidate_dropout};
+  return layer_forward({x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, false,
+                        packed ? &*packed : nullptr, &options},
+                       want_output, want_saved, *runner);
 } catch (const std::bad_alloc&) {
   out_of_memory(x, weights);
 }
@@ -39,9 +41,12 @@ Tensors rnn_forward(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths
 // The op of exported and traced programs: the forward alone. Its autograd, vmap and autocast are registered with the
 // dispatcher (_exported.py), since such a program runs none of our Python around the op.
 Tensors rnn_layer(Tensor x, Tensors weights, Maybe h0, Maybe c0, Maybe lengths, Maybe batch_sizes, Name cell,
-                  int64_t directions, bool batch_first, bool want_output, Name impl, bool allow_tf32) {
+                  int64_t directions, bool batch_first, bool want_output, Name impl, bool allow_tf32, Maybe resets,
+                  Maybe h_reset, Maybe c_reset, Maybe seed, double zoneout_h, double zoneout_c, double state_dropout,
+                  double candidate_dropout) {
   return rnn_forward(x, std::move(weights), h0, c0, lengths, batch_sizes, std::move(cell), directions, batch_first,
-                     want_output, false, std::move(impl), allow_tf32, std::nullopt);
+                     want_output, false, std::move(impl), allow_tf32, std::nullopt, resets, h_reset, c_reset, seed,
+                     zoneout_h, zoneout_c, state_dropout, candidate_dropout);
 }
 
 // The weights of a layer, packed for the inference of many calls: `packed` of rnn_forward.
@@ -53,12 +58,15 @@ Tensor pack_weights(Tensors weights, Name cell, int64_t directions, Name impl, b
 
 Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors weights, Maybe h0, Maybe c0,
                      Maybe lengths, Maybe batch_sizes, Tensor output, Tensor saved, Name cell, int64_t directions,
-                     bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl,
-                     bool allow_tf32) try {
+                     bool batch_first, bool want_d_x, bool want_d_weights, int64_t samples, Name impl, bool allow_tf32,
+                     Maybe resets, Maybe h_reset, Maybe c_reset, Maybe seed, double zoneout_h, double zoneout_c,
+                     double state_dropout, double candidate_dropout) try {
   check_given("x", x);
   const ScopedRunner runner(x, impl, allow_tf32);
-  return layer_backward({x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first}, d_output, d_h_n,
-                        d_c_n, output, saved, want_d_x, want_d_weights, samples, *runner);
+  const LayerOptions options{resets, h_reset, c_reset, seed, zoneout_h, zoneout_c, state_dropout, candidate_dropout};
+  return layer_backward(
+      {x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, false, nullptr, &options}, d_output,
+      d_h_n, d_c_n, output, saved, want_d_x, want_d_weights, samples, *runner);
 } catch (const std::bad_alloc&) {
   out_of_memory(x, weights);
 }
@@ -66,21 +74,25 @@ Tensors rnn_backward(Maybe d_output, Maybe d_h_n, Maybe d_c_n, Tensor x, Tensors
 }  // namespace
 }  // namespace sf
 
-// impl, allow_tf32 and packed come last: the last two have defaults, so that programs exported without them still load.
+// What has a default was added later: programs that were exported without it still load.
+#define SF_OPTIONS                                                                                                \
+  "Tensor? resets=None, Tensor? h_reset=None, Tensor? c_reset=None, Tensor? seed=None, float zoneout_h=0, float " \
+  "zoneout_c=0, float state_dropout=0, float candidate_dropout=0) -> Tensor[]"
 STABLE_TORCH_LIBRARY(seqcls_fast, m) {
   m.def(
       "rnn_forward(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
       "int directions, bool batch_first, bool want_output, bool want_saved, str impl, bool allow_tf32=False, "
-      "Tensor? packed=None) -> Tensor[]");
+      "Tensor? packed=None, " SF_OPTIONS);
   m.def("pack_weights(Tensor[] weights, str cell, int directions, str impl, bool ids=False) -> Tensor");
   m.def(
       "rnn_layer(Tensor x, Tensor[] weights, Tensor? h0, Tensor? c0, Tensor? lengths, Tensor? batch_sizes, str cell, "
-      "int directions, bool batch_first, bool want_output, str impl, bool allow_tf32=False) -> Tensor[]");
+      "int directions, bool batch_first, bool want_output, str impl, bool allow_tf32=False, " SF_OPTIONS);
   m.def(
       "rnn_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor x, Tensor[] weights, Tensor? h0, Tensor? "
       "c0, Tensor? lengths, Tensor? batch_sizes, Tensor output, Tensor saved, str cell, int directions, bool "
-      "batch_first, bool want_d_x, bool want_d_weights, int samples, str impl, bool allow_tf32=False) -> Tensor[]");
+      "batch_first, bool want_d_x, bool want_d_weights, int samples, str impl, bool allow_tf32=False, " SF_OPTIONS);
 }
+#undef SF_OPTIONS
 
 #define SF_IMPLEMENT(m)                               \
   m.impl("rnn_forward", TORCH_BOX(&sf::rnn_forward)); \

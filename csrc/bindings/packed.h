@@ -51,10 +51,10 @@ inline std::string text(const PackedHeader& h) {
 // Packs the weights of a layer. ids: of one whose x holds ids.
 inline Tensor pack_layer(Tensors& weights, const Name& cell, int64_t directions, bool ids, const Runner& runner) {
   static const int64_t any_ids = 0;
-  const Tensor& last = by_kind(weights, directions).w_hh[0];
   LayerCall call;
-  call.device = last.device();
   call.set_cell(cell);
+  const Tensor& last = by_kind(weights, directions, *call.info).w_hh[0];
+  call.device = last.device();
   call.layer.dtype = dtype_of("weights", last);
   call.layer.ids = ids ? &any_ids : nullptr;
   const Maybe none;

@@ -19,6 +19,9 @@ class Runner {
   virtual void forward(const Forward&) = 0;
   virtual void backward(const Backward&) = 0;
   virtual void weight_grad(const WeightGrad&) = 0;
+  // Whether it runs layers with options (resets, masks, cells that are options of another) and the sums of their rows.
+  virtual bool has_options() const { return false; }
+  virtual void sum_rows(const RowSums&) {}
   // Weights that are packed before a call, for Layer::packed. The name of the instruction set that they are packed for
   // is null where a runner takes none; the other functions are not called then.
   virtual const char* packs_for() const { return nullptr; }
@@ -34,7 +37,7 @@ struct Plugin {  // more implementations for CPU tensors
 
 // The name of the capsules that hold a Plugin. Its number must be raised when a struct or function that plugins share
 // with us changes.
-constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.3";
+constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.4";
 
 // What the eager entry (csrc/eager), a library of its own, takes from this one. It gets them in a capsule of this name,
 // whose number must be raised as that above. It refuses the capsule unless it was built from the same sources.
@@ -44,7 +47,7 @@ struct Exports {
   void* (*pool_take)(int64_t bytes);
   void (*pool_give)(void* memory);
 };
-constexpr const char* kExportsCapsule = "seqcls_fast.Exports.1";
+constexpr const char* kExportsCapsule = "seqcls_fast.Exports.2";
 
 inline std::vector<const Plugin*>& plugins() {
   static std::vector<const Plugin*> all;

@@ -39,6 +39,8 @@ inline const char* text(ScalarType type) {
       return "float16";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Bool:
+      return "bool";
     default:
       return "another dtype";
   }

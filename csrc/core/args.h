@@ -4,6 +4,7 @@
 #pragma once
 
 #include "math.h"
+#include "noise.h"
 #include "types.h"
 
 namespace sf {
@@ -31,6 +32,8 @@ struct Matrix {  // a weight, or a bias with one column
   int64_t rows = 0, columns = 1, row_stride = 0, column_stride = 1;
 };
 
+constexpr int kMostFurtherWeights = 4;  // kMostFurther of cells.h
+
 struct Layer {
   int cell;  // its index in kCells (cells.h)
   Dtype dtype;
@@ -45,6 +48,13 @@ struct Layer {
   const int64_t* ids;
   Rows h0[kMaxDirections], c0[kMaxDirections];  // the same at every t
 
+  // Where a step starts anew: bytes, not zero where the state before the step is the reset state. Null: nowhere. What
+  // lies beyond a row's length is never read.
+  Rows resets;
+  Rows h_reset[kMaxDirections], c_reset[kMaxDirections];  // the reset state, the same for every row; zeros where absent
+  Noise noise;
+  Matrix further[kMostFurtherWeights][kMaxDirections];  // the weights that the cell has beyond those above
+
   int64_t gates;  // the number of gates of the cell
   // The packed weights of all directions, if they were packed before the call. Then no weight is read but w_ih of ids.
   const char* packed;
@@ -53,6 +63,12 @@ struct Layer {
   int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
   int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+  // Whether step t of row b starts from the reset state. A reset at t cuts between t - 1 and t. The reverse direction
+  // thus reads the reset state at t - 1, where its own sequence begins anew.
+  SF_FN bool starts_anew(int direction, int64_t t, int64_t b, int64_t row_length) const {
+    if (!resets.data || (direction && t + 1 >= row_length)) return false;
+    return resets.data[resets.offset(direction ? t + 1 : t, b)] != 0;
+  }
 };
 
 // steps_of() is the number of steps of all rows together, weights_of() the number of multiply-adds of one step of one
@@ -82,6 +98,9 @@ struct Backward {
   Rows d_x;                                                                     // absent unless wanted
   Rows d_gates[kMaxDirections];                                                 // in the compute type
   Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                              // absent unless wanted
+  // The gradients of the reset states and of the weights in Layer::further, as sums over the steps of each row: (B,
+  // width), in the compute type; absent unless wanted. The order of the latter: see further_sums() in cells.h.
+  Rows d_h_reset[kMaxDirections], d_c_reset[kMaxDirections], d_further[kMaxDirections];
 };
 
 struct WeightGrad {
@@ -92,6 +111,14 @@ struct WeightGrad {
   char *d_w_ih[kMaxDirections], *d_w_hh[kMaxDirections], *d_b_ih[kMaxDirections], *d_b_hh[kMaxDirections],
       *d_w_hr[kMaxDirections];
   int64_t samples;  // number of equal slices of the batch; each gets its own gradients, stored one after another
+};
+
+// The sums of the rows of each sample, in a fixed order.
+struct RowSums {
+  Dtype from_dtype, to_dtype;
+  const char* from;  // (samples * rows, from_stride), of which the first `width` values of each row are summed
+  char* to;          // (samples, to_stride)
+  int64_t samples, rows, width, from_stride, to_stride;
 };
 
 // What follows the layers of a classifier, in inference. Every result of a row depends on that row alone.

@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "seqcls_fast"
 LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
-    ("_C", "_after_import", "_cells", "_version", "_files"),
+    ("_C", "_after_import", "_cells", "_noise", "_version", "_files"),
     ("_ext", "_inputs"),
     ("reference", "_shapes"),
     ("_autograd",),
     ("_eager", "_exported", "_flops", "_torch_layer"),
     ("_self_test",),
     ("ops",),
-    ("_checks", "_head"),
+    ("_checks", "_head", "_options"),
     ("_frozen", "_stand_ins"),
     ("_recurrent",),
     ("nn",),

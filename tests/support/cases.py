@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seqcls_fast._cells import BUILT_IN
 
-CELLS = tuple(BUILT_IN)
+CELLS = tuple(name for name, cell in BUILT_IN.items() if not cell.is_option)
 GATES = {cell: constants.gates for cell, constants in BUILT_IN.items()}
 FLOATS = ("float32", "float64")
 HALVES = ("bfloat16", "float16")

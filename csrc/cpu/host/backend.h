@@ -18,6 +18,7 @@ std::vector<std::string> cpu_features();
 // -- run.cpp
 void run_forward(const Kernels&, Forward);
 void run_backward(const Kernels&, const Backward&);
+void run_sum_rows(const Kernels&, const RowSums&);
 void run_weight_grad(const Kernels&, WeightGrad);
 int64_t packed_size(const Kernels&, const Layer&);  // of the packed weights of all directions, in bytes
 void pack_all(const Kernels&, const Layer&, char* to);

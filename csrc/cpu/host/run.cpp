@@ -83,7 +83,8 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
           const auto [t, b] = steps[static_cast<size_t>(i)];
           rows.push_back(from.data + from.offset(t, b) * size_of(from.dtype));
         }
-        kernels.sum_rows(layer, rows.data(), static_cast<int64_t>(rows.size()), call.d_w_ih[d] + column * row_bytes);
+        kernels.sum_rows(layer.dtype, layer.gates * layer.H, rows.data(), static_cast<int64_t>(rows.size()),
+                         call.d_w_ih[d] + column * row_bytes);
       }
     }
   });
@@ -149,6 +150,15 @@ void run_weight_grad(const Kernels& kernels, WeightGrad call) {
   if (layer.ids) {
     const double read_and_written = steps_of(layer) + static_cast<double>(call.samples * layer.I);
     id_grad(kernels, call, threads_for(read_and_written * static_cast<double>(layer.gates * layer.H * 4)));
+  }
+}
+
+void run_sum_rows(const Kernels& kernels, const RowSums& s) {
+  std::vector<const char*> rows(static_cast<size_t>(s.rows));
+  for (int64_t sample = 0; sample < s.samples; ++sample) {
+    for (int64_t i = 0; i < s.rows; ++i)
+      rows[static_cast<size_t>(i)] = s.from + (sample * s.rows + i) * s.from_stride * size_of(s.from_dtype);
+    kernels.sum_rows(s.to_dtype, s.width, rows.data(), s.rows, s.to + sample * s.to_stride * size_of(s.to_dtype));
   }
 }
 

@@ -95,8 +95,8 @@ struct Kernels {
   void (*input_grad)(const InputGradTask&);
   int64_t (*weight_grad_scratch)(const WeightGrad&, int64_t parts);
   void (*weight_grad)(const WeightGradTask&);
-  // Writes the sum of rows of gates * H values. They are in the compute type, the sum in the layer's dtype.
-  void (*sum_rows)(const Layer&, const char* const* rows, int64_t count, char* to);
+  // Writes the sum of rows of `width` values. They are in the compute type, the sum in the given dtype.
+  void (*sum_rows)(Dtype, int64_t width, const char* const* rows, int64_t count, char* to);
 
   // What follows the layers of a classifier.
   int64_t (*packed_linear_size)(const Linear&);

@@ -147,10 +147,6 @@ void weight_grad(const WeightGradTask& task) {
   with_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
 }
 
-void sum_rows(const Layer& layer, const char* const* rows, int64_t count, char* to) {
-  with_format(layer, [&](auto f, auto) { sum_of_rows<decltype(f)>(layer, rows, count, to); });
-}
-
 // The same without a cell, for what follows the layers. Only products use the format of pairs of bfloat16.
 template <class Function>
 auto with_sums(Dtype dtype, Function&& function) {
@@ -162,6 +158,10 @@ auto with_product(Dtype dtype, Function&& function) {
   if (dtype == Dtype::kBFloat16) return function(Bfloat16Pairs{});
 #endif
   return with_sums(dtype, function);
+}
+
+void sum_rows(Dtype dtype, int64_t width, const char* const* rows, int64_t count, char* to) {
+  with_sums(dtype, [&](auto f) { sum_of_rows<decltype(f)>(dtype, width, rows, count, to); });
 }
 
 int64_t packed_linear_size(const Linear& call) {

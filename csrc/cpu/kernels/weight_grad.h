@@ -73,12 +73,11 @@ __attribute__((noinline)) void grad_tile_once(const typename F::A* const* a, int
 // very common id loses no digits. Most ids have few rows, so the outer loop is over columns, whose sums stay in
 // registers.
 template <class F>
-void sum_of_rows(const Layer& l, const char* const* rows, int64_t count, char* to) {
+void sum_of_rows(Dtype dtype, int64_t width, const char* const* rows, int64_t count, char* to) {
   using V = typename F::V;
   using A = typename F::A;
   constexpr int kN = 4, kL = F::kLanes;
   constexpr int64_t kRun = 8, kChunk = 128;
-  const int64_t width = l.gates * l.H;
   for (int64_t column = 0; column < width; column += kN * kL) {
     const int64_t n = width - column < kN * kL ? width - column : kN * kL;
     V total[kN] = {}, chunk[kN] = {}, run[kN] = {};
@@ -95,7 +94,7 @@ void sum_of_rows(const Layer& l, const char* const* rows, int64_t count, char* t
     A line[kN * kL];
 #pragma GCC unroll 4
     for (int j = 0; j < kN; ++j) store(line + j * kL, total[j]);
-    write_row<A>(l.dtype, line, to + column * size_of(l.dtype), n);
+    write_row<A>(dtype, line, to + column * size_of(dtype), n);
   }
 }
 

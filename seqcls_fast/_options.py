@@ -1,0 +1,184 @@
+"""The options of our layers that torch.nn's do not have, as one record: their checks, their weights, what a call needs.
+
+A layer without options has none of this: its ``options`` are None.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ._cells import Rates
+from ._inputs import shape_of
+from ._noise import new_seed
+from ._shapes import CELLS
+from .ops import LayerOptions
+
+__all__ = ["Options", "as_resets", "options_of"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a layer, as its constructor takes them."""
+
+    layer_norm: bool = False
+    zoneout: tuple[float, float] = (0.0, 0.0)
+    recurrent_dropout: float = 0.0
+    recurrent_dropout_kind: str = "state"
+    weight_drop: float = 0.0
+    peephole: bool = False
+    reset_after: bool = True
+    learn_initial_state: bool = False
+
+    def cell(self, plain: str) -> str:
+        """The name of the operators' cell for the cell that is ``plain`` without options."""
+        for option, suffix in ((self.layer_norm, "layer_norm"), (self.peephole, "peephole")):
+            if option:
+                return f"{plain}_{suffix}"
+        return plain if self.reset_after else f"{plain}_reset_before"
+
+    def rates(self, training: bool) -> Rates:
+        """How much is zoned out and dropped. In evaluation nothing is dropped."""
+        dropped = self.recurrent_dropout if training else 0.0
+        state = self.recurrent_dropout_kind == "state"
+        return Rates(*self.zoneout, *((dropped, 0.0) if state else (0.0, dropped)))
+
+    def of_call(self, module: nn.Module, resets: Tensor | None, device: torch.device) -> LayerOptions:
+        """What a call of a layer's operator needs, but for what differs from layer to layer."""
+        rates = self.rates(module.training)
+        seed = new_seed(device) if module.training and any(rates) else None
+        return LayerOptions(resets, seed, rates=rates)
+
+    def of_layer(self, module: nn.Module, k: int, of_call: LayerOptions) -> LayerOptions:
+        """The same for layer ``k`` of a module."""
+        own = module._parameters
+        h, c = own.get(f"h_reset_l{k}"), own.get(f"c_reset_l{k}")
+        seed = of_call.seed if of_call.seed is None or not k else of_call.seed + k
+        return of_call._replace(seed=seed, h_reset=h, c_reset=c)
+
+    def drop_weights(self, module: nn.Module, weights: list[Tensor], directions: int) -> list[Tensor]:
+        """The weights of a layer, by kind, in training with a part of ``w_hh`` set to zero."""
+        if not self.weight_drop or not module.training:
+            return weights
+        dropped = [nn.functional.dropout(w, self.weight_drop) for w in weights[directions : 2 * directions]]
+        return [*weights[:directions], *dropped, *weights[2 * directions :]]
+
+    def add_parameters(self, module: Any) -> None:
+        """Registers the parameters of the options and sets their first values."""
+        like = module.weight_hh_l0
+        directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
+        for k in range(module.num_layers):
+            for suffix in ("", "_reverse")[:directions]:
+                for weight in CELLS[module._cell_name].further:
+                    shape = (weight.rows, hidden) if weight.is_matrix else (weight.rows * hidden,)
+                    module.register_parameter(f"{weight.name}_l{k}{suffix}", nn.Parameter(like.new_empty(shape)))
+            if self.learn_initial_state:
+                module.register_parameter(
+                    f"h_reset_l{k}", nn.Parameter(like.new_empty(directions, module.proj_size or hidden))
+                )
+                if CELLS[module._cell_name].has_c:
+                    module.register_parameter(f"c_reset_l{k}", nn.Parameter(like.new_empty(directions, hidden)))
+
+
+def first_values(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Gains begin at one; their biases and the learnt states at zero. Other weights keep torch's first values."""
+    for name, parameter in named:
+        if name.startswith("weight_ln"):
+            nn.init.ones_(parameter)
+        elif name.startswith(("bias_ln", "h_reset", "c_reset")):
+            nn.init.zeros_(parameter)
+
+
+def options_of(kind: str, **given: Any) -> Options | None:
+    """The options of a new layer, checked; None if it has none. ``kind``: the name of its class."""
+    flags = ("layer_norm", "peephole", "reset_after", "learn_initial_state")
+    for name in flags:
+        if name in given and not isinstance(given[name], bool):
+            raise TypeError(f"{name}: expected True or False but got {reprlib.repr(given[name])}")
+    given["zoneout"] = _zoneout(kind, given["zoneout"])
+    for name in ("recurrent_dropout", "weight_drop"):
+        given[name] = _rate(name, given[name])
+    options = Options(**given)
+    if options.recurrent_dropout_kind not in ("state", "candidate"):
+        raise ValueError(
+            f"recurrent_dropout_kind: expected 'state' or 'candidate' but got "
+            f"{reprlib.repr(options.recurrent_dropout_kind)}"
+        )
+    if options.recurrent_dropout_kind == "candidate" and kind == "RNN":
+        raise ValueError(
+            "recurrent_dropout_kind: expected 'state' for RNN, which has no candidate, but got 'candidate'"
+        )
+    if options.layer_norm and options.peephole:
+        raise ValueError(
+            "peephole: expected False with layer_norm=True, as no paper says how they combine, but got True"
+        )
+    if options.layer_norm and not options.reset_after:
+        raise ValueError(
+            "reset_after: expected True with layer_norm=True, as no paper says how they combine, but got False"
+        )
+    return None if options == Options() else options
+
+
+def _rate(name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (math.isfinite(value) and 0 <= value < 1):
+        kind = TypeError if not is_number else ValueError
+        raise kind(f"{name}: expected a number from 0 to below 1 but got {reprlib.repr(value)}")
+    return float(value)
+
+
+def _zoneout(kind: str, value: Any) -> tuple[float, float]:
+    has_c = kind == "LSTM"
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ValueError(f"zoneout: expected a number or (for h, for c) but got {reprlib.repr(value)}")
+        h, c = (_rate("zoneout", part) for part in value)
+        if c and not has_c:
+            raise ValueError(f"zoneout: expected 0 for c, which {kind} does not have, but got {c}")
+        return h, c
+    rate = _rate("zoneout", value)
+    return rate, rate if has_c else 0.0
+
+
+def as_resets(resets: Any, input: Tensor | PackedSequence, batch_first: bool) -> Tensor:
+    """``resets`` as the operator takes it: booleans of the shape of the input without its features."""
+    if isinstance(input, PackedSequence):
+        rows: Sequence[int] = input.data.shape[:1]
+        if isinstance(resets, PackedSequence):
+            _check_same_order(resets, input)
+            resets = resets.data
+    else:
+        rows = input.shape[:-1]
+        if isinstance(resets, PackedSequence):
+            raise TypeError("resets: expected a tensor, as the input is one, but got a PackedSequence")
+    if not isinstance(resets, Tensor):
+        try:
+            resets = torch.as_tensor(resets, device=input.data.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"resets: expected a tensor of booleans but got {type(resets).__name__}") from None
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected torch.bool but got {resets.dtype}")
+    if resets.shape != rows:
+        raise RuntimeError(
+            f"resets: expected shape {tuple(rows)}, that of the input without its features, but got {shape_of(resets)}"
+        )
+    if resets.device != input.data.device:
+        raise RuntimeError(f"resets: expected a tensor on {input.data.device}, like the input, but got {resets.device}")
+    return resets
+
+
+def _check_same_order(resets: PackedSequence, input: PackedSequence) -> None:
+    def same(a: Tensor | None, b: Tensor | None) -> bool:
+        return a is b or (a is not None and b is not None and a.shape == b.shape and bool((a == b).all()))
+
+    if not same(resets.batch_sizes, input.batch_sizes):
+        raise RuntimeError("resets: expected a PackedSequence with the batch_sizes of the input's but got others")
+    if not same(resets.sorted_indices, input.sorted_indices):
+        raise RuntimeError("resets: expected a PackedSequence with its rows in the input's order but got another order")
