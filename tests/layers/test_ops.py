@@ -309,7 +309,7 @@ def test_mixed_devices(name: str, checked: str) -> None:
 
 
 def test_unknown_names(impl: str) -> None:
-    with pytest.raises(ValueError, match="one of rnn_tanh, rnn_relu, gru, lstm, .* but got 'LSTM'"):
+    with pytest.raises(ValueError, match=r"one of rnn_tanh, rnn_relu, gru, lstm, .* but got 'LSTM'"):
         ops.rnn_layer(**sound() | {"impl": impl, "cell": "LSTM"})
     with pytest.raises(ValueError, match=f"one of auto, {', '.join(ops.available_impls())}.* but got 'avx3'"):
         ops.rnn_layer(**sound() | {"impl": "avx3"})
