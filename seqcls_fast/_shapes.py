@@ -103,7 +103,8 @@ def _fake_forward(
         results.append(output.transpose(0, 1) if batch_first and batch_sizes is None else output)
     if want_saved:
         padded = (hidden + _SAVED_ALIGN - 1) // _SAVED_ALIGN * _SAVED_ALIGN
-        results.append(w_ih.new_empty((directions, *rows, CELLS[cell].saved * padded), dtype=_buffer_dtype(w_ih)))
+        saved = CELLS[cell].saved + (CELLS[cell].gates == 1 and bool(rates) and rates[0] > 0)  # see saves_fresh_h()
+        results.append(w_ih.new_empty((directions, *rows, saved * padded), dtype=_buffer_dtype(w_ih)))
     return results
 
 

@@ -185,7 +185,7 @@ struct LayerCall {
     r.t_row = device_t_row;
     return r;
   }
-  int64_t saved_width() const { return info->saved * padded(layer.H); }
+  int64_t saved_width() const { return (info->saved + layer.saves_fresh_h()) * padded(layer.H); }
   int64_t gates_width() const {
     return (info->slots + info->resets_first) * layer.H + (layer.P ? layer.P + layer.H : 0);
   }
@@ -422,6 +422,7 @@ inline LayerCall describe_layer(const LayerArguments& given, const Runner& runne
   point_into_buffers(call);
   describe_weights(call, given);
   if (given.options) describe_options(call, *given.options);
+  call.layer.row_wise = call.info->is_option || call.layer.noise.any();
   if (call.has_options() && !runner.has_options())
     fail("impl: expected the reference for a layer with options, which this implementation cannot run yet");
   return call;

@@ -58,8 +58,13 @@ struct Layer {
   int64_t gates;  // the number of gates of the cell
   // The packed weights of all directions, if they were packed before the call. Then no weight is read but w_ih of ids.
   const char* packed;
+  // Whether it has options that look at one row of the batch at a time: see the options of cells.h.
+  bool row_wise;
 
   int64_t out() const { return P ? P : H; }
+  // Whether a cell whose backward reads its h must save it: with zoneout the output holds another one. Only cells with
+  // one gate read it.
+  bool saves_fresh_h() const { return gates == 1 && noise.zoneout_h > 0; }
   int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
   int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }

@@ -139,8 +139,13 @@ struct Lstm {  // gates and slots i f g o; saved i f g o c
   template <class V, class O>
   static SF_FN void memory(const V* a, V& c, V* saved, const O& options) {  // everything but h
     const V i = sigmoid(options.see_c(0, a[0], c)), f = sigmoid(options.see_c(1, a[1], c)), g = tanh(a[2]);
-    c = fma(f, c, i * options.candidate(g));
+    c = next_c(i, f, g, c, options);
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = sigmoid(options.see_c(2, a[3], c)), saved[4] = c;
+  }
+
+  template <class V, class O>
+  static SF_FN V next_c(V i, V f, V g, V c, const O& options) {
+    return fma(f, c, i * options.candidate(g));
   }
 
   template <class V, class O = NoOptions>
@@ -197,6 +202,19 @@ struct UnitOptions {
   }
 };
 
+// What the options of a cell are, for any cell: one that is not an option has none.
+template <class Cell, class = void>
+struct OptionsOf {
+  using Base = Cell;
+  static constexpr bool kIsOption = false, kNorm = false, kResetsFirst = false, kPeephole = false;
+};
+template <class Cell>
+struct OptionsOf<Cell, decltype(static_cast<void>(Cell::kNorm))> {
+  using Base = typename Cell::Base;
+  static constexpr bool kIsOption = true, kNorm = Cell::kNorm, kResetsFirst = Cell::kResetsFirst,
+                        kPeephole = !kNorm && Cell::kFurther[0].name != nullptr;
+};
+
 struct Further {
   const char* name;
   int rows;        // of H values
@@ -222,12 +240,31 @@ struct LstmPeephole : Lstm {  // W. i and f see the previous c, o the new one
   static constexpr Further kFurther[] = {{"weight_peephole", 3, true}};
 };
 
-struct GruResetBefore : Gru {  // slots r z n; saved r z n, and r * h
+struct GruResetBefore : Gru {  // slots r z n; saved r z n, and nothing in the fourth place
   using Base = Gru;
   static constexpr int kSlots = 3;
   static constexpr bool kNorm = false, kResetsFirst = true;
   static constexpr Further kFurther[] = {{nullptr, 0, false}};
   static constexpr int hidden_slot(int gate) { return gate; }
+
+  template <class V>
+  static SF_FN void gates(const V* a, V* saved) {
+    saved[0] = sigmoid(a[0]), saved[1] = sigmoid(a[1]);
+  }
+  // After the product with r * h.
+  template <class V, class O>
+  static SF_FN void finish(V a_n, V& h, V* saved, const O& options) {
+    saved[2] = tanh(a_n), saved[3] = V{};
+    h = mixed(saved[1], options.candidate(saved[2]), h);
+  }
+  // Takes the gradient of r * operand, where operand is h, or what a mask leaves of it. Sets the gradient of r's sum,
+  // and returns that of the operand.
+  template <class V>
+  static SF_FN V reset_backward(const V* saved, V operand, V d_product, V* d) {
+    const V r = saved[0];
+    d[0] = d_product * operand * fma(-r, r, r);
+    return d_product * r;
+  }
 };
 
 // The list of cells: a name for users and a type. All code that chooses a cell by its index is made from this list, and

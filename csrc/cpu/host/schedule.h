@@ -118,7 +118,8 @@ struct Split {
 // Whether to divide by hidden units. That pays with few rows and a wide layer, since each thread then reads only the
 // weights of its units instead of all weights.
 inline bool split_by_units(const Layer& layer, int64_t workers) {
-  return workers > 1 && !layer.P && layer.directions == 1 && layer.H >= 256 && layer.B <= 4 * workers;
+  return workers > 1 && !layer.P && !layer.row_wise && layer.directions == 1 && layer.H >= 256 &&
+         layer.B <= 4 * workers;
 }
 
 inline Split split(const Layer& layer, double work) {

@@ -19,9 +19,13 @@ namespace {
 template <class A>
 struct BackwardStep {
   const A** a;
-  const bool* fresh;  // rows that start their backward pass here: no later step to multiply
+  const bool* fresh;  // rows that start their backward pass here: no later step to multiply, or one that starts anew
+  const A** scale;    // the product is multiplied by these values; it may be null
+  A** to_reset;       // where the later step starts anew, its product is added here; it and each pointer may be null
   int segments;
   int64_t segment[kMostGates], K, rows;  // segment: where each begins in a row
+  // The panels of w have a line for each value of `of_panel` parts. The parts of this product begin with `first`.
+  int first, of_panel;
   const A* w;
   const A **from_output, **from_state;  // added to d(h); each array and each pointer may be null
   int64_t H;
@@ -40,14 +44,15 @@ SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int
   using A = typename F::A;
   constexpr int kL = F::kLanes;
   typename F::V acc[kRows][kBlocks] = {};
-  const int64_t panel = s.segments * s.K * kL;
+  const int64_t panel = s.of_panel * s.K * kL;
   for (int i = 0; i < s.segments; ++i) {
     const A* rows[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) rows[m] = s.a[row + m] + s.segment[i];
     const int64_t bytes = kBlocks * panel * static_cast<int64_t>(sizeof(A)), share = bytes / s.segments;
     const Ahead ahead{reinterpret_cast<const char*>(s.w + next * panel) + i * share, share, row, row + kRows, s.rows};
-    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + i * s.K * kL, panel, ahead);
+    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + (s.first + i) * s.K * kL,
+                                                    panel, ahead);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -56,11 +61,19 @@ SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int
   }
 }
 
-// d(h) of one row and block: the product unless the row is fresh, and the gradients of the output and of h_n.
+// d(h) of one row and block: the product unless the row is fresh, and the gradients of the output and of h_n. The
+// product of a step that starts anew belongs to the reset state.
 template <class F>
 SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t column, int n,
                                     const typename F::A* product) {
-  typename F::V d_h = s.fresh && s.fresh[row] ? typename F::V{} : load(product);
+  using A = typename F::A;
+  typename F::V d_h = load(product);
+  if (s.scale) d_h *= F::read(s.scale[row] + column, n);
+  if (s.to_reset && s.to_reset[row]) {
+    A* sum = s.to_reset[row] + column;
+    F::write(sum, F::read(sum, n) + d_h, n);
+  }
+  if (s.fresh && s.fresh[row]) d_h = typename F::V{};
   if (s.from_output && s.from_output[row]) d_h += F::read(s.from_output[row] + column, n);
   if (s.from_state && s.from_state[row]) d_h += F::read(s.from_state[row] + column, n);
   return d_h;
@@ -119,7 +132,7 @@ __attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& 
 template <class F, class Cell>
 class BackwardPass {
   using A = typename F::A;
-  static constexpr int kL = F::kLanes, kG = Cell::kGates;
+  static constexpr int kL = F::kLanes, kG = Cell::kGates, kSaved = OptionsOf<Cell>::Base::kSaved;
 
  public:
   static int64_t measure(const Backward& call, int64_t rows) { return BackwardPass(call, rows, nullptr, 0).size_; }
@@ -127,7 +140,7 @@ class BackwardPass {
     BackwardPass(*task.call, task.task.count, task.task.scratch, task.task.direction).go(task);
   }
 
- private:
+ protected:
   BackwardPass(const Backward& call, int64_t rows, char* scratch, int direction)
       : call_(call), layer_(call.layer), n_(rows), d_(direction) {
     const Layer& l = layer_;
@@ -146,32 +159,48 @@ class BackwardPass {
     h0_ = reader(l.h0[d_], l.out(), wide_);
     const A*** const read[] = {&a_, &from_output_, &from_state_, &saved_rows_, &h_rows_, &h_prev_rows_, &c_prev_rows_};
     for (const A*** p : read) *p = own.template take<const A*>(n_);
-    A*** const written[] = {&gate_rows_, &projected_rows_, &target_rows_};
+    A*** const written[] = {&gate_rows_, &projected_rows_, &target_rows_, &to_reset_};
     for (A*** p : written) *p = own.template take<A*>(n_);
     fresh_ = own.template take<bool>(n_);
+    anew_ = own.template take<bool>(n_);
+    const bool resets = l.resets.data != nullptr;
+    reset_h_ = own.template take<A>(resets ? wide_ : 0);
+    reset_c_ = own.template take<A>(resets && Cell::kHasC ? padded_ : 0);
+    reset_c_spread_ = own.template take<A>(resets && Cell::kHasC ? padded_ * kSaved : 0);
     carry_ = own.template take<A>(n_ * padded_);
     c0_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
     target_ = own.template take<A>(n_ * wide_);
+    own_ = own;
     size_ = own.used();
   }
 
-  void go(const BackwardTask& task) {
+  void begin(const BackwardTask& task) {
     const Task& t = task.task;
     rows_ = t.rows;
     unit_begin_ = t.unit_begin;
     unit_end_ = t.unit_end;
     packed_ = task.packed;
     begin_rows();
+  }
+
+  void go(const BackwardTask& task) {
+    begin(task);
+    run(task.task, [&](int64_t step, int64_t active, bool product) { run_step(step, active, product); });
+  }
+
+  // Calls one(step, active rows, whether a later step left gradients) for every step, the last one first.
+  template <class Function>
+  void run(const Task& t, Function&& one) {
     const int64_t steps = n_ ? layer_.length(rows_[0]) : 0;
     int64_t active = 0;
     for (int64_t step = steps - 1; step >= 0; --step) {
       const int64_t before = active;
       while (active < n_ && layer_.length(rows_[active]) > step) ++active;
       prepare(step, before, active);
-      run_step(step, active, before > 0);
+      one(step, active, before > 0);
       if (t.barrier) t.barrier(t.barrier_state);
     }
-    if (call_.d_h0[d_].data) initial_gradient(active);
+    if (call_.d_h0[d_].data || call_.d_h_reset[d_].data) initial_gradient(active);
     finish_c0();
   }
 
@@ -197,7 +226,51 @@ class BackwardPass {
       start_carry(i);
       gate_rows_[i] = nullptr;
       target_rows_[i] = target_ + i * wide_;
+      anew_[i] = false;
+      for (int64_t u = out_begin(); call_.d_h_reset[d_].data && u < out_end(); ++u)
+        reset_sum(call_.d_h_reset, i)[u] = 0;
+      for (int64_t u = unit_begin_; call_.d_c_reset[d_].data && u < unit_end_; ++u)
+        reset_sum(call_.d_c_reset, i)[u] = 0;
     }
+    if (layer_.resets.data) read_reset_states();
+  }
+
+  int64_t out_begin() const { return layer_.P ? 0 : unit_begin_; }
+  int64_t out_end() const { return layer_.P ? layer_.P : unit_end_; }
+  A* reset_sum(const Rows (&sums)[kMaxDirections], int64_t i) const { return row_of(sums[d_], 0, rows_[i]); }
+
+  // The reset states, that of c a second time where a row of saved values has it.
+  void read_reset_states() {
+    const auto read = [&](const Rows& from, A* to, int64_t n, int64_t width) {
+      for (int64_t u = 0; u < width; ++u) to[u] = 0;
+      if (from.data) read_row<A>(from.dtype, from.data, from.stride, to, n);
+    };
+    read(layer_.h_reset[d_], reset_h_, layer_.out(), wide_);
+    if constexpr (Cell::kHasC) {
+      read(layer_.c_reset[d_], reset_c_, layer_.H, padded_);
+      for (int64_t u = 0; u < padded_; ++u) reset_c_spread_[u / kL * kL * kSaved + u % kL] = reset_c_[u];
+    }
+  }
+
+  // The step after this one starts anew: the carry that it left is a gradient of the reset state.
+  void carry_to_reset_state(int64_t i) {
+    A* carry = carry_ + i * padded_;
+    const Rows(&sums)[kMaxDirections] = Cell::kHasC ? call_.d_c_reset : call_.d_h_reset;
+    if (sums[d_].data) {
+      A* sum = reset_sum(sums, i);
+      for (int64_t u = unit_begin_; u < unit_end_; ++u) sum[u] += carry[u];
+    }
+    for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
+    if (!carry_h_) return;
+    carry = carry_h_ + i * wide_;
+    for (int64_t u = 0; call_.d_h_reset[d_].data && u < layer_.out(); ++u) reset_sum(call_.d_h_reset, i)[u] += carry[u];
+    for (int64_t u = 0; u < wide_; ++u) carry[u] = 0;
+  }
+
+  // The carry that is a part of the gradient of the previous h, if there is one.
+  const A* carry_of_h(int64_t i) const {
+    if (carry_h_) return carry_h_ + i * wide_;
+    return Cell::kHasC || (!Cell::kCarriesH && !layer_.row_wise) ? nullptr : carry_ + i * padded_;
   }
 
   // Sets the carry that a row's last step receives: the gradient of c_n, or zero.
@@ -215,19 +288,27 @@ class BackwardPass {
 
   void prepare(int64_t step, int64_t before, int64_t active) {
     const Rows &d_gates = call_.d_gates[d_], &saved = call_.saved[d_];
-    const int64_t c_slot = (Cell::kSaved - 1) * kL;
+    const int64_t c_slot = (kSaved - 1) * kL;
     for (int64_t i = 0; i < active; ++i) {
       const int64_t b = rows_[i], t = time(i, step), t_prev = time(i, step - 1);
-      fresh_[i] = i >= before;
+      const bool joins = i >= before, cut = !joins && anew_[i];
+      fresh_[i] = joins || cut;
+      to_reset_[i] = cut && call_.d_h_reset[d_].data ? reset_sum(call_.d_h_reset, i) : nullptr;
+      if (cut) carry_to_reset_state(i);
+      const bool anew = anew_[i] = layer_.starts_anew(d_, t, b, layer_.length(b));
       A* current = row_of(d_gates, t, b);
-      a_[i] = fresh_[i] ? (before ? a_[0] : current) : gate_rows_[i];
+      a_[i] = joins ? (before ? a_[0] : current) : gate_rows_[i];
       gate_rows_[i] = current;
       from_output_[i] = d_output_.rows.data ? d_output_.at(t, b, i) : nullptr;
-      from_state_[i] = fresh_[i] && d_h_n_.rows.data ? d_h_n_.at(0, b, i) : nullptr;
-      if constexpr (Cell::kSaved > 0) saved_rows_[i] = row_of(saved, t, b);
+      from_state_[i] = joins && d_h_n_.rows.data ? d_h_n_.at(0, b, i) : nullptr;
+      if (Cell::kSaved > 0 || layer_.row_wise) saved_rows_[i] = row_of(saved, t, b);
       if constexpr (Cell::kReadsH) h_rows_[i] = h_.at(t, b, i);
-      if constexpr (Cell::kReadsHPrev) h_prev_rows_[i] = step ? h_prev_.at(t_prev, b, i) : initial_h(i);
-      if constexpr (Cell::kHasC) c_prev_rows_[i] = step ? row_of(saved, t_prev, b) + c_slot : c0_ + i * padded_;
+      if constexpr (Cell::kReadsHPrev)
+        h_prev_rows_[i] = anew ? reset_h_ : step ? h_prev_.at(t_prev, b, i) : initial_h(i);
+      if constexpr (Cell::kHasC) {
+        c_prev_rows_[i] = step ? row_of(saved, t_prev, b) + c_slot : c0_ + i * padded_;
+        if (anew) c_prev_rows_[i] = step ? reset_c_spread_ : reset_c_;
+      }
     }
   }
 
@@ -236,7 +317,9 @@ class BackwardPass {
     s.a = a_;
     s.rows = rows;
     s.fresh = fresh_;
-    s.segments = kG;
+    s.to_reset = call_.d_h_reset[d_].data ? to_reset_ : nullptr;
+    s.scale = scale_;
+    s.segments = s.of_panel = kG;
     for (int g = 0; g < kG; ++g) s.segment[g] = Cell::hidden_slot(g) * layer_.H;
     s.K = layer_.H;
     s.w = reinterpret_cast<const A*>(packed_.w_hh);
@@ -255,7 +338,9 @@ class BackwardPass {
       gradient_tiles(s, layer_.P, projected_rows_);
       for (int64_t i = 0; i < active; ++i) a_[i] = projected_rows_[i];
       s.fresh = nullptr;
-      s.segments = 1;
+      s.to_reset = nullptr;
+      s.scale = nullptr;
+      s.segments = s.of_panel = 1;
       s.segment[0] = 0;
       s.K = layer_.P;
       s.w = reinterpret_cast<const A*>(packed_.w_hr);
@@ -314,9 +399,11 @@ class BackwardPass {
   void initial_gradient(int64_t active) {
     BackwardStep<A> s{};
     set_recurrent(s, active);
+    if constexpr (OptionsOf<Cell>::kResetsFirst) s.segments = 2;  // the part of gate n is in the carry
     for (int64_t i = 0; i < active; ++i) a_[i] = gate_rows_[i];
     if (packed_.w_hh) {
       s.fresh = nullptr;
+      s.to_reset = nullptr;
       s.from_output = s.from_state = nullptr;
       gradient_tiles(s, layer_.out(), target_rows_);
     } else {
@@ -329,7 +416,7 @@ class BackwardPass {
       terms_product<F>(terms, kG, active, layer_.H, target_rows_);
     }
     const Rows& d_h0 = call_.d_h0[d_];
-    const int64_t begin = layer_.P ? 0 : unit_begin_, end = layer_.P ? layer_.P : unit_end_;
+    const int64_t begin = out_begin(), end = out_end();
     for (int64_t i = 0; i < n_; ++i) {
       A* row = target_rows_[i];
       if (i >= active) {
@@ -338,9 +425,14 @@ class BackwardPass {
           const A* from = d_h_n_.at(0, rows_[i], i);
           for (int64_t u = begin; u < end; ++u) row[u] = from[u];
         }
-      } else if (Cell::kCarriesH) {
-        for (int64_t u = begin; u < end; ++u) row[u] += carry_[i * padded_ + u];
+      } else if (const A* carry = carry_of_h(i)) {
+        for (int64_t u = begin; u < end; ++u) row[u] += carry[u];
       }
+      if (anew_[i]) {  // the first step does not read h0
+        for (int64_t u = begin; call_.d_h_reset[d_].data && u < end; ++u) reset_sum(call_.d_h_reset, i)[u] += row[u];
+        for (int64_t u = begin; u < end; ++u) row[u] = 0;
+      }
+      if (!d_h0.data) continue;
       write_row<A>(d_h0.dtype, row + begin, d_h0.data + (d_h0.offset(0, rows_[i]) + begin) * size_of(d_h0.dtype),
                    end - begin);
     }
@@ -348,9 +440,16 @@ class BackwardPass {
 
   void finish_c0() {
     const Rows& d_c0 = call_.d_c0[d_];
-    if (!Cell::kHasC || !d_c0.data) return;
+    if (!Cell::kHasC) return;
     for (int64_t i = 0; i < n_; ++i) {
-      write_row<A>(d_c0.dtype, carry_ + i * padded_ + unit_begin_,
+      A* carry = carry_ + i * padded_;
+      if (anew_[i]) {
+        for (int64_t u = unit_begin_; call_.d_c_reset[d_].data && u < unit_end_; ++u)
+          reset_sum(call_.d_c_reset, i)[u] += carry[u];
+        for (int64_t u = 0; u < padded_; ++u) carry[u] = 0;
+      }
+      if (!d_c0.data) continue;
+      write_row<A>(d_c0.dtype, carry + unit_begin_,
                    d_c0.data + (d_c0.offset(0, rows_[i]) + unit_begin_) * size_of(d_c0.dtype), unit_end_ - unit_begin_);
     }
   }
@@ -359,13 +458,17 @@ class BackwardPass {
   const Layer& layer_;
   int64_t n_, padded_, wide_, size_;
   int d_;
+  Arena own_{nullptr};         // for what a derived class needs beyond the memory below
+  A* carry_h_ = nullptr;       // with a row-wise layer that has c: a carry for h
+  const A** scale_ = nullptr;  // the masks of the state
   const int64_t* rows_ = nullptr;
   int64_t unit_begin_ = 0, unit_end_ = 0;
   PackedBackward packed_{};
   RowReader<A> d_output_, d_h_n_, h_, h_prev_, h0_;
   const A **a_, **from_output_, **from_state_, **saved_rows_, **h_rows_, **h_prev_rows_, **c_prev_rows_;
-  A **gate_rows_, **projected_rows_, **target_rows_, *carry_, *c0_, *target_;
-  bool* fresh_;
+  A **gate_rows_, **projected_rows_, **target_rows_, **to_reset_, *carry_, *c0_, *target_;
+  A *reset_h_, *reset_c_, *reset_c_spread_;
+  bool *fresh_, *anew_;  // anew: the step that was computed last starts anew
 };
 
 }  // namespace

@@ -129,7 +129,7 @@ class ForwardPass {
   using E = typename F::E;
   using Shape = TileShape<Cell::kSlots, Cell::kGates>;
   static constexpr int kL = F::kLanes, kS = Cell::kSlots;
-  static constexpr int64_t kChunkBytes = 128 * 1024;
+  static constexpr int64_t kChunkBytes = 128 * 1024, kManyRows = 12;
 
  public:
   static int64_t measure(const Forward& call, int64_t rows, bool in_place) {
@@ -142,18 +142,20 @@ class ForwardPass {
     ForwardPass(*task.call, task.task.count, !task.packed.w_hh, task.task.scratch, task.task.shared).go(task);
   }
 
- private:
+ protected:
   ForwardPass(const Forward& call, int64_t rows, bool in_place, char* scratch, char* shared)
+      : ForwardPass(call, rows, in_place, Arena(scratch), shared, kS) {}
+  // sums: how many sums of a unit are projected. A row-wise layer projects those of its gates in any case.
+  ForwardPass(const Forward& call, int64_t rows, bool in_place, Arena own, char* shared, int sums)
       : call_(call), layer_(call.layer), n_(rows), in_place_(in_place) {
     const Layer& l = layer_;
     padded_ = padded(l.H);
     out_ = l.out();
     h_stride_ = padded(out_);
-    start_size_ = padded_ * kS;
-    Arena own(scratch);
-    project_first_ = (n_ <= 2 && !in_place_) || l.ids;
+    start_size_ = padded_ * sums;
+    project_first_ = (n_ <= 2 && !in_place_) || l.ids || l.row_wise;
     chunk_ = 1;
-    if (project_first_ && !l.ids) {
+    if (project_first_ && !l.ids && n_ < kManyRows) {
       const int64_t fit = kChunkBytes / (start_size_ * static_cast<int64_t>(sizeof(A)) * (n_ ? n_ : 1));
       chunk_ = fit < 6 ? 6 : fit > 48 ? 48 : fit;
       if (chunk_ > l.T) chunk_ = l.T;
@@ -175,6 +177,8 @@ class ForwardPass {
     x_ = {l.x, l.features(), nullptr, (l.features() + 63) / 64 * 64};
     x_.scratch = own.template take<E>(x_.direct() ? 0 : rows_x * x_.slot_stride);
     bias_ = own.template take<A>(in_place_ ? start_size_ : 0);
+    reset_h_ = own.template take<E>(l.resets.data ? h_stride_ : 0);
+    reset_c_ = own.template take<A>(l.resets.data && Cell::kHasC ? padded_ : 0);
     const int64_t most = blocks_of<F>(l.H) < Shape::kBlocks ? blocks_of<F>(l.H) : Shape::kBlocks,
                   packed = in_place_ && n_ > Shape::kRows ? most : 0;  // blocks at a time
     panels_x_ = own.template take<E>(packed * panel_size<F>(l.features(), Cell::kGates));
@@ -182,11 +186,12 @@ class ForwardPass {
     Arena common(shared);
     ring_[0] = common.template take<E>(n_ * h_stride_);
     ring_[1] = common.template take<E>(n_ * h_stride_);
+    own_ = own;
     private_size_ = own.used();
     shared_size_ = common.used();
   }
 
-  void go(const ForwardTask& task) {
+  void begin(const ForwardTask& task) {
     const Task& t = task.task;
     const int d = t.direction;
     direction_ = d;
@@ -204,13 +209,35 @@ class ForwardPass {
     }
     output_direct_ = !layer_.P && call_.output[d].data && call_.output[d].dtype == dtype_of<E>();
     begin_rows();
+    if (layer_.resets.data) {
+      read_state(layer_.h_reset[d], 0, reset_h_, 0, out_);
+      if constexpr (Cell::kHasC) {
+        for (int64_t u = layer_.H; u < padded_; ++u) reset_c_[u] = 0;
+        read_state(layer_.c_reset[d], 0, reset_c_, 0, layer_.H);
+      }
+    }
     if (t.barrier) t.barrier(t.barrier_state);
+  }
 
+  // Calls one(step, active rows) for every step.
+  template <class Function>
+  void for_steps(Function&& one) {
     const int64_t steps = n_ ? layer_.length(rows_[0]) : 0;
     int64_t active = n_;
     for (int64_t step = 0; step < steps; ++step) {
       while (layer_.length(rows_[active - 1]) <= step) --active;
-      prepare(step, active, steps);
+      one(step, active);
+    }
+    for (int64_t i = 0; i < n_; ++i) clear_tail(i);
+  }
+
+  void go(const ForwardTask& task) {
+    const Task& t = task.task;
+    const int d = t.direction;
+    begin(task);
+    for_steps([&](int64_t step, int64_t active) {
+      if (project_first_) project<kS>(step, active, reinterpret_cast<const A*>(packed_.bias));
+      prepare(step, active);
       ForwardStep<F> s;
       s.start = start_;
       s.x = project_first_ ? h_prev_ : x_rows_;  // never read if K_x is 0
@@ -235,8 +262,7 @@ class ForwardPass {
       if (layer_.P) project_output(active);
       finish_step(step, active);
       if (t.barrier) t.barrier(t.barrier_state);
-    }
-    for (int64_t i = 0; i < n_; ++i) clear_tail(i);
+    });
   }
 
   // Computes one step with weights that are not packed. A few rows, the rows of one tile, use them as they lie in
@@ -301,16 +327,20 @@ class ForwardPass {
     read_row<To>(from.dtype, source, from.stride, to + begin, end - begin);
   }
 
-  // Finds the rows of this step. At the start of a chunk of steps that are projected at once, projects their input.
-  void prepare(int64_t step, int64_t active, int64_t steps) {
+  // Projects the input: at the start of a chunk of steps that are projected at once, that of all of them. The rows
+  // start_ point to the sums of this step, [blocks][kSums][kLanes], plus `bias` unless that is null.
+  template <int kSums>
+  void project(int64_t step, int64_t active, const A* bias) {
     const int64_t in_chunk = step % chunk_;
-    if (project_first_) {
-      if (layer_.ids)
-        take_columns(step, active);
-      else if (in_chunk == 0)
-        project_chunk(step, active, steps);
-      for (int64_t i = 0; i < active; ++i) start_[i] = projected_ + (in_chunk * n_ + i) * start_size_;
-    }
+    if (layer_.ids)
+      take_columns<kSums>(step, active, bias);
+    else if (in_chunk == 0)
+      project_chunk<kSums>(step, active, bias);
+    for (int64_t i = 0; i < active; ++i) start_[i] = projected_ + (in_chunk * n_ + i) * start_size_;
+  }
+
+  // Finds the rows of this step.
+  void prepare(int64_t step, int64_t active) {
     const Rows& output = call_.output[direction_];
     const Rows& saved = call_.saved[direction_];
     for (int64_t i = 0; i < active; ++i) {
@@ -320,12 +350,22 @@ class ForwardPass {
       if (output_direct_) output_rows_[i] = reinterpret_cast<E*>(output.data) + output.offset(t, b);
       if (saved.data) saved_[i] = reinterpret_cast<A*>(saved.data) + saved.offset(t, b);
       if (!project_first_) x_rows_[i] = x_.at(t, b, i);
+      if (layer_.starts_anew(direction_, t, b, layer_.length(b))) start_anew(i);
     }
   }
 
-  void project_chunk(int64_t step, int64_t active, int64_t steps) {
+  // Gives a row the reset state as its previous one.
+  void start_anew(int64_t i) {
+    h_prev_[i] = reset_h_;
+    if constexpr (Cell::kHasC) {
+      for (int64_t u = 0; u < padded_; ++u) c_[i * padded_ + u] = reset_c_[u];
+    }
+  }
+
+  template <int kSums>
+  void project_chunk(int64_t step, int64_t active, const A* bias) {
     int64_t count = 0;
-    for (int64_t k = 0; k < chunk_ && step + k < steps; ++k) {
+    for (int64_t k = 0; k < chunk_; ++k) {
       for (int64_t i = 0; i < active && step + k < layer_.length(rows_[i]); ++i, ++count) {
         x_rows_[count] = x_.at(time(i, step + k), rows_[i], count);
         projected_rows_[count] = projected_ + (k * n_ + i) * start_size_;
@@ -333,21 +373,20 @@ class ForwardPass {
     }
     const int64_t panel = panel_size<F>(layer_.I, Cell::kGates);
     const E* w = reinterpret_cast<const E*>(packed_.w_ih);
-    const A* bias = reinterpret_cast<const A*>(packed_.bias);
     for (int64_t block = block_begin_; block < block_end_; ++block) {
       for_row_groups<Shape::kRows>(count, [&](int64_t first, auto m) {
-        product_tile<F, Cell::kGates, kS, decltype(m)::value>(x_rows_ + first, layer_.I, w + block * panel,
-                                                              bias + block * kS * kL, projected_rows_ + first,
-                                                              block * kS * kL);
+        const int64_t at = block * kSums * kL;
+        product_tile<F, Cell::kGates, kSums, decltype(m)::value>(
+            x_rows_ + first, layer_.I, w + block * panel, bias ? bias + at : nullptr, projected_rows_ + first, at);
       });
     }
   }
 
   // The projection of ids: the columns of w_ih that they name, plus the bias. Columns are far apart in memory, so those
   // of the next step are prefetched.
-  void take_columns(int64_t step, int64_t active) {
+  template <int kSums>
+  void take_columns(int64_t step, int64_t active, const A* bias) {
     const Matrix& w = layer_.w_ih[direction_];
-    const A* bias = reinterpret_cast<const A*>(packed_.bias);
     const int64_t size = size_of(layer_.dtype);
     const bool direct = layer_.dtype == dtype_of<A>() && w.row_stride == 1;
     const auto column_of = [&](int64_t i, int64_t at) {
@@ -360,9 +399,9 @@ class ForwardPass {
       A* to = projected_ + i * start_size_;
       for (int64_t block = block_begin_; block < block_end_; ++block) {
         const int64_t left = layer_.H - block * kL, n = left < kL ? left : kL;
-        for (int s = 0; s < kS; ++s) {
-          const int64_t at = (block * kS + s) * kL;
-          typename F::V sum = load(bias + at);
+        for (int s = 0; s < kSums; ++s) {
+          const int64_t at = (block * kSums + s) * kL;
+          typename F::V sum = bias ? load(bias + at) : typename F::V{};
           if (s < Cell::kGates) {
             const char* from = column + (s * layer_.H + block * kL) * w.row_stride * size;
             if (direct) {
@@ -380,10 +419,13 @@ class ForwardPass {
   }
 
   // h = W_hr m, where m is h before the projection. It is computed in padded rows, as tiles write whole vectors.
-  void project_output(int64_t active) {
+  void project_sums(int64_t active) {
     const int64_t panel = panel_size<F>(layer_.H, 1);
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);
     product<F>(m_rows_, active, layer_.H, w, panel, blocks_of<F>(layer_.P), nullptr, proj_rows_);
+  }
+  void project_output(int64_t active) {
+    project_sums(active);
     for (int64_t i = 0; i < active; ++i)
       write_row<A>(dtype_of<E>(), proj_rows_[i], reinterpret_cast<char*>(h_next_[i]), layer_.P);
   }
@@ -429,6 +471,7 @@ class ForwardPass {
   const Layer& layer_;
   const int64_t n_;
   const bool in_place_;
+  Arena own_{nullptr};  // for what a derived class needs beyond the memory below
   int64_t padded_, out_, h_stride_, start_size_, chunk_, private_size_, shared_size_;
   bool project_first_, output_direct_ = false;
   int direction_ = 0;
@@ -436,11 +479,11 @@ class ForwardPass {
   int64_t unit_begin_ = 0, unit_end_ = 0, block_begin_ = 0, block_end_ = 0, out_begin_ = 0, out_end_ = 0;
   PackedForward packed_{};
   RowReader<E> x_;
-  A *projected_, *proj_out_, *c_, *bias_;
+  A *projected_, *proj_out_, *c_, *bias_, *reset_c_;
   A **projected_rows_, **proj_rows_, **saved_;
   const A** start_;
   const E **x_rows_, **h_prev_;
-  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_x_, *panels_h_, *ring_[2];
+  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_x_, *panels_h_, *ring_[2], *reset_h_;
 };
 
 }  // namespace

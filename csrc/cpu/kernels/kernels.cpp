@@ -6,6 +6,8 @@
 #include "forward.h"
 #include "head.h"
 #include "input_grad.h"
+#include "row_backward.h"
+#include "row_forward.h"
 #include "weight_grad.h"
 
 namespace sf {
@@ -20,6 +22,7 @@ auto with_cell(const Layer& layer, Function&& function) {
   case kCell_##name:        \
     return function(F{}, Type{});
     SF_CELLS(SF_CASE)
+    SF_OPTION_CELLS(SF_CASE)
 #undef SF_CASE
   }
   __builtin_unreachable();
@@ -110,28 +113,56 @@ PackedBackward packed_backward(const Layer& layer, const char* p) {
 }
 
 bool forward_in_place(const Layer& layer) {
+  if (layer.row_wise) return false;
   return with_forward_format(layer, [&](auto f, auto) { return readable_in_place<decltype(f)>(layer); });
 }
+// These two call function(Pass<F, Cell>), with a value of the type of the pass that runs a layer. Cells that are
+// options have no other pass than the row-wise ones.
+template <class Pass>
+struct PassOf {
+  using Type = Pass;
+};
+template <class Function>
+auto with_forward_pass(const Layer& layer, Function&& function) {
+  return with_forward_format(layer, [&](auto f, auto c) {
+    using F = decltype(f);
+    using Cell = decltype(c);
+    if constexpr (!OptionsOf<Cell>::kIsOption) {
+      if (!layer.row_wise) return function(PassOf<ForwardPass<F, Cell>>{});
+    }
+    return function(PassOf<RowForward<F, Cell>>{});
+  });
+}
+template <class Function>
+auto with_backward_pass(const Layer& layer, Function&& function) {
+  return with_format(layer, [&](auto f, auto c) {
+    using F = decltype(f);
+    using Cell = decltype(c);
+    if constexpr (!OptionsOf<Cell>::kIsOption) {
+      if (!layer.row_wise) return function(PassOf<BackwardPass<F, Cell>>{});
+    }
+    return function(PassOf<RowBackward<F, Cell>>{});
+  });
+}
+
 int64_t forward_scratch(const Forward& call, int64_t rows, bool in_place) {
-  return with_forward_format(
-      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure(call, rows, in_place); });
+  return with_forward_pass(call.layer, [&](auto p) { return decltype(p)::Type::measure(call, rows, in_place); });
 }
 int64_t forward_shared(const Forward& call, int64_t rows) {
-  return with_forward_format(
-      call.layer, [&](auto f, auto c) { return ForwardPass<decltype(f), decltype(c)>::measure_shared(call, rows); });
+  return with_forward_pass(call.layer, [&](auto p) { return decltype(p)::Type::measure_shared(call, rows); });
 }
 void forward(const ForwardTask& task) {
-  with_forward_format(task.call->layer, [&](auto f, auto c) { ForwardPass<decltype(f), decltype(c)>::run(task); });
+  with_forward_pass(task.call->layer, [&](auto p) { decltype(p)::Type::run(task); });
 }
 bool backward_in_place(const Layer& layer) {
+  if (layer.row_wise) return false;
   return with_format(layer, [&](auto f, auto) { return readable_in_place_backward<decltype(f)>(layer); });
 }
 int64_t backward_scratch(const Backward& call, int64_t rows) {
-  return with_format(call.layer,
-                     [&](auto f, auto c) { return BackwardPass<decltype(f), decltype(c)>::measure(call, rows); });
+  return with_backward_pass(call.layer, [&](auto p) { return decltype(p)::Type::measure(call, rows); });
 }
 void backward(const BackwardTask& task) {
-  with_format(task.call->layer, [&](auto f, auto c) { BackwardPass<decltype(f), decltype(c)>::run(task); });
+  with_backward_pass(task.call->layer, [&](auto p) { decltype(p)::Type::run(task); });
 }
 int64_t input_grad_scratch(const Backward& call) {
   return with_format(call.layer, [&](auto f, auto c) { return InputGrad<decltype(f), decltype(c)>::measure(call); });

@@ -250,14 +250,16 @@ SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typen
 
 // A product that no cell follows, for kRows rows: out[row][column..] = in[row][0..K) times one panel, + start. The sum
 // of the products comes first and `start` after it, as in forward_tile().
+// The lines of the panel are `line` elements apart: a part of the groups of a panel is a product too.
 template <class F, int kGroups, int kSlots, int kRows>
 __attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
-                                            const typename F::A* start, typename F::A* const* out, int64_t column) {
+                                            const typename F::A* start, typename F::A* const* out, int64_t column,
+                                            int64_t line = kLine<F, kGroups>) {
   typename F::V acc[kRows][kSlots] = {};
   const typename F::E* rows[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) rows[m] = in[m];
-  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0);
+  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0, {}, line);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16

@@ -7,6 +7,7 @@
 
 #include "kernel_table.h"
 #include "pack.h"
+#include "row_parts.h"
 #include "scratch.h"
 
 namespace sf {
@@ -103,7 +104,8 @@ class WeightGradPass {
   using A = typename F::A;
   static constexpr int kL = F::kLanes, kRows = GradTile::kRows, kBlocks = GradTile::kBlocks;
   static constexpr int64_t kChunk = 128;
-  enum Source { kInput, kHidden, kUnprojected, kSources };
+  // kGated: r * h, of the cell that resets first.
+  enum Source { kInput, kHidden, kUnprojected, kGated, kSources };
 
   // Neighbouring columns of d_gates that one thread works on. Each column gives one row of each weight's gradient.
   struct Strip {
@@ -114,7 +116,7 @@ class WeightGradPass {
 
  public:
   static int64_t measure(const WeightGrad& call, int64_t parts) {
-    const WeightGradTask widest{&call, 0, 0, parts, 0, nullptr, 0, nullptr};
+    const WeightGradTask widest{&call, 0, 0, parts, 0, nullptr, call.layer.B / call.samples, nullptr};
     return WeightGradPass(widest).size_;
   }
   static void run(const WeightGradTask& task) { WeightGradPass(task).go(); }
@@ -124,6 +126,7 @@ class WeightGradPass {
       : task_(task), call_(*task.call), layer_(call_.layer), d_(task.direction) {
     const Layer& l = layer_;
     width_[kInput] = l.features(), width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
+    width_[kGated] = OptionsOf<Cell>::kResetsFirst ? l.H : 0;
     const int64_t steps = l.T * (l.B / call_.samples);
     one_chunk_ = steps <= kChunk && l.dtype == dtype_of<A>();
     Arena own(task.scratch);
@@ -132,20 +135,23 @@ class WeightGradPass {
       for (int g = 0; g < Cell::kGates; ++g) {
         if (Cell::hidden_slot(g) == s) hidden_row = g * l.H;
       }
-      add_strip(own, s * l.H, l.H, s < Cell::kGates ? s * l.H : -1, hidden_row, -1);
+      const bool gated = OptionsOf<Cell>::kResetsFirst && s + 1 == Cell::kSlots;
+      add_strip(own, s * l.H, l.H,
+                {s < Cell::kGates ? s * l.H : -1, gated ? -1 : hidden_row, -1, gated ? hidden_row : -1});
     }
-    if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, -1, -1, 0);
+    if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, {-1, -1, 0, -1});
     gates_ = own.template take<const A*>(kChunk);
     for (const char**& p : source_rows_) p = own.template take<const char*>(kChunk);
     int64_t longest = 0;
     for (int64_t w : width_) longest = w > longest ? w : longest;
     panel_ = own.template take<A>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
     line_ = own.template take<A>(longest + kBlocks * kL);
+    masks_ = own.template take<A>(masks_state() ? task.count * l.out() : 0);
     size_ = own.used();
   }
 
-  void add_strip(Arena& own, int64_t column, int64_t count, int64_t input_row, int64_t hidden_row,
-                 int64_t unprojected_row) {
+  // rows: for each source, the first row of its weight's gradient that the strip gives, or -1.
+  void add_strip(Arena& own, int64_t column, int64_t count, const int64_t (&rows)[kSources]) {
     const int64_t tiles = (count + kRows - 1) / kRows;
     const int64_t begin = tiles * task_.part / task_.parts * kRows,
                   end = tiles * (task_.part + 1) / task_.parts * kRows;
@@ -153,7 +159,6 @@ class WeightGradPass {
     Strip& s = strips_[strip_count_++];
     s.column = column + begin;
     s.count = (end < count ? end : count) - begin;
-    const int64_t rows[kSources] = {input_row, hidden_row, unprojected_row};
     s.bias = own.template take<A>(most);
     s.chunk_bias = own.template take<A>(most);
     s.run_bias = own.template take<A>(most);
@@ -175,11 +180,15 @@ class WeightGradPass {
         }
       }
     }
+    for (int64_t i = 0; masks_state() && i < task_.count; ++i)
+      draw_mask(layer_.noise, Masked::kState, d_, task_.rows[i], 0, kept_scale<A>(layer_.noise.state),
+                masks_ + i * layer_.out(), layer_.out());
     int64_t count = 0, chunks = 0, active = task_.count;
     for (int64_t t = 0; t < layer_.T; ++t) {
       while (active > 0 && layer_.length(task_.rows[active - 1]) <= t) --active;
       for (int64_t i = 0; i < active; ++i) {
         add_row(count, t, task_.rows[i]);
+        mask_[count] = masks_ + i * layer_.out();
         if (++count == kChunk) add_chunk(count), count = 0, ++chunks;
       }
     }
@@ -192,14 +201,16 @@ class WeightGradPass {
     gates_[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
     if (width_[kInput]) source_rows_[kInput][k] = address(layer_.x, t, b);
     const int64_t before = d_ ? t + 1 : t - 1;
-    if (before >= 0 && before < layer_.length(b)) {
-      source_rows_[kHidden][k] = address(call_.output[d_], before, b);
-    } else {
-      source_rows_[kHidden][k] = layer_.h0[d_].data ? address(layer_.h0[d_], 0, b) : nullptr;
-    }
-    from_h0_[k] = before < 0 || before >= layer_.length(b);
+    const int64_t length = layer_.length(b);
+    const bool anew = layer_.starts_anew(d_, t, b, length), follows = !anew && before >= 0 && before < length;
+    const Rows& hidden = anew ? layer_.h_reset[d_] : follows ? call_.output[d_] : layer_.h0[d_];
+    hidden_[k] = &hidden;
+    source_rows_[kHidden][k] = hidden.data ? address(hidden, follows ? before : 0, b) : nullptr;
+    source_rows_[kGated][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H);
     source_rows_[kUnprojected][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H + layer_.P);
   }
+
+  bool masks_state() const { return layer_.noise.seed && layer_.noise.state > 0; }
 
   static const char* address(const Rows& rows, int64_t t, int64_t b) {
     return rows.data + rows.offset(t, b) * size_of(rows.dtype);
@@ -287,27 +298,30 @@ class WeightGradPass {
   }
 
   char* weight_of(int source) const {
-    return source == kInput ? call_.d_w_ih[d_] : source == kHidden ? call_.d_w_hh[d_] : call_.d_w_hr[d_];
+    return source == kInput ? call_.d_w_ih[d_] : source == kUnprojected ? call_.d_w_hr[d_] : call_.d_w_hh[d_];
   }
   // The row of the gradient that a strip begins with.
   int64_t first_row(const Strip& s, int source) const {
     return task_.sample * (source == kUnprojected ? layer_.P : layer_.gates * layer_.H) + s.grad_row[source];
   }
 
-  // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0.
+  // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0
+  // or no learnt reset state.
   const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
     const char* row = source_rows_[source][k];
     if (!row) return nullptr;
-    if (source == kUnprojected) return reinterpret_cast<const A*>(row) + first;
-    const Rows& rows = source == kInput ? layer_.x : from_h0_[k] ? layer_.h0[d_] : call_.output[d_];
+    if (source == kUnprojected || source == kGated) return reinterpret_cast<const A*>(row) + first;
+    const Rows& rows = source == kInput ? layer_.x : *hidden_[k];
     row += first * rows.stride * size_of(rows.dtype);
-    if (rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
+    const bool masked = source == kHidden && masks_state();
+    if (!masked && rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
     read_row<A>(rows.dtype, row, rows.stride, line_, n);
+    for (int64_t u = 0; masked && u < n; ++u) line_[u] *= mask_[k][first + u];
     return line_;
   }
 
   void finish(const Strip& s) {
-    char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr};
+    char* const biases[kSources] = {call_.d_b_ih[d_], call_.d_b_hh[d_], nullptr, call_.d_b_hh[d_]};
     const int64_t size = size_of(layer_.dtype);
     for (int source = 0; source < kSources; ++source) {
       if (s.grad_row[source] < 0) continue;
@@ -333,8 +347,9 @@ class WeightGradPass {
   bool one_chunk_;  // all steps of a sample fit into one chunk, and the gradients have the type of the sums
   const A** gates_;
   const char** source_rows_[kSources];
-  bool from_h0_[kChunk];
-  A *panel_, *line_;
+  const Rows* hidden_[kChunk];  // where the previous h of each row is: the output, h0 or the reset state
+  A *panel_, *line_, *masks_;
+  const A* mask_[kChunk];  // of the state that each row was given
 };
 
 }  // namespace

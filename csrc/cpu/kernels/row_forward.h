@@ -1,0 +1,280 @@
+// The forward pass of a layer with options, for one task. The products of a step go through memory, and one function
+// then looks at a row of the batch at a time: a norm needs all sums of a row before any unit of it is known, and masks
+// are drawn for a row. Everything else is that of the forward pass without options, from which this one is derived.
+#pragma once
+
+#include "forward.h"
+#include "row_parts.h"
+
+namespace sf {
+namespace {
+
+template <class F, class Cell>
+class RowForward : ForwardPass<F, Cell> {
+  using Pass = ForwardPass<F, Cell>;
+  using Shape = RowShape<Cell>;
+  using Base = typename Shape::Base;
+  using A = typename F::A;
+  using E = typename F::E;
+  using V = typename F::V;
+  static constexpr int kL = F::kLanes, kG = Base::kGates, kSaved = Shape::kBaseSaved;
+  static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC;
+  static constexpr int kTileRows = TileShape<kG>::kRows;
+
+ public:
+  static int64_t measure(const Forward& call, int64_t rows, bool) {
+    return RowForward(call, rows, nullptr, nullptr).size_;
+  }
+  static int64_t measure_shared(const Forward& call, int64_t rows) {
+    return RowForward(call, rows, nullptr, nullptr).shared_size_;
+  }
+  static void run(const ForwardTask& task) {
+    RowForward(*task.call, task.task.count, task.task.scratch, task.task.shared).go(task);
+  }
+
+ private:
+  using Pass::call_, Pass::layer_, Pass::n_, Pass::padded_, Pass::out_, Pass::h_stride_, Pass::shared_size_,
+      Pass::rows_;
+  using Pass::direction_, Pass::packed_, Pass::start_, Pass::h_prev_, Pass::h_next_, Pass::output_rows_, Pass::saved_;
+  using Pass::m_rows_, Pass::c_, Pass::output_direct_, Pass::proj_rows_, Pass::own_;
+
+  RowForward(const Forward& call, int64_t rows, char* scratch, char* shared)
+      : Pass(call, rows, false, Arena(scratch), shared, kG), noise_(call.layer.noise) {
+    const int64_t row = padded_ * kG;
+    sums_ = own_.template take<A>(n_ * row);
+    sum_rows_ = own_.template take<A*>(n_);
+    operand_rows_ = own_.template take<const E*>(n_);
+    operands_ = own_.template take<E>(masks_state() || Shape::kResetsFirst ? n_ * h_stride_ : 0);
+    state_masks_ = own_.template take<A>(masks_state() ? n_ * h_stride_ : 0);
+    candidate_ = own_.template take<A>(padded_);
+    keep_h_ = own_.template take<A>(h_stride_);
+    keep_c_ = own_.template take<A>(Base::kHasC ? padded_ : 0);
+    values_ = own_.template take<A>((Shape::kResetsFirst ? n_ : 1) * padded_ * (kSaved > 0 ? kSaved : 1));
+    normed_x_ = own_.template take<A>(kNorm ? row : 0);
+    normed_h_ = own_.template take<A>(kNorm ? row : 0);
+    new_c_ = own_.template take<A>(kNormC ? padded_ : 0);
+    normed_c_ = own_.template take<A>(kNormC ? padded_ : 0);
+    for (int k = 0; k < kFurther; ++k) further_[k] = own_.template take<A>(padded_ * further_rows(k));
+    size_ = own_.used();
+  }
+
+  bool masks_state() const { return noise_.seed && noise_.state > 0; }
+  bool masks_candidate() const { return noise_.seed && noise_.candidate > 0; }
+  int64_t further_rows(int k) const { return layer_.further[k][0].data ? layer_.further[k][0].rows : 0; }
+
+  void go(const ForwardTask& task) {
+    Pass::begin(task);
+    for (int k = 0; k < kFurther; ++k)
+      if (further_rows(k)) read_further<F>(layer_, layer_.further[k][direction_], further_[k]);
+    for (int64_t i = 0; i < n_; ++i) {
+      sum_rows_[i] = sums_ + i * padded_ * kG;
+      if (masks_state())
+        draw_mask(noise_, Masked::kState, direction_, rows_[i], 0, kept_scale<A>(noise_.state),
+                  state_masks_ + i * h_stride_, out_);
+    }
+    Pass::for_steps([&](int64_t step, int64_t active) {
+      Pass::template project<kG>(step, active, nullptr);
+      Pass::prepare(step, active);
+      for (int64_t i = 0; i < active; ++i) operand_rows_[i] = masks_state() ? masked_state(i) : h_prev_[i];
+      if constexpr (Shape::kResetsFirst) {
+        product<2>(active, 0);
+        for (int64_t i = 0; i < active; ++i) reset_row(i);
+        product<1>(active, 2);
+      } else {
+        product<kG>(active, 0);
+      }
+      for (int64_t i = 0; i < active; ++i) {
+        draw_masks(i, step);
+        run_row(i);
+        if (!layer_.P && output_direct_) copy_output(i);
+      }
+      if (layer_.P) project_rows(active, step);
+      Pass::finish_step(step, active);
+    });
+  }
+
+  // The sums of the state's part of kCount gates from `first` on.
+  template <int kCount>
+  void product(int64_t active, int first) {
+    const int64_t panel = panel_size<F>(out_, kG);
+    const E* w = reinterpret_cast<const E*>(packed_.w_hh) + first * kL * F::kPack;
+    for (int64_t block = 0; block < blocks_of<F>(layer_.H); ++block) {
+      for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
+        product_tile<F, kCount, kCount, decltype(m)::value>(operand_rows_ + row, out_, w + block * panel, nullptr,
+                                                            sum_rows_ + row, (block * kG + first) * kL, kLine<F, kG>);
+      });
+    }
+  }
+
+  int lanes(int64_t unit, int64_t width) const { return static_cast<int>(width - unit < kL ? width - unit : kL); }
+
+  // h of the previous step times the mask of the state.
+  const E* masked_state(int64_t i) {
+    E* to = operands_ + i * h_stride_;
+    for (int64_t u = 0; u < out_; u += kL)
+      F::write(to + u, F::read(h_prev_[i] + u, lanes(u, out_)) * load(state_masks_ + i * h_stride_ + u),
+               lanes(u, out_));
+    return to;
+  }
+
+  void draw_masks(int64_t i, int64_t step) {
+    if (!noise_.seed) return;
+    const int64_t b = rows_[i], t = this->time(i, step);
+    if (noise_.candidate > 0)
+      draw_mask(noise_, Masked::kCandidate, direction_, b, t, kept_scale<A>(noise_.candidate), candidate_, layer_.H);
+    if (noise_.zoneout_h > 0) draw_mask(noise_, Masked::kZoneoutH, direction_, b, t, A(1), keep_h_, out_);
+    if (noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, direction_, b, t, A(1), keep_c_, layer_.H);
+  }
+
+  V zone_out_h(V fresh, V old, int64_t unit) const {
+    if (!(noise_.zoneout_h > 0)) return fresh;
+    return zoned_out(fresh, old, noise_.seed ? keep_h_ + unit : nullptr, static_cast<A>(noise_.zoneout_h));
+  }
+  V zone_out_c(V fresh, V old, int64_t unit) const {
+    if (!(noise_.zoneout_c > 0)) return fresh;
+    return zoned_out(fresh, old, noise_.seed ? keep_c_ + unit : nullptr, static_cast<A>(noise_.zoneout_c));
+  }
+
+  // Where the values of row i that training saves go; in inference they are needed only until the row is done.
+  A* values_of(int64_t i) const {
+    if (call_.saved[direction_].data) return saved_[i];
+    return values_ + (Shape::kResetsFirst ? i * padded_ * kSaved : 0);
+  }
+
+  UnitOptions<V, Shape::kPeephole> options_of(int64_t block, V (&seen)[3]) const {
+    if constexpr (Shape::kPeephole) {
+      for (int k = 0; k < 3; ++k) seen[k] = load(further_[0] + (block * 3 + k) * kL);
+    }
+    return {masks_candidate() ? load(candidate_ + block * kL) : V{} + 1, seen};
+  }
+
+  // The slots of the cell without its option: biases, the input's sums and the state's.
+  void slots_of(int64_t i, int64_t block, V (&a)[Base::kSlots]) const {
+    const A* bias = reinterpret_cast<const A*>(packed_.bias) + block * Cell::kSlots * kL;
+    if constexpr (kNorm) {
+      for (V& sum : a) sum = V{};
+      for (int g = 0; g < kG; ++g) {
+        const int64_t at = (block * kG + g) * kL;
+        a[g] += fma(load(now_x_ + at), load(further_[0] + at), load(bias + g * kL));
+        a[Base::hidden_slot(g)] += fma(load(now_h_ + at), load(further_[1] + at), load(bias + (kG + g) * kL));
+      }
+    } else {
+      for (int s = 0; s < Base::kSlots; ++s) a[s] = s < Cell::kSlots ? load(bias + s * kL) : V{};
+      for (int g = 0; g < kG; ++g) {
+        const int64_t at = (block * kG + g) * kL;
+        a[g] += load(start_[i] + at);
+        a[Cell::hidden_slot(g)] += load(sum_rows_[i] + at);
+      }
+    }
+  }
+
+  // With kResetsFirst: the gates r and z, and r * h for the second product.
+  void reset_row(int64_t i) {
+    if constexpr (Shape::kResetsFirst) {
+      E* to = operands_ + i * h_stride_;
+      A* values = values_of(i);
+      for (int64_t unit = 0; unit < layer_.H; unit += kL) {
+        const int64_t block = unit / kL;
+        V a[Base::kSlots], saved[kSaved];
+        slots_of(i, block, a);
+        Cell::gates(a, saved);
+        const V operand = F::read(operand_rows_[i] + unit, lanes(unit, layer_.H));
+        store(values + unit * kSaved, saved[0]);
+        store(values + unit * kSaved + kL, saved[1]);
+        F::write(to + unit, saved[0] * operand, lanes(unit, layer_.H));
+      }
+      operand_rows_[i] = to;
+    }
+  }
+
+  void run_row(int64_t i) {
+    A* const values = values_of(i);
+    A* const c_row = c_ + i * padded_;
+    if constexpr (kNorm) {
+      const bool keep = call_.saved[direction_].data != nullptr;
+      now_x_ = keep ? values + Shape::normed_x(padded_) : normed_x_;
+      now_h_ = keep ? values + Shape::normed_h(padded_) : normed_h_;
+      for (int block = 0; block < Shape::kNormBlocks; ++block) {
+        const int first = Shape::first_gate(block), last = Shape::last_gate(block);
+        const A x = normalise<F>(start_[i], now_x_, layer_.H, kG, first, last),
+                h = normalise<F>(sum_rows_[i], now_h_, layer_.H, kG, first, last);
+        if (keep)
+          values[Shape::inverses(padded_) + 2 * block] = x, values[Shape::inverses(padded_) + 2 * block + 1] = h;
+      }
+    }
+    for (int64_t unit = 0; unit < layer_.H; unit += kL) {
+      const int64_t block = unit / kL;
+      const int n = lanes(unit, layer_.H);
+      V a[Base::kSlots], saved[kSaved + 1], seen[3], c{};
+      slots_of(i, block, a);
+      V h = F::read(h_prev_[i] + unit, layer_.P ? 0 : n);
+      const V old_h = h;
+      if constexpr (Base::kHasC) c = load(c_row + unit);
+      const V old_c = c;
+      const auto options = options_of(block, seen);
+      if constexpr (kNormC) {
+        Base::memory(a, c, saved, options);
+        store(new_c_ + unit, c);
+      } else if constexpr (Shape::kResetsFirst) {
+        saved[0] = load(values + unit * kSaved), saved[1] = load(values + unit * kSaved + kL);
+        Cell::finish(a[2], h, saved, options);
+      } else {
+        Base::forward(a, h, c, saved, options);
+        if (layer_.saves_fresh_h() && call_.saved[direction_].data) store(values + Cell::kSaved * padded_ + unit, h);
+      }
+      if constexpr (Base::kHasC) {
+        c = zone_out_c(c, old_c, unit);
+        saved[kSaved - 1] = c;
+        store(c_row + unit, c);
+      }
+      for (int k = 0; k < kSaved; ++k) store(values + unit * kSaved + k * kL, saved[k]);
+      if constexpr (!kNormC) write_h(i, unit, n, h, old_h);
+    }
+    if constexpr (kNormC) {
+      normalise<F>(new_c_, normed_c_, layer_.H, 1, 0, 1);
+      for (int64_t unit = 0; unit < layer_.H; unit += kL) {
+        const int n = lanes(unit, layer_.H);
+        const V c = fma(load(normed_c_ + unit), load(further_[2] + unit), load(further_[3] + unit));
+        const V h = Base::output(load(values + unit * kSaved + 3 * kL), c);
+        write_h(i, unit, n, h, F::read(h_prev_[i] + unit, layer_.P ? 0 : n));
+      }
+    }
+  }
+
+  void write_h(int64_t i, int64_t unit, int n, V h, V old) {
+    if (layer_.P) {
+      F::write(m_rows_[i] + unit, h, n);
+    } else {
+      F::write(h_next_[i] + unit, zone_out_h(h, old, unit), n);
+    }
+  }
+
+  void copy_output(int64_t i) {
+    for (int64_t u = 0; u < out_; u += kL)
+      F::write(output_rows_[i] + u, F::read(h_next_[i] + u, lanes(u, out_)), lanes(u, out_));
+  }
+
+  // h = W_hr m, with zoneout before it is rounded.
+  void project_rows(int64_t active, int64_t step) {
+    Pass::project_sums(active);
+    for (int64_t i = 0; i < active; ++i) {
+      draw_masks(i, step);
+      for (int64_t u = 0; u < out_; u += kL) {
+        const V h = zone_out_h(load(proj_rows_[i] + u), F::read(h_prev_[i] + u, lanes(u, out_)), u);
+        F::write(h_next_[i] + u, h, lanes(u, out_));
+      }
+    }
+  }
+
+  static constexpr int kFurther = kMostFurtherWeights;
+  const Noise& noise_;
+  int64_t size_;
+  A *sums_, **sum_rows_, *state_masks_, *candidate_, *keep_h_, *keep_c_, *values_, *normed_x_, *normed_h_, *new_c_,
+      *normed_c_, *further_[kFurther];
+  A *now_x_ = nullptr, *now_h_ = nullptr;  // the normalised sums of the row at hand
+  const E** operand_rows_;
+  E* operands_;
+};
+
+}  // namespace
+}  // namespace sf
