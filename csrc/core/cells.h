@@ -309,8 +309,12 @@ constexpr CellInfo cell_info(const char* name) {
   static_assert(Cell::kGates <= kMostGates, "kGates: at most kMostGates");
   static_assert(Cell::kHasC ? Cell::kSaved == 5 : Cell::kSaved == 0 || Cell::kSaved == 4,
                 "kSaved: five with kHasC, else none or four, which is how the CUDA kernels store them");
-  CellInfo info{name, Cell::kGates, Cell::kSlots, Cell::kSaved, Cell::kHasC};
-  info.base_slots = Cell::kSlots;
+  CellInfo info{};
+  info.name = name;
+  info.gates = Cell::kGates;
+  info.slots = info.base_slots = Cell::kSlots;
+  info.saved = Cell::kSaved;
+  info.has_c = Cell::kHasC;
   for (int pass = 0; pass < 2; ++pass) info.activations[pass] = Cell::kActivations[pass];
   for (int gate = 0; gate < Cell::kGates; ++gate)
     info.hidden_slot[gate] = info.base_hidden_slot[gate] = Cell::hidden_slot(gate);

@@ -37,17 +37,17 @@ struct Mgu {  // gates f n; slots f n_input n_hidden; saved f n n_hidden 1-f
   static constexpr bool kHasC = false, kReadsH = false, kReadsHPrev = true, kCarriesH = true;
   static constexpr int hidden_slot(int gate) { return gate == 1 ? 2 : 0; }
 
-  template <class V>
-  static SF_FN void forward(const V* a, V& h, V&, V* saved) {
+  template <class V, class O = NoOptions>
+  static SF_FN void forward(const V* a, V& h, V&, V* saved, const O& options = {}) {
     const V f = sigmoid(a[0]), n = tanh(fma(f, a[2], a[1]));
     saved[0] = f, saved[1] = n, saved[2] = a[2], saved[3] = 1 - f;
-    h = fma(f, n - h, h);
+    h = fma(f, options.candidate(n) - h, h);
   }
-  template <class V>
-  static SF_FN void backward(const V* saved, V, V h_prev, V, V dh, V& carry, V* d) {
-    const V f = saved[0], n = saved[1];
+  template <class V, class O = NoOptions>
+  static SF_FN void backward(const V* saved, V, V h_prev, V, V dh, V& carry, V* d, const O& options = {}) {
+    const V f = saved[0], m = saved[1], n = options.candidate(m);
     dh += carry;
-    d[1] = dh * f * fma(-n, n, V{} + 1);
+    d[1] = options.candidate(dh * f) * fma(-m, m, V{} + 1);
     d[0] = fma(d[1], saved[2], dh * (n - h_prev)) * f * saved[3];
     d[2] = d[1] * f;
     carry = dh * saved[3];
@@ -66,7 +66,7 @@ struct Mgu {  // gates f n; slots f n_input n_hidden; saved f n n_hidden 1-f
     if cell == "mgu":
         (f, n), (f_h, n_h) = from_x.chunk(2, 1), from_h.chunk(2, 1)
         f = torch.sigmoid(f + f_h)
-        return h + f * (torch.tanh(n + f * n_h) - h), c
+        return h + f * (options.candidate(torch.tanh(n + f * n_h)) - h), c
 """,
         )
     ],
@@ -95,7 +95,7 @@ import seqcls_fast as sf
 from seqcls_fast import _ext, _shapes, nn as layers, reference
 
 C = _ext.C
-assert list(C.cells().items())[3:] == [("mgu", (2, 4, False)), ("lstm", (4, 5, True))], C.cells()
+assert list(C.cells().items())[3:5] == [("mgu", (2, 4, False, (), False)), ("lstm", (4, 5, True, (), False))], C.cells()
 assert list(_shapes.CELLS) == list(C.cells())
 
 
@@ -153,7 +153,7 @@ saved = torch.ops.seqcls_fast.rnn_forward(
 )[-1]
 assert saved.shape == (2, T, B, 4 * 32)
 
-with pytest.raises(ValueError, match="expected one of rnn_tanh, rnn_relu, gru, mgu, lstm but got 'none'"):
+with pytest.raises(ValueError, match=r"expected one of rnn_tanh, rnn_relu, gru, mgu, lstm, .* but got 'none'"):
     sf.rnn_layer(x, *kinds, cell="none")
 for cell in C.cells():
     for limits in C.known_devices().values():

@@ -95,7 +95,7 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
 void run_forward(const Kernels& kernels, Forward call) {
   const Layer& layer = call.layer;
   const OwnIds ids(call.layer);
-  const Packed own = layer.packed ? nullptr : pack_forward(kernels, layer, call.training || call.saved[0].data);
+  const Packed own = layer.packed ? nullptr : pack_forward(kernels, layer, call.training);
   const char* const packed = own ? own->data() : layer.packed;
   const int64_t each = kernels.packed_forward_size(layer);
   const Split s = split(layer, steps_of(layer) * layer.directions * weights_of(layer));

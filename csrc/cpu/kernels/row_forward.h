@@ -93,17 +93,24 @@ class RowForward : ForwardPass<F, Cell> {
     });
   }
 
-  // The sums of the state's part of kCount gates from `first` on.
+  // The sums of the state's part of kCount gates from `first` on. Fewer gates leave registers for more blocks.
   template <int kCount>
   void product(int64_t active, int first) {
+    constexpr bool kMany = SF_VECTOR_REGISTERS == 32;
+    constexpr int kBlocks = kCount == 1 ? TileShape<1>::kBlocks : kCount == 2 && kMany ? 2 : 1;
+    const int64_t blocks = blocks_of<F>(layer_.H), whole = blocks / kBlocks * kBlocks;
+    for (int64_t block = 0; block < whole; block += kBlocks) product_of_blocks<kCount, kBlocks>(active, first, block);
+    for (int64_t block = whole; block < blocks; ++block) product_of_blocks<kCount, 1>(active, first, block);
+  }
+  template <int kCount, int kBlocks>
+  void product_of_blocks(int64_t active, int first, int64_t block) {
     const int64_t panel = panel_size<F>(out_, kG);
-    const E* w = reinterpret_cast<const E*>(packed_.w_hh) + first * kL * F::kPack;
-    for (int64_t block = 0; block < blocks_of<F>(layer_.H); ++block) {
-      for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
-        product_tile<F, kCount, kCount, decltype(m)::value>(operand_rows_ + row, out_, w + block * panel, nullptr,
-                                                            sum_rows_ + row, (block * kG + first) * kL, kLine<F, kG>);
-      });
-    }
+    const E* w = reinterpret_cast<const E*>(packed_.w_hh) + first * kL * F::kPack + block * panel;
+    for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
+      product_tile<F, kCount, kCount, decltype(m)::value, kBlocks>(operand_rows_ + row, out_, w, nullptr,
+                                                                   sum_rows_ + row, (block * kG + first) * kL,
+                                                                   {panel, kLine<F, kG>, kG * kL});
+    });
   }
 
   int lanes(int64_t unit, int64_t width) const { return static_cast<int>(width - unit < kL ? width - unit : kL); }

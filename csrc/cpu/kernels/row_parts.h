@@ -94,8 +94,11 @@ typename F::A normalise(const typename F::A* from, typename F::A* to, int64_t H,
   const A mean = sum_of_lanes<A>(sum) / count;
   V squares{};
   for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int n) {
-    store(to + i * kL, load(from + i * kL) - mean);
-    const V centred = Plain<A>::read(to + i * kL, n);  // zero beyond the layer
+    V centred = load(from + i * kL) - mean;
+    if (n < kL) {  // zero beyond the layer
+      store(to + i * kL, centred);
+      centred = Plain<A>::read(to + i * kL, n);
+    }
     store(to + i * kL, centred);
     squares = fma(centred, centred, squares);
   });

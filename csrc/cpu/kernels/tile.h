@@ -248,24 +248,29 @@ SF_FN void accumulate(typename F::V (&acc)[kRows][kBlocks * kSlots], const typen
   }
 }
 
-// A product that no cell follows, for kRows rows: out[row][column..] = in[row][0..K) times one panel, + start. The sum
-// of the products comes first and `start` after it, as in forward_tile().
-// The lines of the panel are `line` elements apart: a part of the groups of a panel is a product too.
-template <class F, int kGroups, int kSlots, int kRows>
+// A product that no cell follows, for kRows rows and kBlocks blocks: out[row][column..] = in[row][0..K) times the
+// panels,
+// + start. The sum of the products comes first and `start` after it, as in forward_tile(). The results of a block are
+// out_stride apart, and the lines of a panel `line`: a part of the groups of a panel is a product too.
+struct PanelStrides {
+  int64_t panel, line, out;
+};
+template <class F, int kGroups, int kSlots, int kRows, int kBlocks = 1>
 __attribute__((noinline)) void product_tile(const typename F::E* const* in, int64_t K, const typename F::E* panel,
                                             const typename F::A* start, typename F::A* const* out, int64_t column,
-                                            int64_t line = kLine<F, kGroups>) {
-  typename F::V acc[kRows][kSlots] = {};
+                                            const PanelStrides& strides = {0, kLine<F, kGroups>, kSlots * F::kLanes}) {
+  typename F::V acc[kRows][kBlocks * kSlots] = {};
   const typename F::E* rows[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) rows[m] = in[m];
-  accumulate<F, SlotOfGate, kRows, 1, kGroups, kSlots>(acc, rows, K, panel, 0, {}, line);
+  accumulate<F, SlotOfGate, kRows, kBlocks, kGroups, kSlots>(acc, rows, K, panel, strides.panel, {}, strides.line);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kSlots; ++v) {
-      const typename F::V sum = start ? acc[m][v] + load(start + v * F::kLanes) : acc[m][v];
-      store(out[m] + column + v * F::kLanes, sum);
+    for (int v = 0; v < kBlocks * kSlots; ++v) {
+      const int64_t at = v / kSlots * strides.out + v % kSlots * F::kLanes;
+      const typename F::V sum = start ? acc[m][v] + load(start + at) : acc[m][v];
+      store(out[m] + column + at, sum);
     }
   }
 }
