@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 from zlib import crc32
@@ -18,7 +18,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from seqcls_fast._cells import BUILT_IN
+from seqcls_fast._cells import BUILT_IN, Rates
 
 CELLS = tuple(name for name, cell in BUILT_IN.items() if not cell.is_option)
 GATES = {cell: constants.gates for cell, constants in BUILT_IN.items()}
@@ -28,6 +28,15 @@ ROUNDED = (*HALVES, "tf32")  # "tf32": float32 whose products CUDA may round to 
 LENGTHS = ("none", "random", "zeros", "equal", "all_zero", "one_long")
 # features_first: the features are not innermost; expanded: stride 0 over time; strided: rows of a larger tensor.
 LAYOUTS = ("time_first", "batch_first", "packed", "strided", "features_first", "expanded")
+RESETS = ("none", "some", "all", "first")  # a tenth of the steps, every step, the first step of every row
+NOISE = {
+    "none": Rates(),
+    "zoneout": Rates(0.3, 0.2),
+    "zoneout_eval": Rates(0.3, 0.2),
+    "state": Rates(state_dropout=0.25),
+    "candidate": Rates(candidate_dropout=0.25),
+    "all": Rates(0.3, 0.2, 0.25, 0.25),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Case:
     layout: str = "time_first"
     want_output: bool = True
     ids: bool = False  # x holds ids, each in the place of I features
+    # The options of a layer. They are no part of a case's seed: the other numbers do not depend on them.
+    resets: str = field(default="none", repr=False)  # names a pattern, see resets_of()
+    learnt: bool = field(default=False, repr=False)  # the reset states are given
+    noise: str = field(default="none", repr=False)  # of NOISE
 
     @property
     def G(self) -> int:
@@ -72,6 +85,18 @@ class Case:
         return crc32(repr(self).encode())
 
     @property
+    def rates(self) -> Rates:
+        h, c, state, candidate = NOISE[self.noise]
+        has_candidate = not self.cell.startswith("rnn")
+        return Rates(h, c if BUILT_IN[self.cell].has_c else 0.0, state, candidate if has_candidate else 0.0)
+
+    @property
+    def noise_seed(self) -> Tensor | None:
+        if self.noise in ("none", "zoneout_eval"):
+            return None
+        return torch.tensor((self.seed * 0x9E3779B97F4A7C15) % 2**64 - 2**63)
+
+    @property
     def cost(self) -> int:
         """Multiply-adds of the forward pass."""
         return self.T * self.B * self.directions * self.G * self.H * (self.I + self.out)
@@ -80,12 +105,18 @@ class Case:
     def valid(self) -> bool:
         if self.proj and (not BUILT_IN[self.cell].has_c or self.H < 2):
             return False
+        if self.noise == "candidate" and not any(self.rates):
+            return False
+        if self.cell == "rnn_relu_layer_norm" and self.dtype in ROUNDED and not self.bias:
+            return False  # only a bias keeps normalised sums off the kink
         return not (self.layout == "packed" and self.lengths in ("zeros", "all_zero"))  # a packed row has a first step
 
     def __str__(self) -> str:
         flags = [f"d{self.directions}", self.lengths, self.layout]
         flags += ["" if self.bias else "nobias", f"p{self.P}" if self.proj else "", "h0" if self.state else ""]
         flags += ["" if self.want_output else "noout", "ids" if self.ids else ""]
+        flags += [f"{self.resets}reset" if self.resets != "none" else "", "learnt" if self.learnt else ""]
+        flags += [self.noise if self.noise != "none" else ""]
         return "-".join([self.cell, self.dtype, f"T{self.T}B{self.B}I{self.I}H{self.H}", *filter(None, flags)])
 
 
@@ -106,7 +137,17 @@ AXES: Mapping[str, tuple[Any, ...]] = {
     "want_output": (True, False),
     "ids": (False, False, True),
 }
-
+OPTION_SIZES = (1, 2, 3, 5, 7, 13, 16, 17, 31, 33, 64, 65)
+OPTION_AXES = AXES | {
+    "cell": tuple(BUILT_IN),
+    "T": (1, 2, 3, 5, 7, 16, 33),
+    "B": OPTION_SIZES,
+    "I": OPTION_SIZES,
+    "H": OPTION_SIZES,
+    "resets": RESETS,
+    "learnt": (False, True),
+    "noise": tuple(NOISE),
+}
 
 Values = dict[str, Any]
 
@@ -163,6 +204,18 @@ def pairwise(max_cost: int = 8_000_000, seed: int = 0) -> tuple[Case, ...]:
     return tuple(Case(**values) for values in covering(AXES, fits, ({"H": 2}, {"H": 2, "cell": "lstm"}), seed))
 
 
+@lru_cache
+def with_options(max_cost: int = 1_000_000, seed: int = 0) -> tuple[Case, ...]:
+    """The same for layers with options: cells that are options, resets and noise."""
+
+    def fits(values: Values) -> bool:
+        case = Case(**values)
+        return case.valid and case.cost <= max_cost
+
+    easy = [{"H": 2}, {"H": 2, "cell": "lstm"}]
+    return tuple(Case(**values) for values in covering(OPTION_AXES, fits, easy, seed))
+
+
 # Beyond the pairwise grid: widths past every blocking factor of a kernel, and the shapes people use.
 LARGE = (
     Case("lstm", T=3, B=9, I=300, H=257, directions=2, lengths="random"),
@@ -194,6 +247,7 @@ class Problem:
     inputs: dict[str, Tensor]  # x, w_ih[0], ..., h0, c0: everything that has a gradient, or is int64
     lengths: Tensor | None  # (B,), any order; descending for a packed layout
     cotangents: dict[str, Tensor]  # incoming gradients of output, h_n, c_n
+    resets: Tensor | None = None  # (T, B)
 
 
 def build(case: Case) -> Problem:
@@ -218,11 +272,47 @@ def build(case: Case) -> Problem:
     inputs |= {f"{name}[{d}]": uniform(*shape) for name, shape in widths.items() for d in range(D)}
     if case.state:
         inputs |= {"h0": normal(D, B, case.out)} | ({"c0": normal(D, B, H)} if BUILT_IN[case.cell].has_c else {})
-    if case.cell == "rnn_relu":
+    inputs |= _further(case, exact)
+    if case.cell.startswith("rnn_relu"):
         _keep_off_the_kink(inputs, case)
     cotangents = {"output": normal(case.T, B, D * case.out)} if case.want_output else {}
     cotangents |= {"h_n": normal(D, B, case.out)} | ({"c_n": normal(D, B, H)} if BUILT_IN[case.cell].has_c else {})
-    return Problem(inputs, lengths_of(case, g), cotangents)
+    return Problem(inputs, lengths_of(case, g), cotangents, resets_of(case))
+
+
+def _further(case: Case, exact: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The weights that options add, and the reset states, from a generator of their own."""
+    g = torch.Generator().manual_seed(case.seed + 1)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1
+
+    inputs, H, D = {}, case.H, case.directions
+    for kind in BUILT_IN[case.cell].further:
+        shape = (kind.rows, H) if kind.is_matrix else (kind.rows * H,)
+        for d in range(D):  # gains are positive and below 1, so that a step contracts
+            values = uniform(*shape)
+            inputs[f"{kind.name}[{d}]"] = exact(0.6 + 0.4 * values if kind.name.startswith("weight_ln") else values / 2)
+    if case.learnt:
+        inputs["h_reset"] = exact(uniform(D, case.out))
+        if BUILT_IN[case.cell].has_c:
+            inputs["c_reset"] = exact(uniform(D, H))
+    return inputs
+
+
+def resets_of(case: Case) -> Tensor | None:
+    """(T, B). Where `some` steps are reset, the first two of the last row are among them."""
+    if case.resets == "none":
+        return None
+    if case.resets == "all":
+        return torch.ones(case.T, case.B, dtype=torch.bool)
+    g = torch.Generator().manual_seed(case.seed + 2)
+    resets = torch.rand(case.T, case.B, generator=g) < (0.1 if case.resets == "some" else 0.0)
+    if case.resets == "first":
+        resets[0] = True
+    else:
+        resets[:2, -1] = True
+    return resets
 
 
 def _keep_off_the_kink(inputs: dict[str, Tensor], case: Case) -> None:
@@ -231,13 +321,17 @@ def _keep_off_the_kink(inputs: dict[str, Tensor], case: Case) -> None:
     and float64 keep their mixed signs."""
     if case.dtype not in ROUNDED:
         return
+    normed = case.cell.endswith("_layer_norm")
     for name, t in inputs.items():
-        if name in ("x", "h0"):
+        if name in ("x", "h0", "h_reset"):
             t.abs_()
+        elif normed and name.startswith("w"):
+            continue
         else:
             sign = torch.where(torch.arange(case.H) % 3 == 1, -1.0, 1.0).double()
             shrink = case.H**-0.5 if name.startswith("w_hh") else 1.0  # positive rows sum up: keep them below 1
-            t.copy_((t.abs() * shrink * sign.view(-1, *[1] * (t.dim() - 1))).to(case.torch_dtype).double())
+            least = 3.0 if normed else 0.0  # each of the two normalised sums is nearly always smaller
+            t.copy_(((least + t.abs() * shrink) * sign.view(-1, *[1] * (t.dim() - 1))).to(case.torch_dtype).double())
 
 
 def lengths_of(case: Case, g: torch.Generator) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqcls_fast import _torch_layer, ops, reference
+from seqcls_fast._cells import BUILT_IN
 from support.cases import ROUNDED, Case, Problem, build
 from support.tolerances import tolerance
 
@@ -61,7 +62,7 @@ def batch_sizes(lengths: Tensor) -> Tensor:
 def lay_out(t: Tensor, case: Case, lengths: Tensor | None, is_input: bool = True) -> Tensor:
     """(T, B, F) float64, or (T, B) ids -> the case's layout and dtype, NaN wherever nothing may be read."""
     if t.dim() == 2:
-        return lay_out(t[:, :, None], case, lengths).squeeze(-1)
+        return lay_out(t[:, :, None], case, lengths, is_input).squeeze(-1)
     t = t.to(case.torch_dtype) if t.is_floating_point() else t
     if case.layout == "packed":
         assert lengths is not None
@@ -124,7 +125,13 @@ def keywords(case: Case, problem: Problem) -> dict[str, Any]:
         options["batch_sizes"] = batch_sizes(problem.lengths)
     elif problem.lengths is not None:
         options["lengths"] = problem.lengths.to((torch.int64, torch.int32)[case.seed % 2])
-    return options
+    if problem.resets is not None:
+        options["resets"] = lay_out(problem.resets, case, problem.lengths, is_input=False)
+    return options | noise_of(case)
+
+
+def noise_of(case: Case) -> dict[str, Any]:
+    return {} if case.noise == "none" else {"rates": case.rates, "seed": case.noise_seed}
 
 
 def flat_arguments(case: Case, impl: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,8 +161,13 @@ def layer(inputs: Named, **options: Any) -> Named:
         name: [t for key, t in inputs.items() if key.startswith(f"{name}[")]
         for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
     }
+    further = [
+        [t for key, t in inputs.items() if key.startswith(f"{kind.name}[")]
+        for kind in (BUILT_IN[options["cell"]].further if options["cell"] in BUILT_IN else ())
+    ]
+    states = {name: inputs[name] for name in ("h0", "c0", "h_reset", "c_reset") if name in inputs}
     function = ops.rnn_layer if "impl" in options else reference.rnn_layer
-    results = function(inputs["x"], **listed, h0=inputs.get("h0"), c0=inputs.get("c0"), **options)
+    results = function(inputs["x"], **listed, further=further, **states, **options)
     return {name: t for name, t in zip(("output", "h_n", "c_n"), results, strict=True) if t is not None}
 
 
@@ -181,10 +193,30 @@ def assert_same_bits(found: Named, wanted: Named, what: object = "") -> None:
 @lru_cache(maxsize=2)  # the implementations of one case run one after the other
 def expected(case: Case) -> Named:
     """Results and gradients of the float64 reference, time-first."""
+    return _in_float64(case, build(case).inputs)
+
+
+def _in_float64(case: Case, inputs: Named) -> Named:
     problem = build(case)
-    inputs = {name: leaf(t.clone()) for name, t in problem.inputs.items()}
-    results = layer(inputs, cell=case.cell, lengths=problem.lengths, want_output=case.want_output)
+    inputs = {name: leaf(t.clone()) for name, t in inputs.items()}
+    options = {"lengths": problem.lengths, "resets": problem.resets, "want_output": case.want_output} | noise_of(case)
+    results = layer(inputs, cell=case.cell, **options)
     return {name: t.detach() for name, t in results.items()} | gradients(results, inputs, problem.cotangents)
+
+
+@lru_cache(maxsize=2)
+def sensitivity(case: Case) -> dict[str, float]:
+    """How much a tensor changes where every input changes by its own size, to first order. A norm divides by what is
+    left of sums when their mean is taken off, so rounding its inputs can change its results by more than their size."""
+    if not case.cell.endswith("_layer_norm"):
+        return {}
+    step, g = 1e-6, torch.Generator().manual_seed(case.seed)
+    moved = {
+        name: t * (1 + step * (2 * torch.randint(2, t.shape, generator=g) - 1)) if t.is_floating_point() else t
+        for name, t in build(case).inputs.items()
+    }
+    wanted, found = expected(case), _in_float64(case, moved)
+    return {name: float((found[name] - t).abs().max()) / step if t.numel() else 0.0 for name, t in wanted.items()}
 
 
 def measured(case: Case, impl: str) -> Named:
@@ -221,7 +253,9 @@ def roundings(case: Case, name: str, impl: str = "") -> int:
     if case.dtype in ROUNDED:
         return (4 + case.T // 32) * (3 if rounds_sums(impl, case.torch_dtype) else 1)
     chain = case.I + case.G * case.H + (case.T * case.B if name.startswith(("d w", "d b")) else 0)
-    if name in ("d h0", "d c0"):
+    if name in ("d h_reset", "d c_reset"):
+        chain += case.T * case.B
+    if name in ("d h0", "d c0", "d h_reset", "d c_reset"):
         chain += 9 * case.T  # they passed every step's slope 1 - h * h, three times less exact than h
     return 16 + 4 * isqrt(chain)
 
@@ -235,8 +269,9 @@ def compare(
     assert found.keys() == wanted.keys()
     largest = {name: float(t.abs().max()) if t.numel() else 0.0 for name, t in wanted.items()}
     weights = {name for name in wanted if name.startswith(("d w", "d b"))}
-    inputs = {"d x", "d h0", "d c0"} & wanted.keys()
-    few = {name for name in inputs if wanted[name].numel() < 4}
+    inputs = {"d x", "d h0", "d c0", "d h_reset", "d c_reset"} & wanted.keys()
+    pairs = case.H < 3 and case.cell.endswith("_layer_norm")  # normed, two sums are -1 and 1, whose gradients cancel
+    few = {name for name in inputs if wanted[name].numel() < 4 or pairs}
     largest |= dict.fromkeys(weights, max((largest[name] for name in weights), default=0.0))
     largest |= dict.fromkeys(few, max((largest[name] for name in weights | inputs), default=0.0))
     for name, e in wanted.items():
@@ -252,7 +287,7 @@ def compare(
 
 def check(case: Case, impl: str) -> None:
     found, wanted = measured(case, impl), expected(case)
-    compare(found, wanted, case, impl)
+    compare(found, wanted, case, impl, sensitivity(case))
     beyond = padding(build(case).lengths, case.T)
     if beyond is not None:
         for name in {"output", "d x"} & found.keys():
