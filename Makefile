@@ -83,8 +83,9 @@ test: setup ## every test, and the examples in docstrings, README and docs
 	  case "$$many $$few" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
 # The examples of the docs run last: they once crashed in a process in which another library had run a benchmark.
-test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed
-	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/project/test_docs.py $(PYTEST)
+test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed, and against the layers of Keras
+	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/layers/test_oracle_keras.py \
+	  tests/project/test_docs.py $(PYTEST)
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ __all__ = [
     "convert",
     "evaluate_predictions",
     "freeze",
+    "from_haste",
+    "from_keras",
     "frozen",
     "revert",
     "rnn_layer",
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from ._from_haste import from_haste
+    from ._from_keras import from_keras
     from ._frozen import freeze, frozen, unfreeze
     from .classifier import SequenceClassifier
     from .conversion import ConvertReport, convert, revert
@@ -55,7 +59,7 @@ _register_operators()
 _HOME = dict.fromkeys(("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"), "nn")
 _HOME |= dict.fromkeys(("rnn_layer", "use_impl", "available_impls"), "ops")
 _HOME |= dict.fromkeys(("freeze", "frozen", "unfreeze"), "_frozen")
-_HOME |= {"SequenceClassifier": "classifier"}
+_HOME |= {"SequenceClassifier": "classifier", "from_keras": "_from_keras", "from_haste": "_from_haste"}
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
 _HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")
 _HOME |= {"evaluate_predictions": "toolkit.evaluation.evaluate", "Report": "toolkit.evaluation.report"}
