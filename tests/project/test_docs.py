@@ -41,7 +41,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_pages_show_python() -> None:
-    for name in ("README.md", "docs/layers.md", "docs/classifiers.md"):
+    for name in ("README.md", "docs/layers.md", "docs/classifiers.md", "docs/reinforcement-learning.md"):
         assert FENCE.search((ROOT / name).read_text(encoding="utf-8")), name
 
 
