@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 QUESTIONS = (
-    "layers", "latency", "cells", "one_step", "policies", "tokens", "classifier", "scaling", "per_sample",
+    "layers", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "classifier", "scaling", "per_sample",
     "compile_time", "import_time", "memory",
 )  # fmt: skip
 AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # the number of threads makes no difference

@@ -97,6 +97,7 @@ class Session:
         names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
+        self.named = names  # the peers that were asked for; None if all
         if quick and names is None:  # torch.compile alone would take most of a minute
             names = [peer.name for peer in peers.PEERS if peer.name != "torch.compile"]
         self.threads, self.quick, self.peers = threads, quick, names
@@ -105,6 +106,10 @@ class Session:
         self.min_time = 0.003 if quick else 0.01
         self.machine = Machine(threads)
         self.guard = Guard(self.machine)
+
+    def asks(self, peer: str) -> bool:
+        """Whether a peer is asked that single questions alone have: all are, unless some were named."""
+        return peer in self.named if self.named is not None else not (self.quick and peer == "torch.compile")
 
     def time(self, sides: Mapping[str, Call], first: Mapping[str, float] | None = None) -> dict[str, Side]:
         """Samples of every side. Each is called once before, unless ``first`` has the seconds of such a call."""

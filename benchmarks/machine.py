@@ -29,7 +29,7 @@ from .layer_cases import Case
 FORWARD_CLOCKS = {"RNN": 9.1, "GRU": 26.1, "LSTM": 43.7}
 BACKWARD_CLOCKS = {"RNN": 0.0, "GRU": 10.0, "LSTM": 21.0}
 WIDE = 64  # float32 operations of such a core per clock; a core with fewer needs more clocks in proportion
-PACKAGES = ("onnxruntime", "openvino", "jax")
+PACKAGES = ("onnxruntime", "openvino", "jax", "keras", "torchrl")
 
 
 def _build_peak_library() -> ctypes.CDLL:

@@ -73,6 +73,7 @@ class Row:
     unit: str = "s"  # "s" or "bytes"; less is better
     bounds: dict[str, float] = field(default_factory=dict)  # the least seconds, for each thing that limits the speed
     gflop: float | None = None
+    goals: dict[str, float] = field(default_factory=dict)  # the least ratio that was aimed at, for some of the sides
 
     @property
     def key(self) -> tuple[str, str, str, int]:

@@ -1,6 +1,6 @@
 """The engines that run a Problem in torch: ours, ours with frozen weights, and every way that torch itself has.
 
-All run through `_engine`, so ours and torch.nn's are called in the same way.
+All run through `module_engine`, so ours and torch.nn's are called in the same way.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ class Engine:
 Forward = Callable[..., Any]  # (x, state) to a result of torch.nn's form: a module, or what calls it
 
 
-def _engine(problem: Problem, module: nn.Module, forward: Forward | None = None) -> Engine:
-    """Calls the module, or ``forward`` with it, and in training the backward of h_n.sum()."""
+def module_engine(
+    problem: Problem, module: nn.Module, forward: Forward | None = None, summed: Callable[[Any], Tensor] | None = None
+) -> Engine:
+    """Calls the module, or ``forward`` with it, and in training the backward of h_n.sum(), or of another sum."""
     case, forward = problem.case, forward or module
     if not case.training:
         return Engine(partial(forward, *arguments_of(problem.inputs)), partial(results_of, case))
     inputs = {name: tensor.clone().requires_grad_() for name, tensor in problem.inputs.items()}
     arguments, leaves = arguments_of(inputs), [*inputs.values(), *module.parameters()]
-    h_of = hidden if case.single else last_hidden
+    summed = summed or (hidden if case.single else last_hidden)
 
     def train() -> None:
         for leaf in leaves:
             leaf.grad = None
-        h_of(forward(*arguments)).sum().backward()
+        summed(forward(*arguments)).sum().backward()
 
     return Engine(train, lambda _: gradients_of(module, inputs))
 
@@ -62,26 +64,28 @@ def _padded(lengths: Tensor, module: nn.Module, x: Tensor) -> Any:
 def build_ours(problem: Problem, threads: int) -> Engine:
     module = problem.module(sf)
     if problem.lengths is None:
-        return _engine(problem, module)
-    return _engine(problem, module, partial(module, lengths=problem.lengths, want_output=False))
+        return module_engine(problem, module)
+    return module_engine(problem, module, partial(module, lengths=problem.lengths, want_output=False))
 
 
 def build_frozen(problem: Problem, threads: int) -> Engine:
     """Ours, whose weights are frozen for as long as what is ``around`` it lasts."""
     assert problem.lengths is None
     module = problem.module(sf)
-    return replace(_engine(problem, module), around=partial(sf.frozen, module))
+    return replace(module_engine(problem, module), around=partial(sf.frozen, module))
 
 
 def torch_padded(problem: Problem, threads: int) -> Engine:
     module = problem.module()
-    return _engine(problem, module, None if problem.lengths is None else partial(_padded, problem.lengths, module))
+    return module_engine(
+        problem, module, None if problem.lengths is None else partial(_padded, problem.lengths, module)
+    )
 
 
 def torch_packed(problem: Problem, threads: int) -> Engine:
     assert problem.lengths is not None
     module = problem.module()
-    return _engine(problem, module, partial(_packed, problem.lengths, module))
+    return module_engine(problem, module, partial(_packed, problem.lengths, module))
 
 
 def torch_without_onednn(problem: Problem, threads: int) -> Engine:
@@ -137,6 +141,6 @@ class _HandWritten(nn.Module):
 
 def torch_compiled(problem: Problem, threads: int) -> Engine:
     torch._dynamo.reset()  # otherwise it stops compiling after several shapes
-    engine = _engine(problem, _HandWritten(problem.case.cell, problem.weights))
+    engine = module_engine(problem, _HandWritten(problem.case.cell, problem.weights))
     engine.run()  # compiles
     return engine
