@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import charts, reasons, rows
+from . import charts, goals, reasons, rows
 from .reasons import ENOUGH
 from .rows import Measured, Ratio, Row, amount, mean_of, number, percent
 
@@ -29,6 +29,8 @@ QUESTIONS = {
     "cells": "Cells",
     "one_step": "One step at a time",
     "policies": "Loops around cells",
+    "resets": "States that reset",
+    "options": "Options of the layers",
     "tokens": "Token ids",
     "classifier": "The classifier, end to end",
     "scaling": "Scaling",
@@ -262,7 +264,7 @@ class Report:
         titles = [QUESTIONS[question] for question in QUESTIONS if any(row.question == question for row in self.rows)]
         contents = " · ".join(f"[{title}](#{title.lower().replace(',', '').replace(' ', '-')})" for title in titles)
         parts = [f"# {self.machine()}", "", READ, "", *self.heading(), f"Tables: {contents}", ""]
-        parts += ["## Summary", "", *self.summary()]
+        parts += ["## Summary", "", *self.summary(), *goals.section(self.rows)]
         return wrapped([*parts, *pictures, "", *self.losses(), *self.tables()]).rstrip() + "\n"
 
     def overview(self, pictures: Sequence[str], link: str) -> str:

@@ -31,7 +31,7 @@ COMPILED_SHAPES = (Shape(8, 32, 64, 64), Shape(32, 32, 128, 128))  # compiling o
 DENSITIES = (0.0, 0.01, 0.1)
 PLAIN, SPLIT, LOOP = "ours without resets", "torch split at resets", "torch masked loop"
 COMPILED = "torch.compile of the loop"
-TORCHRL = {"torchrl pad": "pad", "torchrl scan": "scan"}
+TORCHRL = {"TorchRL pad": "pad", "TorchRL scan": "scan"}  # its backends; not torch's own ways, by their names
 
 _STEPS = {"RNN": torch.rnn_tanh_cell, "GRU": torch.gru_cell, "LSTM": torch.lstm_cell}  # what torch.nn's cells call
 _summed = itemgetter(0)  # the output
@@ -52,7 +52,7 @@ def _rows(session: Session, case: Case) -> Iterator[Row]:
             yield _first_result(session, problem, further[COMPILED])
         for density in DENSITIES[1:2] if session.quick else DENSITIES:
             resets = resets_of(case.shape, density)
-            name = f"{case.cell} {case.shape}, {density:.0%} resets"
+            name = f"{case.cell} {case.shape}, {100 * density:g} % resets"
             row = Row("resets", f"resets, {case.what}", name, session.threads, {}, goals=goals_of(case, density))
             error_of = partial(layer_cases.distance_from, reference(problem, resets), gradients=case.training)
             plain = module_engine(problem, problem.module(sf), summed=_summed)
