@@ -74,8 +74,12 @@ def as_states(hx: Any, lstm: bool) -> Sequence[Tensor] | None:
 def refuse_types(module: nn.Module, input: Any, hx: Any) -> NoReturn:
     """Raises an error about the type of ``input`` or else, if that is right, of ``hx``."""
     layer, kind = isinstance(module, nn.RNNBase), class_of(module).__name__
-    if not isinstance(input, (Tensor, PackedSequence) if layer else Tensor):
+    are_values = layer and isinstance(input, tuple) and [isinstance(part, Tensor) for part in input] == [True, True]
+    if not are_values and not isinstance(input, (Tensor, PackedSequence) if layer else Tensor):
         allowed = "a tensor or a PackedSequence" if layer else "a tensor"
+        if layer and isinstance(input, tuple):
+            kinds = ", ".join(type(part).__name__ for part in input)
+            raise TypeError(f"input: expected {allowed}, or two tensors (values, cu_seqlens), but got ({kinds})")
         raise TypeError(f"input: expected {allowed} but got {type(input).__name__}")
     if not kind.startswith("LSTM"):
         raise TypeError(f"hx: expected a tensor or None but got {type(hx).__name__}")

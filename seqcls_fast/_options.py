@@ -56,12 +56,23 @@ class Options:
         seed = new_seed(device) if module.training and any(rates) else None
         return LayerOptions(resets, seed, rates=rates)
 
-    def of_layer(self, module: nn.Module, k: int, of_call: LayerOptions) -> LayerOptions:
+    def of_layer(self, module: Any, k: int, of_call: LayerOptions) -> LayerOptions:
         """The same for layer ``k`` of a module."""
-        own = module._parameters
-        h, c = own.get(f"h_reset_l{k}"), own.get(f"c_reset_l{k}")
+        h, c = (*self.reset_states(module, k), None, None)[:2]
         seed = of_call.seed if of_call.seed is None or not k else of_call.seed + k
         return of_call._replace(seed=seed, h_reset=h, c_reset=c)
+
+    def reset_states(self, module: Any, k: int) -> list[Tensor]:
+        """The learnt states of layer ``k``: h (and c), one row for each direction. None of them if none are learnt."""
+        if not self.learn_initial_state:
+            return []
+        states = ("h_reset", "c_reset") if CELLS[module._cell_name].has_c else ("h_reset",)
+        return [getattr(module, f"{state}_l{k}") for state in states]
+
+    def initial_states(self, module: Any, batch: int) -> list[Tensor]:
+        """The learnt states of all layers for ``batch`` rows, as ``hx`` holds them. None of them if none are learnt."""
+        layers = zip(*(self.reset_states(module, k) for k in range(module.num_layers)), strict=True)
+        return [torch.cat(states).unsqueeze(1).expand(-1, batch, -1) for states in layers]
 
     def drop_weights(self, module: nn.Module, weights: list[Tensor], directions: int) -> list[Tensor]:
         """The weights of a layer, by kind, in training with a part of ``w_hh`` set to zero."""

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import _eager, ops
 from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, class_of, refuse_rank
 from ._frozen import Freezable, flat, with_both_biases
+from ._nested import as_jagged, jagged_resets
 from ._options import Options, as_resets, first_values
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
@@ -99,7 +100,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Tensor | PackedSequence | tuple[Tensor, Tensor],
         hx: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
@@ -114,6 +115,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             if lengths is not None:
                 raise RuntimeError("lengths: expected None with a PackedSequence, which carries its own lengths")
             return self._forward_packed(input, hx, resets, want_output)
+        if isinstance(input, tuple) or (isinstance(input, Tensor) and input.is_nested):
+            return self._forward_jagged(input, hx, lengths, resets, want_output)
         if not isinstance(input, Tensor):
             return call_with_stand_ins(  # type: ignore[unreachable]
                 self, input, hx, lengths=lengths, resets=resets, want_output=want_output
@@ -172,6 +175,50 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             output = PackedSequence(output, batch_sizes, order, restore)
         return output, tuple(states) if _HAS_C[self.mode] else states[0]
 
+    def _forward_jagged(self, input: Any, hx: Any, lengths: Any, resets: Any, want_output: bool) -> tuple[Any, Any]:
+        """A batch without padding, row after row. The operator takes its steps in packed order; a row without steps
+        takes no part."""
+        states = () if hx is None else as_states(hx, _HAS_C[self.mode])
+        are_tensors = isinstance(input, Tensor) or (len(input) == 2 and all(isinstance(t, Tensor) for t in input))
+        if states is None or not are_tensors or is_stand_in(resets):
+            return call_with_stand_ins(self, input, hx, lengths=lengths, resets=resets, want_output=want_output)
+        rows = as_jagged(input, lengths)
+        values, batch = rows.values, rows.rank.size(0)
+        if any(state.dim() != 3 for state in states):
+            refuse_rank(3, states)
+        weights = self._weights()
+        self._check(values, values.size(1), weights[0][0], states, batch)
+        packed = self._packed((values, *states), flat(weights)) if self._frozen_weights else None
+        if resets is not None:
+            resets = rows.packed(as_resets(jagged_resets(resets, rows), values, False))
+        # A traced graph must run any batch, so it takes the way of those that have rows of both kinds.
+        traced = torch.compiler.is_compiling()
+        if not states and (traced or len(rows.empty)):
+            states = self._initial_states(batch, weights[0][0])
+        if traced or len(rows.filled):
+            output, finals = self._run(
+                rows.packed(values), weights, [state.index_select(1, rows.filled) for state in states], None,
+                rows.batch_sizes, False, want_output, packed, resets,
+            )  # fmt: skip
+            if traced or len(rows.empty):
+                pairs = zip(finals, states, strict=True)
+                finals = [torch.cat([end, start.index_select(1, rows.empty).to(end.dtype)], 1) for end, start in pairs]
+            finals = [final.index_select(1, rows.rank) for final in finals]
+        else:  # one step of padding
+            x = nn.functional.pad(values, (0, 0, 0, batch)).unsqueeze(0)
+            output, finals = self._run(x, weights, states, rows.rank.new_zeros(batch), None, False, want_output, packed)
+            output = output[0, :0] if want_output else None
+        return rows.like_input(output), tuple(finals) if _HAS_C[self.mode] else finals[0]
+
+    def _initial_states(self, batch: int, like: Tensor) -> list[Tensor]:
+        """The states of ``batch`` rows where ``hx`` is None: zeros, or those that are learnt."""
+        learnt = [] if self._layer_options is None else self._layer_options.initial_states(self, batch)
+        count, widths = (
+            self.num_layers * (1 + self.bidirectional),
+            (self.proj_size or self.hidden_size, self.hidden_size),
+        )
+        return learnt or [like.new_zeros(count, batch, width) for width in widths[: 1 + _HAS_C[self.mode]]]
+
     def _run(
         self,
         x: Tensor,
@@ -188,6 +235,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         the packed weights of each layer, if it is frozen."""
         cell, last, options = self._cell_name, self.num_layers - 1, self._layer_options
         directions = 2 if self.bidirectional else 1
+        if options is not None and not states:
+            states = options.initial_states(self, _batch_of(x, batch_sizes, batch_first))
         h0, c0 = (*states, None, None)[:2]
         of_call = of_layer = None
         if options is not None:
@@ -204,12 +253,6 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             if options is not None and of_call is not None:
                 of_layer = options.of_layer(self, k, of_call)
                 layer = options.drop_weights(self, layer, directions)
-                if options.learn_initial_state and not states:
-                    batch = _batch_of(x, batch_sizes, batch_first)
-                    h0, c0 = (
-                        None if state is None else state.unsqueeze(1).expand(-1, batch, -1)
-                        for state in (of_layer.h_reset, of_layer.c_reset)
-                    )
             output, h_n, c_n = ops.run_layer(
                 x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last,
                 self.recompute_gates, packed=packed[k] if packed else None, options=of_layer,

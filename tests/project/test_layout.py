@@ -21,7 +21,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_eager", "_exported", "_flops", "_torch_layer"),
     ("_self_test",),
     ("ops",),
-    ("_checks", "_head", "_options"),
+    ("_checks", "_head", "_nested", "_options"),
     ("_frozen", "_stand_ins"),
     ("_recurrent",),
     ("nn",),
