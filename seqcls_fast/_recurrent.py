@@ -252,7 +252,9 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
                 h0, c0 = h0s[k], c0s[k]
             if options is not None and of_call is not None:
                 of_layer = options.of_layer(self, k, of_call)
-                layer = options.drop_weights(self, layer, directions)
+                dropped = options.drop_weights(self, layer, directions)
+                if dropped is not layer:
+                    layer, packed = dropped, None
             output, h_n, c_n = ops.run_layer(
                 x, layer, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output or k < last,
                 self.recompute_gates, packed=packed[k] if packed else None, options=of_layer,

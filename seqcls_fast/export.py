@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ._cells import Rates
 from ._ext import C, why_missing
 from ._files import replacing
 from ._recurrent import RecurrentCell, RecurrentLayers
+from ._shapes import by_kind
 from .ops import use_impl
 
 if TYPE_CHECKING:
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["to_onnx"]
 
+# Our index of each gate, in ONNX's order. The cells that are missing here have no operator in ONNX.
 _GATES = {
     "rnn_tanh": [0],
     "rnn_relu": [0],
     "gru": [1, 0, 2],
+    "gru_reset_before": [1, 0, 2],
     "lstm": [0, 3, 1, 2],
-}  # our index of each gate, in ONNX's order
+    "lstm_peephole": [0, 3, 1, 2],
+}
+_PEEPHOLES = [0, 2, 1]  # ours are of i, f and o; ONNX's of i, o and f
 _NO_BFLOAT16 = "onnxruntime has no bfloat16 RNN, GRU or LSTM; expected float32 or float16 but got bfloat16"
 
 
@@ -50,9 +56,12 @@ def to_onnx(
     """:func:`torch.onnx.export` for models that hold layers or cells of ours, which become ONNX's RNN, GRU and LSTM.
 
     The model is exported in eval mode; its own mode is restored afterwards. Rows of different lengths go through
-    ``lengths=``, which becomes ONNX's ``sequence_lens``. A projected LSTM, a PackedSequence, ids and bfloat16 are
-    refused.
-    float64 is exported, but onnxruntime has no kernels for it.
+    ``lengths=``, which becomes ONNX's ``sequence_lens``. float64 is exported, but onnxruntime has no kernels for it.
+
+    Peepholes, ``reset_after=False`` and learnt initial states become what ONNX has for them. Recurrent dropout and
+    ``weight_drop`` do nothing in evaluation, so such a layer is exported as the plain one. Refused, because ONNX's
+    layers lack them: ``layer_norm``, ``zoneout``, resets, a projected LSTM, ids, bfloat16, and rows without padding (a
+    PackedSequence, a nested tensor, values with ``cu_seqlens``).
 
     Args:
         model: what to export.
@@ -129,7 +138,7 @@ def _prepared(model: nn.Module) -> Iterator[None]:
             module.training = False
             if isinstance(module, RecurrentLayers | RecurrentCell):
                 _refuse(path or "model", module)
-                check = partial(_refuse_packed, path or "model")
+                check = partial(_refuse_call, path or "model")
                 handles.append(module.register_forward_pre_hook(check, with_kwargs=True))
         yield
     finally:
@@ -143,37 +152,50 @@ def _refuse(path: str, module: nn.Module) -> None:
     proj_size = getattr(module, "proj_size", 0)
     if proj_size:
         raise NotImplementedError(f"{path}: ONNX's LSTM has no projection; expected proj_size=0 but got {proj_size}")
+    options = getattr(module, "_layer_options", None)
+    if options is not None and options.layer_norm:
+        raise NotImplementedError(f"{path}: ONNX's layers normalise nothing; expected layer_norm=False but got True")
+    if options is not None and any(options.zoneout):
+        raise NotImplementedError(f"{path}: ONNX's layers have no zoneout; expected 0 but got {options.zoneout}")
     if any(p.dtype == torch.bfloat16 for p in module.parameters()):
         raise NotImplementedError(f"{path}: {_NO_BFLOAT16}")
 
 
-def _refuse_packed(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
-        raise _Refusal(
-            f"{path}: expected a padded input with lengths= but got a PackedSequence, which ONNX cannot hold"
-        )
+def _refuse_call(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses the arguments of a call that ONNX cannot express."""
+    if kwargs.get("resets") is not None:
+        raise _Refusal(f"{path}: ONNX's layers have no resets; expected resets=None but got a tensor")
+    x = kwargs["input"] if "input" in kwargs else args[0] if args else None
+    if isinstance(x, tuple) or (isinstance(x, Tensor) and x.is_nested):
+        kind = type(x).__name__ if isinstance(x, PackedSequence) else "batch without padding"
+        raise _Refusal(f"{path}: expected a padded input with lengths= but got a {kind}, which ONNX cannot hold")
 
 
 def _translate(
     x: Any, weights: Any, h0: Any, c0: Any, lengths: Any, batch_sizes: Any, cell: str, directions: int,
-    batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False,
+    batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False, resets: Any = None, h_reset: Any = None,
+    c_reset: Any = None, seed: Any = None, *rates: float,
 ) -> list[Any]:  # fmt: skip
     """One layer as ONNX nodes. The arguments are those of ``seqcls_fast::rnn_layer``, with graph values for tensors."""
     from onnxscript import ir, opset18
 
     op: Any = opset18
-    kinds = [weights[k : k + directions] for k in range(0, len(weights), directions)]
+    if cell not in _GATES:
+        raise _Refusal(f"cell: expected one that ONNX has, {', '.join(_GATES)}, but got {cell}")
+    if resets is not None:
+        raise _Refusal("resets: ONNX's layers have none; expected None but got a tensor")
+    if seed is not None or any(rates):
+        raise _Refusal(f"rates: ONNX's layers have no zoneout and no dropout; expected zeros but got {Rates(*rates)}")
+    w_ih, w_hh, b_ih, b_hh, w_hr, further = by_kind(weights, directions, cell)
     if batch_sizes is not None:
         raise _Refusal("batch_sizes: expected None and padded rows with lengths= but got packed rows")
-    if len(kinds) in (3, 5):
+    if w_hr:
         raise _Refusal("w_hr: ONNX's LSTM has no projection; expected no w_hr but got one per direction")
     if x.dtype == ir.DataType.INT64:
         raise _Refusal("x: ONNX's layers take no ids; expected features, as an embedding gives, but got int64")
     if x.dtype == ir.DataType.BFLOAT16:
         raise _Refusal(f"x: {_NO_BFLOAT16}")
-    if cell not in _GATES:
-        raise _Refusal(f"cell: expected one that ONNX has, {', '.join(_GATES)}, but got {cell}")
-    gates, hidden = len(_GATES[cell]), kinds[1][0].shape[1]
+    gates, hidden = len(_GATES[cell]), w_hh[0].shape[1]
 
     def stacked(kind: Any) -> Any:
         """(D, G * H, columns) out of D matrices (G * H, columns); a bias has one column."""
@@ -181,18 +203,24 @@ def _translate(
         return op.Reshape(op.Gather(blocks, _GATES[cell], axis=1), [directions, gates * hidden, -1])
 
     bias = None
-    if len(kinds) == 4:
-        bias = op.Concat(stacked(kinds[2]), stacked(kinds[3]), axis=1)
+    if b_ih:
+        bias = op.Concat(stacked(b_ih), stacked(b_hh), axis=1)
         bias = op.Reshape(bias, [directions, 2 * gates * hidden])
     if batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
     steps = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
-    inputs = [x, stacked(kinds[0]), stacked(kinds[1]), bias, steps, h0]
+    inputs = [x, stacked(w_ih), stacked(w_hh), bias, steps, h0]
     settings = {"hidden_size": hidden, "direction": "bidirectional" if directions == 2 else "forward"}
-    if cell == "lstm":
-        output, *finals = op.LSTM(*inputs, c0, **settings)
-    elif cell == "gru":
-        output, *finals = op.GRU(*inputs, linear_before_reset=1, **settings)
+    if cell.startswith("lstm"):
+        peepholes = None
+        if further:
+            peepholes = op.Gather(
+                op.Reshape(op.Concat(*further[0], axis=0), [directions, 3, hidden]), _PEEPHOLES, axis=1
+            )
+            peepholes = op.Reshape(peepholes, [directions, 3 * hidden])
+        output, *finals = op.LSTM(*inputs, c0, peepholes, **settings)
+    elif cell.startswith("gru"):
+        output, *finals = op.GRU(*inputs, linear_before_reset=int(cell == "gru"), **settings)
     else:
         activation = "Tanh" if cell == "rnn_tanh" else "Relu"
         output, *finals = op.RNN(*inputs, activations=[activation] * directions, **settings)
@@ -211,7 +239,7 @@ def _fold_weights(program: ONNXProgram) -> None:
     from onnxscript import optimizer
 
     layers = [node for node in program.model.graph if node.op_type in ("RNN", "GRU", "LSTM")]
-    pending, rearranging = [value for layer in layers for value in layer.inputs[1:4]], set()
+    pending, rearranging = [value for layer in layers for value in (*layer.inputs[1:4], *layer.inputs[7:])], set()
     while pending:
         value = pending.pop()
         node = None if value is None else value.producer()
