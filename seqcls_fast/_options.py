@@ -82,20 +82,23 @@ class Options:
         return [*weights[:directions], *dropped, *weights[2 * directions :]]
 
     def add_parameters(self, module: Any) -> None:
-        """Registers the parameters of the options and sets their first values."""
-        like = module.weight_hh_l0
-        directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
+        """Registers the parameters of the options, after torch's, with their first values."""
+        like, hidden = module.weight_hh_l0, module.hidden_size
+        directions, widths = 2 if module.bidirectional else 1, (module.proj_size or hidden, hidden)
+        cell = CELLS[module._cell_name]
+        shapes: dict[str, tuple[int, ...]] = {}
         for k in range(module.num_layers):
             for suffix in ("", "_reverse")[:directions]:
-                for weight in CELLS[module._cell_name].further:
-                    shape = (weight.rows, hidden) if weight.is_matrix else (weight.rows * hidden,)
-                    module.register_parameter(f"{weight.name}_l{k}{suffix}", nn.Parameter(like.new_empty(shape)))
+                for weight in cell.further:
+                    of_weight = (weight.rows, hidden) if weight.is_matrix else (weight.rows * hidden,)
+                    shapes[f"{weight.name}_l{k}{suffix}"] = of_weight
             if self.learn_initial_state:
-                module.register_parameter(
-                    f"h_reset_l{k}", nn.Parameter(like.new_empty(directions, module.proj_size or hidden))
-                )
-                if CELLS[module._cell_name].has_c:
-                    module.register_parameter(f"c_reset_l{k}", nn.Parameter(like.new_empty(directions, hidden)))
+                states = zip(("h_reset", "c_reset")[: 1 + cell.has_c], widths, strict=False)
+                shapes |= {f"{name}_l{k}": (directions, width) for name, width in states}
+        bound = 1 / math.sqrt(hidden)
+        for name, shape in shapes.items():
+            module.register_parameter(name, nn.Parameter(nn.init.uniform_(like.new_empty(shape), -bound, bound)))
+        first_values(module.named_parameters())
 
 
 def first_values(named: Iterable[tuple[str, Tensor]]) -> None:

@@ -67,7 +67,6 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         if options is not None:
             self._layer_options = options
             options.add_parameters(self)
-            self.reset_parameters()
         if mode not in _OF_TORCH:  # RNNBase cannot make its weights, which differ from RNN's in the number of gates
             self.mode = mode
             rows = CELLS[mode.lower()].gates * self.hidden_size
