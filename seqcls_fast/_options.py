@@ -21,7 +21,15 @@ from ._noise import new_seed
 from ._shapes import CELLS
 from .ops import LayerOptions
 
-__all__ = ["Options", "as_resets", "options_of"]
+__all__ = ["Options", "as_resets", "class_of_cell", "first_values", "options_of"]
+
+
+# The options that make another cell: the end of its name, the option, and the value that the option then has.
+_CELL_OPTIONS = (
+    ("layer_norm", "layer_norm", True),
+    ("peephole", "peephole", True),
+    ("reset_before", "reset_after", False),
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,10 @@ class Options:
 
     def cell(self, plain: str) -> str:
         """The name of the operators' cell for the cell that is ``plain`` without options."""
-        for option, suffix in ((self.layer_norm, "layer_norm"), (self.peephole, "peephole")):
-            if option:
+        for suffix, option, value in _CELL_OPTIONS:
+            if getattr(self, option) is value:
                 return f"{plain}_{suffix}"
-        return plain if self.reset_after else f"{plain}_reset_before"
+        return plain
 
     def rates(self, training: bool) -> Rates:
         """How much is zoned out and dropped. In evaluation nothing is dropped."""
@@ -108,6 +116,17 @@ def first_values(named: Iterable[tuple[str, Tensor]]) -> None:
             nn.init.ones_(parameter)
         elif name.startswith(("bias_ln", "h_reset", "c_reset")):
             nn.init.zeros_(parameter)
+
+
+def class_of_cell(cell: str) -> tuple[str, dict[str, Any]]:
+    """The name of the class whose layers have this cell of the operators, and the arguments that choose the cell."""
+    arguments: dict[str, Any] = {}
+    for suffix, option, value in _CELL_OPTIONS:
+        if cell.endswith(f"_{suffix}"):
+            cell, arguments = cell.removesuffix(f"_{suffix}"), {option: value}
+    if cell.startswith("rnn_"):  # a module has the name of its cell, but RNN has two cells
+        return "RNN", {"nonlinearity": cell.removeprefix("rnn_")} | arguments
+    return cell.upper(), arguments
 
 
 def options_of(kind: str, **given: Any) -> Options | None:

@@ -20,6 +20,7 @@ from ._autograd import needs_graph
 from ._checks import as_lengths
 from ._frozen import Frozen, can_freeze, flat, unfreeze
 from ._inputs import autocasts
+from ._options import class_of_cell
 from ._shapes import CELLS
 
 __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
@@ -35,7 +36,9 @@ class SequenceClassifier(nn.Module):
         input_size: number of features of a step; with ``vocab_size`` the width of the embedding.
         hidden_size: units of each layer and direction.
         num_classes: number of logits.
-        cell: ``"gru"``, ``"lstm"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        cell: ``"gru"``, ``"lstm"``, ``"rnn_tanh"`` or ``"rnn_relu"``; or with an option of these layers
+            ``"gru_layer_norm"``, ``"lstm_layer_norm"``, ``"rnn_tanh_layer_norm"``, ``"rnn_relu_layer_norm"``,
+            ``"lstm_peephole"``, or ``"gru_reset_before"``, the GRU with ``reset_after=False``.
         vocab_size: number of token ids; None for float input.
         padding_idx: the id that rows are padded with (its embedding is zero and is not trained), or None.
         num_layers: layers of the encoder.
@@ -109,11 +112,10 @@ class SequenceClassifier(nn.Module):
 
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(vocab_size, input_size, padding_idx, **where) if vocab_size else None
-        # A module has the name of its cell, but RNN has two cells.
-        name, nonlinearity = ("RNN", {"nonlinearity": cell[4:]}) if cell.startswith("rnn_") else (cell.upper(), {})
+        name, arguments = class_of_cell(cell)
         self.encoder = getattr(layers, name)(
             input_size, hidden_size, num_layers, batch_first=True, bidirectional=bidirectional,
-            dropout=dropout if num_layers > 1 else 0.0, **nonlinearity, **where,
+            dropout=dropout if num_layers > 1 else 0.0, **arguments, **where,
         )  # fmt: skip
         self.attention = nn.Linear(self._width, 1, **where) if pooling == "attention" else None
         self.head = nn.Linear(self._width, num_classes, **where)

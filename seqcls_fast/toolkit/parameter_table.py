@@ -1,13 +1,15 @@
 """The parameters of the estimators as data: name, type, default, and a line of help.
 
-The command line's options are made from this table. It imports no library, so that ``--help`` answers at once. The
-signatures and docstrings of the estimators are written out beside it, for editors; a test holds them equal to it.
+The command line's options are made from this table. It imports no other library, so that ``--help`` answers at once.
+The signatures and docstrings of the estimators are written out beside it, for editors; a test holds them equal to it.
 """
 
 from __future__ import annotations
 
 from types import NoneType
 from typing import Any, NamedTuple, get_args
+
+from .._cells import BUILT_IN
 
 __all__ = ["ESTIMATORS", "PARAMETERS", "Parameter", "parameters_of"]
 
@@ -34,7 +36,7 @@ class Parameter(NamedTuple):
 
 
 PARAMETERS = (
-    Parameter("cell", str, "gru", 'the recurrent cell: "gru", "lstm", "rnn_tanh" or "rnn_relu"'),
+    Parameter("cell", str, "gru", "the recurrent cell: " + ", ".join(f'"{name}"' for name in BUILT_IN)),
     Parameter("hidden_size", int, 64, "units of each layer and direction"),
     Parameter("embedding_dim", int, 64, "width of a token's embedding", TEXT),
     Parameter("num_layers", int, 1, "layers of the encoder"),

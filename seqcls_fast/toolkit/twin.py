@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..classifier import SequenceClassifier
+from ..classifier import CELLS, SequenceClassifier
 
 __all__ = ["TorchTwin"]
 
@@ -35,6 +35,8 @@ class TorchTwin(nn.Module):
             raise ValueError(
                 "packed: expected True for a bidirectional model, as its reverse direction begins in padding"
             )
+        if CELLS[model.cell].is_option:
+            raise ValueError(f"model: expected a cell that torch.nn has but got {model.cell}")
         ours = model.encoder
         name = type(ours).__name__  # the same as of torch's layer
         options = {"nonlinearity": ours.nonlinearity} if name == "RNN" else {}
