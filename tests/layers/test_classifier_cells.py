@@ -1,13 +1,12 @@
 """SequenceClassifier with the cells that are another cell with an option: its encoder, ids, prepared tables and export.
 
-The encoder is compared with a layer built by hand. The reference runs both.
+The encoder is compared with a layer built by hand.
 """
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,12 +28,6 @@ BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
     "gru_reset_before": ("GRU", {"reset_after": False}),
 }
 EACH = pytest.mark.parametrize("cell", BY_HAND)
-
-
-@pytest.fixture(autouse=True)
-def _reference() -> Iterator[None]:
-    with sf.use_impl("reference"):
-        yield
 
 
 def made(cell: str, **options: Any) -> sf.SequenceClassifier:
@@ -68,7 +61,6 @@ def test_the_encoder_is_the_layer_with_that_option(cell: str) -> None:
 @pytest.mark.parametrize("pooling", ["last", "attention"])
 def test_ids_are_embedded_features(cell: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of projections, as kernels take it, gives the logits and gradients of embedded features."""
-    monkeypatch.setattr(classifier.ops, "takes_ids", lambda ids: True)
     ids = torch.randint(1, V, (B, T)).masked_fill(torch.arange(T) >= LENGTHS[:, None], 0)
     model = made(cell, vocab_size=V, pooling=pooling)
     found: list[Tensor] = []

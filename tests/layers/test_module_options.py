@@ -1,7 +1,6 @@
 """The options of RNN, GRU and LSTM as modules: constructors, parameters, copies, and torch's tools around them.
 
-What they compute is tested in test_options_papers.py and the files beside it. Where a test runs a layer, the reference
-does, since what is tested lies above the choice of an implementation.
+What they compute is tested in test_options_papers.py and the files beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import io
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,6 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
     ("LSTM", {"peephole": True, "zoneout": 0.1, "recurrent_dropout": 0.2, "weight_drop": 0.3,
               "learn_initial_state": True}, {"weight_peephole_l0": (3, H), "h_reset_l0": (1, H), "c_reset_l0": (1, H)}),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _reference() -> Iterator[None]:
-    with sf.use_impl("reference"):
-        yield
 
 
 def named(kind: str, options: dict[str, Any]) -> str:
@@ -369,9 +362,9 @@ def test_frozen_layers_with_options_read_what_they_must() -> None:
 
 
 def test_a_frozen_layer_drops_weights_in_training() -> None:
-    """With our kernels, which would read the packed weights, and those are whole."""
+    """The packed weights are whole, so no call in training may read them."""
     layer, x = sf.GRU(I, H, weight_drop=0.5), torch.randn(T, B, I)
-    with torch.no_grad(), sf.use_impl("auto"):
+    with torch.no_grad():
         wanted = drawn(layer, x), drawn(layer.eval(), x)
         assert not same(*wanted)
         with sf.frozen(layer):

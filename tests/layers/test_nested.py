@@ -120,14 +120,14 @@ def test_other_dtypes_and_batch_first_do_not_matter(dtype: torch.dtype, impl: st
 @pytest.mark.parametrize("kind", ["values", "nested"])
 @pytest.mark.parametrize("learnt", [False, True])
 @pytest.mark.parametrize("lengths", [[3, 0, 5, 1], [0, 0]])
-def test_resets_and_learnt_states(lengths: list[int], learnt: bool, kind: str) -> None:
+def test_resets_and_learnt_states(lengths: list[int], learnt: bool, kind: str, impl: str) -> None:
     layer = sf.LSTM(I, H, 2, bidirectional=True, batch_first=True, learn_initial_state=learnt, dtype=torch.float64)
     for name, parameter in layer.named_parameters():
         if "reset" in name:
             nn.init.normal_(parameter)
     values = torch.randn(sum(lengths), I, dtype=torch.float64, requires_grad=True)
     resets = torch.rand(sum(lengths)) < 0.4
-    with sf.use_impl("reference"):
+    with sf.use_impl(impl):
         wanted = with_gradients(layer, values, None, results(layer, lengths, values, None, "padded", resets))
         found = with_gradients(layer, values, None, results(layer, lengths, values, None, kind, resets))
     torch.testing.assert_close(found, wanted)

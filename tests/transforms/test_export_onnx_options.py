@@ -65,7 +65,7 @@ def test_options_that_onnx_has(name: str, ragged: bool, bidirectional: bool, tmp
     model.eval()
     for t, b, lengths in ((T, B, [5, 1, 0]), (9, 4, [0, 9, 3, 8]), (1, 1, [1])):
         x, steps = torch.randn(t, b, I), torch.tensor(lengths)
-        with torch.no_grad(), sf.use_impl("reference"):
+        with torch.no_grad():
             output, final = model(x, lengths=steps if ragged else None)
         wanted = dict(enumerate((output, *(final if isinstance(final, tuple) else (final,)))))
         assert_close_by_name(run(path, x, *([steps] if ragged else [])), wanted, TERMS)
@@ -78,7 +78,7 @@ def test_the_reference_evaluator_of_onnx_agrees_about_peepholes_and_the_order_of
         program, x = to_onnx(model, (X,)), torch.randn(T, B, I)
         (name,) = (value.name for value in program.model.graph.inputs)
         found = ReferenceEvaluator(program.model_proto).run(None, {name: x.numpy()})
-        with torch.no_grad(), sf.use_impl("reference"):
+        with torch.no_grad():
             output, final = model.eval()(x)
         wanted = dict(enumerate((output, *(final if isinstance(final, tuple) else (final,)))))
         # The final states are compared: the evaluator lays out all steps in another way than the standard does.
