@@ -349,16 +349,20 @@ def test_convert_and_revert_leave_layers_with_options() -> None:
     assert same(flat(model["ours"](x)), before)
 
 
-def test_frozen_layers_with_options_read_what_they_must() -> None:
-    x = torch.randn(T, B, I)
-    for kind, options, _ in OPTIONS:
-        layer = getattr(sf, kind)(I, H, 2, **options)
-        with torch.no_grad():
+@OF_ALL
+def test_frozen_layers_have_the_same_bits_and_read_no_matrix(
+    kind: str, options: dict[str, Any], added: dict[str, tuple[int, ...]], compiled: str
+) -> None:
+    layer, x, resets = getattr(sf, kind)(I, H, 2, **options), torch.randn(T, B, I), torch.rand(T, B) < 0.3
+    with torch.no_grad(), sf.use_impl(compiled):
+        wanted = [drawn(layer.train(mode), x, resets=resets) for mode in (True, False)]
+        with sf.frozen(layer):
             for mode in (True, False):
-                layer.train(mode)
-                wanted = drawn(layer, x)
-                with sf.frozen(layer):
-                    assert same(drawn(layer, x), wanted), (kind, options, mode)
+                assert same(drawn(layer.train(mode), x, resets=resets), wanted[not mode])
+            for name, parameter in layer.named_parameters():
+                if name.startswith(("weight_ih", "weight_hh")):
+                    parameter.data.fill_(torch.nan)
+            assert same(drawn(layer, x, resets=resets), wanted[1])
 
 
 def test_a_frozen_layer_drops_weights_in_training() -> None:
@@ -414,6 +418,26 @@ def test_torch_compile_in_one_graph(kind: str, options: dict[str, Any]) -> None:
     parameters = list(model.parameters())
     for a, b in zip(*(torch.autograd.grad(t[0].sum(), parameters) for t in (found, wanted)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("RNN", {}), ("LSTM", {"layer_norm": True, "learn_initial_state": True}),
+                          ("GRU", {"zoneout": 0.2, "reset_after": False})],
+)  # fmt: skip
+def test_torch_export_and_jit_trace_take_resets(kind: str, options: dict[str, Any]) -> None:
+    model, x, resets = WithResets(kind, **options).eval(), torch.randn(T, B, I), torch.rand(T, B) < 0.5
+    shapes = {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}
+    program = torch.export.export(model, (x, resets), dynamic_shapes=(shapes, shapes))
+    assert any("rnn_layer" in str(node.target) for node in program.graph.nodes), "one operator for each layer"
+    longer, others = torch.randn(9, 2, I), torch.rand(9, 2) < 0.5
+    traced = torch.jit.trace(model, (x, resets))
+    for found in (program.module(), traced):
+        torch.testing.assert_close(found(longer, others), model(longer, others))
+    wanted = torch.autograd.grad(model(longer, others).sum(), list(model.parameters()))
+    exported = program.module()
+    own = dict(exported.named_parameters())
+    leaves = [own[name] for name, _ in model.named_parameters()]
+    torch.testing.assert_close(torch.autograd.grad(exported(longer, others).sum(), leaves), wanted)
 
 
 def test_numbers_of_other_kinds() -> None:
