@@ -1,7 +1,7 @@
 """``RNN``, ``GRU``, ``LSTM`` and their cells: torch.nn's modules on fused kernels, replaced by changing one import.
 
 Half of the file is docstrings: a class holds its constructor, and its forward comes from a base class in
-``_recurrent.py``.
+``_recurrent.py``. docs/cells.md says more about the options.
 """
 
 from __future__ import annotations
@@ -27,18 +27,36 @@ class RNN(RecurrentLayers):
     Args:
         input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.RNN`.
+        layer_norm: whether the two products of a step are normalised over their units, each with a gain of its own,
+            before the biases are added: :math:`h_t = \tanh(LN(W_{ih} x_t) + b_{ih} + LN(W_{hh} h_{t-1}) + b_{hh})` with
+            :math:`LN(v) = g \odot (v - \text{mean}) / \sqrt{\text{var} + 10^{-5}}`. The gains are
+            ``weight_ln_ih_l{k}`` and ``weight_ln_hh_l{k}``, which begin at 1.
+        zoneout: the probability :math:`p` with which a unit keeps its previous state at a step in training. In
+            evaluation the new state is :math:`(1 - p) h_t + p h_{t-1}`. An LSTM may have a pair, for h and for c.
+        recurrent_dropout, recurrent_dropout_kind: the probability with which values are dropped in training, the others
+            being divided by :math:`1 - p`. ``"state"``: of the state that :math:`W_{hh}` multiplies, the same units
+            at all steps of a call. ``"candidate"``, for GRU and LSTM: of :math:`n_t` or :math:`g_t`, others each step.
+        weight_drop: the probability with which an element of :math:`W_{hh}` is dropped in training, for a whole call.
+        learn_initial_state: whether the state that a row starts from where **hx** is None, and that **resets** lead
+            back to, is learnt: ``h_reset_l{k}`` :math:`(D, H_{out})`, which begins at 0 (for an LSTM also
+            ``c_reset_l{k}`` :math:`(D, H_{cell})`).
 
-    Inputs: input, hx=None, \*, lengths=None, want_output=True
+    Inputs: input, hx=None, \*, lengths=None, resets=None, want_output=True
         * **input**: :math:`(L, N, H_{in})`, :math:`(N, L, H_{in})` with ``batch_first=True``, :math:`(L, H_{in})`
-          unbatched, or a :class:`~torch.nn.utils.rnn.PackedSequence`.
+          unbatched, or a :class:`~torch.nn.utils.rnn.PackedSequence`. Without padding: a jagged nested tensor
+          :math:`(N, *, H_{in})`, or a pair of the values :math:`(\text{steps}, H_{in})` of all rows, one after another,
+          and ``cu_seqlens`` :math:`(N + 1)`, where each row begins and the last one ends.
         * **hx**: :math:`(D * \text{num\_layers}, N, H_{out})`, without :math:`N` for unbatched input. Default: zeros.
         * **lengths**: the number of steps of each row of a padded input, :math:`(N)` integers in any order, zeros
           allowed, as a tensor on any device or a list. What lies beyond a row's length is never read.
+        * **resets**: booleans of the shape of **input** without its features, True where the state before that step is
+          the initial one again: zeros, or the learnt state, and not **hx**. One at t cuts between t - 1 and t in both
+          directions, so the reverse direction starts again at t - 1. No gradient flows over the cut.
         * **want_output**: ``False`` if only the final states are wanted; **output** is then None.
 
     Outputs: output, h_n
-        * **output**: the states of the last layer, :math:`(L, N, D * H_{out})` or as **input** is laid out;
-          0 beyond a row's length.
+        * **output**: the states of the last layer, :math:`(L, N, D * H_{out})` or as **input** is laid out (a nested
+          tensor, or a pair with the same ``cu_seqlens``); 0 beyond a row's length.
         * **h_n**: :math:`(D * \text{num\_layers}, N, H_{out})`, the state at each row's end, which is **hx** where the
           length is 0.
 
@@ -49,6 +67,9 @@ class RNN(RecurrentLayers):
         >>> output, h_n = rnn(torch.randn(5, 3, 10), lengths=[5, 0, 2])
         >>> output.shape, h_n.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+        >>> (values, cu_seqlens), h_n = rnn((torch.randn(7, 10), torch.tensor([0, 5, 5, 7])))
+        >>> values.shape, h_n.shape
+        (torch.Size([7, 20]), torch.Size([2, 3, 20]))
     """
 
     def __init__(
@@ -102,8 +123,13 @@ class GRU(RecurrentLayers):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype:
             as in :class:`torch.nn.GRU`.
+        reset_after: False for the GRU of the first paper and of Keras (its ``reset_after=False``): the reset gate acts
+            before the product: :math:`n_t = \tanh(W_{in} x_t + b_{in} + W_{hn} (r_t \odot h_{t-1}) + b_{hn})`.
+        layer_norm: as for :class:`RNN`; the products of :math:`r` and :math:`z` are normalised together, those of
+            :math:`n` apart. Not together with ``reset_after=False``.
+        zoneout, recurrent_dropout, recurrent_dropout_kind, weight_drop, learn_initial_state: as for :class:`RNN`.
 
-    Inputs: input, hx=None, \*, lengths=None, want_output=True
+    Inputs: input, hx=None, \*, lengths=None, resets=None, want_output=True
         As for :class:`RNN`.
 
     Outputs: output, h_n
@@ -116,6 +142,8 @@ class GRU(RecurrentLayers):
         >>> _, h_n = gru(torch.randn(3, 5, 10), lengths=torch.tensor([2, 5, 4]), want_output=False)
         >>> h_n.shape
         torch.Size([2, 3, 20])
+        >>> agent = sf.GRU(10, 20, layer_norm=True, learn_initial_state=True)
+        >>> output, h_n = agent(torch.randn(5, 3, 10), resets=torch.rand(5, 3) < 0.1)  # where episodes begin
     """
 
     def __init__(
@@ -167,8 +195,14 @@ class LSTM(RecurrentLayers):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype:
             as in :class:`torch.nn.LSTM`.
+        peephole: whether gates also see the memory: :math:`i_t` and :math:`f_t` add :math:`p_i \odot c_{t-1}` and
+            :math:`p_f \odot c_{t-1}` to their sums, and :math:`o_t` adds :math:`p_o \odot c_t`. The weights are
+            ``weight_peephole_l{k}`` :math:`(3, H_{cell})`, of i, f and o. Not together with ``layer_norm``.
+        layer_norm: as for :class:`RNN`, over all four gates at once; :math:`c_t` is normalised where :math:`h_t` reads
+            it, :math:`h_t = o_t \odot \tanh(LN(c_t))`, with ``weight_ln_c_l{k}`` and ``bias_ln_c_l{k}``.
+        zoneout, recurrent_dropout, recurrent_dropout_kind, weight_drop, learn_initial_state: as for :class:`RNN`.
 
-    Inputs: input, (h_0, c_0)=None, \*, lengths=None, want_output=True
+    Inputs: input, (h_0, c_0)=None, \*, lengths=None, resets=None, want_output=True
         As for :class:`RNN`, with **h_0** as **hx** there (its :math:`H_{out}` is ``proj_size`` if that is not 0)
         and **c_0** :math:`(D * \text{num\_layers}, N, H_{cell})`.
 
@@ -182,6 +216,8 @@ class LSTM(RecurrentLayers):
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10), (torch.randn(2, 3, 5), torch.randn(2, 3, 20)))
         >>> output.shape, h_n.shape, c_n.shape
         (torch.Size([5, 3, 5]), torch.Size([2, 3, 5]), torch.Size([2, 3, 20]))
+        >>> sf.LSTM(10, 20, peephole=True, zoneout=(0.1, 0.05))
+        LSTM(10, 20, zoneout=(0.1, 0.05), peephole=True)
     """
 
     def __init__(
@@ -246,8 +282,9 @@ class RNNCell(RecurrentCell):
     Args:
         input_size, hidden_size, bias, nonlinearity, device, dtype: as in :class:`torch.nn.RNNCell`.
 
-    Inputs: input, hx=None
+    Inputs: input, hx=None, \*, resets=None
         :math:`(N, H_{in})` and :math:`(N, H_{out})`, both without :math:`N` for unbatched input. Default: zeros.
+        **resets**: booleans :math:`(N)`, True for rows whose state is zeros in place of **hx**.
 
     Outputs: h'
         The next state, shaped as **hx**.
@@ -289,7 +326,7 @@ class GRUCell(RecurrentCell):
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.GRUCell`.
 
-    Inputs: input, hx=None
+    Inputs: input, hx=None, \*, resets=None
         As for :class:`RNNCell`.
 
     Outputs: h'
@@ -323,7 +360,7 @@ class LSTMCell(RecurrentCell):
     Args:
         input_size, hidden_size, bias, device, dtype: as in :class:`torch.nn.LSTMCell`.
 
-    Inputs: input, (h_0, c_0)=None
+    Inputs: input, (h_0, c_0)=None, \*, resets=None
         As for :class:`RNNCell`, with two states of the same shape.
 
     Outputs: (h_1, c_1)
