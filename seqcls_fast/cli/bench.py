@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..toolkit.timing import timed, turns
-from .shared import add_command, count, load, print_json, random_batch
+from .shared import add_command, add_out, count, load, print_json, random_batch
 
 __all__ = ["add"]
 
@@ -28,6 +28,7 @@ examples:
 def add(commands: Any) -> None:
     purpose = "compare a training step and inference with the same model on torch.nn's layers"
     parser = add_command(commands, "bench", purpose, EXAMPLES, _bench)
+    add_out(parser)
     parser.add_argument("model", nargs="?", help="directory that train wrote (default: a model of common sizes)")
     parser.add_argument("--rows", type=count, default=64, metavar="B", help="rows of a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=count, default=15, help="of the timing (default: %(default)s)")

@@ -9,10 +9,12 @@ from typing import Any
 from .shared import (
     add_command,
     add_labelled,
+    add_out,
     check_folder,
     labelled,
     labels_of,
     load,
+    own_format,
     print_json,
     save_pictures,
     write_text,
@@ -34,12 +36,14 @@ def add(commands: Any) -> None:
     add_labelled(parser)
     words = "other data to look for duplicates of, beside the data that the model was trained on"
     parser.add_argument("--train", metavar="FILE", help=words)
+    add_out(parser, html="holds the report as a page, as that of --html does")
     parser.add_argument("--html", metavar="FILE", help="the report as a page")
     parser.add_argument("--pictures", metavar="DIR", help="its pictures as files")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.html)
+    pages = [path for path in (arguments.html, own_format(arguments)) if path is not None]
+    check_folder(*pages)
     estimator, kind = load(arguments.model)
     x, y = labelled(arguments, arguments.data, kind)
     if arguments.train is not None:
@@ -47,8 +51,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
         estimator.seen_ |= fingerprints(labelled(arguments, arguments.train, kind)[0])
     report = estimator.evaluate(x, labels_of(estimator, y))
-    if arguments.html:
-        write_text(arguments.html, report.to_html())
+    for path in pages:
+        write_text(path, report.to_html())
     if arguments.pictures:
         save_pictures(Path(arguments.pictures), report, estimator, estimator.encoder_.encode(x).lengths)
     if arguments.json:

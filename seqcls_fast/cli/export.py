@@ -17,8 +17,8 @@ __all__ = ["add"]
 
 EXAMPLES = """\
 examples:
-  seqcls-fast export model --to model.onnx   standard ONNX, for onnxruntime and others
-  seqcls-fast export model --to model.pt2    torch.export: torch.export.load("model.pt2") after import seqcls_fast
+  seqcls-fast export model --out model.onnx  standard ONNX, for onnxruntime and others
+  seqcls-fast export model --out model.pt2   torch.export: torch.export.load("model.pt2") after import seqcls_fast
 """
 
 
@@ -26,13 +26,14 @@ def add(commands: Any) -> None:
     purpose = "write a saved model's network for other programs: ids or features and lengths in, logits out"
     parser = add_command(commands, "export", purpose, EXAMPLES, _export)
     parser.add_argument("model", help="directory that train wrote")
-    parser.add_argument("--to", required=True, metavar="FILE", help="a name that ends in .onnx or .pt2")
+    words = "a name that ends in .onnx or .pt2"
+    parser.add_argument("--out", "--to", dest="to", required=True, metavar="FILE", help=words)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     path = Path(arguments.to)
     if path.suffix not in (".onnx", ".pt2"):
-        raise UsageError(f"--to: expected a name that ends in .onnx or .pt2 but got {shown(arguments.to)}")
+        raise UsageError(f"--out: expected a name that ends in .onnx or .pt2 but got {shown(arguments.to)}")
     check_folder(path)
     estimator, _ = load(arguments.model)
     import torch

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from .._version import __version__
-from .shared import add_command
+from .shared import add_command, add_out
 
 __all__ = ["add", "collect"]
 
@@ -26,7 +26,7 @@ LAYERS = {  # who runs a layer, in words
 
 def add(commands: Any) -> None:
     purpose = "the implementations usable here and the one chosen, CPU features, threads, torch, the extension"
-    add_command(commands, "info", purpose, EXAMPLES, _info)
+    add_out(add_command(commands, "info", purpose, EXAMPLES, _info))
 
 
 def collect() -> dict[str, Any]:

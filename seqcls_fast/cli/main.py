@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -17,9 +18,9 @@ from functools import partial
 from typing import Any, NoReturn
 
 from .._version import __version__
-from ..toolkit._terminal import MESSAGE, escaped
+from ..toolkit._terminal import MESSAGE, did_you_mean, escaped
 from . import bench, calibrate, evaluate, export, info, plan, predict, reproduce, trace, train
-from .shared import UsageError
+from .shared import UsageError, result_file, written_to
 
 __all__ = ["main", "make_parser"]
 
@@ -38,15 +39,28 @@ IN_PARALLEL = ("train", "predict", "reproduce")  # commands that may run in seve
 
 
 class Parser(argparse.ArgumentParser):
-    """Escapes the arguments that an error message repeats: they may be names of files from anywhere."""
+    """Escapes the arguments that an error message repeats, as they may be names of files from anywhere, and names the
+    option or choice that is nearest to an unknown one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        for word in (word.partition("=")[0] for word in self._words if word.startswith("--")):
+            if word not in known and (near := did_you_mean(word, known)):
+                message += f"; {word}: {near.removeprefix('; ')}" if "required" in message else near
+                break
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL):
+            message += did_you_mean(choice[1], [name.strip("'") for name in choice[2].split(", ")])
         super().error(escaped(message, MESSAGE))
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="seqcls-fast",
+        allow_abbrev=False,
         description="Sequence classification on fused recurrent layers for PyTorch.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,7 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. A failure prints one sentence to stderr; the result is the exit code."""
-    arguments = make_parser().parse_args(argv)
+    arguments, unknown = make_parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if isinstance(sys.stdout, io.TextIOWrapper):  # files and pipes get UTF-8 whatever the locale
         sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="backslashreplace")
     try:
@@ -68,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"expected a single process, as only {', '.join(IN_PARALLEL)} run in several")
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, arguments.debug)
-            arguments.run(arguments)
+            with written_to(result_file(arguments)):
+                arguments.run(arguments)
         sys.stdout.flush()
         return 0
     except UsageError as error:

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any
 
 from .._files import open_regular
-from ..toolkit._terminal import escaped, kind_of, shown
+from ..toolkit._terminal import did_you_mean, escaped, kind_of, shown
 from ..toolkit.parameter_table import ESTIMATORS, PARAMETERS, Parameter, parameters_of
 from ..toolkit.schema import check_annotated, loads
 from .shared import UsageError, plain
@@ -240,5 +240,6 @@ def _read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{escaped(path)}: expected an object of options but got {kind_of(config)}")
     for name in config:
         if name not in _NAMES:
-            raise ValueError(f"{escaped(path)}: expected the names of train's options but got {shown(name)}")
+            near = did_you_mean(name, _NAMES)
+            raise ValueError(f"{escaped(path)}: expected the names of train's options but got {shown(name)}{near}")
     return config

@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from .._cells import BUILT_IN
-from .shared import UsageError, add_command
+from .shared import UsageError, add_command, add_out
 
 __all__ = ["CELLS", "REGIMES", "add", "explain", "table"]
 
@@ -40,6 +40,7 @@ FLOAT64_WHY = "float64 has no kernel that keeps its weights on the chip"
 def add(commands: Any) -> None:
     purpose = "how a layer would run on a GPU, and the least a step can cost; needs no GPU"
     parser = add_command(commands, "plan", purpose, EXAMPLES, _plan)
+    add_out(parser)
     parser.add_argument("--cell", required=True, choices=CELLS)
     parser.add_argument("--hidden", required=True, type=_size, metavar="H", help="hidden_size")
     parser.add_argument("--batch", type=_size, default=64, metavar="B", help="rows (default: %(default)s)")

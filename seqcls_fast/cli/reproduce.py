@@ -23,7 +23,7 @@ __all__ = ["NotReproducedError", "add", "compare", "shown"]
 EXAMPLES = """\
 examples:
   seqcls-fast reproduce model                           where the data are still in the same place
-  seqcls-fast reproduce model --data moved/reviews.csv --keep again
+  seqcls-fast reproduce model --data moved/reviews.csv --out again
 """
 # Parameters that say what is shown and written during training. The weights do not depend on them.
 QUIET = {"log_dir": None, "checkpoint_dir": None, "verbose": False}
@@ -43,7 +43,8 @@ def add(commands: Any) -> None:
     parser.add_argument("model", help="directory that train wrote")
     parser.add_argument("--data", metavar="FILE", help="where the data are now")
     parser.add_argument("--validation", metavar="FILE", help="where the file lies now that --validation named")
-    parser.add_argument("--keep", metavar="DIR", help="where to save what was trained (default: nowhere)")
+    words = "where to save what was trained (default: nowhere)"
+    parser.add_argument("--out", "--keep", dest="keep", metavar="DIR", help=words)
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
@@ -52,7 +53,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
     with join() as ranks, ExitStack() as stack:
         if arguments.keep and ranks.writer:
-            stack.enter_context(claimed(Path(arguments.keep), False, "--keep replaces nothing"))
+            stack.enter_context(claimed(Path(arguments.keep), False, "--out replaces nothing"))
         _train_and_compare(arguments, ranks.writer)
 
 

@@ -6,10 +6,11 @@ A file is written under another name first and takes its place when it is comple
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from ..toolkit._terminal import escaped, json_text, shown
 from ..toolkit.parameter_table import ESTIMATORS
 
 __all__ = [
-    "UsageError", "add_columns", "add_command", "add_labelled", "check_folder", "check_new", "claimed", "count",
-    "labelled", "labels_of", "load", "plain", "print_json", "random_batch", "read_examples", "replacing",
-    "save_pictures", "write_text",
+    "UsageError", "add_columns", "add_command", "add_labelled", "add_out", "check_folder", "check_new", "claimed",
+    "count", "labelled", "labels_of", "load", "own_format", "plain", "print_json", "random_batch", "read_examples",
+    "replacing", "result_file", "save_pictures", "write_text", "written_to",
 ]  # fmt: skip
 
 
@@ -35,12 +36,43 @@ def add_command(
     """The parser of a new command, with the options that all commands have."""
     layout = argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=examples, formatter_class=layout
-    )
+        name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", epilog=examples, formatter_class=layout,
+        allow_abbrev=False,  # an abbreviation could come to mean another option in a later version
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def add_out(parser: argparse.ArgumentParser, **own_formats: str) -> None:
+    """Adds --out to a command that prints its result. ``own_formats``: suffixes that the command writes by itself."""
+    ways = "".join(f"; a name that ends in .{suffix} {words}" for suffix, words in own_formats.items())
+    parser.add_argument("--out", metavar="FILE", help=f"where to write the result (default: stdout){ways}")
+    parser.set_defaults(prints=True, own_formats=tuple(f".{suffix}" for suffix in own_formats))
+
+
+def own_format(arguments: argparse.Namespace) -> str | None:
+    """The file of --out, if its name has a suffix that the command writes by itself."""
+    out: str | None = arguments.out
+    return out if out is not None and Path(out).suffix.lower() in arguments.own_formats else None
+
+
+def result_file(arguments: argparse.Namespace) -> str | None:
+    """The file of --out that takes what a command prints."""
+    return arguments.out if getattr(arguments, "prints", False) and not own_format(arguments) else None
+
+
+@contextmanager
+def written_to(path: str | None) -> Iterator[None]:
+    """Writes to a file, whole or not at all, what the block prints. Without a path it is printed."""
+    if path is None:
+        yield
+        return
+    check_folder(path)
+    with redirect_stdout(io.StringIO()) as text:
+        yield
+    write_text(path, text.getvalue())
 
 
 def count(text: str) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .shared import add_command, check_folder, load, print_json
+from .shared import add_command, add_out, check_folder, load, own_format, print_json
 
 __all__ = ["add"]
 
@@ -25,11 +25,13 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "trace", purpose, EXAMPLES, _trace)
     parser.add_argument("model", help="directory that train wrote")
     parser.add_argument("example", help="the text, or a series as JSON; - reads it from stdin")
+    add_out(parser, png="or .svg holds the picture, as that of --picture does", svg="too")
     parser.add_argument("--picture", metavar="FILE", help="the probabilities over tokens, as .png or .svg")
 
 
 def _trace(arguments: argparse.Namespace) -> None:
-    check_folder(arguments.picture)
+    pictures = [path for path in (arguments.picture, own_format(arguments)) if path is not None]
+    check_folder(*pictures)
     estimator, kind = load(arguments.model)
     text = sys.stdin.buffer.read().decode().removesuffix("\n") if arguments.example == "-" else arguments.example
     example: Any = text
@@ -39,10 +41,10 @@ def _trace(arguments: argparse.Namespace) -> None:
         except ValueError:
             raise ValueError("example: expected a series as JSON, such as [[0.1, 2.0], [0.3, 1.5]]") from None
     found = estimator.trace(example)
-    if arguments.picture:
+    for path in pictures:
         from ..toolkit.evaluation import plots
 
-        plots.save(found.figure(), Path(arguments.picture))
+        plots.save(found.figure(), Path(path))
     if arguments.json:
         print_json(found.to_dict())
     else:

@@ -6,16 +6,18 @@ would make two names look alike. All of them are written as escapes. In a messag
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "bar", "beginning", "columns", "escaped", "json_text", "kind_of", "numbers", "printable", "shown", "visible",
+    "bar", "beginning", "columns", "did_you_mean", "escaped", "json_text", "kind_of", "numbers", "printable", "shown",
+    "visible",
 ]  # fmt: skip
 
 VALUE, NAME, MESSAGE = 80, 400, 1900  # the most characters of a value, of a path, of a whole message
@@ -77,6 +79,26 @@ def json_text(value: Any, **options: Any) -> str:
 def kind_of(value: Any) -> str:
     """The name of a value's type."""
     return escaped(type(value).__name__, VALUE)
+
+
+def did_you_mean(value: Any, known: Iterable[Any], others: Mapping[str, str] | None = None) -> str:
+    """The end of a message about a wrong name: the known name that is nearest to it, or nothing if none is near.
+
+    ``others`` are names that are used elsewhere, in lower case, and what they are called here.
+
+    Example::
+
+        >>> from seqcls_fast.toolkit._terminal import did_you_mean
+        >>> did_you_mean("GRU", ["gru", "lstm"]), did_you_mean("x", ["gru", "lstm"])
+        ("; did you mean 'gru'?", '')
+    """
+    if not isinstance(value, str):
+        return ""
+    names = {name.lower(): name for name in known if isinstance(name, str)}
+    word = value[:100].lower()
+    near = difflib.get_close_matches(word, names, 1)
+    found = (others or {}).get(word) or (names[near[0]] if near else None)
+    return f"; did you mean {shown(found)}?" if found is not None else ""
 
 
 def printable(label: Any) -> str:

@@ -6,18 +6,21 @@ is in ``fitted_``. The two classes differ in their constructors and in how raw d
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from . import store
 from ._extras import need
-from ._terminal import shown
+from ._terminal import did_you_mean, shown
 from .card import model_card
 from .data import labels
+from .data.stream import Stream
 from .evaluation.report import Report
 from .fit import fit
 from .fitted import Fitted
@@ -60,6 +63,24 @@ class _Learned:
         estimator.fitted_ = replace(estimator.fitted_, **{self.field: value})
 
 
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def _suggests(init: _Init) -> _Init:
+    """A constructor whose error for an unknown parameter names the nearest one."""
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @wraps(init)
+    def checked(self: Any, *values: Any, **parameters: Any) -> None:
+        for name in parameters.keys() - set(known):
+            raise TypeError(
+                f"{type(self).__name__}: got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
+            )
+        init(self, *values, **parameters)
+
+    return cast(_Init, checked)
+
+
 class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     """fit, predict, evaluate, save and load. Subclasses say what their parameters are and what X may be."""
 
@@ -76,7 +97,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         self,
         X: Any,
         y: Any = None,
-        *,
+        *further: Any,
         validation: Any = None,
         sample_weight: Any = None,
         resume: bool = False,
@@ -95,6 +116,13 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             resume: whether to go on from the newest checkpoint in ``checkpoint_dir``, if there is one.
             stop: a function that is called with the history after every epoch; training ends when it returns True.
         """
+        if further:
+            is_validation = isinstance(further[0], float | tuple | os.PathLike | Stream)
+            name = "validation" if is_validation else "sample_weight"
+            raise TypeError(
+                "fit: expected validation= and sample_weight= by their names but got a third argument without one; "
+                f"did you mean {name}={shown(further[0], 40)}?"
+            )
         self._check_parameters()
         given = FitData(X, y, validation, sample_weight)
         fit(self._inputs, self.get_params(deep=False), given, resume=resume, stop=stop, keep=self._keep)
@@ -260,6 +288,7 @@ class TextClassifier(_SequenceEstimator):
 
     _inputs = TextInputs()
 
+    @_suggests
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 64, embedding_dim: int = 64, num_layers: int = 1,
         bidirectional: bool = True, pooling: str = "max", dropout: float = 0.2, tokenizer: str = "word",
@@ -304,6 +333,7 @@ class SeriesClassifier(_SequenceEstimator):
 
     _inputs = SeriesInputs()
 
+    @_suggests
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 64, num_layers: int = 1, bidirectional: bool = True,
         pooling: str = "max", dropout: float = 0.2, standardize: bool = True, missing: str = "error",

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ._terminal import kind_of, shown
 from .data import labels
 from .data.columns import items, missing
@@ -76,9 +78,10 @@ class TextInputs(Inputs):
 
     def sequences(self, X: Any) -> list[str]:
         hint = "; for one text pass predict([text]), for a file pathlib.Path(name)"
-        texts = list(items(X, "X", "a list of texts", hint))
+        texts = list(items(_one_column(X), "X", "a list of texts", hint))
         for index, text in enumerate(texts):
             if not isinstance(text, str):
+                _refuse_record(text, index, "strings")
                 got = shown(text) if missing(text) else kind_of(text)
                 raise TypeError(f"X: expected strings but got {got} at {index}")
         return texts
@@ -96,7 +99,25 @@ class SeriesInputs(Inputs):
 
     def sequences(self, X: Any) -> list[Any]:
         hint = "; for a file pass pathlib.Path(name)"
-        return list(items(X, "X", "a list of series (T, features)", hint))
+        series = list(items(_one_column(X), "X", "a list of series (T, features)", hint))
+        for index, each in enumerate(series):
+            _refuse_record(each, index, "arrays (T, features)")
+        return series
 
     def plain(self, X: list[Any]) -> list[Any]:
         return [as_steps(series, f"X[{index}]") for index, series in enumerate(X)]
+
+
+def _one_column(X: Any) -> Any:
+    """The column of an array (n, 1) of texts or series, in which scikit-learn's tools pass on what is no number."""
+    is_column = isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUST"
+    return X[:, 0] if is_column else X
+
+
+def _refuse_record(value: Any, index: int, wanted: str) -> None:
+    if isinstance(value, Mapping):
+        key = shown(next(iter(value), "text"), 40)
+        raise TypeError(
+            f"X: expected {wanted} but got {kind_of(value)} at {index}; pass one value of each, as "
+            f"[row[{key}] for row in X]"
+        )

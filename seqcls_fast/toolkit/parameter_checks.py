@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
-from ._terminal import kind_of, shown
+from ..classifier import CELLS, POOLINGS
+from ._terminal import did_you_mean, kind_of, shown
 from .data import labels
+from .data.series import POLICIES
+from .data.text import KINDS
 from .training.options import METRICS, SCHEDULES
 
 __all__ = [
@@ -19,40 +24,72 @@ __all__ = [
 ]  # fmt: skip
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "schedule": SCHEDULES,
+    "metric": METRICS, "on_nan": ("raise", "restore"),
+}  # fmt: skip
+# What other libraries call the same, or the nearest that there is here.
+_ELSEWHERE = {
+    "rnn": "rnn_tanh", "wordpiece": "bpe", "sentencepiece": "bpe", "unigram": "bpe", "subword": "bpe", "avg": "mean",
+    "average": "mean", "ffill": "forward", "f1": "macro_f1", "f1_macro": "macro_f1", "acc": "accuracy",
+}  # fmt: skip
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Raises a ValueError or TypeError for a parameter that fit() cannot use."""
     device = parameters["device"]
     if not is_available(device):
-        raise ValueError(f"device: expected auto or a device that this machine has but got {shown(device)}")
+        wanted = "auto or a device that this machine has"
+        raise ValueError(f"device: expected {wanted} but got {shown(device)}{_about_gpus(device)}")
     for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1, "workers": 0}.items():
         _require_int(name, parameters[name], least)
-    every = parameters["checkpoint_every"]
-    if isinstance(every, bool) or not isinstance(every, int | float) or not 0 <= every < math.inf:
-        raise ValueError(f"checkpoint_every: expected seconds, at least 0, but got {shown(every)}")
     for name in ("batch_size", "patience", "max_length"):
         if parameters[name] is not None:
             _require_int(name, parameters[name], 1)
-    for name, choices in {"schedule": SCHEDULES, "metric": METRICS, "on_nan": ("raise", "restore")}.items():
-        if parameters[name] not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {shown(parameters[name])}")
-    for name in ("learning_rate", "max_grad_norm"):
+    for name, choices in _CHOICES.items():
+        if name in parameters and parameters[name] not in choices:
+            near = did_you_mean(parameters[name], choices, _ELSEWHERE)
+            raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {shown(parameters[name])}{near}")
+    for name, low, below, words in (
+        ("checkpoint_every", 0.0, math.inf, "seconds, at least 0,"),
+        ("weight_decay", 0, math.inf, "a number of at least 0"),
+        ("warmup", 0, 1, "a share of the steps, from 0 to below 1,"),
+        ("learning_rate", math.ulp(0), math.inf, "None or a number above 0"),
+        ("max_grad_norm", math.ulp(0), math.inf, "None or a number above 0"),
+    ):
         value = parameters[name]
-        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name}: expected None or a number above 0 but got {shown(value)}")
-    decay, warmup = parameters["weight_decay"], parameters["warmup"]
-    if not (isinstance(decay, int | float | np.floating) and 0 <= decay < math.inf):
-        raise ValueError(f"weight_decay: expected a number of at least 0 but got {shown(decay)}")
-    if not (isinstance(warmup, int | float | np.floating) and 0 <= warmup < 1):
-        raise ValueError(f"warmup: expected a share of the steps, from 0 to below 1, but got {shown(warmup)}")
+        if value is not None or not words.startswith("None"):
+            _require_number(name, value, low, below, words)
 
 
 def _require_int(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int but got {kind_of(value)}")
+        raise TypeError(f"{name}: expected an int but got {kind_of(value)}{_as_number(value)}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least} but got {shown(value)}")
+
+
+def _require_number(name: str, value: Any, least: float, below: float, words: str) -> None:
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not least <= value < below:
+        hint = "; 0 is no decay" if name == "weight_decay" and value is None else _as_number(value)
+        raise ValueError(f"{name}: expected {words} but got {shown(value)}{hint}")
+
+
+def _as_number(value: Any) -> str:
+    """The end of a message about a text where a number was expected."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{0,9}\.?[0-9]{0,9}(e-?[0-9]{1,3})?\s*", value):
+        with suppress(ValueError):
+            return f"; did you mean {float(value):g}, without quotes?"
+    return ""
+
+
+def _about_gpus(device: Any) -> str:
+    """The end of a message about a device that is not there."""
+    name = str(device).partition(":")[0].lower()
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+        return "; torch finds no GPU on this machine" + (", which it would call 'cuda'" if name == "gpu" else "")
+    return did_you_mean(device, ("auto", "cpu", "cuda"), {"gpu": "cuda"})
 
 
 def is_available(device: Any) -> bool:

@@ -283,7 +283,7 @@ def test_what_cannot_be_reproduced(made: Path, copied: Path, capsys: pytest.Capt
     (copied / "plain" / "command.json").unlink()
     assert "expected command.json, as train writes it" in refused(capsys, "reproduce", copied / "plain")
     taken = refused(capsys, "reproduce", made / "model", "--keep", made / "plain")
-    assert "expected a new or empty directory (--keep replaces nothing)" in taken
+    assert "expected a new or empty directory (--out replaces nothing)" in taken
     assert "expected config.json" in refused(capsys, "reproduce", copied / "nowhere")
 
 

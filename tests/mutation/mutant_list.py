@@ -883,6 +883,12 @@ SCALE_MUTANTS = [
     ),
 ]
 
+QUALITY_MUTANTS = [
+    Mutant("ids for classes", TOOLKIT + "training/prepare.py", "found > rows / 2", "found > rows"),
+    Mutant("X and y swapped unsaid", TOOLKIT + "training/prepare.py", "0 < texts < found", "found < texts < 0"),
+    Mutant("one column kept", TOOLKIT + "inputs.py", "return X[:, 0] if is_column else X", "return X"),
+]
+
 SUPERVISOR = "benchmarks/gpu/supervisor.py"
 
 GPU_RUN = [
@@ -912,4 +918,4 @@ BENCHMARKS = [
     ),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + GPU_RUN + BENCHMARKS
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS

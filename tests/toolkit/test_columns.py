@@ -199,7 +199,11 @@ def test_missing_values(nothing: Any, texts: sf.TextClassifier) -> None:
 
 
 def test_a_dict_or_a_set_is_no_series(series: sf.SeriesClassifier) -> None:
-    for value in ({"a": 1.0}, {1.0}, (x for x in [1.0])):
+    with pytest.raises(
+        TypeError, match=r"X: expected arrays \(T, features\) but got dict at 0; pass one value of each"
+    ):
+        series.predict([{"a": 1.0}])
+    for value in ({1.0}, (x for x in [1.0])):
         with pytest.raises(ValueError, match=f"series\\[0\\]: expected numbers but got {type(value).__name__}$"):
             series.predict([value])
 

@@ -93,7 +93,7 @@ def test_csv_round_trip(rows: list[tuple[str, str]], delimiter: str, end: str, b
         ("", ": expected at least one example but got none"),
         ("text,label\n", ": expected at least one example but got none"),
         ("\n\ntext,tag\na,b\n", ", line 3: expected a column 'label' but got 'text', 'tag'"),
-        ("text;label\na;b\n", ", line 1: expected a column 'text' but got 'text;label'"),
+        ("text;note\na;b\n", ", line 1: expected a column 'text' but got 'text;note'"),
         ("text,label,text\na,b,c\n", ", line 1: expected columns of different names but got 'text' twice"),
         ('text,label\n"a\nb",1\nc\n', ", line 4: expected 2 fields but got 1"),
         ("text,label\na,b,c\n", ", line 2: expected 2 fields but got 3"),

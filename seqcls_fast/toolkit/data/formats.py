@@ -130,7 +130,7 @@ class Csv(LineReader):
     def begin(self, lines: Lines) -> None:
         """Reads the names of the columns. An empty file has no columns and no rows."""
         for line, columns in islice(self._fields(lines), 1):
-            check_columns(lines.name, line, columns, self.layout.wanted)
+            check_columns(lines.name, line, columns, self.layout.wanted, self.delimiter)
             self.columns = columns
 
     def rows(self, lines: Lines) -> Iterator[tuple[int, list[str]]]:

@@ -30,7 +30,8 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
             hash(value)
         except TypeError:
             got = f"{kind_of(value)} at {index}"
-            raise TypeError(f"y: expected hashable labels but got {got}, which is not") from None
+            hint = "; are X and y swapped?" if hasattr(value, "ndim") else ""
+            raise TypeError(f"y: expected hashable labels but got {got}, which is not{hint}") from None
         if _is_missing(value):
             raise ValueError(f"y: expected a label but got {shown(value)} at {index}")
     return values

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from .._terminal import escaped, shown
+from .._terminal import did_you_mean, escaped, shown
 from .errors import DataError
 
 __all__ = ["Block", "Content", "Layout", "Reader", "Record", "Table", "as_number", "check_columns", "described"]
@@ -18,6 +18,7 @@ __all__ = ["Block", "Content", "Layout", "Reader", "Record", "Table", "as_number
 Record = dict[str, Any]
 
 _SHOWN = 50  # names of columns in a message
+_DELIMITERS = ";\t|"  # that files of CSV often have in place of a comma
 
 
 @dataclass
@@ -211,16 +212,34 @@ def as_number(text: str) -> float:
     return float(text)
 
 
-def check_columns(name: str, line: int | None, columns: list[str], wanted: list[str]) -> None:
-    """Refuses a file whose columns lack one that is wanted, or have a name twice."""
+def check_columns(
+    name: str, line: int | None, columns: list[str], wanted: list[str], delimiter: str | None = None
+) -> None:
+    """Refuses a file whose columns lack one that is wanted, or have a name twice.
+
+    ``delimiter`` is the one that separates them, if the format has any.
+    """
     where = name if line is None else f"{name}, line {line}"
     for column in wanted:
         if column not in columns:
             there = ", ".join(map(shown, columns[:_SHOWN])) + (", ..." if len(columns) > _SHOWN else "")
-            raise DataError(f"{where}: expected a column {shown(column)} but got {escaped(there, 1000) or 'none'}")
+            names = (name for name in columns if not set(_DELIMITERS) & set(name))
+            hint = _other_delimiter(columns, wanted, delimiter) or did_you_mean(column, names)
+            there = escaped(there, 1000) or "none"
+            raise DataError(f"{where}: expected a column {shown(column)} but got {there}{hint}")
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
         raise DataError(f"{where}: expected columns of different names but got {shown(twice)} twice")
+
+
+def _other_delimiter(columns: list[str], wanted: list[str], delimiter: str | None) -> str:
+    """The end of a message about a header that has all columns with another delimiter, as spreadsheets write it."""
+    if delimiter is None:
+        return ""
+    for sign in _DELIMITERS:
+        if set(wanted) <= {name.strip('" ') for name in delimiter.join(columns).split(sign)}:
+            return f"; did you mean delimiter={sign!r} (--delimiter on the command line)?"
+    return ""
 
 
 def described(value: Any) -> str:

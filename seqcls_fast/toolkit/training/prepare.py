@@ -6,7 +6,8 @@ The data are in memory, or a Stream that is read while it is used. Both end in t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..data.stream import Stream
 from ..inputs import Inputs
 
 __all__ = ["FitData", "Prepared", "prepare"]
+
+_ENOUGH = 20  # rows, from which on labels are expected to repeat
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     X, y = inputs.labelled(given.X, given.y)
     if not X:
         raise ValueError("X: expected at least two sequences but got none")
-    classes = _checked(labels.classes_of(y))
+    classes = _checked(labels.classes_of(y), len(y), X)
     targets = labels.to_targets(y, classes)
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs, held_targets = None, None
@@ -107,7 +110,7 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
         X, held_stream = X.split(given.share, seed)
     encoder = inputs.make_encoder(parameters)
     survey = X.survey(encoder)
-    classes = _checked(labels.classes_of(list(survey.labels)))
+    classes = _checked(labels.classes_of(list(survey.labels)), survey.rows)
     workers, epochs = parameters["workers"], parameters["epochs"]
     data = Streamed(X, encoder, classes, parameters["class_weight"], workers, epochs)
     held: Data | None = None
@@ -129,17 +132,42 @@ def _validation(
     pair = validation if isinstance(validation, tuple) else (validation, None)
     if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
         wanted = "(X, y), a pathlib.Path, a Stream or a share"
-        raise ValueError(f"validation: expected {wanted} but got {shown(validation)}")
+        raise ValueError(f"validation: expected {wanted} but got {shown(validation)}{_as_share(validation)}")
     X, y = inputs.labelled(*pair)
     if not X:
         raise ValueError("validation: expected at least one sequence but got none")
     return Examples(encoder.encode(X), labels.to_targets(y, classes, "validation"))
 
 
-def _checked(classes: np.ndarray) -> np.ndarray:
+def _as_share(value: Any) -> str:
+    """The end of a message about a percentage, or a text, in the place of a share."""
+    try:
+        share = float(value) if isinstance(value, str | int) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
+        share = 0.0
+    share = share / 100 if share > 1 else share
+    return f"; did you mean {share:g}, a share of X?" if 0 < share < 1 else ""
+
+
+def _checked(classes: np.ndarray, rows: int, X: Sequence[Any] = ()) -> np.ndarray:
+    """The classes of ``rows`` labels, after a check and with warnings about labels that are hardly classes."""
     if len(classes) < 2:
         raise ValueError(f"y: expected at least two classes but got one, {shown(classes.tolist()[0])}")
+    texts = len(set(X)) if all(isinstance(each, str) for each in X) else 0
+    found = len(classes)
+    if 0 < texts < found:
+        _warn(f"y: expected fewer labels than X has different texts, {texts}, but got {found}; are X and y swapped?")
+    elif rows >= _ENOUGH and found > rows / 2:
+        what = "numbers to estimate" if classes.dtype.kind == "f" else "names or texts"
+        _warn(
+            f"y: expected labels that repeat but got {found} different ones in {rows} sequences; are they {what} "
+            "rather than classes?"
+        )
     return classes
+
+
+def _warn(words: str) -> None:
+    warnings.warn(words, UserWarning, stacklevel=8)  # of the caller of fit()
 
 
 def _about(data: Data, held: Data | None, share: float | None) -> dict[str, Any]:
