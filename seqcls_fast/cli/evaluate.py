@@ -51,6 +51,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
         estimator.seen_ |= fingerprints(labelled(arguments, arguments.train, kind)[0])
     report = estimator.evaluate(x, labels_of(estimator, y))
+    report.about["data"] += f" of {arguments.data}"
     for path in pages:
         write_text(path, report.to_html())
     if arguments.pictures:

@@ -16,6 +16,8 @@ from .shared import UsageError, add_command, check_folder, load, plain, print_js
 __all__ = ["add"]
 
 EXAMPLES = """\
+The file also holds classes, temperature, threshold and about as JSON: metadata of ONNX, or extra files of torch.export.
+
 examples:
   seqcls-fast export model --out model.onnx  standard ONNX, for onnxruntime and others
   seqcls-fast export model --out model.pt2   torch.export: torch.export.load("model.pt2") after import seqcls_fast
@@ -48,13 +50,16 @@ def _export(arguments: argparse.Namespace) -> None:
         if path.suffix == ".onnx":
             from ..export import to_onnx
 
-            names = ["x", "lengths"]
-            to_onnx(model, (x, lengths), path, dynamic_shapes=shapes, input_names=names, output_names=["logits"])
+            names: dict[str, Any] = {"input_names": ["x", "lengths"], "output_names": ["logits"]}
+            onnx = to_onnx(model, (x, lengths), dynamic_shapes=shapes, **names)
+            onnx.model.metadata_props.update(_metadata(estimator))
+            with replacing(path) as written:
+                onnx.save(written)
         else:
             program = torch.export.export(model, (x, lengths), dynamic_shapes=shapes)
-            labels = {"classes.json": json.dumps(plain(estimator.classes_))}
+            files = {f"{name}.json": text for name, text in _metadata(estimator).items()}
             with replacing(path) as written:
-                torch.export.save(program, written, extra_files=labels)
+                torch.export.save(program, written, extra_files=files)
     features = "" if model.vocab_size else f", {model.input_size} features"
     answer = {
         "file": arguments.to, "x": f"{str(x.dtype).removeprefix('torch.')} (batch, time{features})",
@@ -68,3 +73,13 @@ def _export(arguments: argparse.Namespace) -> None:
         print_json(answer)
     else:
         print("\n".join(f"{name:<11} {escaped(value, MESSAGE)}" for name, value in plain(answer).items()))
+
+
+def _metadata(estimator: Any) -> dict[str, str]:
+    """What turns the network's logits into labels, and a description of the model; each as JSON."""
+    threshold = estimator.threshold_
+    found = {
+        "classes": estimator.classes_, "temperature": estimator.temperature_,
+        "threshold": None if threshold is None else threshold.to_json(), "about": estimator.fitted_.about,
+    }  # fmt: skip
+    return {name: json.dumps(plain(value)) for name, value in found.items()}

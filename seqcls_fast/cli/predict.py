@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..toolkit._extras import need
-from ..toolkit._terminal import escaped, json_text
+from ..toolkit._terminal import did_you_mean, escaped, json_text, shown
 from .shared import UsageError, add_columns, add_command, check_folder, count, load, plain, print_json, replacing
 
 if TYPE_CHECKING:
@@ -34,10 +34,20 @@ _FORMULA = re.compile(
     re.IGNORECASE,
 )
 
+_Write = Callable[[dict[str, Any], Any, dict[str, float]], None]  # takes what stands before the label, it, and shares
+
+
+class _Example(NamedTuple):
+    sequence: Any
+    beside: Any  # what --echo or --id writes beside the label
+
+
 EXAMPLES = """\
 examples:
   seqcls-fast predict model new.csv --text review > labels.csv
   seqcls-fast predict model new.jsonl --format jsonl --out labels.jsonl
+  seqcls-fast predict model new.csv --echo             each text beside its label
+  seqcls-fast predict model new.csv --id number        the column `number` beside the label
   tail -n 1000 messages | seqcls-fast predict model    a text per line; an empty line is an empty text
   cat new.csv | seqcls-fast predict model - --input-format csv
 """
@@ -53,10 +63,14 @@ def add(commands: Any) -> None:
         "--format", choices=("csv", "jsonl"), default="csv", help="what to write (default: %(default)s)"
     )
     parser.add_argument("--out", metavar="FILE", help="where to write it, once all is there (default: stdout, at once)")
+    words = "write each input beside its label (for series the number of the row, from 0 on)"
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument("--echo", action="store_true", help=words)
+    beside.add_argument("--id", metavar="COLUMN", help="write a column of the data beside the label, such as an id")
     words = (
-        "write labels to CSV as they are; otherwise a label that a spreadsheet would run as a formula (it begins with "
-        "=, +, -, @, a tab or a line break, and is no number) gets an apostrophe in front, and a terminal is shown "
-        "escapes for control characters"
+        "write labels and inputs to CSV as they are; otherwise one that a spreadsheet would run as a formula (that "
+        "begins with =, +, -, @, a tab or a line break, and is no number) gets an apostrophe in front, and a terminal "
+        "is shown escapes for control characters"
     )
     parser.add_argument("--raw", action="store_true", help=words)
     parser.add_argument("--batch", type=count, default=256, metavar="N", help="rows at a time (default: %(default)s)")
@@ -83,11 +97,15 @@ def _predict(arguments: argparse.Namespace) -> None:
                 pass
 
 
-def _probabilities(estimator: Any, batches: Iterator[list[Any]], ranks: Ranks) -> Iterator[Any]:
-    """The probabilities of each batch in turn, in the process that writes; the processes share the batches."""
+def _probabilities(
+    estimator: Any, batches: Iterator[list[_Example]], ranks: Ranks
+) -> Iterator[tuple[list[_Example], Any]]:
+    """Each batch with its probabilities, in the process that writes; the processes share the batches."""
     while turn := list(islice(batches, ranks.world)):
-        mine = estimator.predict_proba(turn[ranks.rank]) if ranks.rank < len(turn) else None
-        yield from (each for each in ranks.gather(mine) or [] if each is not None)
+        mine = None
+        if ranks.rank < len(turn):
+            mine = estimator.predict_proba([example.sequence for example in turn[ranks.rank]])
+        yield from zip(turn, ranks.gather(mine) or [], strict=False)
 
 
 def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Iterator[Any]) -> None:
@@ -95,14 +113,17 @@ def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Ite
     counts = dict.fromkeys(map(str, classes), 0)
     inline = arguments.json and not arguments.out  # one JSON object holds the predictions and the summary
     first = list(islice(found, 1))  # before anything is written: the data may be unreadable
+    beside = "id" if arguments.id is not None else "input" if arguments.echo else None
     with _output(arguments.out) as file:
-        write = _inline_rows(file) if inline else _writer(file, arguments.format, classes, arguments.raw)
+        write = _inline_rows(file) if inline else _writer(file, arguments.format, classes, arguments.raw, beside)
         if inline:
             file.write('{"predictions": [')
-        for probabilities in chain(first, found):
-            for label, shares in zip(estimator.decide(probabilities).tolist(), probabilities.tolist(), strict=True):
+        for examples, probabilities in chain(first, found):
+            decided = estimator.decide(probabilities).tolist()
+            for example, label, shares in zip(examples, decided, probabilities.tolist(), strict=True):
                 counts[str(label)] += 1
-                write(label, dict(zip(map(str, classes), shares, strict=True)))
+                before = {} if beside is None else {beside: example.beside}
+                write(before, label, dict(zip(map(str, classes), shares, strict=True)))
             file.flush()
         if inline:
             file.write('], "summary": ')
@@ -124,32 +145,39 @@ def _output(path: str | None) -> Iterator[IO[str]]:
         yield file
 
 
-def _writer(file: IO[str], format: str, classes: list[Any], raw: bool) -> Callable[[Any, dict[str, float]], None]:
+def _writer(file: IO[str], format: str, classes: list[Any], raw: bool, beside: str | None) -> _Write:
+    """A function that writes a row. ``beside`` is the name of the column before the label, if there is one."""
     if format == "csv":
         seen = str if raw else _shown_harmless if file.isatty() else _harmless
-        returns = any("\r" in str(label) for label in classes)  # before Python 3.13, csv does not quote \r by itself
+        # before Python 3.13, csv does not quote \r by itself
+        returns = beside is not None or any("\r" in str(label) for label in classes)
         rows = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
         fields = {label: seen(label) for label in classes}
-        rows.writerow(["label", *(seen(f"probability_{label}") for label in classes)])
-        return lambda label, shares: rows.writerow([fields[label], *(f"{share:.6g}" for share in shares.values())])
+        rows.writerow([*filter(None, [beside]), "label", *(seen(f"probability_{label}") for label in classes)])
 
-    def write(label: Any, shares: dict[str, float]) -> None:
-        file.write(_row(label, shares) + "\n")
+        def write_fields(before: dict[str, Any], label: Any, shares: dict[str, float]) -> None:
+            words = ("" if value is None else seen(value) for value in before.values())
+            rows.writerow([*words, fields[label], *(f"{share:.6g}" for share in shares.values())])
+
+        return write_fields
+
+    def write(before: dict[str, Any], label: Any, shares: dict[str, float]) -> None:
+        file.write(_row(before, label, shares) + "\n")
 
     return write
 
 
-def _inline_rows(file: IO[str]) -> Callable[[Any, dict[str, float]], None]:
+def _inline_rows(file: IO[str]) -> _Write:
     between = iter(["\n"])
 
-    def write(label: Any, shares: dict[str, float]) -> None:
-        file.write(next(between, ",\n") + _row(label, shares))
+    def write(before: dict[str, Any], label: Any, shares: dict[str, float]) -> None:
+        file.write(next(between, ",\n") + _row(before, label, shares))
 
     return write
 
 
-def _row(label: Any, shares: dict[str, float]) -> str:
-    return json_text({"label": plain(label), "probabilities": shares})
+def _row(before: dict[str, Any], label: Any, shares: dict[str, float]) -> str:
+    return json_text({**plain(before), "label": plain(label), "probabilities": shares})
 
 
 def _harmless(text: Any) -> str:
@@ -161,7 +189,7 @@ def _shown_harmless(text: Any) -> str:
     return escaped(_harmless(text))
 
 
-def _inputs(arguments: argparse.Namespace, kind: str) -> Iterator[Any]:
+def _inputs(arguments: argparse.Namespace, kind: str) -> Iterator[_Example]:
     """The texts or series, one at a time."""
     from ..toolkit.data import readers
 
@@ -169,5 +197,12 @@ def _inputs(arguments: argparse.Namespace, kind: str) -> Iterator[Any]:
     if source == "-":
         source, format = sys.stdin, format or {"text": "txt", "series": "jsonl"}[kind]
     columns = {"text": arguments.text, "format": format, "delimiter": arguments.delimiter}
-    for record in readers.stream(source, kind=kind, **columns):
-        yield record["series" if kind == "series" else arguments.text]
+    for number, record in enumerate(readers.stream(source, kind=kind, **columns)):
+        sequence = record["series" if kind == "series" else arguments.text]
+        if arguments.id is None:
+            yield _Example(sequence, number if kind == "series" else sequence)
+        elif arguments.id in record:
+            yield _Example(sequence, record[arguments.id])
+        else:
+            near = did_you_mean(arguments.id, record)
+            raise ValueError(f"--id: expected a column of the data but row {number} has no {shown(arguments.id)}{near}")

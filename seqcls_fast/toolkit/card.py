@@ -6,7 +6,6 @@ Labels, names of files and other text from outside is put in code spans, where M
 
 from __future__ import annotations
 
-import inspect
 import platform
 import re
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ import torch
 
 from .. import ops
 from .._version import __version__
-from ._terminal import MESSAGE, NAME, escaped, printable, shown
+from ._terminal import MESSAGE, NAME, escaped, printable
+from .about import changed_parameters, parameter_count
 from .evaluation.intervals import about
 from .fitted import Fitted
 from .store import COMMAND, SEARCH
@@ -56,15 +56,12 @@ def model_card(fitted: Fitted, estimator: type) -> str:
     """The card in Markdown. ``estimator`` is the class whose ``load()`` reads the model."""
     name, command = estimator.__name__, fitted.extra.get(COMMAND, {})
     used = command.get("versions") or versions()
-    size = sum(p.numel() for p in fitted.model.parameters())
+    size = parameter_count(fitted.model)
     classes = fitted.classes.tolist()
     named = ", ".join(_label(label) for label in classes[:_MOST_CLASSES])
     if len(classes) > _MOST_CLASSES:
         named += f" and {len(classes) - _MOST_CLASSES} more"
-    defaults = {each.name: each.default for each in inspect.signature(estimator).parameters.values()}
-    changed = [
-        _code(f"{each}={shown(value, NAME)}") for each, value in fitted.parameters.items() if value != defaults[each]
-    ]
+    changed = [_code(each) for each in changed_parameters(fitted.inputs.kind, fitted.parameters)]
     example = '["some text"]' if fitted.inputs.kind == "text" else "[series]  # arrays (steps, features)"
     return "\n".join(
         [

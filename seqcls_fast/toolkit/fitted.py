@@ -21,6 +21,7 @@ from .._version import __version__
 from ..classifier import SequenceClassifier
 from . import store
 from ._terminal import shown
+from .about import about_model
 from .data import labels
 from .data.datasets import Data
 from .data.leakage import Fingerprints, leaks, shared
@@ -117,6 +118,8 @@ class Fitted:
             uncalibrated=_softmax(logits, 1.0) if changed else None, rule=self.threshold,
         )  # fmt: skip
         report.warnings[:0] = shared(self.seen, X.survey().seen) if isinstance(X, Stream) else []
+        where = f" of {X}" if isinstance(X, Stream) else f" of {os.fspath(X)}" if isinstance(X, os.PathLike) else ""
+        report.about = self.about | {"data": f"{len(y):,} examples{where}"}
         return report
 
     def validated(self, held: Data | None, ranks: Ranks) -> Fitted:
@@ -133,7 +136,16 @@ class Fitted:
             self.classes[targets.numpy()].tolist(), self.decide(probabilities).tolist(), probabilities,
             labels=self.classes.tolist(), train_accuracy=self._train_accuracy,
         )  # fmt: skip
-        return replace(self, validation_report=report.to_dict())
+        found = report.to_dict()
+        for name in ("most_confident_errors", "most_confused", "about"):  # a saved model holds no examples
+            del found[name]
+        return replace(self, validation_report=found)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The model in a few lines, by name."""
+        kind, epochs = self.inputs.kind, len(self.history)
+        return about_model(kind, self.parameters, self.model, self.data, epochs, self.best_epoch)
 
     @property
     def _train_accuracy(self) -> float:

@@ -36,11 +36,15 @@ def test_export(
     x, lengths = model.encoder_.encode(data).pad([0, 1, 2])
     if suffix == ".onnx":
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        extra = session.get_modelmeta().custom_metadata_map
         logits = torch.from_numpy(session.run(["logits"], {"x": x.numpy(), "lengths": lengths.numpy()})[0])
     else:
-        extra = {"classes.json": ""}
-        logits = torch.export.load(path, extra_files=extra).module()(x, lengths)
-        assert json.loads(extra["classes.json"]) == answer["classes"]
+        files = {f"{name}.json": "" for name in ("classes", "temperature", "threshold", "about")}
+        logits = torch.export.load(path, extra_files=files).module()(x, lengths)
+        extra = {name.removesuffix(".json"): content for name, content in files.items()}
+    assert json.loads(extra["classes"]) == answer["classes"]
+    assert (json.loads(extra["temperature"]), json.loads(extra["threshold"])) == (1, None)
+    assert json.loads(extra["about"])["model"] == model.fitted_.about["model"]
     np.testing.assert_allclose(logits.detach().double().softmax(1).numpy(), model.predict_proba(data), atol=1e-5)
 
 

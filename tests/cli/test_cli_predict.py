@@ -16,7 +16,7 @@ import pytest
 
 from seqcls_fast import __main__
 from seqcls_fast.toolkit import estimators
-from support.commands import ENVIRONMENT, RUN, refused, reviews, stdin, told, write_csv
+from support.commands import ENVIRONMENT, RUN, misused, refused, reviews, stdin, told, write_csv
 
 
 def expected_of(made: SimpleNamespace, texts: list[str]) -> tuple[list[str], np.ndarray]:
@@ -70,9 +70,13 @@ def test_labels_may_be_text_where_the_model_learnt_numbers(
     lines = [json.loads(line) for line in Path(made.series).read_text().splitlines()]
     path = tmp_path / "s.jsonl"
     path.write_text("".join(json.dumps(line | {"label": str(line["label"])}) + "\n" for line in lines))
-    expected = told(capsys, "evaluate", made.series_model, made.series, "--json")
-    assert told(capsys, "evaluate", made.series_model, str(path), "--json") == expected
-    assert json.loads(expected)["labels"] == ["0", "1"]
+    expected, found = (
+        json.loads(told(capsys, "evaluate", made.series_model, name, "--json")) for name in (made.series, str(path))
+    )
+    assert expected.pop("about")["data"] == f"60 examples of {made.series}"
+    assert found.pop("about")["data"] == f"60 examples of {path}"
+    assert found == expected
+    assert expected["labels"] == ["0", "1"]
 
 
 def test_predict_csv(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +110,40 @@ def test_predict_json_is_one_object(made: SimpleNamespace, tmp_path: Path, capsy
     summary = json.loads(told(capsys, *arguments, "--out", str(path)))
     assert summary == answer["summary"] | {"out": str(path)}
     assert len(path.read_text().splitlines()) == 41
+
+
+def test_predict_beside_the_input(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = ["a good film", '=1+"x"', "bad\r\nfilm", ""]
+    path = tmp_path / "new.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "review"), *((f"n{k}", text) for k, text in enumerate(texts))])
+    plainly = [line.split(",") for line in told(capsys, "predict", made.model, str(path), "--text", "review").split()]
+    for option, name, expected in (
+        (["--echo"], "input", [texts[0], "'" + texts[1], *texts[2:]]),
+        (["--echo", "--raw"], "input", texts),
+        (["--id", "id"], "id", ["n0", "n1", "n2", "n3"]),
+    ):
+        out = told(capsys, "predict", made.model, str(path), "--text", "review", "--batch", "3", *option)
+        header, *rows = csv.reader(io.StringIO(out, newline=""))
+        assert header == [name, *plainly[0]]
+        assert [row[0] for row in rows] == expected
+        assert [row[1:] for row in rows] == plainly[1:]
+    more = ["--text", "review", "--format", "jsonl", "--echo"]
+    found = [json.loads(line) for line in told(capsys, "predict", made.model, str(path), *more).splitlines()]
+    assert [each["input"] for each in found] == texts
+    answer = json.loads(told(capsys, "predict", made.model, str(path), "--text", "review", "--json", "--id", "id"))
+    assert [each["id"] for each in answer["predictions"]] == ["n0", "n1", "n2", "n3"]
+    wrong = refused(capsys, "predict", made.model, str(path), "--text", "review", "--id", "ids")
+    assert wrong == "--id: expected a column of the data but row 0 has no 'ids'; did you mean 'id'?"
+    assert "not allowed with" in misused(capsys, "predict", made.model, str(path), "--id", "id", "--echo")
+
+
+def test_predict_beside_the_number_of_a_series(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    header, *rows = csv.reader(io.StringIO(told(capsys, "predict", made.series_model, made.series, "--echo")))
+    assert header[:2] == ["input", "label"]
+    assert [row[0] for row in rows] == [str(k) for k in range(60)]
+    found = told(capsys, "predict", made.series_model, made.series, "--id", "label", "--format", "jsonl").splitlines()
+    assert [json.loads(line)["id"] for line in found] == [k % 2 for k in range(60)]
 
 
 def test_predict_numbers_keep_their_type(made: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -886,6 +886,8 @@ SCALE_MUTANTS = [
 QUALITY_MUTANTS = [
     Mutant("ids for classes", TOOLKIT + "training/prepare.py", "found > rows / 2", "found > rows"),
     Mutant("X and y swapped unsaid", TOOLKIT + "training/prepare.py", "0 < texts < found", "found < texts < 0"),
+    Mutant("the least sure errors", TOOLKIT + "evaluation/mistakes.py", "np.argsort(-sure,", "np.argsort(sure,"),
+    Mutant("another row's id", "seqcls_fast/cli/predict.py", "number if kind", "number + 1 if kind"),
     Mutant("one column kept", TOOLKIT + "inputs.py", "return X[:, 0] if is_column else X", "return X"),
 ]
 

@@ -109,6 +109,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/classifier.py": ("test_classifier.py", "test_classifier_bits.py", "test_torch_layer.py"),
     "seqcls_fast/_head.py": ("test_head.py", "test_classifier_bits.py"),
     "seqcls_fast/toolkit/evaluation/intervals.py": ("test_intervals.py",),
+    "seqcls_fast/toolkit/evaluation/mistakes.py": ("test_report_errors.py",),
     "seqcls_fast/toolkit/evaluation": ("test_evaluation.py", "test_calibration.py"),
     "seqcls_fast/toolkit/data/leakage.py": ("test_evaluation.py", "test_stream.py"),
     "seqcls_fast/toolkit/evaluation/plots.py": ("test_plots.py",),

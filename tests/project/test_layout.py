@@ -33,7 +33,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("toolkit.evaluation",),
     ("toolkit.store", "toolkit.inputs"),
     ("toolkit.training",),
-    ("toolkit.parameter_checks",),
+    ("toolkit.parameter_checks", "toolkit.about"),
     ("toolkit.fitted",),
     ("toolkit.card", "toolkit.fit", "toolkit.trace"),
     ("toolkit.estimators", "toolkit.stream", "toolkit"),

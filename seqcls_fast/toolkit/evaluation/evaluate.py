@@ -23,6 +23,7 @@ from .metrics import (
     roc_auc,
     scores_by_class,
 )
+from .mistakes import mistakes
 from .report import Report
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def evaluate_predictions(
             are classes of their own that were never predicted, with probability 0.
         train_accuracy: accuracy on the training data, to warn of overfitting.
         train_texts, test_texts: the inputs (strings, or arrays for series), to warn of test data seen in training. For
-            the training data their ``fingerprints`` are enough.
+            the training data their ``fingerprints`` are enough. Those of the test data are shown with errors.
         uncalibrated: the probabilities before calibration, whose numbers become ``report.before``.
         rule: the threshold that decided ``y_pred``. Default: ``None``, the likeliest class was predicted.
         bootstrap: the number of resamples for the intervals of balanced accuracy and macro F1; 0 for no intervals.
@@ -158,6 +159,7 @@ def evaluate_predictions(
             train_texts = fingerprints(train_texts, "train_texts")
         report.warnings += leaks(train_texts, test_texts)
     report.warnings += findings(report, len(known), train_accuracy, pred_ids)
+    report.errors, report.confused = mistakes(report.names, confusion, true_ids, pred_ids, probabilities, test_texts)
     return report
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .._terminal import printable
 from . import plots
 from .metrics import ClassScores
 
@@ -39,6 +40,7 @@ li { background: var(--note); border-left: .3rem solid var(--edge); padding: .5r
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tr > :first-child { text-align: left; white-space: normal; min-width: 6rem; } tbody th { font-weight: normal; }
+.words th, .words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .averages th { font-style: italic; } .averages tr:first-child > * { border-top: 2px solid var(--line); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figure.all { grid-column: 1 / -1; overflow-x: auto; }
@@ -77,10 +79,13 @@ def page(report: Results, history: Sequence[Mapping[str, Any]] | None = None, le
 {_numbers(report)}
 <h2>Scores by class</h2>
 {_table(report)}
+{_confused(report)}
+{_errors(report)}
 <h2>Pictures</h2>
 <div class="pictures">
 {pictures}
 </div>
+{_about(report)}
 </body>
 </html>
 """
@@ -130,6 +135,41 @@ def _table(report: Results) -> str:
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(rows[:classes])
         + '\n</tbody>\n<tbody class="averages">\n' + "\n".join(rows[classes:]) + "\n</tbody>\n</table></div>"
     )  # fmt: skip
+
+
+def _confused(report: Results) -> str:
+    rows = []
+    for pair in report.confused:
+        shown = "<br>".join(f"#{each.index} {_text(each.example or '')}" for each in pair.examples)
+        cells = (printable(pair.true), printable(pair.predicted), str(pair.count), f"{100 * pair.share:.1f} %")
+        rows.append([*map(_text, cells), shown])
+    header = ("class", "taken for", "times", "of the class", "such as")
+    return _listed("Most confused classes", header, rows)
+
+
+def _errors(report: Results) -> str:
+    rows = [
+        [*map(_text, (f"{each.probability:.3f}", printable(each.predicted), printable(each.true), f"#{each.index}")),
+         _text(each.example or "")]
+        for each in report.errors
+    ]  # fmt: skip
+    return _listed("Most confident errors", ("probability", "answer", "class", "example", ""), rows)
+
+
+def _about(report: Results) -> str:
+    return _listed("About", ("", ""), [[_text(name), _text(words)] for name, words in report.about.items()])
+
+
+def _listed(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A section with a table of cells that are HTML already; nothing if there are no rows."""
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<h2>{title}</h2>\n<div class="wide"><table class="words">\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
 
 
 def _pictures(report: Results, history: Any, lengths: Any) -> list[tuple[Figure, str, bool]]:

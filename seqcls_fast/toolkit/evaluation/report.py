@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
-from .._terminal import columns
+from .._terminal import MESSAGE, beginning, columns, escaped, printable
 from .metrics import ClassScores
+from .mistakes import Mistake
 from .results import Results
 
 __all__ = ["Report"]
@@ -21,7 +22,8 @@ class Report(Results):
     ``names`` are the labels as strings, the keys of ``to_dict()["per_class"]``. ``confusion[i, j]`` counts the examples
     of class i that were predicted as class j. Metrics that need probabilities are None without any, and where the
     examples are all of one class. ``before`` has the numbers of :meth:`summary` as they were without calibration and
-    threshold, and is None where the model has neither. ``rule`` is its threshold.
+    threshold, and is None where the model has neither. ``rule`` is its threshold. ``errors`` are the surest errors,
+    ``confused`` the pairs of classes that are confused most often, and ``about`` says what was evaluated and when.
     """
 
     def to_html(self, *, history: Sequence[dict[str, Any]] | None = None, lengths: Any = None) -> str:
@@ -60,9 +62,36 @@ class Report(Results):
             lines += ["", "rows: true class, columns: predicted, in the order above"]
             for (name, _, _), counts in zip(rows, self.confusion, strict=False):
                 lines.append(f"{name}{' ' * (wide - columns(name))}" + "".join(f"  {count:{cell}}" for count in counts))
+        lines += [*self._confused(), *self._errors(), *self._about()]
         if self.warnings:
             lines += ["", *(f"warning: {warning}" for warning in self.warnings)]
         return "\n".join(lines)
+
+    def _confused(self) -> Iterator[str]:
+        if self.confused:
+            yield from ("", "most confused:")
+        for pair in self.confused:
+            true, predicted = printable(pair.true), printable(pair.predicted)
+            yield f"  {true} taken for {predicted}: {pair.count} times, {100 * pair.share:.1f} % of {true}"
+            for each in pair.examples:
+                yield f"    #{each.index}{_example(each)}"
+
+    def _errors(self) -> Iterator[str]:
+        if self.errors:
+            yield from ("", "most confident errors, by the probability of the answer:")
+        for each in self.errors:
+            named = f"{printable(each.predicted)} for {printable(each.true)}"
+            yield f"  {each.probability:.3f}  {named}  #{each.index}{_example(each)}"
+
+    def _about(self) -> Iterator[str]:
+        if self.about:
+            yield ""
+        for name, words in self.about.items():
+            yield f"{name}: {escaped(words, MESSAGE)}"
+
+
+def _example(mistake: Mistake) -> str:
+    return "" if mistake.example is None else f"  {beginning(mistake.example, 80)}"
 
 
 def _between(interval: tuple[float, float] | None) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .._terminal import printable
 from .intervals import METHODS, about
 from .metrics import Bins, ClassScores, Floats, Ints, Scores, binned
+from .mistakes import ConfusedPair, Mistake
 
 if TYPE_CHECKING:
     from .decision import DecisionThreshold
@@ -45,6 +46,9 @@ class Results:
     rule: DecisionThreshold | None = None
     true_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)  # (N): rows of the true classes
     proba: Floats | None = field(default=None, repr=False)  # (N, K)
+    errors: list[Mistake] = field(default_factory=list, repr=False)  # the surest ones
+    confused: list[ConfusedPair] = field(default_factory=list, repr=False)  # the pairs confused most often
+    about: dict[str, str] = field(default_factory=dict)  # the model, its settings and data, by name
 
     @property
     def support(self) -> Ints:
@@ -71,7 +75,7 @@ class Results:
         return binned(self._needs_proba(), self.true_ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the examples themselves, in types that ``json.dumps`` takes."""
+        """Everything in types that ``json.dumps`` takes. Of the examples it has the few that the report names."""
         scores = zip(self.names, self.per_class.values(), strict=True)
         return {
             "examples": int(self.confusion.sum()),
@@ -94,6 +98,9 @@ class Results:
             "before_calibration": self.before,
             "threshold": None if self.rule is None else self.rule.to_json(),
             "warnings": list(self.warnings),
+            "most_confident_errors": [asdict(mistake) for mistake in self.errors],
+            "most_confused": [asdict(pair) for pair in self.confused],
+            "about": dict(self.about),
         }
 
     def summary(self) -> list[tuple[str, float, tuple[float, float] | None]]:
