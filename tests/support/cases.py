@@ -85,6 +85,10 @@ class Case:
         return crc32(repr(self).encode())
 
     @property
+    def has_options(self) -> bool:
+        return BUILT_IN[self.cell].is_option or self.resets != "none" or self.noise != "none"
+
+    @property
     def rates(self) -> Rates:
         h, c, state, candidate = NOISE[self.noise]
         has_candidate = not self.cell.startswith("rnn")
@@ -105,7 +109,7 @@ class Case:
     def valid(self) -> bool:
         if self.proj and (not BUILT_IN[self.cell].has_c or self.H < 2):
             return False
-        if self.noise == "candidate" and not any(self.rates):
+        if self.noise == "candidate" and not self.rates.candidate_dropout:
             return False
         if self.cell == "rnn_relu_layer_norm" and self.dtype in ROUNDED and not self.bias:
             return False  # only a bias keeps normalised sums off the kink
