@@ -29,6 +29,8 @@ AFTER_IMPORT = "seqcls_fast/_after_import.py"
 CHECKS = "seqcls_fast/_checks.py"
 STAND_INS = "seqcls_fast/_stand_ins.py"
 FROZEN = "seqcls_fast/_frozen.py"
+NESTED = "seqcls_fast/_nested.py"
+OPTIONS = "seqcls_fast/_options.py"
 
 PYTHON = [
     Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
@@ -55,6 +57,20 @@ PYTHON = [
     Mutant("dropout in eval", BASES, "if self.dropout and self.training", "if self.dropout"),
     Mutant("inner layers without output", BASES, "batch_first, want_output or k < last", "batch_first, want_output"),
     Mutant("first layer's h0 for every layer", BASES, "h0, c0 = h0s[k], c0s[k]", "h0, c0 = h0s[0], c0s[k]"),
+    Mutant("options: packed weights where some are dropped", BASES, "layer, packed = dropped, None", "layer = dropped"),
+    Mutant("options: gains of zero", OPTIONS, "nn.init.ones_(parameter)", "nn.init.zeros_(parameter)"),
+    Mutant("options: a parametrized state is zeros", OPTIONS, "[getattr(module,", "[module._parameters.get("),
+    Mutant("options: weights dropped in evaluation", OPTIONS, " or not module.training:", ":"),
+    Mutant("resets: a PackedSequence of another order", OPTIONS, "_check_same_order(resets, input)", "pass"),
+    Mutant("nested: output in packed order", NESTED, "packed.index_select(0, self.back)", "packed"),
+    Mutant(
+        "nested: states of empty rows lost",
+        BASES,
+        "start.index_select(1, rows.empty)",
+        "torch.zeros_like(start).index_select(1, rows.empty)",
+    ),
+    Mutant("nested: cu_seqlens that end early", NESTED, "if first or last != count:", "if first:"),
+    Mutant("nested: resets of other rows", BASES, "rows.packed(as_resets(", "(as_resets("),
     Mutant("other flat weights accepted", CHECKS, "if weight is not parameter and parameter is not None", "if False"),
     Mutant(
         "cells without units in a kernel", BASES, 'impl="auto" if weights[0].numel() else "reference"', 'impl="auto"'
@@ -187,12 +203,15 @@ PYTHON = [
     ),
     Mutant("adapter not seen", CONVERSION, 'if adapter or key == "base_layer":', "if adapter:"),
     Mutant("onnx gru gates", EXPORT, '"gru": [1, 0, 2]', '"gru": [0, 1, 2]'),
-    Mutant("onnx gru resets before", EXPORT, ", linear_before_reset=1", ""),
+    Mutant("onnx gru resets before", EXPORT, 'linear_before_reset=int(cell == "gru")', "linear_before_reset=0"),
+    Mutant("onnx gru resets after", EXPORT, 'linear_before_reset=int(cell == "gru")', "linear_before_reset=1"),
+    Mutant("onnx peepholes in our order", EXPORT, "_PEEPHOLES = [0, 2, 1]", "_PEEPHOLES = [0, 1, 2]"),
+    Mutant("onnx without zoneout", EXPORT, "options is not None and any(options.zoneout)", "False"),
     Mutant(
         "onnx biases swapped",
         EXPORT,
-        "op.Concat(stacked(kinds[2]), stacked(kinds[3]), axis=1)",
-        "op.Concat(stacked(kinds[3]), stacked(kinds[2]), axis=1)",
+        "op.Concat(stacked(b_ih), stacked(b_hh), axis=1)",
+        "op.Concat(stacked(b_hh), stacked(b_ih), axis=1)",
     ),
     Mutant("onnx row of length 0", EXPORT, "end if start is None else op.Where(empty, start, end)", "end"),
     Mutant(

@@ -102,7 +102,9 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     ),
     "seqcls_fast/_layer_classes.py": ("test_convert.py", "test_convert_classes.py"),
     "seqcls_fast/_other_libraries.py": ("test_convert_classes.py",),
-    "seqcls_fast/export.py": ("test_export_onnx.py",),
+    "seqcls_fast/export.py": ("test_export_onnx.py", "test_export_onnx_options.py"),
+    "seqcls_fast/_nested.py": ("test_nested.py",),
+    "seqcls_fast/_options.py": ("test_module_options.py",),
     "seqcls_fast/_after_import.py": ("test_import.py", "test_flops.py"),
     "seqcls_fast/_stand_ins.py": ("test_fx.py",),
     "seqcls_fast/_files.py": ("test_files.py",),
@@ -161,7 +163,15 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_bitwise.py",
         "test_ids.py",
     ),
-    "seqcls_fast": ("test_nn_inputs.py", "test_nn_torch.py", "test_nn.py", "test_nn_cells.py", "test_torch_modules.py"),
+    "seqcls_fast": (
+        "test_nested.py",
+        "test_module_options.py",
+        "test_nn_inputs.py",
+        "test_nn_torch.py",
+        "test_nn.py",
+        "test_nn_cells.py",
+        "test_torch_modules.py",
+    ),
 }
 
 
