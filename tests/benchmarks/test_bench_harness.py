@@ -212,7 +212,18 @@ def test_questions() -> None:
         "for question in sys.argv[1:]:\n"
         "    rows.write(next(importlib.import_module('benchmarks.questions.' + question).measure(session)), sys.stdout)"
     )
-    questions = ["layers", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "per_sample", "scaling"]
+    questions = [
+        "layers",
+        "latency",
+        "cells",
+        "one_step",
+        "policies",
+        "resets",
+        "options",
+        "tokens",
+        "per_sample",
+        "scaling",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", code, *questions], cwd=ROOT, capture_output=True, text=True, check=False
     )

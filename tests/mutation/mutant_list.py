@@ -937,6 +937,10 @@ BENCHMARKS = [
     Mutant(
         "a decoder that is not converted", "benchmarks/questions/policies.py", "sf.convert(model)", "sf.revert(model)"
     ),
+    Mutant("a reset that is not compared", "benchmarks/questions/resets.py", "partial(ours, resets=resets)", "ours"),
+    Mutant("a split that keeps the state", "benchmarks/questions/resets.py", "keep[first].mul", "torch.ones(()).mul"),
+    Mutant("masks that a loop does not read", "benchmarks/option_loops.py", "h * masks.state", "h"),
+    Mutant("a missed goal is reached", "benchmarks/goals.py", "ratio >= goal", "ratio < goal"),
 ]
 
 MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS

@@ -63,6 +63,9 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "benchmarks/harness.py": ("test_bench_harness.py",),
     "benchmarks/layer_cases.py": ("test_bench_cases.py",),
     "benchmarks/questions/policies.py": ("test_bench_cases.py",),
+    "benchmarks/questions/resets.py": ("test_bench_options.py",),
+    "benchmarks/option_loops.py": ("test_bench_options.py",),
+    "benchmarks/goals.py": ("test_bench_options.py",),
     "benchmarks/rows.py": ("test_bench_report.py",),
     "seqcls_fast/ops.py": (
         "test_ops.py",
