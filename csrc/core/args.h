@@ -32,6 +32,13 @@ struct Matrix {  // a weight, or a bias with one column
   int64_t rows = 0, columns = 1, row_stride = 0, column_stride = 1;
 };
 
+// Whether step t of a row starts from the reset state. A reset at t cuts between t - 1 and t. The reverse direction thus
+// reads the reset state at t - 1, where its own sequence begins anew.
+SF_FN bool starts_anew(const Rows& resets, int direction, int64_t t, int64_t b, int64_t row_length) {
+  if (!resets.data || (direction && t + 1 >= row_length)) return false;
+  return resets.data[resets.offset(direction ? t + 1 : t, b)] != 0;
+}
+
 constexpr int kMostFurtherWeights = 4;  // kMostFurther of cells.h
 
 struct Layer {
@@ -68,11 +75,8 @@ struct Layer {
   int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
   int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
-  // Whether step t of row b starts from the reset state. A reset at t cuts between t - 1 and t. The reverse direction
-  // thus reads the reset state at t - 1, where its own sequence begins anew.
   SF_FN bool starts_anew(int direction, int64_t t, int64_t b, int64_t row_length) const {
-    if (!resets.data || (direction && t + 1 >= row_length)) return false;
-    return resets.data[resets.offset(direction ? t + 1 : t, b)] != 0;
+    return sf::starts_anew(resets, direction, t, b, row_length);
   }
 };
 

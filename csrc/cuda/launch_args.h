@@ -24,6 +24,8 @@ struct DirectionArgs {
   const float* bias;         // (slots, H)
   int begin, end;            // this launch runs the steps begin .. end - 1
   RowAddress h0, c0;         // zeros where absent
+  RowAddress resets;         // bytes, see Layer; null: nowhere
+  RowAddress h_reset, c_reset;  // zeros where absent
   RowAddress output, saved;  // the order of the saved values: saved_at
   // The forward alone has these.
   RowAddress projected;  // (T, B, gates * padded) float32: x times W_ih^T
@@ -31,6 +33,7 @@ struct DirectionArgs {
   // The backward alone has these.
   RowAddress d_output, d_gates;
   Rows d_h_n, d_c_n, d_h0, d_c0;
+  float* reset_carry;  // (B, H): the sum of the carries that come to the reset state; null where it is not wanted
 };
 
 struct LaunchArgs {

@@ -25,5 +25,6 @@ Plan plan_layer(const Layer&, Pass, const Choice&, const Limits&);
 void run_forward(const Forward&, const Choice&, DeviceStream&);
 void run_backward(const Backward&, const Choice&, DeviceStream&);
 void run_weight_grad(const WeightGrad&, const Choice&, DeviceStream&);
+void run_sum_rows(const RowSums&, DeviceStream&);
 
 }  // namespace sf::cuda

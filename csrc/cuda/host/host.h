@@ -19,6 +19,20 @@ void launch_over(DeviceStream& stream, void (*kernel)(Args), int64_t count, cons
   stream.launch(kernel, LaunchShape{blocks, kBlockThreads}, args);
 }
 
+// The cell whose slots have the biases of a cell: they are added after a normalisation.
+template <class Cell>
+struct BiasSlots {
+  using Type = Cell;
+};
+template <class Cell>
+struct BiasSlots<Normed<Cell>> {
+  using Type = Cell;
+};
+inline int64_t bias_slots(const Layer& l) {
+  const CellInfo& info = kCells[l.cell];
+  return info.norm ? info.base_slots : info.slots;
+}
+
 template <class F>
 auto with_cell(int cell, F&& f) {
   switch (cell) {
@@ -26,6 +40,7 @@ auto with_cell(int cell, F&& f) {
   case kCell_##name:        \
     return f(Cell{});
     SF_CELLS(SF_CASE)
+    SF_OPTION_CELLS(SF_CASE)
 #undef SF_CASE
   }
   throw std::runtime_error("cell: expected an index of the list of cells");
@@ -49,9 +64,20 @@ auto with_cell_and_math(const Layer& l, F&& f) {
   return with_cell(l.cell, [&](auto cell) { return with_math(l.dtype, [&](auto math) { return f(cell, math); }); });
 }
 
+// f takes the cell of BiasSlots.
+template <class F>
+auto with_slots_and_math(const Layer& l, F&& f) {
+  return with_cell(l.cell, [&](auto cell) {
+    using Slots = typename BiasSlots<decltype(cell)>::Type;
+    return with_math(l.dtype, [&](auto math) { return f(Slots{}, math); });
+  });
+}
+
 inline Dtype compute_dtype(Dtype d) { return d == Dtype::kFloat64 ? d : Dtype::kFloat32; }
 inline int64_t row_count(const Layer& l) { return l.packed_rows ? l.packed_rows : l.T * l.B; }
-inline int64_t gates_width(const Layer& l) { return kCells[l.cell].slots * l.H + (l.P ? l.P + l.H : 0); }
+inline int64_t gates_width(const Layer& l) {
+  return (kCells[l.cell].slots + kCells[l.cell].resets_first) * l.H + (l.P ? l.P + l.H : 0);
+}
 
 // The lengths of the batch rows, within 0 .. T, and the batch rows in descending order of length, so that the rows of a
 // batch tile have about the same length. Either is null where LaunchArgs allows it.
@@ -64,8 +90,8 @@ Lengths order_batch(const Layer&, DeviceStream&);
 Rows contiguous_rows(const void* data, Dtype dtype, const Layer&, int64_t width);
 
 // Copies the rows of `from`, so that they lie side by side in `to`. The arguments are those of gather_rows.
-void gather(const Layer&, const Rows& from, const Rows& first, int64_t shift, int64_t samples, int64_t width,
-            const int64_t* lengths, void* to, DeviceStream&);
+void gather(const Layer&, const Rows& from, int64_t samples, int64_t width, const int64_t* lengths, void* to,
+            DeviceStream&);
 
 // Some consecutive steps of a sequence with their projected input, in the compute type, ordered by time.
 struct Chunk {
@@ -83,9 +109,17 @@ void for_chunks(const Forward&, int64_t gate_width, const Choice&, DeviceStream&
 const void* make_bias(const Layer&, DeviceStream&);
 const void* bias_of(const void* all, const Layer&, int d);
 
+// The gradients of the reset states. A kernel adds to these what comes to a reset state beside R, (B, width) in the
+// compute type, zero at first; null where it is not wanted. end_resets() adds what comes through R.
+struct ResetCarries {
+  void *h[kMaxDirections] = {}, *c[kMaxDirections] = {};
+};
+ResetCarries begin_resets(const Backward&, DeviceStream&);
+void end_resets(const Backward&, const ResetCarries&, const Lengths&, const Choice&, DeviceStream&);
+
 // Defined in stepwise.cu.
 void step_forward(const Forward&, const Choice&, const Lengths&, DeviceStream&);
-void step_backward(const Backward&, const Choice&, const Lengths&, DeviceStream&);
+void step_backward(const Backward&, const Choice&, const Lengths&, const ResetCarries&, DeviceStream&);
 
 void input_grad(const Backward&, const Choice&, DeviceStream&);
 

@@ -51,7 +51,7 @@ RowAddress row_address(const Layer& l, const Rows& rows, int64_t width, int64_t 
   copied.T = steps;
   if (steps == 1) copied.packed_rows = 0, copied.x.t_row = nullptr;
   void* copy = stream.take((steps == 1 ? l.B : row_count(l)) * width * size_of(l.dtype));
-  gather(copied, rows, {}, 0, 1, width, nullptr, copy, stream);
+  gather(copied, rows, 1, width, nullptr, copy, stream);
   return row_address(contiguous_rows(copy, l.dtype, copied, width));
 }
 
@@ -98,6 +98,9 @@ struct RecurrentLaunch {
       io.weights = static_cast<const uint4*>(weights) + d * fragments;
       io.h0 = row_address(l, l.h0[d], l.H, 1, stream);
       io.c0 = row_address(l, l.c0[d], l.H, 1, stream);
+      io.resets = {l.resets.data, static_cast<uint32_t>(l.resets.t_stride), static_cast<uint32_t>(l.resets.b_stride)};
+      io.h_reset = row_address(l, l.h_reset[d], l.H, 1, stream);
+      io.c_reset = row_address(l, l.c_reset[d], l.H, 1, stream);
       io.begin = 0;
       io.end = static_cast<int>(l.T);
     }
@@ -166,7 +169,7 @@ void recurrent_forward(const Forward& f, const Plan& plan, const Choice& choice,
 }
 
 void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choice, const Lengths& lengths,
-                        DeviceStream& stream) {
+                        const ResetCarries& carries, DeviceStream& stream) {
   RecurrentLaunch launch(b.layer, Pass::kBackward, plan, choice, lengths, stream);
   for (int d = 0; d < b.layer.directions; ++d) {
     DirectionArgs& io = launch.args.direction[d];
@@ -178,6 +181,7 @@ void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choic
     io.d_gates = row_address(b.d_gates[d]);
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
+    io.reset_carry = static_cast<float*>(kCells[b.layer.cell].has_c ? carries.c[d] : carries.h[d]);
   }
   launch.launch();
 }
@@ -218,6 +222,10 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   const char* why = nullptr;
   if (l.dtype == Dtype::kFloat64) why = "float64 has no kernel that keeps its weights on the chip";
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
+  if (kCells[l.cell].is_option || l.noise.any())
+    why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip";
+  if (l.resets.data && std::max(l.resets.t_stride, l.resets.b_stride) >= kAddressLimit)
+    why = "the layer is too large for addresses of 32 bits";
   if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H,
                 5 * l.B * padded(l.H) * size_of(l.dtype)}) >= kAddressLimit / 2)
     why = "the layer is too large for addresses of 32 bits";
@@ -253,9 +261,11 @@ void run_backward(const Backward& b, const Choice& choice, DeviceStream& stream)
   const int64_t width = gates_width(l);
   if (l.lengths && !l.packed_rows) stream.zero(b.d_gates[0].data, l.directions * l.T * l.B * width * size_of(l.dtype));
   const Plan plan = plan_layer(l, Pass::kBackward, choice, stream.limits());
+  const ResetCarries carries = begin_resets(b, stream);
   run_plan(
-      plan, choice, [&] { recurrent_backward(b, plan, choice, lengths, stream); },
-      [&] { step_backward(b, choice, lengths, stream); });
+      plan, choice, [&] { recurrent_backward(b, plan, choice, lengths, carries, stream); },
+      [&] { step_backward(b, choice, lengths, carries, stream); });
+  end_resets(b, carries, lengths, choice, stream);
   if (b.d_x.data) input_grad(b, choice, stream);
 }
 

@@ -32,7 +32,7 @@ ProductRows product_rows(const Layer& l, const Rows& rows, int64_t width, bool m
     }
   }
   void* copy = stream.take(row_count(l) * width * size_of(l.dtype));
-  gather(l, rows, {}, 0, 1, width, masked ? l.lengths : nullptr, copy, stream);
+  gather(l, rows, 1, width, masked ? l.lengths : nullptr, copy, stream);
   return {copy, width, Order::kTime};
 }
 
@@ -116,10 +116,10 @@ Rows contiguous_rows(const void* data, Dtype dtype, const Layer& l, int64_t widt
   return rows;
 }
 
-void gather(const Layer& l, const Rows& from, const Rows& first, int64_t shift, int64_t samples, int64_t width,
-            const int64_t* lengths, void* to, DeviceStream& stream) {
+void gather(const Layer& l, const Rows& from, int64_t samples, int64_t width, const int64_t* lengths, void* to,
+            DeviceStream& stream) {
   if (l.packed_rows) lengths = l.lengths;  // a packed row has no memory for steps beyond its length
-  const GatherRows args{from, first, to, lengths, l.x.t_row, l.T, l.B, samples, width, shift, l.packed_rows};
+  const GatherRows args{from, to, lengths, l.x.t_row, l.T, l.B, samples, width, l.packed_rows};
   with_math(l.dtype, [&](auto math) {
     launch_over(stream, gather_rows<typename decltype(math)::Storage>, row_count(l) * width, args);
   });
@@ -153,7 +153,7 @@ void for_chunks(const Forward& f, int64_t gate_width, const Choice& choice, Devi
 }
 
 const void* make_bias(const Layer& l, DeviceStream& stream) {
-  return with_cell_and_math(l, [&](auto cell, auto math) -> const void* {
+  return with_slots_and_math(l, [&](auto cell, auto math) -> const void* {
     using Cell = decltype(cell);
     const int64_t count = l.directions * Cell::kSlots * l.H;
     void* to = stream.take(count * size_of(compute_dtype(l.dtype)));
@@ -163,7 +163,7 @@ const void* make_bias(const Layer& l, DeviceStream& stream) {
   });
 }
 const void* bias_of(const void* all, const Layer& l, int d) {
-  return static_cast<const char*>(all) + d * kCells[l.cell].slots * l.H * size_of(compute_dtype(l.dtype));
+  return static_cast<const char*>(all) + d * bias_slots(l) * l.H * size_of(compute_dtype(l.dtype));
 }
 
 void input_grad(const Backward& b, const Choice& choice, DeviceStream& stream) {
@@ -196,13 +196,16 @@ void input_grad(const Backward& b, const Choice& choice, DeviceStream& stream) {
 
 namespace {
 
+// Whether the product of a gate takes r * h: those values lie behind the gradients of the slots.
+bool waits(const CellInfo& cell, int gate) { return cell.resets_first && gate == cell.gates - 1; }
+
 // The rows of x in the order in which the gradient of W_ih sums over them: sample by sample, ordered by time in each.
 ProductRows summed_rows(const Layer& l, int64_t samples, DeviceStream& stream) {
   ProductRows x{};
   if (samples == 1) x = product_rows(l, l.x, l.I, l.lengths && !l.packed_rows, stream);
   if (samples > 1 || (x.order == Order::kBatch && l.B > 1 && l.T > 1)) {
     void* copy = stream.take(row_count(l) * l.I * size_of(l.dtype));
-    gather(l, l.x, {}, 0, samples, l.I, samples > 1 ? l.lengths : nullptr, copy, stream);
+    gather(l, l.x, samples, l.I, samples > 1 ? l.lengths : nullptr, copy, stream);
     x = {copy, l.I, Order::kTime};
   }
   return x;
@@ -240,11 +243,19 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, DeviceStream& st
   if (l.ids) id_grad(g, stream);
   for (int d = 0; d < l.directions; ++d) {
     void* before = stream.take(rows * l.out() * size);  // the h that each step was given
-    gather(l, g.output[d], l.h0[d], d ? 1 : -1, g.samples, l.out(), l.lengths, before, stream);
+    const GatherOperands operands{
+        {g.output[d], before, l.lengths, l.x.t_row, l.T, l.B, g.samples, l.out(), l.packed_rows},
+        l.h0[d],
+        l.resets,
+        l.h_reset[d],
+        l.noise,
+        d};
+    with_math(l.dtype,
+              [&](auto math) { launch_over(stream, gather_operands<decltype(math)>, rows * l.out(), operands); });
     const char* d_gates = g.d_gates[d].data;
     if (g.samples > 1) {
       void* copy = stream.take(rows * width * size);
-      gather(l, g.d_gates[d], {}, 0, g.samples, width, nullptr, copy, stream);
+      gather(l, g.d_gates[d], g.samples, width, nullptr, copy, stream);
       d_gates = static_cast<const char*>(copy);
     }
     const auto product = [&](int64_t slot_column, int64_t m, const void* b, int64_t b_stride, int64_t n, char* c,
@@ -268,35 +279,104 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, DeviceStream& st
       p.c_batch = c_rows * n;
       stream.multiply(p);
     };
-    const int64_t gate_rows = l.gates * l.H;
+    const int64_t gate_rows = l.gates * l.H, beyond_slots = (info.slots + info.resets_first) * l.H;
     if (!l.ids) product(0, gate_rows, x.data, x.stride, l.I, g.d_w_ih[d], gate_rows);
     // Gates whose slots lie side by side share one product.
     for (int first = 0, next = 0; first < info.gates; first = next) {
-      while (++next < info.gates && info.hidden_slot[next] == info.hidden_slot[next - 1] + 1) continue;
-      product(info.hidden_slot[first] * l.H, (next - first) * l.H, before, l.out(), l.out(),
-              g.d_w_hh[d] + first * l.H * l.out() * size, gate_rows);
+      while (++next < info.gates && info.hidden_slot[next] == info.hidden_slot[next - 1] + 1 && !waits(info, next))
+        continue;
+      const bool own = waits(info, first);
+      product(info.hidden_slot[first] * l.H, (next - first) * l.H, own ? d_gates + info.slots * l.H * size : before,
+              own ? width : l.out(), l.out(), g.d_w_hh[d] + first * l.H * l.out() * size, gate_rows);
     }
-    if (g.d_w_hr[d]) {
-      const int64_t at = info.slots * l.H;
-      product(at, l.P, d_gates + (at + l.P) * size, width, l.H, g.d_w_hr[d], l.P);
-    }
+    if (g.d_w_hr[d])
+      product(beyond_slots, l.P, d_gates + (beyond_slots + l.P) * size, width, l.H, g.d_w_hr[d], l.P);
     if (!g.d_b_ih[d]) continue;
-    with_cell_and_math(l, [&](auto cell, auto math) {
+    with_slots_and_math(l, [&](auto cell, auto math) {
       using Math = decltype(math);
-      using Compute = typename Math::Compute;
-      const int64_t parts = std::min(kSumParts, sample_rows);
-      const int64_t compute = static_cast<int64_t>(sizeof(Compute));
+      const int64_t compute = size_of(compute_dtype(l.dtype)), parts = std::min(kSumParts, sample_rows);
       const SumRows sums{d_gates,
                          stream.take(g.samples * parts * width * compute),
                          stream.take(g.samples * width * compute),
                          g.samples,
                          sample_rows,
                          width,
+                         width,
+                         width,
                          parts};
       launch_over(stream, sum_parts<Math>, g.samples * parts * width, sums);
-      launch_over(stream, sum_of_parts<Compute>, g.samples * width, sums);
+      launch_over(stream, sum_of_parts<Math, false>, g.samples * width, sums);
       launch_over(stream, bias_grad<decltype(cell), Math>, g.samples * gate_rows,
                   {sums.to, g.d_b_ih[d], g.d_b_hh[d], g.samples, width, l.H});
+    });
+  }
+}
+
+void run_sum_rows(const RowSums& s, DeviceStream& stream) {
+  const int64_t parts = std::min(kSumParts, s.rows);
+  with_math(s.to_dtype, [&](auto math) {
+    using Math = decltype(math);
+    void* partial = stream.take(s.samples * parts * s.width * size_of(compute_dtype(s.to_dtype)));
+    const SumRows sums{s.from, partial, s.to, s.samples, s.rows, s.width, s.from_stride, s.to_stride, parts};
+    launch_over(stream, sum_parts<Math>, s.samples * parts * s.width, sums);
+    launch_over(stream, sum_of_parts<Math, true>, s.samples * s.width, sums);
+  });
+}
+
+const void* reset_products(const Backward& b, int d, const Lengths& lengths, const Choice& choice,
+                           DeviceStream& stream) {
+  const Layer& l = b.layer;
+  const CellInfo& info = kCells[l.cell];
+  SumAnew sums{b.d_gates[d], l.resets, lengths.lengths, nullptr, l.T, l.B, l.H, l.gates - info.resets_first, {}, d};
+  for (int gate = 0; gate < info.gates; ++gate) sums.hidden_slot[gate] = info.hidden_slot[gate];
+  sums.to = stream.take(l.B * sums.gates * l.H * size_of(l.dtype));
+  with_math(l.dtype,
+            [&](auto math) { launch_over(stream, sum_anew<decltype(math)>, l.B * sums.gates * l.H, sums); });
+  Product p{};
+  p.m = l.B;
+  p.n = p.b_stride = p.c_stride = l.out();
+  p.k = p.a_stride = sums.gates * l.H;
+  p.a = sums.to;
+  p.b = l.w_hh[d].data;
+  p.c = stream.take(l.B * l.out() * size_of(compute_dtype(l.dtype)));
+  p.in = l.dtype;
+  p.out = compute_dtype(l.dtype);
+  p.tf32 = choice.tf32;
+  stream.multiply(p);
+  return p.c;
+}
+
+ResetCarries begin_resets(const Backward& b, DeviceStream& stream) {
+  const Layer& l = b.layer;
+  const int64_t compute = size_of(compute_dtype(l.dtype));
+  ResetCarries carries;
+  for (int d = 0; d < l.directions && l.resets.data; ++d) {
+    const auto take = [&](const Rows& wanted, int64_t width) -> void* {
+      if (!wanted.data) return nullptr;
+      void* data = stream.take(l.B * width * compute);
+      stream.zero(data, l.B * width * compute);
+      return data;
+    };
+    carries.h[d] = take(b.d_h_reset[d], l.out());
+    carries.c[d] = take(b.d_c_reset[d], l.H);
+  }
+  return carries;
+}
+
+void end_resets(const Backward& b, const ResetCarries& carries, const Lengths& lengths, const Choice& choice,
+                DeviceStream& stream) {
+  const Layer& l = b.layer;
+  for (int d = 0; d < l.directions; ++d) {
+    with_math(l.dtype, [&](auto math) {
+      using Math = decltype(math);
+      if (b.d_h_reset[d].data) {
+        const void* product = l.resets.data ? reset_products(b, d, lengths, choice, stream) : nullptr;
+        launch_over(stream, reset_grad<Math>, l.B * l.out(),
+                    {b.d_h_reset[d], carries.h[d], product, l.noise, l.B, l.out(), d});
+      }
+      if (b.d_c_reset[d].data)
+        launch_over(stream, reset_grad<Math>, l.B * l.H,
+                    {b.d_c_reset[d], carries.c[d], nullptr, l.noise, l.B, l.H, d});
     });
   }
 }

@@ -1,7 +1,10 @@
 // Launches the stepwise regime: in every step a product with R for each direction, and a kernel for the cells of both
-// directions. The kernels are in kernels/stepwise.cuh.
+// directions; for a cell whose product waits for r, two of each. The kernels are in kernels/stepwise*.cuh.
+#include <type_traits>
+
 #include "host.h"
-#include "../kernels/stepwise.cuh"
+#include "../kernels/stepwise_norm.cuh"
+#include "../kernels/stepwise_reset.cuh"
 
 namespace sf::cuda {
 namespace {
@@ -15,20 +18,93 @@ Product step_product(const Layer& l, const Choice& choice) {
   return p;
 }
 
+// The kernels of a cell's step. Where a product waits for r, that of gate n lies between a first kernel and the other.
+template <class Cell>
+struct StepwiseKernels {
+  template <class Math>
+  static void forward(DeviceStream& stream, bool options, int64_t cells, const StepwiseArgs& a) {
+    constexpr bool kPlain = !kSeesC<Cell>;
+    options || !kPlain ? launch_over(stream, stepwise_forward<Cell, Math, true>, cells, a)
+                       : launch_over(stream, stepwise_forward<Cell, Math, !kPlain>, cells, a);
+  }
+  template <class Math>
+  static void backward(DeviceStream& stream, bool options, int64_t cells, const StepwiseArgs& a) {
+    constexpr bool kPlain = !kSeesC<Cell>;
+    options || !kPlain ? launch_over(stream, stepwise_backward<Cell, Math, true>, cells, a)
+                       : launch_over(stream, stepwise_backward<Cell, Math, !kPlain>, cells, a);
+  }
+};
+template <class Base>
+struct StepwiseKernels<Normed<Base>> {
+  template <class Math>
+  static void launch(DeviceStream& stream, void (*kernel)(StepwiseArgs), const StepwiseArgs& a) {
+    constexpr int64_t kMaxBlocks = 2048;
+    const auto blocks = static_cast<int>(std::min(a.directions * a.B, kMaxBlocks));
+    stream.launch(kernel, LaunchShape{blocks, kBlockThreads, row_reduce_bytes(sizeof(typename Math::Compute))}, a);
+  }
+  template <class Math>
+  static void forward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
+    launch<Math>(stream, norm_forward<Normed<Base>, Math>, a);
+  }
+  template <class Math>
+  static void backward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
+    launch<Math>(stream, norm_backward<Normed<Base>, Math>, a);
+  }
+};
+template <>
+struct StepwiseKernels<GruResetBefore> {
+  template <class Math>
+  static void first_forward(DeviceStream& stream, int64_t cells, const StepwiseArgs& a) {
+    launch_over(stream, reset_before_operand<Math>, cells, a);
+  }
+  template <class Math>
+  static void forward(DeviceStream& stream, bool, int64_t cells, const StepwiseArgs& a) {
+    launch_over(stream, reset_before_forward<Math>, cells, a);
+  }
+  template <class Math>
+  static void first_backward(DeviceStream& stream, int64_t cells, const StepwiseArgs& a) {
+    launch_over(stream, reset_before_mixed_back<Math>, cells, a);
+  }
+  template <class Math>
+  static void backward(DeviceStream& stream, bool, int64_t cells, const StepwiseArgs& a) {
+    launch_over(stream, reset_before_backward<Math>, cells, a);
+  }
+};
+
 StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
+  const CellInfo& info = kCells[l.cell];
   StepwiseArgs a{};
   a.B = l.B;
   a.H = l.H;
   a.P = l.P;
   a.T = l.T;
-  a.slots = kCells[l.cell].slots;
+  a.beyond_slots = (info.slots + info.resets_first) * l.H;
+  a.sums_width = further_sums(info) * l.H;
   a.lengths = lengths.lengths;
+  a.resets = l.resets;
+  a.noise = l.noise;
   a.directions = l.directions;
   for (int d = 0; d < l.directions; ++d) {
     a.direction[d].h0 = l.h0[d];
     a.direction[d].c0 = l.c0[d];
+    a.direction[d].h_reset = l.h_reset[d];
+    a.direction[d].c_reset = l.c_reset[d];
+    for (int k = 0; k < info.further_count; ++k) a.direction[d].further[k] = l.further[k][d].data;
   }
   return a;
+}
+
+// The product of gate n, for a cell whose product waits for r: of the rows of `io.second` with the gate's part of R.
+Product second_product(const Layer& l, int d, bool transposed, StepwiseDirectionArgs& io, const Choice& choice,
+                       DeviceStream& stream) {
+  Product p = step_product(l, choice);
+  p.n = p.k = p.a_stride = p.b_stride = p.c_stride = l.H;
+  p.a = io.second = stream.take(l.B * l.H * size_of(l.dtype));
+  p.b = l.w_hh[d].data + (l.gates - 1) * l.H * l.H * size_of(l.dtype);
+  p.b_transposed = transposed;
+  p.c = stream.take(l.B * l.H * size_of(compute_dtype(l.dtype)));
+  io.second_products = p.c;
+  return p;
 }
 
 }  // namespace
@@ -39,7 +115,9 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
   StepwiseArgs a = stepwise_of(l, lengths);
   a.write_output = f.output[0].data != nullptr;
   const void* bias = make_bias(l, stream);
-  Product recurrent[kMaxDirections], projection[kMaxDirections];
+  const CellInfo& info = kCells[l.cell];
+  const bool drops_state = l.noise.seed && l.noise.state > 0;
+  Product recurrent[kMaxDirections], second[kMaxDirections], projection[kMaxDirections];
   for (int d = 0; d < l.directions; ++d) {
     StepwiseDirectionArgs& io = a.direction[d];
     io.saved = f.saved[d];
@@ -50,9 +128,12 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     void* products = stream.take(l.B * l.gates * l.H * compute);
     io.products = products;
     io.h = stream.take(l.B * l.out() * storage);
+    io.h_state = drops_state ? stream.take(l.B * l.out() * storage) : io.h;
     io.state = stream.take(l.B * l.H * compute);
+    if (info.norm) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
+    if (info.resets_first) second[d] = second_product(l, d, true, io, choice, stream);
     Product& p = recurrent[d] = step_product(l, choice);
-    p.n = l.gates * l.H;
+    p.n = (l.gates - info.resets_first) * l.H;
     p.k = l.out();
     p.a = io.h;
     p.a_stride = l.out();
@@ -78,6 +159,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
   with_cell_and_math(l, [&](auto cell, auto math) {
     using Cell = decltype(cell);
     using Math = decltype(math);
+    using Kernels = StepwiseKernels<Cell>;
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin<Math>, cells, a);
     for_chunks(f, l.H, choice, stream, [&](const Chunk& chunk) {
@@ -91,7 +173,11 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
           io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T: no row has this step
           stream.multiply(recurrent[d]);
         }
-        launch_over(stream, stepwise_forward<Cell, Math>, cells, a);
+        if constexpr (std::is_same_v<Cell, GruResetBefore>) {
+          Kernels::template first_forward<Math>(stream, cells, a);
+          for (int d = 0; d < l.directions; ++d) stream.multiply(second[d]);
+        }
+        Kernels::template forward<Math>(stream, l.noise.any(), cells, a);
         if (!l.P) continue;
         for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
         launch_over(stream, stepwise_project<Math>, l.directions * l.B * l.P, a);
@@ -101,11 +187,13 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
   });
 }
 
-void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
+void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, const ResetCarries& carries,
+                   DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
   StepwiseArgs a = stepwise_of(l, lengths);
-  Product recurrent[kMaxDirections], projection[kMaxDirections];
+  const CellInfo& info = kCells[l.cell];
+  Product recurrent[kMaxDirections], second[kMaxDirections], projection[kMaxDirections];
   for (int d = 0; d < l.directions; ++d) {
     StepwiseDirectionArgs& io = a.direction[d];
     io.saved = b.saved[d];
@@ -116,12 +204,20 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     io.d_gates = b.d_gates[d];
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
+    io.reset_h = carries.h[d];
+    io.reset_c = carries.c[d];
+    if (b.d_further[d].data) {
+      io.sums = stream.take(l.B * a.sums_width * compute);
+      stream.zero(io.sums, l.B * a.sums_width * compute);
+    }
+    if (info.norm || info.resets_first) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
+    if (info.resets_first) second[d] = second_product(l, d, false, io, choice, stream);
     io.h = stream.take(l.B * l.gates * l.H * storage);
     io.state = stream.take(l.B * l.out() * compute);
     io.carry = stream.take(l.B * l.H * compute);
     Product& p = recurrent[d] = step_product(l, choice);
     p.n = l.out();
-    p.k = l.gates * l.H;
+    p.k = (l.gates - info.resets_first) * l.H;
     p.a = io.h;
     p.a_stride = p.k;
     p.b = l.w_hh[d].data;
@@ -144,6 +240,7 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
   with_cell_and_math(l, [&](auto cell, auto math) {
     using Cell = decltype(cell);
     using Math = decltype(math);
+    using Kernels = StepwiseKernels<Cell>;
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin_back<Math>, cells, a);
     for (int64_t s = 0; s < l.T; ++s) {
@@ -152,13 +249,21 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
         launch_over(stream, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
         for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
       }
-      launch_over(stream, stepwise_backward<Cell, Math>, cells, a);
+      if constexpr (std::is_same_v<Cell, GruResetBefore>) {
+        Kernels::template first_backward<Math>(stream, cells, a);
+        for (int d = 0; d < l.directions; ++d) stream.multiply(second[d]);
+      }
+      Kernels::template backward<Math>(stream, l.noise.any(), cells, a);
       for (int d = 0; d < l.directions; ++d) {
         stream.multiply(recurrent[d]);
         a.direction[d].products = recurrent[d].c;
       }
     }
     launch_over(stream, stepwise_end_back<Cell, Math>, cells, a);
+    for (int d = 0; d < l.directions; ++d)
+      if (b.d_further[d].data)
+        launch_over(stream, stepwise_end_sums<Math>, l.B * a.sums_width,
+                    {a.direction[d].sums, b.d_further[d], l.B, a.sums_width});
   });
 }
 

@@ -2,7 +2,7 @@
 // an order that a product can read, and sum over rows in a fixed order.
 #pragma once
 
-#include "elements.cuh"
+#include "masks.cuh"
 
 namespace sf::cuda {
 
@@ -58,14 +58,21 @@ order_rows(SF_PARAMETER OrderRows a) {
   }
 }
 
-// Copies rows so that they lie side by side, in the order (sample, t, row of the sample), or packed. The row copied for
-// step t is that of step t + shift. Where the sequence has no such step, it is the row of `first`, or zeros without
-// one. Steps beyond a row's length are zero.
+// Copies rows so that they lie side by side, in the order (sample, t, row of the sample), or packed. Steps beyond a
+// row's length are zero.
 struct GatherRows {
-  Rows from, first;
+  Rows from;
   void* to;
   const int64_t *lengths, *t_row;  // may be null
-  int64_t T, B, samples, width, shift, packed_rows;
+  int64_t T, B, samples, width, packed_rows;
+
+  SF_DEVICE int64_t rows() const { return t_row ? packed_rows : T * B; }
+  SF_DEVICE int64_t length(int64_t b) const { return lengths && lengths[b] < T ? lengths[b] : T; }
+  // The number of the row to which the row of a place is copied.
+  SF_DEVICE int64_t to_row(int64_t t, int64_t b) const {
+    const int64_t each = B / samples;
+    return t_row ? t_row[t] + b : ((b / each) * T + t) * each + b % each;
+  }
 };
 
 // The step and batch row of row i, where rows are ordered by time, or packed.
@@ -95,28 +102,102 @@ SF_DEVICE Place place_of(const int64_t* t_row, int64_t T, int64_t B, int64_t i) 
 template <class Storage>
 SF_KERNEL(kBlockThreads)
 gather_rows(SF_PARAMETER GatherRows a) {
-  const int64_t each = a.B / a.samples, rows = a.t_row ? a.packed_rows : a.T * a.B;
-  for (int64_t i = global_thread(); i < rows * a.width; i += all_threads()) {
-    const int64_t column = i % a.width, row = i / a.width;
-    const auto [t, b] = place_of(a.t_row, a.T, a.B, row);
-    const int64_t length = a.lengths && a.lengths[b] < a.T ? a.lengths[b] : a.T, source = t + a.shift;
-    Storage value{};
-    if (t < length && source >= 0 && source < length)
-      value = *element<const Storage>(a.from, source, b, column);
-    else if (t < length && a.first.data)
-      value = *element<const Storage>(a.first, 0, b, column);
-    const int64_t to = a.t_row ? row : ((b / each) * a.T + t) * each + b % each;
-    static_cast<Storage*>(a.to)[to * a.width + column] = value;
+  for (int64_t i = global_thread(); i < a.rows() * a.width; i += all_threads()) {
+    const int64_t column = i % a.width;
+    const auto [t, b] = place_of(a.t_row, a.T, a.B, i / a.width);
+    const Storage value = t < a.length(b) ? *element<const Storage>(a.from, t, b, column) : Storage{};
+    static_cast<Storage*>(a.to)[a.to_row(t, b) * a.width + column] = value;
   }
 }
 
-// Sums over rows in a fixed order, (samples, rows, width) -> (samples, width). sum_parts adds up each part of the rows,
-// sum_of_parts adds up the parts.
+// The operands of all steps, in the same order: the h of the step before, or h0 at the first step of a row, or the reset
+// state where a step starts anew; masked if the state is dropped.
+struct GatherOperands {
+  GatherRows rows;  // rows.from is the output
+  Rows h0, resets, h_reset;
+  Noise noise;
+  int direction;
+};
+
+template <class Math>
+SF_KERNEL(kBlockThreads)
+gather_operands(SF_PARAMETER GatherOperands a) {
+  using Storage = typename Math::Storage;
+  const GatherRows& g = a.rows;
+  for (int64_t i = global_thread(); i < g.rows() * g.width; i += all_threads()) {
+    const int64_t column = i % g.width;
+    const auto [t, b] = place_of(g.t_row, g.T, g.B, i / g.width);
+    const int64_t length = g.length(b), before = a.direction ? t + 1 : t - 1;
+    Storage value{};
+    if (t < length) {
+      if (starts_anew(a.resets, a.direction, t, b, length))
+        value = stored_or_zero<Math>(a.h_reset, b, column);
+      else if (before >= 0 && before < length)
+        value = *element<const Storage>(g.from, before, b, column);
+      else
+        value = stored_or_zero<Math>(a.h0, b, column);
+      value = masked_state<Math>(a.noise, a.direction, b, column, value);
+    }
+    static_cast<Storage*>(g.to)[g.to_row(t, b) * g.width + column] = value;
+  }
+}
+
+// The sum over the steps of a row that start anew of the gradients of the gates, (B, gates * H): the product of it with
+// R is what comes to the reset state through R.
+struct SumAnew {
+  Rows d_gates, resets;
+  const int64_t* lengths;
+  void* to;
+  int64_t T, B, H, gates;
+  int hidden_slot[kMostGates];
+  int direction;
+};
+
+template <class Math>
+SF_KERNEL(kBlockThreads)
+sum_anew(SF_PARAMETER SumAnew a) {
+  using Storage = typename Math::Storage;
+  for (int64_t i = global_thread(); i < a.B * a.gates * a.H; i += all_threads()) {
+    const int64_t unit = i % a.H, gate = i / a.H % a.gates, b = i / a.H / a.gates;
+    const int64_t length = a.lengths ? a.lengths[b] : a.T;
+    typename Math::Compute sum = 0;
+    for (int64_t t = 0; t < length; ++t)
+      if (starts_anew(a.resets, a.direction, t, b, length))
+        sum += Math::widen(*element<const Storage>(a.d_gates, t, b, a.hidden_slot[gate] * a.H + unit));
+    static_cast<Storage*>(a.to)[i] = Math::narrow(sum);
+  }
+}
+
+// The gradient of a reset state for each row: what came to it beside R, and what came through R, masked if the state is
+// dropped. Either may be null.
+struct ResetGrad {
+  Rows to;
+  const void *carried, *product;  // (B, width) in the compute type
+  Noise noise;
+  int64_t B, width;
+  int direction;
+};
+
+template <class Math>
+SF_KERNEL(kBlockThreads)
+reset_grad(SF_PARAMETER ResetGrad a) {
+  using Compute = typename Math::Compute;
+  for (int64_t i = global_thread(); i < a.B * a.width; i += all_threads()) {
+    const int64_t b = i / a.width, unit = i % a.width;
+    Compute sum = a.carried ? static_cast<const Compute*>(a.carried)[i] : 0;
+    if (a.product)
+      sum += static_cast<const Compute*>(a.product)[i] * state_mask<Compute>(a.noise, a.direction, b, unit);
+    *element<typename Math::Storage>(a.to, 0, b, unit) = Math::narrow(sum);
+  }
+}
+
+// Sums over rows in a fixed order, (samples, rows, from_stride) -> (samples, to_stride), of which `width` values are
+// summed. sum_parts adds up each part of the rows, sum_of_parts adds up the parts.
 struct SumRows {
   const void* from;
   void* partial;  // (samples, parts, width) in the compute type
-  void* to;       // (samples, width) in the compute type
-  int64_t samples, rows, width, parts;
+  void* to;       // in the compute type, or the storage type with kNarrow
+  int64_t samples, rows, width, from_stride, to_stride, parts;
 };
 
 template <class Math>
@@ -130,19 +211,24 @@ sum_parts(SF_PARAMETER SumRows a) {
     const int64_t end = (part + 1) * each < a.rows ? (part + 1) * each : a.rows;
     Compute sum = 0;
     for (int64_t row = part * each; row < end; ++row)
-      sum += Math::widen(from[(sample * a.rows + row) * a.width + column]);
+      sum += Math::widen(from[(sample * a.rows + row) * a.from_stride + column]);
     static_cast<Compute*>(a.partial)[i] = sum;
   }
 }
 
-template <class Compute>
+template <class Math, bool kNarrow>
 SF_KERNEL(kBlockThreads)
 sum_of_parts(SF_PARAMETER SumRows a) {
+  using Compute = typename Math::Compute;
   for (int64_t i = global_thread(); i < a.samples * a.width; i += all_threads()) {
     Compute sum = 0;
     for (int64_t part = 0; part < a.parts; ++part)
       sum += static_cast<const Compute*>(a.partial)[(i / a.width * a.parts + part) * a.width + i % a.width];
-    static_cast<Compute*>(a.to)[i] = sum;
+    const int64_t to = i / a.width * a.to_stride + i % a.width;
+    if constexpr (kNarrow)
+      static_cast<typename Math::Storage*>(a.to)[to] = Math::narrow(sum);
+    else
+      static_cast<Compute*>(a.to)[to] = sum;
   }
 }
 

@@ -173,9 +173,10 @@ recur(SF_PARAMETER LaunchArgs a) {
 
   // Set the states before the first step, and in the forward the operand of the first step too. That of the backward is
   // the zeros that are there already.
-  const auto state_before = [&](int which, int b, int unit) {
+  const auto state_before = [&](int which, int row, int unit) {
+    const int b = rows.b(row);
     if (b < 0 || unit >= a.H) return 0.0f;
-    return a.first ? Step::first(io, which, b, unit)
+    return a.first ? Step::first(io, which, b, unit, direction == 1, rows.length(row))
                    : a.carried_in[(static_cast<int64_t>(direction * 2 + which) * a.B + b) * a.H + unit];
   };
   for (int tile = 0; tile < a.tiles && at.owns(); ++tile)
@@ -183,13 +184,13 @@ recur(SF_PARAMETER LaunchArgs a) {
       Floats v;
       SF_UNROLL
       for (int cell = 0; cell < S::kCells; ++cell)
-        v.v[cell] = state_before(which, rows.b(tile * kTileRows + at.column(cell)), at.unit(cell));
+        v.v[cell] = state_before(which, tile * kTileRows + at.column(cell), at.unit(cell));
       states.store(tile, which, v);
     }
   const auto set_first_operand = [&](int tile) {
     for (int i = thread_id(); i < kTileRows * a.H; i += block_threads()) {
       const int unit = i % a.H, column = i / a.H;
-      const float h[S::kOperands] = {state_before(0, rows.b(tile * kTileRows + column), unit)};
+      const float h[S::kOperands] = {state_before(0, tile * kTileRows + column, unit)};
       store_split<S>(exchange.operand.region, h,
                      [&](int plane) { return exchange.operand.row(0, tile, plane, column) + unit; });
     }

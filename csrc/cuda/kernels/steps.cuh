@@ -6,6 +6,13 @@
 
 namespace sf::cuda {
 
+// Element `at` of a state of batch row b: h0, c0 or a reset state.
+template <class Math>
+SF_DEVICE float state_at(const RowAddress& from, uint32_t b, int at) {
+  return from.data ? Math::widen(reinterpret_cast<const typename Math::Storage*>(from.row(0, 0, b))[at]) : 0;
+}
+SF_DEVICE bool is_set(const RowAddress& resets, uint32_t t_row, uint32_t b) { return *resets.row(0, t_row, b) != 0; }
+
 // The step that a lane works on: its time t, the t_row (see RowAddress) of this time and of the one that the kernel
 // visits next, and the batch rows of the lane's columns with their lengths.
 template <class S>
@@ -25,6 +32,7 @@ struct ForwardStep {
   using Storage = typename Math::Storage;
   struct Inputs {
     float x[S::kCells][S::kGates];
+    uint32_t anew;  // a bit for each column: whether the row's next step starts from the reset state
   };
 
   float bias[S::kLaneHalves][Cell::kSlots];
@@ -41,15 +49,21 @@ struct ForwardStep {
       for (int s = 0; s < Cell::kSlots; ++s) bias[half][s] = in_layer[half] ? io.bias[s * a.H + unit + 8 * half] : 0;
     }
   }
-  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at) {
-    const RowAddress& from = which == 0 ? io.h0 : io.c0;
-    return from.data ? Math::widen(reinterpret_cast<const Storage*>(from.row(0, 0, b))[at]) : 0;
+  // The state before the first step. The reverse direction reads no reset there.
+  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at, bool reverse, int length) {
+    const bool anew = io.resets.data && !reverse && length > 0 && is_set(io.resets, 0, b);
+    return state_at<Math>(anew ? (which == 0 ? io.h_reset : io.c_reset) : which == 0 ? io.h0 : io.c0, b, at);
   }
   SF_DEVICE bool live(const StepPosition<S>& now, int cell) const {
     return now.has(S::column_of(cell)) && in_layer[S::half_of(cell)];
   }
-  SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool, Inputs& in) const {
+  SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool reverse, Inputs& in) const {
     in = Inputs{};  // otherwise the compiler keeps the old values of cells that load none, at a move each
+    if (io.resets.data) SF_UNROLL
+    for (int column = 0; column < S::kLaneColumns; ++column) {
+      const bool has_next = reverse ? now.t > 0 && now.has(column) : now.t + 1 < now.length[column];
+      if (has_next && is_set(io.resets, reverse ? now.t_row : now.t_row_before, now.b[column])) in.anew |= 1u << column;
+    }
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const auto* x = reinterpret_cast<const float*>(io.projected.row(4 * unit, now.t_row, now.b[column]));
@@ -65,9 +79,11 @@ struct ForwardStep {
   // The part of the slots that does not depend on the product: biases and projected input.
   struct Prepared {
     float slots[S::kCells][Cell::kSlots];
+    uint32_t anew;
   };
   SF_DEVICE Prepared prepare(const Inputs& in) const {
     Prepared k;
+    k.anew = in.anew;
     SF_UNROLL
     for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
     for (int s = 0; s < Cell::kSlots; ++s)
@@ -107,6 +123,10 @@ struct ForwardStep {
             *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
             if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
           }
+          if (prepared.anew >> column & 1) {
+            h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+            if (Cell::kHasC) c.v[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
+          }
         }
         next[cell][0] = h.v[cell];
       }
@@ -126,6 +146,7 @@ struct BackwardStep {
   struct Inputs {
     typename Math::Four four[S::kCells];
     Storage c[S::kCells], c_before[S::kCells], h[S::kCells], h_before[S::kCells], d[S::kCells];
+    uint32_t anew;  // a bit for each column: whether the step starts from the reset state
   };
 
   bool in_layer[S::kLaneHalves];
@@ -136,7 +157,7 @@ struct BackwardStep {
     SF_UNROLL
     for (int half = 0; half < S::kLaneHalves; ++half) in_layer[half] = unit + 8 * half < a.H;
   }
-  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at) {
+  static SF_DEVICE float first(const DirectionArgs& io, int which, uint32_t b, int at, bool, int) {
     if (which == 1 && !Cell::kHasC) return 0;
     const Rows& from = which == 0 ? io.d_h_n : io.d_c_n;
     return from.data ? Math::widen(*element<const Storage>(from, 0, b, at)) : 0;
@@ -151,6 +172,9 @@ struct BackwardStep {
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const bool has_before = reverse ? before < now.length[column] : before >= 0;
       const uint32_t b = now.b[column];
+      if (io.resets.data && now.has(column) && (!reverse || has_before) &&
+          is_set(io.resets, reverse ? now.t_row_before : now.t_row, b))
+        in.anew |= 1u << column;
       const int size = sizeof(Storage);
       const auto at = [](const char* row) { return reinterpret_cast<const Storage*>(row); };
       const Storage* saved = at(io.saved.row(size * 4 * unit, now.t_row, b));
@@ -198,9 +222,19 @@ struct BackwardStep {
         if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
         pending.v[cell] += sums[cell][0];
         float next_carry = carry.v[cell];
-        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), used(Cell::kReadsHPrev, in.h_before[cell]),
-                       used(Cell::kHasC, in.c_before[cell]), pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
-        const bool is_live = live(now, cell);
+        const bool is_live = live(now, cell), anew = is_live && (in.anew >> column & 1);
+        float h_before = used(Cell::kReadsHPrev, in.h_before[cell]), c_before = used(Cell::kHasC, in.c_before[cell]);
+        if (anew) {
+          if (Cell::kReadsHPrev) h_before = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+          if (Cell::kHasC) c_before = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
+        }
+        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before, c_before,
+                       pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
+        if (anew) {  // nothing flows back over a reset
+          if ((Cell::kHasC || Cell::kCarriesH) && io.reset_carry)
+            io.reset_carry[static_cast<int64_t>(now.b[column]) * a.H + unit + 8 * half] += next_carry;
+          next_carry = 0;
+        }
         if (is_live) {
           pending.v[cell] = 0;
           carry.v[cell] = next_carry;
@@ -208,7 +242,7 @@ struct BackwardStep {
           for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
         }
         SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
+        for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live && !anew ? d[Cell::hidden_slot(g)] : 0;
       }
     }
   }

@@ -1,8 +1,13 @@
-// The stepwise regime: one product and one cell kernel per step, for any size, any dtype and projected states. Each
-// step reads R again. The launches can be captured in a CUDA graph.
+// The stepwise regime: one product and one cell kernel per step, for any size, any dtype, projected states and options.
+// Each step reads R again. The launches can be captured in a CUDA graph. A cell with a norm or with two products has
+// kernels of its own: stepwise_norm.cuh, stepwise_reset.cuh.
+//
+// A row whose next step starts anew gets the reset state at the end of this step, in place of its own. In the backward,
+// the operand of a step that started anew is zero, so that nothing flows back over it: what should have flowed to the
+// reset state is added up apart (end_resets in host/host.h).
 #pragma once
 
-#include "elements.cuh"
+#include "masks.cuh"
 #include "../launch_args.h"
 
 namespace sf::cuda {
@@ -10,24 +15,36 @@ namespace sf::cuda {
 struct StepwiseDirectionArgs {
   Rows h0, c0, saved, output, h_n, c_n;
   Rows d_output, d_h_n, d_c_n, d_gates, d_h0, d_c0;
+  Rows h_reset, c_reset;
+  const void* further[kMostFurtherWeights];  // s, see Layer
   // Buffers of one step, in the compute type (c) or the storage type (s). Hout is the width of h: P, or H without a
   // projection.
   //                        forward                           backward
   Rows projected;        // c, x times W_ih^T
   const void* bias;      // c (slots, H)
   const void* products;  // c (B, gates * H), h times R^T     c (B, Hout), of the step before this one
-  void* h;               // s (B, Hout), h                    s (B, gates * H), the gradients of the gates
+  void* h;               // s (B, Hout), h as R sees it       s (B, gates * H), the gradients of the gates
+  void* h_state;         // s (B, Hout), h; it is the same buffer unless the state is dropped
   void* state;           // c (B, H), c                       c (B, Hout), the part of d(loss)/dh not used yet
   void* carry;           //                                   c (B, H), the cell's carry
   void* projections;     // c (B, Hout), the projected h      c (B, H), d(loss)/dh before the projection
   void* unprojected;     // s (B, H), h before projection     s (B, Hout), d(loss)/dh after projection
-  int64_t t;             // the step
+  void* second;           // s (B, H), r * h                  s (B, H), the gradient of gate n
+  void* second_products;  // c (B, H), the products of these with the part of R of gate n
+  void* scratch;          // c (B, 2 * gates * H), for cells with a norm
+  void *reset_h, *reset_c;  //                                c, see ResetCarries
+  void* sums;               //                                c (B, further_sums * H), null where they are not wanted
+  int64_t t;                // the step
 };
 
 struct StepwiseArgs {
   StepwiseDirectionArgs direction[kMaxDirections];
-  int64_t B, H, P, T, slots;
+  int64_t B, H, P, T;
+  int64_t beyond_slots;  // where in a row of d_gates the gradients of the slots have ended
+  int64_t sums_width;
   const int64_t* lengths;
+  Rows resets;
+  Noise noise;
   bool write_output;
   int directions;
 
@@ -49,14 +66,60 @@ struct StepwisePlace {
         length(a.lengths ? a.lengths[b] : a.T),
         at(b * width + unit),
         live(a.direction[d].t < length) {}
+
+  // Whether the step, or the row's next one, starts from the reset state.
+  SF_DEVICE bool anew(const StepwiseArgs& a) const {
+    return live && starts_anew(a.resets, d, a.direction[d].t, b, length);
+  }
+  SF_DEVICE bool next_anew(const StepwiseArgs& a) const {
+    const int64_t next = d ? a.direction[d].t - 1 : a.direction[d].t + 1;
+    return next >= 0 && next < length && starts_anew(a.resets, d, next, b, length);
+  }
+  // The step before this one in the order of the direction, or -1.
+  SF_DEVICE int64_t before(const StepwiseArgs& a) const {
+    const int64_t t = d ? a.direction[d].t + 1 : a.direction[d].t - 1;
+    return t < length ? t : -1;
+  }
 };
 
-template <class Math>
-SF_DEVICE typename Math::Compute value_or_zero(const Rows& rows, int64_t b, int64_t unit) {
-  return rows.data ? Math::widen(*element<const typename Math::Storage>(rows, 0, b, unit)) : 0;
+template <class Cell>
+constexpr bool kSeesC = false;
+template <>
+constexpr bool kSeesC<LstmPeephole> = true;
+
+// What the options of the layer add to a unit. kOptions is false for a layer without any.
+template <class Cell, class Math, bool kOptions>
+struct StepwiseOptions {
+  using Compute = typename Math::Compute;
+  Compute seen[3];
+  UnitOptions<Compute, kSeesC<Cell>> unit;
+
+  SF_DEVICE StepwiseOptions(const StepwiseArgs& a, const StepwisePlace& p) : unit{1, seen} {
+    const StepwiseDirectionArgs& io = a.direction[p.d];
+    unit.mask = dropout<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
+    if constexpr (kSeesC<Cell>)
+      for (int k = 0; k < 3; ++k)
+        seen[k] = Math::widen(static_cast<const typename Math::Storage*>(io.further[0])[k * a.H + p.unit]);
+  }
+};
+template <class Cell, class Math>
+struct StepwiseOptions<Cell, Math, false> {
+  NoOptions unit;
+  SF_DEVICE StepwiseOptions(const StepwiseArgs&, const StepwisePlace&) {}
+};
+
+// Adds to the sums of a row, see further_sums() in cells.h.
+template <class Compute>
+SF_DEVICE void add_sum(const StepwiseArgs& a, const StepwisePlace& p, int row, Compute v) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  if (io.sums) static_cast<Compute*>(io.sums)[p.b * a.sums_width + row * a.H + p.unit] += v;
+}
+template <class Compute>
+SF_DEVICE void add_carry(void* to, int64_t at, Compute v) {
+  if (to) static_cast<Compute*>(to)[at] += v;
 }
 
-// The first kernel of the forward: sets the states to h0 and c0, or to zeros.
+// The first kernel of the forward: sets the states to h0 and c0, to the reset state, or to zeros.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin(SF_PARAMETER StepwiseArgs a) {
@@ -67,23 +130,71 @@ stepwise_begin(SF_PARAMETER StepwiseArgs a) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    if (has_cell) static_cast<Compute*>(io.state)[at] = value_or_zero<Math>(io.c0, p.b, p.unit);
-    if (p.unit < a.out())
-      static_cast<Storage*>(io.h)[p.b * a.out() + p.unit] = Math::narrow(value_or_zero<Math>(io.h0, p.b, p.unit));
+    const bool anew = p.d == 0 && p.length > 0 && starts_anew(a.resets, 0, 0, p.b, p.length);
+    if (has_cell) static_cast<Compute*>(io.state)[at] = wide_or_zero<Math>(anew ? io.c_reset : io.c0, p.b, p.unit);
+    if (p.unit < a.out()) {
+      const Storage h = stored_or_zero<Math>(anew ? io.h_reset : io.h0, p.b, p.unit);
+      static_cast<Storage*>(io.h_state)[p.b * a.out() + p.unit] = h;
+      static_cast<Storage*>(io.h)[p.b * a.out() + p.unit] = masked_state<Math>(a.noise, p.d, p.b, p.unit, h);
+    }
   }
 }
 
 // The end of a step, with and without a projection: keep h for the next step and write it to the output.
 template <class Math>
 SF_DEVICE void stepwise_store_h(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
+  using Storage = typename Math::Storage;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   if (!p.live) return;
-  const typename Math::Storage stored = Math::narrow(h);
-  static_cast<typename Math::Storage*>(io.h)[p.at] = stored;
-  if (a.write_output) *element<typename Math::Storage>(io.output, io.t, p.b, p.unit) = stored;
+  Storage& state = static_cast<Storage*>(io.h_state)[p.at];
+  const NewShare<typename Math::Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, io.t, p.unit);
+  Storage stored = Math::narrow(share.mix(h, Math::widen(state)));
+  if (a.write_output) *element<Storage>(io.output, io.t, p.b, p.unit) = stored;
+  if (p.next_anew(a)) stored = stored_or_zero<Math>(io.h_reset, p.b, p.unit);
+  state = stored;
+  static_cast<Storage*>(io.h)[p.at] = masked_state<Math>(a.noise, p.d, p.b, p.unit, stored);
+}
+
+// The same for c. Returns c as it is saved.
+template <class Math>
+SF_DEVICE typename Math::Compute stepwise_store_c(const StepwiseArgs& a, const StepwisePlace& p,
+                                                  typename Math::Compute c) {
+  using Compute = typename Math::Compute;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  Compute& state = static_cast<Compute*>(io.state)[p.at];
+  c = NewShare<Compute>(a.noise, Masked::kZoneoutC, p.d, p.b, io.t, p.unit).mix(c, state);
+  state = p.next_anew(a) ? wide_or_zero<Math>(io.c_reset, p.b, p.unit) : c;
+  return c;
+}
+
+// The sums of biases and projected input, to which the products are added.
+template <class Cell, class Math>
+SF_DEVICE void stepwise_slots(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute (&slots)[Cell::kSlots]) {
+  using Compute = typename Math::Compute;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  for (int s = 0; s < Cell::kSlots; ++s) slots[s] = static_cast<const Compute*>(io.bias)[s * a.H + p.unit];
+  for (int g = 0; g < Cell::kGates; ++g)
+    slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
 }
 
 template <class Cell, class Math>
+SF_DEVICE void stepwise_save(const StepwiseArgs& a, const StepwisePlace& p, const typename Math::Compute* saved) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  if (!io.saved.data) return;
+  auto* to = element<typename Math::Storage>(io.saved, io.t, p.b, 0);
+  for (int s = 0; s < Cell::kSaved; ++s) to[saved_at(s, p.unit, padded(a.H))] = Math::narrow(saved[s]);
+}
+
+// Keeps h, or hands it to the projection.
+template <class Math>
+SF_DEVICE void stepwise_end_cell(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
+  if (a.P)
+    static_cast<typename Math::Storage*>(a.direction[p.d].unprojected)[p.at] = Math::narrow(p.live ? h : 0);
+  else
+    stepwise_store_h<Math>(a, p, h);
+}
+
+template <class Cell, class Math, bool kOptions>
 SF_KERNEL(kBlockThreads)
 stepwise_forward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
@@ -91,29 +202,19 @@ stepwise_forward(SF_PARAMETER StepwiseArgs a) {
   for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
     const StepwisePlace p(a, i, a.H);
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    if (!p.live) {
-      if (a.P) static_cast<Storage*>(io.unprojected)[p.at] = Math::narrow(0);
-      continue;
+    Compute h = 0;
+    if (p.live) {
+      const auto* products = static_cast<const Compute*>(io.products) + p.b * Cell::kGates * a.H;
+      const StepwiseOptions<Cell, Math, kOptions> options(a, p);
+      Compute slots[Cell::kSlots], saved[Cell::kSaved + 1], c = static_cast<const Compute*>(io.state)[p.at];
+      stepwise_slots<Cell, Math>(a, p, slots);
+      for (int g = 0; g < Cell::kGates; ++g) slots[Cell::hidden_slot(g)] += products[g * a.H + p.unit];
+      if (!a.P) h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
+      Cell::forward(slots, h, c, saved, options.unit);
+      if constexpr (Cell::kHasC) saved[Cell::kSaved - 1] = stepwise_store_c<Math>(a, p, c);
+      stepwise_save<Cell, Math>(a, p, saved);
     }
-    const auto* bias = static_cast<const Compute*>(io.bias);
-    const auto* products = static_cast<const Compute*>(io.products) + p.b * Cell::kGates * a.H;
-    Compute slots[Cell::kSlots], saved[Cell::kSaved + 1];
-    for (int s = 0; s < Cell::kSlots; ++s) slots[s] = bias[s * a.H + p.unit];
-    for (int g = 0; g < Cell::kGates; ++g)
-      slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
-    for (int g = 0; g < Cell::kGates; ++g) slots[Cell::hidden_slot(g)] += products[g * a.H + p.unit];
-    Compute& c = static_cast<Compute*>(io.state)[p.at];
-    Compute h = a.P ? 0 : Math::widen(static_cast<const Storage*>(io.h)[p.at]), next_c = c;
-    Cell::forward(slots, h, next_c, saved);
-    c = next_c;
-    if (io.saved.data) {
-      Storage* to = element<Storage>(io.saved, io.t, p.b, 0);
-      for (int s = 0; s < Cell::kSaved; ++s) to[saved_at(s, p.unit, padded(a.H))] = Math::narrow(saved[s]);
-    }
-    if (a.P)
-      static_cast<Storage*>(io.unprojected)[p.at] = Math::narrow(h);
-    else
-      stepwise_store_h<Math>(a, p, h);
+    stepwise_end_cell<Math>(a, p, h);
   }
 }
 
@@ -138,7 +239,7 @@ stepwise_end(SF_PARAMETER StepwiseArgs a) {
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
     if (p.unit < a.out())
-      *element<Storage>(io.h_n, 0, p.b, p.unit) = static_cast<const Storage*>(io.h)[p.b * a.out() + p.unit];
+      *element<Storage>(io.h_n, 0, p.b, p.unit) = static_cast<const Storage*>(io.h_state)[p.b * a.out() + p.unit];
     if (Cell::kHasC && has_cell)
       *element<Storage>(io.c_n, 0, p.b, p.unit) =
           Math::narrow(static_cast<const typename Math::Compute*>(io.state)[at]);
@@ -155,25 +256,125 @@ stepwise_begin_back(SF_PARAMETER StepwiseArgs a) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    if (has_cell) static_cast<Compute*>(io.carry)[at] = value_or_zero<Math>(io.d_c_n, p.b, p.unit);
+    if (has_cell) static_cast<Compute*>(io.carry)[at] = wide_or_zero<Math>(io.d_c_n, p.b, p.unit);
     if (p.unit < a.out())
-      static_cast<Compute*>(io.state)[p.b * a.out() + p.unit] = value_or_zero<Math>(io.d_h_n, p.b, p.unit);
+      static_cast<Compute*>(io.state)[p.b * a.out() + p.unit] = wide_or_zero<Math>(io.d_h_n, p.b, p.unit);
   }
 }
 
-// Adds the product of the step before this one to d(loss)/dh. If the row has this step, the cell uses up the sum;
-// otherwise the sum is kept for a later step.
+// Adds the product of the step before this one to d(loss)/dh. If the row has this step, the cell uses up the sum, but
+// for the share that zoneout gives to the h before; otherwise the sum is kept for a later step. `carry` is added to the
+// gradient and set to zero if the row has the step.
 template <class Math>
-SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const StepwisePlace& p) {
+SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const StepwisePlace& p,
+                                                  typename Math::Compute* carry = nullptr) {
   using Compute = typename Math::Compute;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   Compute& pending = static_cast<Compute*>(io.state)[p.at];
   Compute d = pending;
-  if (io.products) d += static_cast<const Compute*>(io.products)[p.at];
-  pending = p.live ? 0 : d;
+  if (io.products)
+    d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);
+  pending = d;
   if (!p.live) return 0;
   if (io.d_output.data) d += Math::widen(*element<const typename Math::Storage>(io.d_output, io.t, p.b, p.unit));
-  return d;
+  if (carry) {
+    d += *carry;
+    *carry = 0;
+  }
+  const NewShare<Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, io.t, p.unit);
+  pending = share.of_old(d);
+  if (p.anew(a)) {
+    add_carry(io.reset_h, p.at, pending);
+    pending = 0;
+  }
+  return share.of_new(d);
+}
+
+// The h and the c before the step.
+template <class Math>
+SF_DEVICE typename Math::Storage stepwise_h_before(const StepwiseArgs& a, const StepwisePlace& p) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  const int64_t before = p.before(a);
+  if (p.anew(a)) return stored_or_zero<Math>(io.h_reset, p.b, p.unit);
+  if (before < 0) return stored_or_zero<Math>(io.h0, p.b, p.unit);
+  return *element<const typename Math::Storage>(io.output, before, p.b, p.unit);
+}
+template <class Cell, class Math>
+SF_DEVICE typename Math::Compute stepwise_c_before(const StepwiseArgs& a, const StepwisePlace& p) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  const int64_t before = p.before(a);
+  if (p.anew(a)) return wide_or_zero<Math>(io.c_reset, p.b, p.unit);
+  if (before < 0) return wide_or_zero<Math>(io.c0, p.b, p.unit);
+  const auto* saved = element<const typename Math::Storage>(io.saved, before, p.b, 0);
+  return Math::widen(saved[saved_at(Cell::kSaved - 1, p.unit, padded(a.H))]);
+}
+
+template <class Cell, class Math>
+SF_DEVICE void stepwise_read_saved(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute* saved) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  const auto* from = element<const typename Math::Storage>(io.saved, io.t, p.b, 0);
+  for (int s = 0; s < Cell::kSaved; ++s) saved[s] = Math::widen(from[saved_at(s, p.unit, padded(a.H))]);
+}
+
+// The c that a cell gave, which is saved as zoneout left it.
+template <class Compute, class Options>
+SF_DEVICE Compute stepwise_c_given(const StepwiseArgs& a, const Compute* saved, Compute c_before, const Options& unit) {
+  return a.noise.zoneout_c > 0 ? fma(saved[1], c_before, saved[0] * unit.candidate(saved[2])) : saved[4];
+}
+
+// The h that a cell gave. In evaluation zoneout has mixed it with the h before: what is left of h without that share is
+// zero where it is within the rounding of h.
+template <class Math>
+SF_DEVICE typename Math::Compute stepwise_h_given(const StepwiseArgs& a, const StepwisePlace& p) {
+  using Compute = typename Math::Compute;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  const Compute h = Math::widen(*element<const typename Math::Storage>(io.output, io.t, p.b, p.unit));
+  if (!(a.noise.zoneout_h > 0) || a.noise.seed) return h;
+  const auto share = static_cast<Compute>(1 - a.noise.zoneout_h);
+  const Compute old = (1 - share) * Math::widen(stepwise_h_before<Math>(a, p)), rest = h - old;
+  const Compute rounding = (old < 0 ? -old : old) * static_cast<Compute>(Math::kRounding);
+  return rest <= rounding && rest >= -rounding ? 0 : rest / share;
+}
+
+// The carry of c before and after the step: takes the share that zoneout gives to the cell's c, and adds the other
+// share to the gradient of the c before.
+template <class Math, class Backward>
+SF_DEVICE void stepwise_carry_c(const StepwiseArgs& a, const StepwisePlace& p, Backward&& backward) {
+  using Compute = typename Math::Compute;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  Compute& carry = static_cast<Compute*>(io.carry)[p.at];
+  const NewShare<Compute> share(a.noise, Masked::kZoneoutC, p.d, p.b, io.t, p.unit);
+  Compute d_c = share.of_new(carry);
+  backward(d_c);
+  carry = d_c + share.of_old(carry);
+  if (p.anew(a)) {
+    add_carry(io.reset_c, p.at, carry);
+    carry = 0;
+  }
+}
+
+// Keeps a part of the gradient of the h before for the next step, or adds it to that of the reset state.
+template <class Math>
+SF_DEVICE void stepwise_keep_carry(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute carry) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  if (p.anew(a)) {
+    add_carry(io.reset_h, p.at, carry);
+    carry = 0;
+  }
+  static_cast<typename Math::Compute*>(io.carry)[p.at] = carry;
+}
+
+// Writes the gradients of the slots, and the operand of the product: zero where nothing flows back.
+template <class Cell, class Math>
+SF_DEVICE void stepwise_write_slots(const StepwiseArgs& a, const StepwisePlace& p, const typename Math::Compute* d) {
+  using Storage = typename Math::Storage;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  Storage* next = static_cast<Storage*>(io.h) + p.b * Cell::kGates * a.H + p.unit;
+  const bool flows = p.live && !p.anew(a);
+  for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(flows ? d[Cell::hidden_slot(g)] : 0);
+  if (!p.live) return;
+  Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
+  for (int s = 0; s < Cell::kSlots; ++s) to[s * a.H] = Math::narrow(d[s]);
 }
 
 // With a projection: takes d(loss)/dh of the projected h, for the product with W_hr that follows.
@@ -186,11 +387,19 @@ stepwise_project_back(SF_PARAMETER StepwiseArgs a) {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     const Storage d = Math::narrow(stepwise_take_dh<Math>(a, p));
     static_cast<Storage*>(io.unprojected)[p.at] = d;
-    if (p.live) *element<Storage>(io.d_gates, io.t, p.b, a.slots * a.H + p.unit) = d;
+    if (p.live) *element<Storage>(io.d_gates, io.t, p.b, a.beyond_slots + p.unit) = d;
   }
 }
 
 template <class Cell, class Math>
+SF_DEVICE typename Math::Compute stepwise_dh(const StepwiseArgs& a, const StepwisePlace& p) {
+  using Compute = typename Math::Compute;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  if (a.P) return static_cast<const Compute*>(io.projections)[p.at];
+  return stepwise_take_dh<Math>(a, p, Cell::kCarriesH ? static_cast<Compute*>(io.carry) + p.at : nullptr);
+}
+
+template <class Cell, class Math, bool kOptions>
 SF_KERNEL(kBlockThreads)
 stepwise_backward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
@@ -198,33 +407,33 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
   for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
     const StepwisePlace p(a, i, a.H);
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    const bool reverse = p.d == 1;
-    const Compute dh = a.P ? static_cast<const Compute*>(io.projections)[p.at] : stepwise_take_dh<Math>(a, p);
-    Storage* next = static_cast<Storage*>(io.h) + p.b * Cell::kGates * a.H + p.unit;
-    if (!p.live) {
-      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);
-      continue;
+    const Compute dh = stepwise_dh<Cell, Math>(a, p);
+    Compute saved[Cell::kSaved + 1], d[Cell::kSlots] = {};
+    if (p.live) {
+      const StepwiseOptions<Cell, Math, kOptions> options(a, p);
+      stepwise_read_saved<Cell, Math>(a, p, saved);
+      if constexpr (Cell::kHasC) {
+        const Compute c_before = stepwise_c_before<Cell, Math>(a, p);
+        saved[4] = stepwise_c_given(a, saved, c_before, options.unit);
+        stepwise_carry_c<Math>(
+            a, p, [&](Compute& d_c) { Cell::backward(saved, Compute{0}, Compute{0}, c_before, dh, d_c, d, options.unit); });
+        if constexpr (kSeesC<Cell>) {
+          add_sum(a, p, 0, d[0] * c_before);
+          add_sum(a, p, 1, d[1] * c_before);
+          add_sum(a, p, 2, d[3] * saved[4]);
+        }
+        if (a.P)
+          *element<Storage>(io.d_gates, io.t, p.b, a.beyond_slots + a.P + p.unit) =
+              Math::narrow(Cell::unprojected(saved));
+      } else {
+        const Compute h = Cell::kReadsH ? stepwise_h_given<Math>(a, p) : 0;
+        const Compute h_before = Cell::kReadsHPrev ? Math::widen(stepwise_h_before<Math>(a, p)) : 0;
+        Compute carry = 0;
+        Cell::backward(saved, h, h_before, Compute{0}, dh, carry, d, options.unit);
+        if (Cell::kCarriesH) stepwise_keep_carry<Math>(a, p, carry);
+      }
     }
-    Compute saved[Cell::kSaved + 1], d[Cell::kSlots], h = 0, h_prev = 0, c_prev = 0;
-    const auto* from = element<const Storage>(io.saved, io.t, p.b, 0);
-    for (int s = 0; s < Cell::kSaved; ++s) saved[s] = Math::widen(from[saved_at(s, p.unit, padded(a.H))]);
-    const int64_t before = reverse ? io.t + 1 : io.t - 1;
-    const bool has_before = reverse ? before < p.length : before >= 0;
-    if (Cell::kReadsH) h = Math::widen(*element<const Storage>(io.output, io.t, p.b, p.unit));
-    if (Cell::kReadsHPrev)
-      h_prev = has_before ? Math::widen(*element<const Storage>(io.output, before, p.b, p.unit))
-                          : value_or_zero<Math>(io.h0, p.b, p.unit);
-    if (Cell::kHasC)
-      c_prev = has_before ? Math::widen(element<const Storage>(io.saved, before, p.b,
-                                                               0)[saved_at(Cell::kSaved - 1, p.unit, padded(a.H))])
-                          : value_or_zero<Math>(io.c0, p.b, p.unit);
-    Cell::backward(saved, h, h_prev, c_prev, dh, static_cast<Compute*>(io.carry)[p.at], d);
-    Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
-    for (int s = 0; s < Cell::kSlots; ++s) to[s * a.H] = Math::narrow(d[s]);
-    for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(d[Cell::hidden_slot(g)]);
-    if constexpr (Cell::kHasC) {
-      if (a.P) to[Cell::kSlots * a.H + a.P] = Math::narrow(Cell::unprojected(saved));
-    }
+    stepwise_write_slots<Cell, Math>(a, p, d);
   }
 }
 
@@ -242,12 +451,27 @@ stepwise_end_back(SF_PARAMETER StepwiseArgs a) {
     const Compute carry = has_cell ? static_cast<const Compute*>(io.carry)[at] : 0;
     if (p.unit < a.out() && io.d_h0.data) {
       const int64_t in_out = p.b * a.out() + p.unit;
-      const Compute d =
-          static_cast<const Compute*>(io.state)[in_out] + static_cast<const Compute*>(io.products)[in_out];
+      const Compute d = static_cast<const Compute*>(io.state)[in_out] +
+                        static_cast<const Compute*>(io.products)[in_out] *
+                            state_mask<Compute>(a.noise, p.d, p.b, p.unit);
       *element<Storage>(io.d_h0, 0, p.b, p.unit) = Math::narrow(d + (Cell::kCarriesH ? carry : 0));
     }
     if (Cell::kHasC && has_cell && io.d_c0.data) *element<Storage>(io.d_c0, 0, p.b, p.unit) = Math::narrow(carry);
   }
+}
+
+struct StepwiseSums {
+  const void* sums;  // (B, width) in the compute type
+  Rows to;
+  int64_t B, width;
+};
+// Writes the sums of the rows.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+stepwise_end_sums(SF_PARAMETER StepwiseSums a) {
+  for (int64_t i = global_thread(); i < a.B * a.width; i += all_threads())
+    *element<typename Math::Storage>(a.to, 0, i / a.width, i % a.width) =
+        Math::narrow(static_cast<const typename Math::Compute*>(a.sums)[i]);
 }
 
 }  // namespace sf::cuda

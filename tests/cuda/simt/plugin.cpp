@@ -45,13 +45,20 @@ class SimtRunner : public Runner {
   void weight_grad(const WeightGrad& g) override {
     run(g.layer, Pass::kForward, [&](DeviceStream& stream) { run_weight_grad(g, choice_, stream); });
   }
+  bool has_options() const override { return true; }
+  void sum_rows(const RowSums& s) override {
+    run(kFull, [&](DeviceStream& stream) { run_sum_rows(s, stream); });
+  }
 
  private:
   template <class F>
   void run(const Layer& l, Pass pass, F&& f) {
+    run(limits_for(l, pass), std::forward<F>(f));
+  }
+  template <class F>
+  void run(Limits limits, F&& f) {
     static std::mutex one_at_a_time;  // the simulator is one global machine
     const std::lock_guard lock(one_at_a_time);
-    Limits limits = limits_for(l, pass);
     if (hurried_) limits.max_polls = 1;
     SimtStream stream(limits, crowded_ ? 1 : limits.multiprocessors);
     try {

@@ -1,0 +1,104 @@
+// The GRU whose r meets h before the product (reset_after=False): a step has two products, that of the gates r and z,
+// and that of gate n, which takes r * h. Each product is followed by a kernel.
+#pragma once
+
+#include "stepwise.cuh"
+
+namespace sf::cuda {
+
+// The sums of r, z and n, the last without its product.
+template <class Math>
+SF_DEVICE void reset_before_slots(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute (&slots)[3]) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  stepwise_slots<GruResetBefore, Math>(a, p, slots);
+  const auto* products = static_cast<const typename Math::Compute*>(io.products) + p.b * 2 * a.H + p.unit;
+  for (int g = 0; g < 2; ++g) slots[g] += products[g * a.H];
+}
+
+// After the product of r and z: the operand of n.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+reset_before_operand(SF_PARAMETER StepwiseArgs a) {
+  using Storage = typename Math::Storage;
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
+    const StepwisePlace p(a, i, a.H);
+    const StepwiseDirectionArgs& io = a.direction[p.d];
+    Storage& to = static_cast<Storage*>(io.second)[p.at];
+    to = Math::narrow(0);
+    if (!p.live) continue;
+    typename Math::Compute slots[3];
+    reset_before_slots<Math>(a, p, slots);
+    to = Math::narrow(sigmoid(slots[0]) * Math::widen(static_cast<const Storage*>(io.h)[p.at]));
+  }
+}
+
+// After the product of n.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+reset_before_forward(SF_PARAMETER StepwiseArgs a) {
+  using Storage = typename Math::Storage;
+  using Compute = typename Math::Compute;
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
+    const StepwisePlace p(a, i, a.H);
+    const StepwiseDirectionArgs& io = a.direction[p.d];
+    if (!p.live) continue;
+    const StepwiseOptions<GruResetBefore, Math, true> options(a, p);
+    Compute slots[3], saved[5];
+    reset_before_slots<Math>(a, p, slots);
+    saved[0] = sigmoid(slots[0]), saved[1] = sigmoid(slots[1]);
+    saved[2] = tanh(slots[2] + static_cast<const Compute*>(io.second_products)[p.at]);
+    saved[3] = Math::widen(static_cast<const Storage*>(io.second)[p.at]);
+    stepwise_save<GruResetBefore, Math>(a, p, saved);
+    const Compute h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
+    stepwise_store_h<Math>(a, p, Gru::mixed(saved[1], options.unit.candidate(saved[2]), h));
+  }
+}
+
+// The gradients of the sums of z and n, before the product of n.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+reset_before_mixed_back(SF_PARAMETER StepwiseArgs a) {
+  using Storage = typename Math::Storage;
+  using Compute = typename Math::Compute;
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
+    const StepwisePlace p(a, i, a.H);
+    const StepwiseDirectionArgs& io = a.direction[p.d];
+    const Compute dh = stepwise_dh<GruResetBefore, Math>(a, p);
+    Storage& next = static_cast<Storage*>(io.second)[p.at];
+    next = Math::narrow(0);
+    if (!p.live) continue;
+    const StepwiseOptions<GruResetBefore, Math, true> options(a, p);
+    Compute saved[5], d[3], carry = 0;
+    stepwise_read_saved<GruResetBefore, Math>(a, p, saved);
+    Gru::mixed_backward(saved, Math::widen(stepwise_h_before<Math>(a, p)), dh, carry, d, options.unit);
+    next = Math::narrow(d[2]);
+    Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
+    to[a.H] = Math::narrow(d[1]), to[2 * a.H] = next, to[3 * a.H] = Math::narrow(saved[3]);
+    static_cast<Compute*>(io.scratch)[p.at] = carry;
+  }
+}
+
+// The gradient of the sum of r, after the product of n, and the operand of the product of r and z.
+template <class Math>
+SF_KERNEL(kBlockThreads)
+reset_before_backward(SF_PARAMETER StepwiseArgs a) {
+  using Storage = typename Math::Storage;
+  using Compute = typename Math::Compute;
+  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
+    const StepwisePlace p(a, i, a.H);
+    const StepwiseDirectionArgs& io = a.direction[p.d];
+    Storage* next = static_cast<Storage*>(io.h) + p.b * 2 * a.H + p.unit;
+    next[0] = next[a.H] = Math::narrow(0);
+    if (!p.live) continue;
+    Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
+    const Compute r = Math::widen(element<const Storage>(io.saved, io.t, p.b, 0)[saved_at(0, p.unit, padded(a.H))]);
+    const Storage seen = masked_state<Math>(a.noise, p.d, p.b, p.unit, stepwise_h_before<Math>(a, p));
+    const Compute d_seen = static_cast<const Compute*>(io.second_products)[p.at];  // of r * h
+    to[0] = Math::narrow(d_seen * Math::widen(seen) * fma(-r, r, r));
+    const Compute mask = state_mask<Compute>(a.noise, p.d, p.b, p.unit);
+    stepwise_keep_carry<Math>(a, p, static_cast<const Compute*>(io.scratch)[p.at] + d_seen * r * mask);
+    if (!p.anew(a)) next[0] = to[0], next[a.H] = to[a.H];
+  }
+}
+
+}  // namespace sf::cuda
