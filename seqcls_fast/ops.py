@@ -309,8 +309,6 @@ def run_layer(
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
     call = (x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
     has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *call)
-    if device == "cuda" and (options is not None or CELLS[cell].is_option):
-        has_kernel = False
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths
         check_lengths(shown, x, batch_first, values=not has_kernel or device == "cuda")

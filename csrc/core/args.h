@@ -32,8 +32,8 @@ struct Matrix {  // a weight, or a bias with one column
   int64_t rows = 0, columns = 1, row_stride = 0, column_stride = 1;
 };
 
-// Whether step t of a row starts from the reset state. A reset at t cuts between t - 1 and t. The reverse direction thus
-// reads the reset state at t - 1, where its own sequence begins anew.
+// Whether step t of a row starts from the reset state. A reset at t cuts between t - 1 and t. The reverse direction
+// thus reads the reset state at t - 1, where its own sequence begins anew.
 SF_FN bool starts_anew(const Rows& resets, int direction, int64_t t, int64_t b, int64_t row_length) {
   if (!resets.data || (direction && t + 1 >= row_length)) return false;
   return resets.data[resets.offset(direction ? t + 1 : t, b)] != 0;
@@ -68,11 +68,11 @@ struct Layer {
   // Whether it has options that look at one row of the batch at a time: see the options of cells.h.
   bool row_wise;
 
-  int64_t out() const { return P ? P : H; }
+  SF_FN int64_t out() const { return P ? P : H; }
   // Whether a cell whose backward reads its h must save it: with zoneout the output holds another one. Only cells with
   // one gate read it.
-  bool saves_fresh_h() const { return gates == 1 && noise.zoneout_h > 0; }
-  int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
+  SF_FN bool saves_fresh_h() const { return gates == 1 && noise.zoneout_h > 0; }
+  SF_FN int64_t features() const { return ids ? 0 : I; }  // the number of features that the input's product sums over
   int64_t id(int64_t t, int64_t b) const { return ids[x.offset(t, b)]; }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
   SF_FN bool starts_anew(int direction, int64_t t, int64_t b, int64_t row_length) const {

@@ -227,10 +227,10 @@ struct Normed : Cell {
   using Base = Cell;
   static constexpr int kSlots = 2 * Cell::kGates, kSaved = Cell::kSaved + 2 * Cell::kGates + 1;
   static constexpr bool kNorm = true, kResetsFirst = false;
-  static constexpr Further kFurther[] = {{"weight_ln_ih", Cell::kGates, false},
-                                         {"weight_ln_hh", Cell::kGates, false},
-                                         {Cell::kHasC ? "weight_ln_c" : nullptr, 1, false},
-                                         {Cell::kHasC ? "bias_ln_c" : nullptr, 1, false}};
+  static constexpr Further kFurther[kMostFurther] = {{"weight_ln_ih", Cell::kGates, false},
+                                                     {"weight_ln_hh", Cell::kGates, false},
+                                                     {Cell::kHasC ? "weight_ln_c" : nullptr, 1, false},
+                                                     {Cell::kHasC ? "bias_ln_c" : nullptr, 1, false}};
   static constexpr int hidden_slot(int gate) { return Cell::kGates + gate; }
 };
 

@@ -20,13 +20,13 @@ struct RowAddress {
 };
 
 struct DirectionArgs {
-  const void* weights;       // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes) fragments of 16 bytes
-  const float* bias;         // (slots, H)
-  int begin, end;            // this launch runs the steps begin .. end - 1
-  RowAddress h0, c0;         // zeros where absent
-  RowAddress resets;         // bytes, see Layer; null: nowhere
+  const void* weights;          // (blocks, warps, m-tiles, k-tiles, planes, 32 lanes) fragments of 16 bytes
+  const float* bias;            // (slots, H)
+  int begin, end;               // this launch runs the steps begin .. end - 1
+  RowAddress h0, c0;            // zeros where absent
+  RowAddress resets;            // bytes, see Layer; null: nowhere
   RowAddress h_reset, c_reset;  // zeros where absent
-  RowAddress output, saved;  // the order of the saved values: saved_at
+  RowAddress output, saved;     // the order of the saved values: saved_at
   // The forward alone has these.
   RowAddress projected;  // (T, B, gates * padded) float32: x times W_ih^T
   Rows h_n, c_n;

@@ -289,8 +289,7 @@ void run_weight_grad(const WeightGrad& g, const Choice& choice, DeviceStream& st
       product(info.hidden_slot[first] * l.H, (next - first) * l.H, own ? d_gates + info.slots * l.H * size : before,
               own ? width : l.out(), l.out(), g.d_w_hh[d] + first * l.H * l.out() * size, gate_rows);
     }
-    if (g.d_w_hr[d])
-      product(beyond_slots, l.P, d_gates + (beyond_slots + l.P) * size, width, l.H, g.d_w_hr[d], l.P);
+    if (g.d_w_hr[d]) product(beyond_slots, l.P, d_gates + (beyond_slots + l.P) * size, width, l.H, g.d_w_hr[d], l.P);
     if (!g.d_b_ih[d]) continue;
     with_slots_and_math(l, [&](auto cell, auto math) {
       using Math = decltype(math);
@@ -330,8 +329,7 @@ const void* reset_products(const Backward& b, int d, const Lengths& lengths, con
   SumAnew sums{b.d_gates[d], l.resets, lengths.lengths, nullptr, l.T, l.B, l.H, l.gates - info.resets_first, {}, d};
   for (int gate = 0; gate < info.gates; ++gate) sums.hidden_slot[gate] = info.hidden_slot[gate];
   sums.to = stream.take(l.B * sums.gates * l.H * size_of(l.dtype));
-  with_math(l.dtype,
-            [&](auto math) { launch_over(stream, sum_anew<decltype(math)>, l.B * sums.gates * l.H, sums); });
+  with_math(l.dtype, [&](auto math) { launch_over(stream, sum_anew<decltype(math)>, l.B * sums.gates * l.H, sums); });
   Product p{};
   p.m = l.B;
   p.n = p.b_stride = p.c_stride = l.out();
@@ -375,8 +373,7 @@ void end_resets(const Backward& b, const ResetCarries& carries, const Lengths& l
                     {b.d_h_reset[d], carries.h[d], product, l.noise, l.B, l.out(), d});
       }
       if (b.d_c_reset[d].data)
-        launch_over(stream, reset_grad<Math>, l.B * l.H,
-                    {b.d_c_reset[d], carries.c[d], nullptr, l.noise, l.B, l.H, d});
+        launch_over(stream, reset_grad<Math>, l.B * l.H, {b.d_c_reset[d], carries.c[d], nullptr, l.noise, l.B, l.H, d});
     });
   }
 }

@@ -40,7 +40,7 @@ struct StepwiseKernels<Normed<Base>> {
   static void launch(DeviceStream& stream, void (*kernel)(StepwiseArgs), const StepwiseArgs& a) {
     constexpr int64_t kMaxBlocks = 2048;
     const auto blocks = static_cast<int>(std::min(a.directions * a.B, kMaxBlocks));
-    stream.launch(kernel, LaunchShape{blocks, kBlockThreads, row_reduce_bytes(sizeof(typename Math::Compute))}, a);
+    stream.launch(kernel, LaunchShape{blocks, kBlockThreads, kRowReduceValues * static_cast<int>(sizeof(typename Math::Compute))}, a);
   }
   template <class Math>
   static void forward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {

@@ -110,8 +110,8 @@ gather_rows(SF_PARAMETER GatherRows a) {
   }
 }
 
-// The operands of all steps, in the same order: the h of the step before, or h0 at the first step of a row, or the reset
-// state where a step starts anew; masked if the state is dropped.
+// The operands of all steps, in the same order: the h of the step before, or h0 at the first step of a row, or the
+// reset state where a step starts anew; masked if the state is dropped.
 struct GatherOperands {
   GatherRows rows;  // rows.from is the output
   Rows h0, resets, h_reset;

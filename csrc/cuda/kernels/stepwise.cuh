@@ -20,18 +20,18 @@ struct StepwiseDirectionArgs {
   // Buffers of one step, in the compute type (c) or the storage type (s). Hout is the width of h: P, or H without a
   // projection.
   //                        forward                           backward
-  Rows projected;        // c, x times W_ih^T
-  const void* bias;      // c (slots, H)
-  const void* products;  // c (B, gates * H), h times R^T     c (B, Hout), of the step before this one
-  void* h;               // s (B, Hout), h as R sees it       s (B, gates * H), the gradients of the gates
-  void* h_state;         // s (B, Hout), h; it is the same buffer unless the state is dropped
-  void* state;           // c (B, H), c                       c (B, Hout), the part of d(loss)/dh not used yet
-  void* carry;           //                                   c (B, H), the cell's carry
-  void* projections;     // c (B, Hout), the projected h      c (B, H), d(loss)/dh before the projection
-  void* unprojected;     // s (B, H), h before projection     s (B, Hout), d(loss)/dh after projection
-  void* second;           // s (B, H), r * h                  s (B, H), the gradient of gate n
-  void* second_products;  // c (B, H), the products of these with the part of R of gate n
-  void* scratch;          // c (B, 2 * gates * H), for cells with a norm
+  Rows projected;           // c, x times W_ih^T
+  const void* bias;         // c (slots, H)
+  const void* products;     // c (B, gates * H), h times R^T     c (B, Hout), of the step before this one
+  void* h;                  // s (B, Hout), h as R sees it       s (B, gates * H), the gradients of the gates
+  void* h_state;            // s (B, Hout), h; it is the same buffer unless the state is dropped
+  void* state;              // c (B, H), c                       c (B, Hout), the part of d(loss)/dh not used yet
+  void* carry;              //                                   c (B, H), the cell's carry
+  void* projections;        // c (B, Hout), the projected h      c (B, H), d(loss)/dh before the projection
+  void* unprojected;        // s (B, H), h before projection     s (B, Hout), d(loss)/dh after projection
+  void* second;             // s (B, H), r * h                  s (B, H), the gradient of gate n
+  void* second_products;    // c (B, H), the products of these with the part of R of gate n
+  void* scratch;            // c (B, 2 * gates * H), for cells with a norm
   void *reset_h, *reset_c;  //                                c, see ResetCarries
   void* sums;               //                                c (B, further_sums * H), null where they are not wanted
   int64_t t;                // the step
@@ -87,26 +87,26 @@ constexpr bool kSeesC = false;
 template <>
 constexpr bool kSeesC<LstmPeephole> = true;
 
-// What the options of the layer add to a unit. kOptions is false for a layer without any.
+// What the options of the layer add to a unit. kOptions is false for a layer without any. `seen` is memory for the
+// weights by which the gates see c.
 template <class Cell, class Math, bool kOptions>
-struct StepwiseOptions {
+SF_DEVICE auto stepwise_options(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute (&seen)[3]) {
   using Compute = typename Math::Compute;
-  Compute seen[3];
-  UnitOptions<Compute, kSeesC<Cell>> unit;
-
-  SF_DEVICE StepwiseOptions(const StepwiseArgs& a, const StepwisePlace& p) : unit{1, seen} {
+  if constexpr (!kOptions) {
+    return NoOptions{};
+  } else {
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    unit.mask = dropout<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
-    if constexpr (kSeesC<Cell>)
+    const Compute mask = dropout<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
+    if constexpr (kSeesC<Cell>) {
+      SF_UNROLL
       for (int k = 0; k < 3; ++k)
         seen[k] = Math::widen(static_cast<const typename Math::Storage*>(io.further[0])[k * a.H + p.unit]);
+      return UnitOptions<Compute, true>{mask, seen};
+    } else {
+      return UnitOptions<Compute, false>{mask, nullptr};
+    }
   }
-};
-template <class Cell, class Math>
-struct StepwiseOptions<Cell, Math, false> {
-  NoOptions unit;
-  SF_DEVICE StepwiseOptions(const StepwiseArgs&, const StepwisePlace&) {}
-};
+}
 
 // Adds to the sums of a row, see further_sums() in cells.h.
 template <class Compute>
@@ -169,12 +169,12 @@ SF_DEVICE typename Math::Compute stepwise_store_c(const StepwiseArgs& a, const S
 
 // The sums of biases and projected input, to which the products are added.
 template <class Cell, class Math>
-SF_DEVICE void stepwise_slots(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute (&slots)[Cell::kSlots]) {
+SF_DEVICE void stepwise_slots(const StepwiseArgs& a, const StepwisePlace& p,
+                              typename Math::Compute (&slots)[Cell::kSlots]) {
   using Compute = typename Math::Compute;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   for (int s = 0; s < Cell::kSlots; ++s) slots[s] = static_cast<const Compute*>(io.bias)[s * a.H + p.unit];
-  for (int g = 0; g < Cell::kGates; ++g)
-    slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
+  for (int g = 0; g < Cell::kGates; ++g) slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
 }
 
 template <class Cell, class Math>
@@ -205,12 +205,13 @@ stepwise_forward(SF_PARAMETER StepwiseArgs a) {
     Compute h = 0;
     if (p.live) {
       const auto* products = static_cast<const Compute*>(io.products) + p.b * Cell::kGates * a.H;
-      const StepwiseOptions<Cell, Math, kOptions> options(a, p);
+      Compute seen[3];
+      const auto options = stepwise_options<Cell, Math, kOptions>(a, p, seen);
       Compute slots[Cell::kSlots], saved[Cell::kSaved + 1], c = static_cast<const Compute*>(io.state)[p.at];
       stepwise_slots<Cell, Math>(a, p, slots);
       for (int g = 0; g < Cell::kGates; ++g) slots[Cell::hidden_slot(g)] += products[g * a.H + p.unit];
       if (!a.P) h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
-      Cell::forward(slots, h, c, saved, options.unit);
+      Cell::forward(slots, h, c, saved, options);
       if constexpr (Cell::kHasC) saved[Cell::kSaved - 1] = stepwise_store_c<Math>(a, p, c);
       stepwise_save<Cell, Math>(a, p, saved);
     }
@@ -272,8 +273,7 @@ SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const S
   const StepwiseDirectionArgs& io = a.direction[p.d];
   Compute& pending = static_cast<Compute*>(io.state)[p.at];
   Compute d = pending;
-  if (io.products)
-    d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);
+  if (io.products) d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);
   pending = d;
   if (!p.live) return 0;
   if (io.d_output.data) d += Math::widen(*element<const typename Math::Storage>(io.d_output, io.t, p.b, p.unit));
@@ -410,13 +410,15 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
     const Compute dh = stepwise_dh<Cell, Math>(a, p);
     Compute saved[Cell::kSaved + 1], d[Cell::kSlots] = {};
     if (p.live) {
-      const StepwiseOptions<Cell, Math, kOptions> options(a, p);
+      Compute seen[3];
+      const auto options = stepwise_options<Cell, Math, kOptions>(a, p, seen);
       stepwise_read_saved<Cell, Math>(a, p, saved);
       if constexpr (Cell::kHasC) {
         const Compute c_before = stepwise_c_before<Cell, Math>(a, p);
-        saved[4] = stepwise_c_given(a, saved, c_before, options.unit);
-        stepwise_carry_c<Math>(
-            a, p, [&](Compute& d_c) { Cell::backward(saved, Compute{0}, Compute{0}, c_before, dh, d_c, d, options.unit); });
+        saved[4] = stepwise_c_given(a, saved, c_before, options);
+        stepwise_carry_c<Math>(a, p, [&](Compute& d_c) {
+          Cell::backward(saved, Compute{0}, Compute{0}, c_before, dh, d_c, d, options);
+        });
         if constexpr (kSeesC<Cell>) {
           add_sum(a, p, 0, d[0] * c_before);
           add_sum(a, p, 1, d[1] * c_before);
@@ -429,7 +431,7 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
         const Compute h = Cell::kReadsH ? stepwise_h_given<Math>(a, p) : 0;
         const Compute h_before = Cell::kReadsHPrev ? Math::widen(stepwise_h_before<Math>(a, p)) : 0;
         Compute carry = 0;
-        Cell::backward(saved, h, h_before, Compute{0}, dh, carry, d, options.unit);
+        Cell::backward(saved, h, h_before, Compute{0}, dh, carry, d, options);
         if (Cell::kCarriesH) stepwise_keep_carry<Math>(a, p, carry);
       }
     }
@@ -451,9 +453,9 @@ stepwise_end_back(SF_PARAMETER StepwiseArgs a) {
     const Compute carry = has_cell ? static_cast<const Compute*>(io.carry)[at] : 0;
     if (p.unit < a.out() && io.d_h0.data) {
       const int64_t in_out = p.b * a.out() + p.unit;
-      const Compute d = static_cast<const Compute*>(io.state)[in_out] +
-                        static_cast<const Compute*>(io.products)[in_out] *
-                            state_mask<Compute>(a.noise, p.d, p.b, p.unit);
+      const Compute d =
+          static_cast<const Compute*>(io.state)[in_out] +
+          static_cast<const Compute*>(io.products)[in_out] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);
       *element<Storage>(io.d_h0, 0, p.b, p.unit) = Math::narrow(d + (Cell::kCarriesH ? carry : 0));
     }
     if (Cell::kHasC && has_cell && io.d_c0.data) *element<Storage>(io.d_c0, 0, p.b, p.unit) = Math::narrow(carry);

@@ -11,20 +11,20 @@
 namespace sf::cuda {
 
 constexpr int kMostRowSums = 8;  // that are added up at once
-constexpr int row_reduce_bytes(int compute_bytes) { return kMostRowSums * (kBlockThreads + 32) * compute_bytes; }
+constexpr int kRowReduceValues = kMostRowSums * (kBlockThreads + 32 + 1);
 
 // Adds up the values of all threads of a block.
 template <class Compute>
 struct RowReduce {
-  Shared<Compute> region;  // (sums, threads), then (sums, 32)
+  Shared<Compute> region;  // (sums, threads), (sums, 32), (sums)
 
-  SF_DEVICE explicit RowReduce(SharedAllocator& allocator)
-      : region(allocator.take<Compute>(kMostRowSums * (kBlockThreads + 32))) {}
+  SF_DEVICE explicit RowReduce(SharedAllocator& allocator) : region(allocator.take<Compute>(kRowReduceValues)) {}
   template <int kCount>
   SF_DEVICE void sum(Compute (&v)[kCount]) const {
     static_assert(kCount <= kMostRowSums, "the region has room for so many");
-    constexpr int kParts = kMostRowSums * kBlockThreads;
+    constexpr int kParts = kMostRowSums * kBlockThreads, kTotals = kParts + kMostRowSums * 32;
     cta_sync();
+    SF_UNROLL
     for (int k = 0; k < kCount; ++k) region.store(k * kBlockThreads + thread_id(), v[k]);
     cta_sync();
     if (thread_id() < 32 * kCount) {
@@ -34,10 +34,14 @@ struct RowReduce {
       region.store(kParts + thread_id(), part);
     }
     cta_sync();
-    for (int k = 0; k < kCount; ++k) {
-      v[k] = 0;
-      for (int lane = 0; lane < 32; ++lane) v[k] += region.load(kParts + 32 * k + lane);
+    if (thread_id() < kCount) {
+      Compute total = 0;
+      for (int lane = 0; lane < 32; ++lane) total += region.load(kParts + 32 * thread_id() + lane);
+      region.store(kTotals + thread_id(), total);
     }
+    cta_sync();
+    SF_UNROLL
+    for (int k = 0; k < kCount; ++k) v[k] = region.load(kTotals + k);
   }
 };
 
@@ -144,7 +148,8 @@ norm_forward(SF_PARAMETER StepwiseArgs a) {
       for (int k = 0; k < 2 * kBlocks; ++k) row.deviations()[k] = inverse[k];
 
     row.each_unit([&](const StepwisePlace& p) {
-      const StepwiseOptions<Base, Math, true> options(a, p);
+      Compute seen[3];
+      const auto options = stepwise_options<Base, Math, true>(a, p, seen);
       Compute slots[Base::kSlots], saved[Base::kSaved + 1];
       for (int s = 0; s < Base::kSlots; ++s) slots[s] = static_cast<const Compute*>(io.bias)[s * a.H + p.unit];
       for (int side = 0; side < 2; ++side)
@@ -156,13 +161,13 @@ norm_forward(SF_PARAMETER StepwiseArgs a) {
         }
       if constexpr (Base::kHasC) {
         Compute c = static_cast<const Compute*>(io.state)[p.at];
-        Base::memory(slots, c, saved, options.unit);
+        Base::memory(slots, c, saved, options);
         row.scratch(0, 0, p.unit) = c, row.scratch(0, 1, p.unit) = saved[3];
         saved[4] = stepwise_store_c<Math>(a, p, c);
         stepwise_save<Base, Math>(a, p, saved);
       } else {
         Compute h = Math::widen(static_cast<const typename Math::Storage*>(io.h_state)[p.at]), none = 0;
-        Base::forward(slots, h, none, saved, options.unit);
+        Base::forward(slots, h, none, saved, options);
         stepwise_save<Base, Math>(a, p, saved);
         stepwise_store_h<Math>(a, p, h);
       }
@@ -179,8 +184,8 @@ norm_forward(SF_PARAMETER StepwiseArgs a) {
   }
 }
 
-// The gradient of the normalisation of c. Leaves that of the c which the cell gave, without the carry, in the scratch of
-// gate f, and the gradient of the sum of o in that of gate g.
+// The gradient of the normalisation of c. Leaves that of the c which the cell gave, without the carry, in the scratch
+// of gate f, and the gradient of the sum of o in that of gate g.
 template <class Row, class Compute>
 SF_DEVICE void norm_c_backward(const Row& row, const RowReduce<Compute>& reduce) {
   using Math = typename Row::Mathematics;
@@ -189,10 +194,11 @@ SF_DEVICE void norm_c_backward(const Row& row, const RowReduce<Compute>& reduce)
   const auto d_c_of = [&](const StepwisePlace& p) -> Compute& { return row.scratch(0, 1, p.unit); };
   const auto d_o_of = [&](const StepwisePlace& p) -> Compute& { return row.scratch(0, 2, p.unit); };
   row.each_unit([&](const StepwisePlace& p) {
-    const StepwiseOptions<Lstm, Math, true> options(a, p);
+    Compute seen[3];
+      const auto options = stepwise_options<Lstm, Math, true>(a, p, seen);
     Compute saved[5];
     stepwise_read_saved<Lstm, Math>(a, p, saved);
-    c_of(p) = stepwise_c_given(a, saved, stepwise_c_before<Lstm, Math>(a, p), options.unit);
+    c_of(p) = stepwise_c_given(a, saved, stepwise_c_before<Lstm, Math>(a, p), options);
     d_o_of(p) = saved[3];
   });
   Compute mean, inverse, sums[2] = {};
@@ -239,7 +245,8 @@ norm_backward(SF_PARAMETER StepwiseArgs a) {
     if constexpr (Base::kHasC) norm_c_backward(row, reduce);
     Compute sums[4 * kBlocks] = {};  // for each side and block: of the gradients, and of these times the values
     row.each_unit([&](const StepwisePlace& p) {
-      const StepwiseOptions<Base, Math, true> options(a, p);
+      Compute seen[3];
+      const auto options = stepwise_options<Base, Math, true>(a, p, seen);
       Compute saved[Base::kSaved + 1], d[Base::kSlots];
       stepwise_read_saved<Base, Math>(a, p, saved);
       if constexpr (Base::kHasC) {
@@ -247,13 +254,13 @@ norm_backward(SF_PARAMETER StepwiseArgs a) {
         d[3] = row.scratch(0, 2, p.unit);
         stepwise_carry_c<Math>(a, p, [&](Compute& d_c) {
           d_c += of_norm;
-          Base::memory_backward(saved, stepwise_c_before<Base, Math>(a, p), d_c, d, options.unit);
+          Base::memory_backward(saved, stepwise_c_before<Base, Math>(a, p), d_c, d, options);
         });
       } else {
         const Compute dh = stepwise_dh<Base, Math>(a, p), h = Base::kReadsH ? stepwise_h_given<Math>(a, p) : 0;
         const Compute h_before = Base::kReadsHPrev ? Math::widen(stepwise_h_before<Math>(a, p)) : 0;
         Compute carry = 0;
-        Base::backward(saved, h, h_before, Compute{0}, dh, carry, d, options.unit);
+        Base::backward(saved, h, h_before, Compute{0}, dh, carry, d, options);
         if (Base::kCarriesH) stepwise_keep_carry<Math>(a, p, carry);
       }
       for (int s = 0; s < Base::kSlots; ++s) add_sum(a, p, s, d[s]);
@@ -275,8 +282,8 @@ norm_backward(SF_PARAMETER StepwiseArgs a) {
           const int k = side * kBlocks + Row::block_of(g);
           const auto count = static_cast<Compute>(Row::gates_of(Row::block_of(g)) * a.H);
           const Compute v = Math::widen(row.normalised(side, g, p.unit));
-          d[side * kGates + g] = row.deviations()[k] * (row.scratch(side, g, p.unit) - sums[2 * k] / count -
-                                                        v * (sums[2 * k + 1] / count));
+          d[side * kGates + g] = row.deviations()[k] *
+                                 (row.scratch(side, g, p.unit) - sums[2 * k] / count - v * (sums[2 * k + 1] / count));
         }
       stepwise_write_slots<Cell, Math>(a, p, d);
     });

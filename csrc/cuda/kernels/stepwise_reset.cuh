@@ -42,7 +42,8 @@ reset_before_forward(SF_PARAMETER StepwiseArgs a) {
     const StepwisePlace p(a, i, a.H);
     const StepwiseDirectionArgs& io = a.direction[p.d];
     if (!p.live) continue;
-    const StepwiseOptions<GruResetBefore, Math, true> options(a, p);
+    Compute seen[3];
+      const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
     Compute slots[3], saved[5];
     reset_before_slots<Math>(a, p, slots);
     saved[0] = sigmoid(slots[0]), saved[1] = sigmoid(slots[1]);
@@ -50,7 +51,7 @@ reset_before_forward(SF_PARAMETER StepwiseArgs a) {
     saved[3] = Math::widen(static_cast<const Storage*>(io.second)[p.at]);
     stepwise_save<GruResetBefore, Math>(a, p, saved);
     const Compute h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
-    stepwise_store_h<Math>(a, p, Gru::mixed(saved[1], options.unit.candidate(saved[2]), h));
+    stepwise_store_h<Math>(a, p, Gru::mixed(saved[1], options.candidate(saved[2]), h));
   }
 }
 
@@ -67,10 +68,11 @@ reset_before_mixed_back(SF_PARAMETER StepwiseArgs a) {
     Storage& next = static_cast<Storage*>(io.second)[p.at];
     next = Math::narrow(0);
     if (!p.live) continue;
-    const StepwiseOptions<GruResetBefore, Math, true> options(a, p);
+    Compute seen[3];
+      const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
     Compute saved[5], d[3], carry = 0;
     stepwise_read_saved<GruResetBefore, Math>(a, p, saved);
-    Gru::mixed_backward(saved, Math::widen(stepwise_h_before<Math>(a, p)), dh, carry, d, options.unit);
+    Gru::mixed_backward(saved, Math::widen(stepwise_h_before<Math>(a, p)), dh, carry, d, options);
     next = Math::narrow(d[2]);
     Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
     to[a.H] = Math::narrow(d[1]), to[2 * a.H] = next, to[3 * a.H] = Math::narrow(saved[3]);

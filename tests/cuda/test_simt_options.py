@@ -1,0 +1,127 @@
+"""The CUDA backend on CPU tensors (simt/), as in test_simt.py: layers with options, against the float64 reference.
+
+Resets run in every regime, the other options in the stepwise one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from seqcls_fast._cells import BUILT_IN
+from simt.build import load_plugin, why_no_plugin
+from support.cases import LAYOUTS, LENGTHS, NOISE, RESETS, Case, Values, build, covering
+from support.checks import arguments, check, gradients, keywords, layer, measured
+from test_simt import EASY, PRECISIONS, REGIMES, Run, fits, run_of, same_bits
+
+pytestmark = pytest.mark.skipif(why_no_plugin() is not None, reason=str(why_no_plugin()))
+
+PLAIN = tuple(name for name, cell in BUILT_IN.items() if not cell.is_option)
+SHARED: dict[str, tuple[Any, ...]] = {
+    "size": ("", "-full"),
+    "B": (1, 3, 9, 19),
+    "I": (1, 6),
+    "directions": (1, 2),
+    "bias": (True, False),
+    "proj": (False, False, True),
+    "state": (True, False),
+    "lengths": LENGTHS,
+    "layout": LAYOUTS,
+    "want_output": (True, False),
+    "ids": (False, False, True),
+    "learnt": (True, False),
+}
+RESET_AXES = SHARED | {
+    "kernel": tuple(itertools.product(PLAIN, (*PRECISIONS, "float64"), REGIMES)),
+    "H": (1, 7, 33, 65),
+    "T": (1, 2, 5, 13),
+    "resets": tuple(name for name in RESETS if name != "none"),
+}
+OPTION_AXES = SHARED | {
+    "kernel": tuple(itertools.product(BUILT_IN, ("bfloat16", "float16", "float32", "float64"), ("stepwise",))),
+    "H": (1, 2, 7, 33),
+    "T": (1, 2, 5, 13),
+    "resets": RESETS,
+    "noise": tuple(NOISE),
+}
+
+
+@cache
+def runs() -> list[Run]:
+    """Every kernel with every value of the other axes, and any two of these values together. Then what pairs of values
+    do not make certain: resets that meet several launches and tiles, and every cell under all noise at once."""
+    chosen = [run_of(values) for axes in (RESET_AXES, OPTION_AXES) for values in covering(axes, valid, EASY)]
+    busy = {"B": 9, "I": 3, "H": 33, "directions": 2, "resets": "some", "learnt": True}
+    chosen += [Run(f"simt-{r}", Case(c, T=29, lengths="zeros", **busy)) for r in REGIMES for c in PLAIN]
+    chosen += [Run("simt-stepwise", Case(c, T=9, lengths="random", noise=n, **busy)) for c in BUILT_IN for n in NOISE]
+    chosen += [Run("simt-grid", Case("lstm", T=6, B=99, I=2, H=33, resets="some", layout="batch_first", learnt=True))]
+    # a row wider than a block of threads
+    chosen += [Run("simt-stepwise", Case(c, T=2, B=2, I=2, H=300)) for c in BUILT_IN if c.endswith("_norm")]
+    return [run for run in chosen if run.case.valid]
+
+
+def valid(values: Values) -> bool:
+    """Of one feature, a normalised sum keeps the sign alone, so that the gradient of x is what sums leave that cancel."""
+    case = run_of(values).case
+    return fits(values) and case.valid and not (case.I == 1 and case.cell.endswith("_layer_norm"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "run" in metafunc.fixturenames:
+        metafunc.parametrize("run", runs() if why_no_plugin() is None else [], ids=str)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin() -> None:
+    load_plugin()
+
+
+def test_matches_reference(run: Run) -> None:
+    check(run.case, run.impl)
+
+
+@pytest.mark.parametrize("cell", PLAIN)
+def test_resets_have_the_same_bits_in_every_regime(cell: str) -> None:
+    case = Case(cell, T=6, B=19, I=3, H=33, directions=2, lengths="zeros", resets="some", learnt=True)
+    wanted = measured(case, "simt-onchip")
+    for name in ("onchip-full", "cluster", "grid"):
+        same_bits(measured(case, f"simt-{name}"), wanted)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", PLAIN)
+def test_a_mask_without_resets_changes_no_bit(cell: str, regime: str) -> None:
+    case = Case(cell, T=5, B=9, I=3, H=33, directions=2, lengths="zeros")
+    problem = build(case)
+    found = []
+    for masks in ({}, {"resets": torch.zeros(case.T, case.B, dtype=torch.bool)}):
+        inputs = arguments(case, problem)
+        results = layer(inputs, **keywords(case, problem), **masks, impl=f"simt-{regime}")
+        cotangents = {name: t.float() for name, t in problem.cotangents.items()}
+        found.append({name: t.detach() for name, t in results.items()} | gradients(results, inputs, cotangents))
+    for one in found:  # d x may be NaN in the padding
+        one["d x"] = one["d x"].nan_to_num()
+    same_bits(*found)
+
+
+@pytest.mark.parametrize("cell", [name for name, cell in BUILT_IN.items() if cell.is_option])
+def test_other_regimes_refuse_options(cell: str) -> None:
+    sentence = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip"
+    for case in (Case(cell), Case("gru", noise="zoneout"), Case("lstm", noise="state")):
+        with pytest.raises(RuntimeError, match=re.escape(sentence)):
+            measured(case, "simt-onchip")
+
+
+def test_masks_follow_from_the_seed() -> None:
+    case = Case("lstm", T=5, B=4, I=3, H=33, noise="all")
+    same_bits(measured(case, "simt-stepwise"), measured(case, "simt-stepwise"))
+    assert not torch.equal(
+        measured(case, "simt-stepwise")["output"],
+        measured(replace(case, noise="none"), "simt-stepwise")["output"],
+    )
