@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from . import _torch_layer
-from ._autograd import Layer, Outputs, Spec, with_options
+from ._autograd import Layer, Outputs, Spec, reference_layer, without_options
+from ._cells import Rates
 from ._ext import C
 from ._files import locked, make_folder, replacing
 from ._inputs import autocast_off
@@ -37,6 +38,9 @@ _LAYERS = (
     ("gru", torch.float32, False, 2**-22),
     ("rnn_tanh", torch.bfloat16, False, 2**-8),
 )
+# The cells that are options, and zoneout and the dropouts, which the stepwise regime alone runs
+_OPTIONS = ("lstm", "rnn_tanh_layer_norm", "gru_layer_norm", "lstm_layer_norm", "lstm_peephole", "gru_reset_before")
+_RATES = Rates(0.2, 0.2, 0.2, 0.2)
 _SIZES = (33, 65, 130, 200, 300, 520)  # of H: the smallest that a regime can run is taken
 _T, _B, _I = 5, 9, 8  # two batch tiles, the second of one row
 _ROUNDINGS = 16  # an error may be as large as that of so many roundings, relative to the largest value
@@ -99,12 +103,26 @@ class Gpu:
             hidden = next((H for H in _SIZES if _fits(cell, H, precision, regime, self.limits())), None)
             if hidden is None:
                 continue  # no plan for this GPU chooses the regime with this precision
-            with torch.cuda.device(self.index), torch.cuda.stream(torch.cuda.Stream()), autocast_off("cuda"):
+            for resets in (False, True):
                 spec = Spec(1, cell, False, True, regime, tf32)
-                found, wanted = compare(spec, hidden, dtype, torch.device("cuda", self.index), wait=_wait)
-            if wrong := differences(found, wanted, rounding):
-                return f"{cell} in {precision}, H = {hidden}: {wrong}"
+                if wrong := self._differences(spec, hidden, dtype, rounding, resets):
+                    return f"{cell} in {precision}, H = {hidden}{', with resets' if resets else ''}: {wrong}"
+        for cell in _OPTIONS if regime == "stepwise" else ():
+            spec = Spec(1, cell, False, True, regime).replace(rates=rates_of(cell))
+            if wrong := self._differences(spec, _SIZES[0], torch.float32, 2**-20, True):
+                return f"{cell} with zoneout and dropouts: {wrong}"
         return None
+
+    def _differences(self, spec: Spec, hidden: int, dtype: torch.dtype, rounding: float, resets: bool) -> str:
+        with torch.cuda.device(self.index), torch.cuda.stream(torch.cuda.Stream()), autocast_off("cuda"):
+            found, wanted = compare(spec, hidden, dtype, torch.device("cuda", self.index), _wait, resets)
+        return differences(found, wanted, rounding)
+
+
+def rates_of(cell: str) -> Rates:
+    """Those of _RATES that a cell takes."""
+    of_c, of_candidate = CELLS[cell].has_c, CELLS[cell].gates > 1
+    return _RATES._replace(zoneout_c=_RATES.zoneout_c * of_c, candidate_dropout=_RATES.candidate_dropout * of_candidate)
 
 
 def _precision(dtype: torch.dtype, tf32: bool) -> str:
@@ -131,16 +149,29 @@ def _wait() -> None:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def compare(
-    spec: Spec, hidden: int, dtype: torch.dtype, device: torch.device, wait: Callable[[], None] = lambda: None
+    spec: Spec,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    wait: Callable[[], None] = lambda: None,
+    resets: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The results and gradients of a small layer by our kernels, and the same in float64 by torch's own layer."""
+    """The results and gradients of a small layer by our kernels, and the same in float64 by torch's own layer; with
+    resets, to a learnt state, by the reference."""
     has_c, rows = CELLS[spec.cell].has_c, CELLS[spec.cell].gates * hidden
     state, generator = (1, _B, hidden), torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {"x": (_T, _B, _I), "h0": state}
     results: dict[str, tuple[int, ...]] = {"output": (_T, _B, hidden), "h_n": state}
     if has_c:
         shapes["c0"], results["c_n"] = state, state
-    shapes |= {"w_ih": (rows, _I), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
+    if resets:
+        shapes |= {"h_reset": (1, hidden)} | ({"c_reset": (1, hidden)} if has_c else {})
+    weights: dict[str, tuple[int, ...]] = {"w_ih": (rows, _I), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
+    for kind in CELLS[spec.cell].further:
+        weights[kind.name] = (kind.rows, hidden) if kind.is_matrix else (kind.rows * hidden,)
+    shapes |= weights
+    mask = (torch.arange(_T * _B, device=device).view(_T, _B) % 4 == 1) if resets else None
+    seed = torch.tensor(1, device=device) if any(spec.rates) else None
 
     def drawn(wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         scale = {name: hidden**-0.5 if name[:2] in ("w_", "b_") else 1.0 for name in wanted}
@@ -148,17 +179,20 @@ def compare(
 
     def run(layer: Callable[..., Outputs], dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = {name: t.to(dtype).requires_grad_() for name, t in given.items()}
-        x, h0, *rest = leaves.values()
-        c0, weights = (rest[0], rest[1:]) if has_c else (None, rest)
-        found = [t for t in layer(spec, x, h0, c0, None, None, *weights) if t is not None]
+        of = leaves.get
+        options = (mask, seed, of("h_reset"), of("c_reset"))
+        tensors = (of("x"), of("h0"), of("c0"), None, None, *options, *(leaves[name] for name in weights))
+        found = [t for t in layer(spec, *tensors) if t is not None]
         grads = torch.autograd.grad(found, list(leaves.values()), [t.to(dtype) for t in cotangents.values()])
         names = (*results, *(f"d {name}" for name in leaves))
         return {name: t.detach() for name, t in zip(names, (*found, *grads), strict=True)}
 
     given, cotangents = drawn(shapes), drawn(results)
-    found = run(lambda spec, *tensors: Layer.apply(spec, *with_options(tensors)), dtype)
+    found = run(Layer.apply, dtype)
     wait()
-    return found, run(_torch_layer.torch_layer, torch.float64)
+    if resets:
+        return found, run(reference_layer, torch.float64)
+    return found, run(lambda spec, *tensors: _torch_layer.torch_layer(spec, *without_options(tensors)), torch.float64)
 
 
 def differences(found: dict[str, Tensor], wanted: dict[str, Tensor], rounding: float) -> str:
@@ -255,13 +289,24 @@ def _write(path: Path | None, state: dict[str, Any]) -> None:
             unfinished.write_text(json.dumps(state))
 
 
-def trusts(device: Device, cell: str, hidden: int, batch: int, dtype: torch.dtype, directions: int, tf32: bool) -> bool:
-    """Whether both passes of a layer run in regimes that a device was seen to run right."""
+def trusts(
+    device: Device,
+    cell: str,
+    hidden: int,
+    batch: int,
+    dtype: torch.dtype,
+    directions: int,
+    tf32: bool,
+    noisy: bool = False,
+) -> bool:
+    """Whether both passes of a layer run in regimes that a device was seen to run right.
+
+    ``noisy``: zoneout or a dropout changes it."""
     failed = failed_regimes(device)
     if not failed:
         return failed is not None
     assert C is not None
-    if dtype == torch.float64:
+    if dtype == torch.float64 or noisy:
         return "stepwise" not in failed
     precision = _precision(dtype, tf32)
     limits = device.limits()

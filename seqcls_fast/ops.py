@@ -139,12 +139,18 @@ def _has_kernels(impl: str, device: str, x: Tensor, *call: Any) -> bool:
 
 
 def _planned(
-    x: Tensor, weights: list[Tensor], directions: int, cell: str, batch_sizes: Tensor | None, batch_first: bool
+    x: Tensor,
+    weights: list[Tensor],
+    directions: int,
+    cell: str,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    rates: Rates = Rates(),  # noqa: B008 (it cannot be changed)
 ) -> tuple[Any, ...]:
     """What decides the plan of a layer on a GPU."""
     batch = int(batch_sizes[0]) if batch_sizes is not None and len(batch_sizes) else x.size(0 if batch_first else 1)
     hidden = weights[0].size(0) // CELLS[cell].gates
-    return cell, max(hidden, 1), max(batch, 1), weights[0].dtype, directions, _allows_tf32()
+    return cell, max(hidden, 1), max(batch, 1), weights[0].dtype, directions, _allows_tf32(), any(rates)
 
 
 def takes_ids(ids: Tensor) -> bool:
@@ -307,7 +313,7 @@ def run_layer(
     transformed = torch._C._are_functorch_transforms_active()
     # Kernels lack forward mode, and Dynamo ignores our vmap rule; either would silently return zero gradients.
     differentiable = forward_ad._current_level < 0 and not (transformed and compiling)
-    call = (x, weights, directions, cell, batch_sizes, batch_first) if device == "cuda" and not compiling else ()
+    call = (x, weights, directions, cell, batch_sizes, batch_first, rates) if device == "cuda" and not compiling else ()
     has_kernel = differentiable and not is_complex and _has_kernels(impl, device, x, *call)
     if lengths is not None:  # the CPU's ops check the values themselves
         shown = lengths.cpu() if device == "cuda" and _waits_for_checks() else lengths

@@ -125,8 +125,9 @@ def register_cap(warps: int) -> int:
 
 @lru_cache
 def cells() -> dict[str, tuple[str, int]]:
-    """The name and the number of gates of each cell in csrc/core/cells.h, by its type as nvcc prints it."""
-    text = (ROOT / "csrc/core/cells.h").read_text()
+    """The name and the number of gates of each cell in csrc/core/cells.h that is no option of another one, by its type
+    as nvcc prints it."""
+    text = (ROOT / "csrc/core/cells.h").read_text().split("#define SF_OPTION_CELLS")[0]
     gates = dict(re.findall(r"^struct (\w+) \{[^{}]*?\bkGates = (\d+)", text, re.MULTILINE))
     types = {name: (kind, argument) for name, kind, argument in re.findall(r"using (\w+) = (\w+)<(\w+)>;", text)}
     found = {}

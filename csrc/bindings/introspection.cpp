@@ -82,6 +82,7 @@ py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, co
   request.hidden = hidden;
   request.batch = batch;
   request.directions = directions;
+  request.options = kCells[which].is_option;
   const cuda::Limits device = limits_from(limits);
   const cuda::Plan plan =
       regime == "auto"

@@ -85,6 +85,7 @@ struct Request {
   Precision precision;
   int64_t hidden, batch;
   int directions;
+  bool options = false;  // the cell is an option of another one, or zoneout or a dropout changes it
 };
 
 struct Plan {
@@ -146,6 +147,10 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   Plan p{};
   p.regime = regime;
   if (regime == Regime::kStepwise) return p;
+  if (r.options) {
+    p.why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip";
+    return p;
+  }
   const Tilings all = tilings(r.gates, r.precision);
   int chosen = 0;
   while (chosen < all.count && padded_hidden(all.first[chosen], r.precision) < r.hidden) ++chosen;

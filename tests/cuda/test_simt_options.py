@@ -67,7 +67,7 @@ def runs() -> list[Run]:
 
 
 def valid(values: Values) -> bool:
-    """Of one feature, a normalised sum keeps the sign alone, so that the gradient of x is what sums leave that cancel."""
+    """Of one feature a normalised sum keeps the sign alone: the gradient of x would be what sums leave that cancel."""
     case = run_of(values).case
     return fits(values) and case.valid and not (case.I == 1 and case.cell.endswith("_layer_norm"))
 

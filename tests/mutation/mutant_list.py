@@ -450,6 +450,9 @@ PREPARE = "csrc/cuda/kernels/prepare.cuh"
 PRODUCTS = "csrc/cuda/host/products.cu"
 LAUNCH = "csrc/cuda/host/launch.cu"
 STEPWISE = "csrc/cuda/kernels/stepwise.cuh"
+MASKS = "csrc/cuda/kernels/masks.cuh"
+NORM = "csrc/cuda/kernels/stepwise_norm.cuh"
+RESET_BEFORE = "csrc/cuda/kernels/stepwise_reset.cuh"
 IDS = "csrc/cuda/kernels/ids.cuh"
 
 CUDA = [
@@ -460,9 +463,24 @@ CUDA = [
         "slots[g] = S::kStartsFromInput",
     ),
     Mutant(
-        "CUDA: gru gives on the input's slots", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "is_live ? d[g] : 0"
+        "CUDA: gru gives on the input's slots",
+        STEPS,
+        "is_live && !anew ? d[Cell::hidden_slot(g)] : 0",
+        "is_live && !anew ? d[g] : 0",
     ),
-    Mutant("CUDA: rows that ended give on", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "d[Cell::hidden_slot(g)]"),
+    Mutant("CUDA: rows that ended give on", STEPS, "is_live && !anew ? d[Cell", "!anew ? d[Cell"),
+    Mutant("CUDA: gradients flow over a reset", STEPS, "is_live && !anew ? d[Cell", "is_live ? d[Cell"),
+    Mutant("CUDA: a carry flows over a reset", STEPS, "          next_carry = 0;\n", ""),
+    Mutant(
+        "CUDA: c before a reset",
+        STEPS,
+        "if (Cell::kHasC) c_before = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);",
+        "",
+    ),
+    Mutant("CUDA: reverse resets a step late", STEPS, "reverse ? now.t_row : now.t_row_before, now", "now.t_row, now"),
+    Mutant(
+        "CUDA: a reset of c alone", STEPS, "h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);", ""
+    ),
     Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
     Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),
     Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
@@ -536,13 +554,42 @@ CUDA = [
         "if (l.lengths && !l.packed_rows) stream.zero(b",
         "if (false) stream.zero(b",
     ),
-    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "pending = p.live ? 0 : d;", "pending = 0;"),
+    Mutant("CUDA: stepwise forgets what waits", STEPWISE, "  pending = d;\n", "  pending = 0;\n"),
+    Mutant("CUDA: stepwise gives on over resets", STEPWISE, "flows = p.live && !p.anew(a);", "flows = p.live;"),
+    Mutant("CUDA: stepwise reads on over resets", STEPWISE, "if (p.next_anew(a)) stored", "if (false) stored"),
+    Mutant("CUDA: reset states without their carry", STEPWISE, "add_carry(io.reset_h, p.at, carry);", ""),
     Mutant(
-        "CUDA: stepwise gives on what ended",
-        STEPWISE,
-        "      for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(0);\n",
-        "",
+        "CUDA: h before a reset in products", PREPARE, "stored_or_zero<Math>(a.h_reset", "stored_or_zero<Math>(a.h0"
     ),
+    Mutant(
+        "CUDA: no state is dropped",
+        STEPWISE,
+        "static_cast<Storage*>(io.h)[p.at] = masked_state<Math>(a.noise, p.d, p.b, p.unit, stored);",
+        "static_cast<Storage*>(io.h)[p.at] = stored;",
+    ),
+    Mutant(
+        "CUDA: gradients of dropped states",
+        STEPWISE,
+        "d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);",
+        "d += static_cast<const Compute*>(io.products)[p.at];",
+    ),
+    Mutant("CUDA: zoneout keeps the other share", MASKS, "t, unit) ? 1 : 0;", "t, unit) ? 0 : 1;"),
+    Mutant("CUDA: c zoned out, its gradient not", STEPWISE, "share.of_new(carry);", "carry;"),
+    Mutant("CUDA: o does not see c", STEPWISE, "add_sum(a, p, 2, d[3] * saved[4]);", ""),
+    Mutant(
+        "CUDA: a norm without its gain",
+        NORM,
+        "slots[side ? Base::hidden_slot(g) : g] += v * row.gain(side, g, p.unit);",
+        "slots[side ? Base::hidden_slot(g) : g] += v;",
+    ),
+    Mutant("CUDA: r, z and n normalised together", NORM, "return kBlocks == 2 && gate == 2;", "return 0 * gate;"),
+    Mutant(
+        "CUDA: gradients of a norm keep their mean",
+        NORM,
+        "row.scratch(side, g, p.unit) - sums[2 * k] / count -",
+        "row.scratch(side, g, p.unit) -",
+    ),
+    Mutant("CUDA: r without its gradient", RESET_BEFORE, "* fma(-r, r, r));", "* 0);"),
     Mutant("CUDA: ids beyond the length", IDS, "return !lengths || p.t < lengths[p.b];", "return true;"),
     Mutant("CUDA: any id has a column", IDS, "if (id >= 0 && id < columns) return", "if (id >= 0) return"),
     Mutant("CUDA: columns of samples in one place", IDS, "p.b / (a.ids.B / a.samples) * a.ids.columns + id;", "id;"),

@@ -57,7 +57,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column",
         "test_simt.py",
     ),
-    "csrc/cuda": ("test_simt.py",),
+    "csrc/cuda": ("test_simt.py", "test_simt_options.py"),
     "csrc": KERNELS,
     "benchmarks/gpu/supervisor.py": ("test_gpu_command.py",),
     "benchmarks/harness.py": ("test_bench_harness.py",),

@@ -33,7 +33,8 @@ const void* make_weights(const Layer& l, const Request& r, const Plan& p, Device
 }
 
 Request request_of(const Layer& l, Pass pass, bool tf32) {
-  return {static_cast<int>(l.gates), pass, precision_of(l.dtype, tf32), l.H, l.B, l.directions};
+  const bool options = kCells[l.cell].is_option || l.noise.any();
+  return {static_cast<int>(l.gates), pass, precision_of(l.dtype, tf32), l.H, l.B, l.directions, options};
 }
 
 bool strides_fit(const Rows& rows) {
@@ -222,8 +223,6 @@ Plan plan_layer(const Layer& l, Pass pass, const Choice& choice, const Limits& l
   const char* why = nullptr;
   if (l.dtype == Dtype::kFloat64) why = "float64 has no kernel that keeps its weights on the chip";
   if (l.P) why = "projected states have no kernel that keeps its weights on the chip";
-  if (kCells[l.cell].is_option || l.noise.any())
-    why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip";
   if (l.resets.data && std::max(l.resets.t_stride, l.resets.b_stride) >= kAddressLimit)
     why = "the layer is too large for addresses of 32 bits";
   if (std::max({l.T, l.B, l.directions * l.T * l.H * size_of(l.dtype), 8 * l.directions * l.B * l.gates * l.H,

@@ -98,15 +98,27 @@ class PtxRunner : public Runner {
   void weight_grad(const WeightGrad& g) override {
     run(g.layer, [&](Tensors& t) { t.weight_grad(g); }, [&](PtxStream& s) { run_weight_grad(g, choice_, s); });
   }
+  bool has_options() const override { return true; }
+  void sum_rows(const RowSums& s) override {
+    run([&](GlobalMemory& memory) { add_row_sums(memory, s); }, [&](PtxStream& stream) { run_sum_rows(s, stream); });
+  }
 
  private:
   template <class Add, class F>
   void run(const Layer& l, Add&& add, F&& f) {
+    run(
+        [&](GlobalMemory& memory) {
+          Tensors tensors(memory, l);
+          add(tensors);
+        },
+        std::forward<F>(f));
+  }
+  template <class Add, class F>
+  void run(Add&& add, F&& f) {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
     GlobalMemory memory;
-    Tensors tensors(memory, l);
-    add(tensors);
+    add(memory);
     PtxStream stream(limits_, memory);
     f(stream);
     if (*stream.error_word()) throw Fault(cuda::sentence_of(*stream.error_word()));

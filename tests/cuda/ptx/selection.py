@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from ptx.build import kernels
 from seqcls_fast import _ext
-from support.cases import Case
+from seqcls_fast._cells import BUILT_IN
+from support.cases import FLOATS, HALVES, Case
 
 DTYPES = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32x3": "float32", "Tf32": "tf32"}
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32x3", "tf32": "tf32"}
@@ -90,7 +91,7 @@ def cases(kernel: Recurrent) -> Iterator[Case]:
     several = {"B": 19, "T": 4, "lengths": "zeros", "directions": 2}
     while not runs(kernel, smallest, several["B"], several["directions"]):
         several |= {"B": 9} if several["B"] == 19 else {"directions": 1}
-    yield Case(H=smallest, **common, **several)
+    yield Case(H=smallest, resets="some", learnt=True, **common, **several)
     yield Case(H=largest, T=5, B=3, lengths="random", layout="packed", **common)
 
 
@@ -118,6 +119,9 @@ def others() -> list[tuple[str, Case]]:
             found.append(
                 (stepwise, Case(cell, dtype=dtype, H=9, B=5, T=4, layout="packed", lengths="random", proj=True))
             )
+    for cell, dtype in itertools.product(BUILT_IN, (*HALVES, *FLOATS)):
+        options: dict[str, Any] = {"resets": "some", "learnt": True, "noise": "all", "lengths": "random"}
+        found.append(("ptx-stepwise", Case(cell, dtype=dtype, H=17, B=5, T=4, I=3, directions=2, **options)))
     for regime, cell in itertools.product(REGIMES[:3], CELLS.values()):
         dtype, H = ("bfloat16", 20) if regime == "onchip" else ("tf32", 132)
         name = f"ptx-{regime}-chunked{'-tf32' if dtype == 'tf32' else ''}"

@@ -31,7 +31,13 @@ class Tensors {
           add(m.data, (m.rows - 1) * m.row_stride + (m.columns - 1) * m.column_stride + 1, l_.dtype, false, name);
       rows(l_.h0[d], l_.out(), 1, false, "h0");
       rows(l_.c0[d], l_.H, 1, false, "c0");
+      rows(l_.h_reset[d], l_.out(), 1, false, "h_reset");
+      rows(l_.c_reset[d], l_.H, 1, false, "c_reset");
+      for (int k = 0; k < kCells[l_.cell].further_count; ++k)
+        add(l_.further[k][d].data, l_.further[k][d].rows * l_.H, l_.dtype, false, kCells[l_.cell].further[k].name);
     }
+    memory_.add(l_.resets.data, span(l_.resets, 1, l_.T), false, "resets");
+    memory_.add(l_.noise.seed, 8, false, "seed");
   }
   void forward(const Forward& f) {
     for (int d = 0; d < l_.directions; ++d) {
@@ -52,6 +58,9 @@ class Tensors {
       rows(b.d_gates[d], gates_width(), l_.T, true, "d_gates");
       rows(b.d_h0[d], l_.out(), 1, true, "d_h0");
       rows(b.d_c0[d], l_.H, 1, true, "d_c0");
+      rows(b.d_h_reset[d], l_.out(), 1, true, "d_h_reset");
+      rows(b.d_c_reset[d], l_.H, 1, true, "d_c_reset");
+      rows(b.d_further[d], further_sums(kCells[l_.cell]) * l_.H, 1, true, "d_further");
     }
   }
   void weight_grad(const WeightGrad& g) {
@@ -69,13 +78,20 @@ class Tensors {
 
  private:
   int64_t saved_width() const { return kCells[l_.cell].saved * padded(l_.H); }
-  int64_t gates_width() const { return kCells[l_.cell].slots * l_.H + (l_.P ? l_.P + l_.H : 0); }
+  int64_t gates_width() const {
+    const CellInfo& cell = kCells[l_.cell];
+    return (cell.slots + cell.resets_first) * l_.H + (l_.P ? l_.P + l_.H : 0);
+  }
   void rows(const Rows& r, int64_t width, int64_t steps, bool writable, const char* name) {
+    add(r.data, span(r, width, steps), r.dtype, writable, name);
+  }
+  // The number of elements from the first to the last.
+  int64_t span(const Rows& r, int64_t width, int64_t steps) const {
+    if (width == 0 || l_.B == 0 || steps == 0) return 0;
     const bool packed = r.t_row && steps == l_.T && l_.packed_rows;
-    if (width == 0 || l_.B == 0 || steps == 0) return;
     const int64_t last =
         packed ? (l_.packed_rows - 1) * r.t_stride : (steps - 1) * r.t_stride + (l_.B - 1) * r.b_stride;
-    add(r.data, last + (width - 1) * r.stride + 1, r.dtype, writable, name);
+    return last + (width - 1) * r.stride + 1;
   }
   void add(const void* data, int64_t count, Dtype dtype, bool writable, const char* name) {
     memory_.add(data, count * size_of(dtype), writable, name);
@@ -84,5 +100,11 @@ class Tensors {
   GlobalMemory& memory_;
   const Layer& l_;
 };
+
+inline void add_row_sums(GlobalMemory& memory, const RowSums& s) {
+  const int64_t rows = s.samples * s.rows;
+  memory.add(s.from, ((rows - 1) * s.from_stride + s.width) * size_of(s.from_dtype), false, "sums of rows");
+  memory.add(s.to, ((s.samples - 1) * s.to_stride + s.width) * size_of(s.to_dtype), true, "a gradient");
+}
 
 }  // namespace sf::ptx
