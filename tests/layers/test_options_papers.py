@@ -12,7 +12,7 @@ import torch
 from seqcls_fast._cells import BUILT_IN, Rates
 from support import papers
 from support.cases import Case, Problem, build, only
-from support.checks import Named, compare, gradients, layer, leaf, noise_of
+from support.checks import Named, compare, gradients, layer, leaf, noise_of, sensitivity
 
 TINY = 1e-30  # of the complex directions
 
@@ -73,7 +73,8 @@ def test_results(case: Case, impl: str) -> None:
     problem = build(case)
     wanted = by_the_papers(case, {name: t.numpy() for name, t in problem.inputs.items()}, problem)
     found = layer(problem.inputs, **options_of(case, problem), impl=impl)
-    compare(found, {name: torch.from_numpy(value) for name, value in wanted.items()}, case)
+    expected = {name: torch.from_numpy(value) for name, value in wanted.items()}
+    compare(found, expected, case, least_scale=sensitivity(case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

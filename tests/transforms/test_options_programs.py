@@ -24,6 +24,11 @@ X, LENGTHS = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0)), t
 RESETS = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) < 0.3
 
 
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    torch._dynamo.reset()
+
+
 class Model(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
