@@ -159,8 +159,8 @@ class RowBackward : BackwardPass<F, Cell> {
 
   void run_row(int64_t i, int64_t step, const A* d_h) {
     const int64_t b = rows_[i], t = this->time(i, step), H = layer_.H;
-    if (masks_candidate())
-      draw_mask(noise_, Masked::kCandidate, d_, b, t, kept_scale<A>(noise_.candidate), candidate_, H);
+    if (masks_candidate())  // beyond the units too, as in the forward pass
+      draw_mask(noise_, Masked::kCandidate, d_, b, t, kept_scale<A>(noise_.candidate), candidate_, padded_);
     if (noise_.seed && noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, d_, b, t, A(1), keep_c_, H);
     if constexpr (Base::kHasC) find_fresh_c(i, step);
     if constexpr (kNormC) norm_of_c_backward(i, d_h);

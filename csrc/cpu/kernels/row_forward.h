@@ -127,8 +127,8 @@ class RowForward : ForwardPass<F, Cell> {
   void draw_masks(int64_t i, int64_t step) {
     if (!noise_.seed) return;
     const int64_t b = rows_[i], t = this->time(i, step);
-    if (noise_.candidate > 0)
-      draw_mask(noise_, Masked::kCandidate, direction_, b, t, kept_scale<A>(noise_.candidate), candidate_, layer_.H);
+    if (noise_.candidate > 0)  // beyond the units too, where 0 times what lay there could be NaN
+      draw_mask(noise_, Masked::kCandidate, direction_, b, t, kept_scale<A>(noise_.candidate), candidate_, padded_);
     if (noise_.zoneout_h > 0) draw_mask(noise_, Masked::kZoneoutH, direction_, b, t, A(1), keep_h_, out_);
     if (noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, direction_, b, t, A(1), keep_c_, layer_.H);
   }
