@@ -35,10 +35,57 @@ OPTIONS = "seqcls_fast/_options.py"
 PYTHON = [
     Mutant("gru gates r and z swapped", REFERENCE, "(r, z, n), (r_h, z_h, n_h)", "(z, r, n), (z_h, r_h, n_h)"),
     Mutant("gru without reset", REFERENCE, "torch.sigmoid(r + r_h) * n_h", "n_h"),
-    Mutant("gru blends the other way", REFERENCE, "n + z * (h - n)", "h + z * (n - h)"),
+    Mutant("gru blends the other way", REFERENCE, "n + z * (h - n), c", "h + z * (n - h), c"),
     Mutant("lstm gates g and o swapped", REFERENCE, "i, f, g, o = (from_x", "i, f, o, g = (from_x"),
-    Mutant("lstm output without tanh", REFERENCE, "torch.sigmoid(o) * torch.tanh(c)", "torch.sigmoid(o) * c"),
-    Mutant("b_hh dropped", REFERENCE, "linear(h, w_hh, b_hh)", "linear(h, w_hh)"),
+    Mutant("lstm output without tanh", REFERENCE, "return o * torch.tanh(c if", "return o * (c if"),
+    Mutant("b_hh dropped", REFERENCE, "linear(operand, w_hh, b_h)", "linear(operand, w_hh)"),
+    Mutant("state not masked", REFERENCE, "h if masks.state is None else h * masks.state", "h"),
+    Mutant("masks not scaled", REFERENCE, "candidate.to(dtype) / (1 - rates.candidate_dropout)", "candidate.to(dtype)"),
+    Mutant("candidate not masked", REFERENCE, "return v if self.mask is None else v * self.mask", "return v"),
+    Mutant("one mask for h and c", REFERENCE, "kept(_noise.ZONEOUT_C", "kept(_noise.ZONEOUT_H"),
+    Mutant("zoneout mixes the other way", REFERENCE, "(1 - rate) * new + rate * old", "rate * new + (1 - rate) * old"),
+    Mutant("zoneout from before the reset", REFERENCE, "before = h, c\n", "before = old_h, old_c\n"),
+    Mutant("norm without its gain", REFERENCE, "for part in parts], -1) * gain", "for part in parts], -1)"),
+    Mutant("norm over all gates of a gru", REFERENCE, "[2 * hidden, hidden] if cell ==", "[3 * hidden] if cell =="),
+    Mutant("c read without its norm", REFERENCE, "options.read_c(c)), c", "c), c"),
+    Mutant("o sees the previous c", REFERENCE, "options.see_c(2, o, c))", "options.see_c(2, o, h))"),
+    Mutant("reset at the wrong side", REFERENCE, "cut = t + 1 if reverse else t ", "cut = t "),
+    Mutant("reset of h alone", REFERENCE, "h), torch.where(anew, start[1], c)", "h), c"),
+    Mutant("resets beyond the row", REFERENCE, "anew = anew & valid[cut]", "pass"),
+    Mutant(
+        "reset state of the first direction",
+        REFERENCE,
+        "s is None else s[d].to(compute) for s, n in zip((h_reset",
+        "s is None else s[0].to(compute) for s, n in zip((h_reset",
+    ),
+    Mutant("r meets the undropped h", REFERENCE, "linear(r * operand, w_n, b_n)", "linear(r * h, w_n, b_n)"),
+    Mutant(
+        "one mask for every row", "seqcls_fast/_noise.py", "device=device), row, step)", "device=device), step, step)"
+    ),
+    Mutant("one mask for both directions", "seqcls_fast/_noise.py", "masked * 2 + direction", "masked * 2"),
+    Mutant("half of the seed", "seqcls_fast/_noise.py", "(seed >> 32) & _WORD", "seed & _WORD"),
+    Mutant(
+        "keras: gates of a gru as ours",
+        "seqcls_fast/_other_weights.py",
+        "Z_R_N, I_F_G_O, I_G_F_O = (1, 0, 2)",
+        "Z_R_N, I_F_G_O, I_G_F_O = (0, 1, 2)",
+    ),
+    Mutant("haste: gates of an lstm as ours", "seqcls_fast/_other_weights.py", "(0, 2, 1, 3)", "(0, 1, 2, 3)"),
+    Mutant(
+        "keras: reset_after not seen",
+        "seqcls_fast/_from_keras.py",
+        "weights[2].dim() == 2 if each == 3",
+        "True if each",
+    ),
+    Mutant(
+        "keras: dropout of the state lost",
+        "seqcls_fast/_from_keras.py",
+        'settings.get("recurrent_dropout", 0.0)',
+        "0.0",
+    ),
+    Mutant(
+        "haste: gains not reordered", "seqcls_fast/_from_haste.py", 'reordered(given["gamma"], order)', 'given["gamma"]'
+    ),
     Mutant(
         "padding multiplied away",
         REFERENCE,
@@ -105,7 +152,7 @@ PYTHON = [
         "grads_batched(grads)",
     ),
     Mutant("backward without a graph", AUTOGRAD, "if torch.is_grad_enabled() or torch._C", "if torch._C"),
-    Mutant("no fallback but the reference", OPS, 'spec.impl != "reference" and', "False and"),
+    Mutant("no fallback but the reference", OPS, 'plain_layer and spec.impl != "reference"', "False"),
     Mutant("ids where they unroll time", "seqcls_fast/classifier.py", " or not ops.takes_ids(ids)", ""),
     Mutant(
         "torch: change of the output not seen", TORCH_LAYER, "ctx.watch is not None and ctx.watch._version", "False"
@@ -143,7 +190,7 @@ PYTHON = [
     Mutant(
         "ensemble folded",
         AUTOGRAD,
-        "tensors[_BATCH_SIZES] is None and all(dim is None for dim in dims[_WEIGHTS:])",
+        "tensors[_BATCH_SIZES] is None and tensors[_SEED] is None and all(dim is None for dim in dims[_SHARED:])",
         "True",
     ),
     Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
@@ -174,7 +221,7 @@ PYTHON = [
     Mutant(
         "states not narrowed",
         OPS,
-        "x, h0, c0, *weights = autocast(x, h0, c0, *weights)",
+        "x, h0, c0, h_reset, c_reset, *weights = autocast(x, h0, c0, h_reset, c_reset, *weights)",
         "x, *weights = autocast(x, *weights)",
     ),
     Mutant("samples missing in the shape", SHAPES, "(samples,) if samples else ()", "()"),
@@ -254,6 +301,9 @@ PYTHON = [
 CELLS = "csrc/core/cells.h"
 FORWARD = "csrc/cpu/kernels/forward.h"
 BACKWARD = "csrc/cpu/kernels/backward.h"
+ROW_FORWARD = "csrc/cpu/kernels/row_forward.h"
+ROW_BACKWARD = "csrc/cpu/kernels/row_backward.h"
+ROW_PARTS = "csrc/cpu/kernels/row_parts.h"
 WEIGHTS = "csrc/cpu/kernels/weight_grad.h"
 PACK = "csrc/cpu/kernels/pack.h"
 VECTORS = "csrc/cpu/kernels/vec.h"
@@ -356,16 +406,18 @@ COMPILED = [
     Mutant(
         "lstm gates i and f swapped",
         CELLS,
-        "i = sigmoid(a[0]), f = sigmoid(a[1]), g",
-        "i = sigmoid(a[1]), f = sigmoid(a[0]), g",
+        "options.see_c(0, a[0], c)), f = sigmoid(options.see_c(1, a[1], c))",
+        "options.see_c(0, a[1], c)), f = sigmoid(options.see_c(1, a[0], c))",
     ),
     Mutant(
         "lstm backward without slope of tanh(c)",
         CELLS,
-        "fma(dh * o, fma(-tanh_c, tanh_c, V{} + 1), carry)",
-        "fma(dh, o, carry)",
+        "fma(dh * o, fma(-tanh_c, tanh_c, V{} + 1), d_c)",
+        "fma(dh, o, d_c)",
     ),
-    Mutant("lstm carry without forget gate", CELLS, "carry = dc * f;", "carry = dc;"),
+    Mutant(
+        "lstm carry without forget gate", CELLS, "options.add_seen(0, d[0], dc * f)", "options.add_seen(0, d[0], dc)"
+    ),
     Mutant("most of b_hh dropped (C++)", PACK, "unit, n, line + Cell", "unit, 1, line + Cell"),
     Mutant(
         "reverse starts at the padded end",
@@ -397,11 +449,9 @@ COMPILED = [
     Mutant("h not rounded between steps (C++)", FORWARD, "if (dtype_of<E>() != layer_.dtype) {", "if (false) {"),
     Mutant("relu drops NaN", VECTORS, "select(x < 0, FloatVec{}, x)", "select(x > 0, x, FloatVec{})"),
     Mutant("c_prev of the wrong step", BACKWARD, "row_of(saved, t_prev, b) + c_slot", "row_of(saved, t, b) + c_slot"),
-    Mutant(
-        "product of a neighbour for fresh rows", BACKWARD, "s.fresh && s.fresh[row] ? typename F::V{} : load", "load"
-    ),
-    Mutant("d_h_n at every step", BACKWARD, "fresh_[i] && d_h_n_.rows.data", "d_h_n_.rows.data"),
-    Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry_[i * padded_ + u];", "row[u] += 0;"),
+    Mutant("product of a neighbour for fresh rows", BACKWARD, "if (s.fresh && s.fresh[row]) d_h =", "if (false) d_h ="),
+    Mutant("d_h_n at every step", BACKWARD, "joins && d_h_n_.rows.data", "d_h_n_.rows.data"),
+    Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry[u];", "row[u] += 0;"),
     Mutant(
         "d_x with one direction",
         INPUTS,
@@ -432,7 +482,33 @@ COMPILED = [
     Mutant("batch-first output contiguous", ARGUMENTS, "device, batch_first && !packed());", "device);"),
     Mutant("ids unchecked", RUN, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
     Mutant("columns of samples in one place", RUN, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
-    Mutant("column without the bias", FORWARD, "typename F::V sum = load(bias + at);", "typename F::V sum{};"),
+    Mutant("column without the bias", FORWARD, "bias ? load(bias + at) : typename F::V{};", "typename F::V{};"),
+    Mutant("c not reset (C++)", FORWARD, "c_[i * padded_ + u] = reset_c_[u];", "c_[i * padded_ + u] += 0;"),
+    Mutant("h not reset (C++)", FORWARD, "h_prev_[i] = reset_h_;", ""),
+    Mutant("gradient flows back over a reset (C++)", BACKWARD, "fresh_[i] = joins || cut;", "fresh_[i] = joins;"),
+    Mutant("d_h_reset without a step (C++)", BACKWARD, "reset_sum(call_.d_h_reset, i)[u] += row[u];", ";"),
+    Mutant(
+        "candidate not masked (C++)",
+        CELLS,
+        "V candidate(V v) const { return v * mask; }",
+        "V candidate(V v) const { return v; }",
+    ),
+    Mutant(
+        "norm without its gain (C++)",
+        ROW_FORWARD,
+        "load(further_[0] + at), load(bias + g * kL)",
+        "V{} + 1, load(bias + g * kL)",
+    ),
+    Mutant("zoneout keeps nothing (C++)", ROW_PARTS, "select(load(mask) > 0, fresh, old)", "fresh"),
+    Mutant(
+        "zoneout's carry lost (C++)",
+        ROW_BACKWARD,
+        "carry[u] = drawn ? (keep_h_[u] > 0 ? 0 : d) : d * rate;",
+        "carry[u] = 0;",
+    ),
+    Mutant("state not masked (C++)", ROW_FORWARD, "masks_state() ? masked_state(i) : h_prev_[i]", "h_prev_[i]"),
+    Mutant("mean of a norm's gradient kept (C++)", ROW_PARTS, "(load(d + i * kL) - mean -", "(load(d + i * kL) -"),
+    Mutant("masks end with the units (C++)", ROW_FORWARD, "candidate_, padded_);", "candidate_, layer_.H);"),
     Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),
     Mutant(
         "a run's last rows",

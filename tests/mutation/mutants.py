@@ -34,6 +34,7 @@ KERNELS = (
     "test_limits.py",
     "test_ids.py",
 )
+OPTIONS = ("test_options_backends.py", "test_options_bitwise.py")
 SUITES = {  # the tests that must notice a mutant: those of the first key with which its file's path begins
     "csrc/bindings/head": ("test_head.py",),
     "csrc/cpu/host/head": ("test_head.py",),
@@ -51,7 +52,10 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_frozen.py",
     ),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
-    "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py"),
+    "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py", *OPTIONS),
+    "csrc/cpu/kernels/row_": OPTIONS,
+    "csrc/cpu/kernels": (*KERNELS, *OPTIONS),
+    "csrc/core": (*KERNELS, *OPTIONS),
     # (only tests that use the plugin alone, because the extension may still have another mutant)
     "csrc/cuda/kernels/ids": (
         "test_ids.py::test_kernels_on_cuda_read_nothing_for_an_id_without_a_column",
@@ -158,7 +162,11 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "seqcls_fast/toolkit/fit.py": ("test_resume.py", "test_estimators.py"),
     "seqcls_fast/toolkit/fitted.py": ("test_calibration.py", "test_estimators.py"),
     "seqcls_fast/toolkit": ("test_estimators.py",),
+    "seqcls_fast/_noise.py": ("test_options_noise.py",),
+    "seqcls_fast/_other_weights.py": ("test_from_keras.py",),
+    "seqcls_fast/_from_": ("test_from_keras.py",),
     "seqcls_fast/reference.py": (
+        "test_options_papers.py",
         "test_reference.py",
         "test_classifier.py",
         "test_oracle_onnx.py",
