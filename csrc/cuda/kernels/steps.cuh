@@ -25,6 +25,16 @@ struct StepPosition {
   SF_DEVICE bool has(int column) const { return t < length[column]; }
 };
 
+// Calls f(cell, column, half) for the cells of the columns whose bit is set. It stays behind one branch, so that a step
+// without resets jumps over all of it.
+template <class S, class F>
+SF_DEVICE void each_anew(uint32_t columns, const bool (&in_layer)[S::kLaneHalves], F&& f) {
+  SF_UNROLL
+  for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
+  for (int half = 0; half < S::kLaneHalves; ++half)
+    if ((columns >> column & 1) && in_layer[half]) f(S::cell_of(half, column), column, half);
+}
+
 template <class S>
 struct ForwardStep {
   using Cell = typename S::Cell;
@@ -123,14 +133,15 @@ struct ForwardStep {
             *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
             if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
           }
-          if (prepared.anew >> column & 1) {
-            h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
-            if (Cell::kHasC) c.v[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
-          }
         }
         next[cell][0] = h.v[cell];
       }
     }
+    if (prepared.anew)
+      each_anew<S>(prepared.anew, in_layer, [&](int cell, int column, int half) {
+        h.v[cell] = next[cell][0] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+        if (Cell::kHasC) c.v[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
+      });
   }
   static SF_DEVICE void finish(const DirectionArgs& io, int64_t b, int at, float h, float c) {
     *element<Storage>(io.h_n, 0, b, at) = Math::narrow(h);
@@ -168,13 +179,15 @@ struct BackwardStep {
   SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool reverse, Inputs& in) const {
     in = Inputs{};
     const int before = reverse ? now.t + 1 : now.t - 1;
+    if (io.resets.data) SF_UNROLL
+    for (int column = 0; column < S::kLaneColumns; ++column)
+      if (now.has(column) && (!reverse || before < now.length[column]) &&
+          is_set(io.resets, reverse ? now.t_row_before : now.t_row, now.b[column]))
+        in.anew |= 1u << column;
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const bool has_before = reverse ? before < now.length[column] : before >= 0;
       const uint32_t b = now.b[column];
-      if (io.resets.data && now.has(column) && (!reverse || has_before) &&
-          is_set(io.resets, reverse ? now.t_row_before : now.t_row, b))
-        in.anew |= 1u << column;
       const int size = sizeof(Storage);
       const auto at = [](const char* row) { return reinterpret_cast<const Storage*>(row); };
       const Storage* saved = at(io.saved.row(size * 4 * unit, now.t_row, b));
@@ -205,6 +218,17 @@ struct BackwardStep {
   SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& in,
                      const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
                      Vector<float, S::kCells>& carry, float (&next)[S::kCells][S::kOperands]) const {
+    float h_before[S::kCells], c_before[S::kCells];
+    SF_UNROLL
+    for (int cell = 0; cell < S::kCells; ++cell) {
+      h_before[cell] = Cell::kReadsHPrev ? Math::widen(in.h_before[cell]) : 0;
+      c_before[cell] = Cell::kHasC ? Math::widen(in.c_before[cell]) : 0;
+    }
+    if ((Cell::kReadsHPrev || Cell::kHasC) && in.anew)
+      each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
+        if (Cell::kReadsHPrev) h_before[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+        if (Cell::kHasC) c_before[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
+      });
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       Storage* d_slots[Cell::kSlots];
@@ -222,19 +246,9 @@ struct BackwardStep {
         if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
         pending.v[cell] += sums[cell][0];
         float next_carry = carry.v[cell];
-        const bool is_live = live(now, cell), anew = is_live && (in.anew >> column & 1);
-        float h_before = used(Cell::kReadsHPrev, in.h_before[cell]), c_before = used(Cell::kHasC, in.c_before[cell]);
-        if (anew) {
-          if (Cell::kReadsHPrev) h_before = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
-          if (Cell::kHasC) c_before = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
-        }
-        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before, c_before,
+        const bool is_live = live(now, cell);
+        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before[cell], c_before[cell],
                        pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
-        if (anew) {  // nothing flows back over a reset
-          if ((Cell::kHasC || Cell::kCarriesH) && io.reset_carry)
-            io.reset_carry[static_cast<int64_t>(now.b[column]) * a.H + unit + 8 * half] += next_carry;
-          next_carry = 0;
-        }
         if (is_live) {
           pending.v[cell] = 0;
           carry.v[cell] = next_carry;
@@ -242,9 +256,18 @@ struct BackwardStep {
           for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
         }
         SF_UNROLL
-        for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live && !anew ? d[Cell::hidden_slot(g)] : 0;
+        for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
       }
     }
+    // Nothing flows back over a reset.
+    if (in.anew)
+      each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
+        if ((Cell::kHasC || Cell::kCarriesH) && io.reset_carry)
+          io.reset_carry[static_cast<int64_t>(now.b[column]) * a.H + unit + 8 * half] += carry.v[cell];
+        carry.v[cell] = 0;
+        SF_UNROLL
+        for (int g = 0; g < S::kGates; ++g) next[cell][g] = 0;
+      });
   }
   static SF_DEVICE void finish(const DirectionArgs& io, int64_t b, int at, float pending, float carry) {
     if (io.d_h0.data) *element<Storage>(io.d_h0, 0, b, at) = Math::narrow(pending + (Cell::kCarriesH ? carry : 0));
