@@ -40,7 +40,7 @@ _LAYERS = (
 )
 # The cells that are options, and zoneout and the dropouts, which the stepwise regime alone runs
 _OPTIONS = ("lstm", "rnn_tanh_layer_norm", "gru_layer_norm", "lstm_layer_norm", "lstm_peephole", "gru_reset_before")
-_RATES = Rates(0.2, 0.2, 0.2, 0.2)
+_RATES, _OPTION_ROUNDING = Rates(0.2, 0.2, 0.2, 0.2), 2**-20
 _SIZES = (33, 65, 130, 200, 300, 520)  # of H: the smallest that a regime can run is taken
 _T, _B, _I = 5, 9, 8  # two batch tiles, the second of one row
 _ROUNDINGS = 16  # an error may be as large as that of so many roundings, relative to the largest value
@@ -109,7 +109,7 @@ class Gpu:
                     return f"{cell} in {precision}, H = {hidden}{', with resets' if resets else ''}: {wrong}"
         for cell in _OPTIONS if regime == "stepwise" else ():
             spec = Spec(1, cell, False, True, regime).replace(rates=rates_of(cell))
-            if wrong := self._differences(spec, _SIZES[0], torch.float32, 2**-20, True):
+            if wrong := self._differences(spec, _SIZES[0], torch.float32, _OPTION_ROUNDING, True):
                 return f"{cell} with zoneout and dropouts: {wrong}"
         return None
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from seqcls_fast import __main__, _ext
+from seqcls_fast._cells import BUILT_IN
 from seqcls_fast.cli import plan as plan_command
 
 if _ext.C is None:
@@ -374,6 +375,16 @@ def test_float64_is_stepwise_and_says_why(capsys: pytest.CaptureFixture[str]) ->
     assert line(text, "regime") == ["stepwise"] * 2
     assert line(text, "because") == ["float64 has no kernel that keeps its weights on the chip"] * 2
     assert line(told(capsys, "--cell lstm --hidden 64 --dtype fp64 --regime grid"), "cannot run")
+
+
+@pytest.mark.parametrize("cell", [name for name, cell in BUILT_IN.items() if cell.is_option])
+def test_options_are_stepwise_and_say_why(capsys: pytest.CaptureFixture[str], cell: str) -> None:
+    why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip"
+    text = told(capsys, f"--cell {cell} --hidden 64")
+    assert line(text, "regime") == ["stepwise"] * 2
+    assert line(text, "because") == [why] * 2
+    for regime in REGIMES[:-1]:
+        assert line(told(capsys, f"--cell {cell} --hidden 64 --regime {regime}"), "cannot run") == [why] * 2
 
 
 def test_forced_regime(capsys: pytest.CaptureFixture[str]) -> None:

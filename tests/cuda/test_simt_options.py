@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from seqcls_fast import _self_test
+from seqcls_fast._autograd import Spec
 from seqcls_fast._cells import BUILT_IN
 from simt.build import load_plugin, why_no_plugin
 from support.cases import LAYOUTS, LENGTHS, NOISE, RESETS, Case, Values, build, covering
@@ -125,3 +127,23 @@ def test_masks_follow_from_the_seed() -> None:
         measured(case, "simt-stepwise")["output"],
         measured(replace(case, noise="none"), "simt-stepwise")["output"],
     )
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("layer", _self_test._LAYERS, ids=lambda layer: f"{layer[0]}-{layer[1]}".replace("torch.", ""))
+def test_the_check_before_a_first_call_passes_with_resets(
+    layer: tuple[str, torch.dtype, bool, float], regime: str
+) -> None:
+    cell, dtype, tf32, rounding = layer
+    spec = Spec(1, cell, False, True, f"simt-{regime}", tf32)
+    found, wanted = _self_test.compare(spec, 33, dtype, torch.device("cpu"), resets=True)
+    assert {"d h_reset", "d h0", "d w_hh"} <= found.keys()
+    assert _self_test.differences(found, wanted, rounding) == ""
+
+
+@pytest.mark.parametrize("cell", _self_test._OPTIONS)
+def test_the_check_before_a_first_call_passes_with_options(cell: str) -> None:
+    spec = Spec(1, cell, False, True, "simt-stepwise").replace(rates=_self_test.rates_of(cell))
+    found, wanted = _self_test.compare(spec, 33, torch.float32, torch.device("cpu"), resets=True)
+    assert {f"d {kind.name}" for kind in BUILT_IN[cell].further} <= found.keys()
+    assert _self_test.differences(found, wanted, _self_test._OPTION_ROUNDING) == ""

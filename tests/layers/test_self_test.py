@@ -107,6 +107,9 @@ def test_a_wrong_regime_is_left_out(wrong: str | Exception, reason: str, another
     layers = {H: _self_test.trusts(device, "lstm", H, 64, torch.bfloat16, 1, False) for H in (64, 256, 768)}
     assert layers == {64: True, 256: False, 768: True}
     assert _self_test.trusts(device, "lstm", 256, 64, torch.float64, 1, False)
+    # zoneout, dropouts and options of a cell run stepwise
+    assert _self_test.trusts(device, "lstm", 256, 64, torch.bfloat16, 1, False, True)
+    assert _self_test.trusts(device, "lstm_layer_norm", 256, 64, torch.bfloat16, 1, False)
 
 
 def test_a_process_that_dies_in_a_check_leaves_a_mark(folder: Path, another_process: Callable[[], None]) -> None:

@@ -539,24 +539,19 @@ CUDA = [
         "slots[g] = S::kStartsFromInput",
     ),
     Mutant(
-        "CUDA: gru gives on the input's slots",
-        STEPS,
-        "is_live && !anew ? d[Cell::hidden_slot(g)] : 0",
-        "is_live && !anew ? d[g] : 0",
+        "CUDA: gru gives on the input's slots", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "is_live ? d[g] : 0"
     ),
-    Mutant("CUDA: rows that ended give on", STEPS, "is_live && !anew ? d[Cell", "!anew ? d[Cell"),
-    Mutant("CUDA: gradients flow over a reset", STEPS, "is_live && !anew ? d[Cell", "is_live ? d[Cell"),
-    Mutant("CUDA: a carry flows over a reset", STEPS, "          next_carry = 0;\n", ""),
+    Mutant("CUDA: rows that ended give on", STEPS, "is_live ? d[Cell::hidden_slot(g)] : 0", "d[Cell::hidden_slot(g)]"),
+    Mutant("CUDA: gradients flow over a reset", STEPS, "next[cell][g] = 0;", "next[cell][g] *= 1;"),
+    Mutant("CUDA: a carry flows over a reset", STEPS, "carry.v[cell] = 0;", ""),
     Mutant(
         "CUDA: c before a reset",
         STEPS,
-        "if (Cell::kHasC) c_before = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);",
-        "",
+        "if (Cell::kHasC) c_before[cell] = state_at",
+        "if (false) c_before[cell] = state_at",
     ),
     Mutant("CUDA: reverse resets a step late", STEPS, "reverse ? now.t_row : now.t_row_before, now", "now.t_row, now"),
-    Mutant(
-        "CUDA: a reset of c alone", STEPS, "h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);", ""
-    ),
+    Mutant("CUDA: a reset of c alone", STEPS, "h.v[cell] = next[cell][0] = state_at", "next[cell][0] = state_at"),
     Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
     Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),
     Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
