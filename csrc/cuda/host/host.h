@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <type_traits>
 
 #include "backend.h"
 #include "../kernels/elements.cuh"
@@ -21,13 +22,7 @@ void launch_over(DeviceStream& stream, void (*kernel)(Args), int64_t count, cons
 
 // The cell whose slots have the biases of a cell: they are added after a normalisation.
 template <class Cell>
-struct BiasSlots {
-  using Type = Cell;
-};
-template <class Cell>
-struct BiasSlots<Normed<Cell>> {
-  using Type = Cell;
-};
+using BiasSlots = std::conditional_t<OptionsOf<Cell>::kNorm, typename OptionsOf<Cell>::Base, Cell>;
 inline int64_t bias_slots(const Layer& l) {
   const CellInfo& info = kCells[l.cell];
   return info.norm ? info.base_slots : info.slots;
@@ -68,8 +63,7 @@ auto with_cell_and_math(const Layer& l, F&& f) {
 template <class F>
 auto with_slots_and_math(const Layer& l, F&& f) {
   return with_cell(l.cell, [&](auto cell) {
-    using Slots = typename BiasSlots<decltype(cell)>::Type;
-    return with_math(l.dtype, [&](auto math) { return f(Slots{}, math); });
+    return with_math(l.dtype, [&](auto math) { return f(BiasSlots<decltype(cell)>{}, math); });
   });
 }
 

@@ -23,13 +23,13 @@ template <class Cell>
 struct StepwiseKernels {
   template <class Math>
   static void forward(DeviceStream& stream, bool options, int64_t cells, const StepwiseArgs& a) {
-    constexpr bool kPlain = !kSeesC<Cell>;
+    constexpr bool kPlain = !OptionsOf<Cell>::kPeephole;
     options || !kPlain ? launch_over(stream, stepwise_forward<Cell, Math, true>, cells, a)
                        : launch_over(stream, stepwise_forward<Cell, Math, !kPlain>, cells, a);
   }
   template <class Math>
   static void backward(DeviceStream& stream, bool options, int64_t cells, const StepwiseArgs& a) {
-    constexpr bool kPlain = !kSeesC<Cell>;
+    constexpr bool kPlain = !OptionsOf<Cell>::kPeephole;
     options || !kPlain ? launch_over(stream, stepwise_backward<Cell, Math, true>, cells, a)
                        : launch_over(stream, stepwise_backward<Cell, Math, !kPlain>, cells, a);
   }
@@ -40,7 +40,9 @@ struct StepwiseKernels<Normed<Base>> {
   static void launch(DeviceStream& stream, void (*kernel)(StepwiseArgs), const StepwiseArgs& a) {
     constexpr int64_t kMaxBlocks = 2048;
     const auto blocks = static_cast<int>(std::min(a.directions * a.B, kMaxBlocks));
-    stream.launch(kernel, LaunchShape{blocks, kBlockThreads, kRowReduceValues * static_cast<int>(sizeof(typename Math::Compute))}, a);
+    stream.launch(
+        kernel, LaunchShape{blocks, kBlockThreads, kRowReduceValues * static_cast<int>(sizeof(typename Math::Compute))},
+        a);
   }
   template <class Math>
   static void forward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
@@ -83,6 +85,7 @@ StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
   a.lengths = lengths.lengths;
   a.resets = l.resets;
   a.noise = l.noise;
+  a.saves_fresh_h = l.saves_fresh_h();
   a.directions = l.directions;
   for (int d = 0; d < l.directions; ++d) {
     a.direction[d].h0 = l.h0[d];

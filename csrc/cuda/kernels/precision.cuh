@@ -24,7 +24,6 @@ SF_DEVICE double tanh(double x) { return ::tanh(x); }
 namespace sf::cuda {
 
 struct Bf16 {
-  static constexpr double kRounding = 0x1p-8;  // bound of an error by rounding to the storage type, relative
   static constexpr Precision kPrecision = Precision::kBf16;
   using Storage = uint16_t;
   using Element = uint16_t;
@@ -44,7 +43,6 @@ struct Bf16 {
 };
 
 struct Fp16 {
-  static constexpr double kRounding = 0x1p-11;
   static constexpr Precision kPrecision = Precision::kFp16;
   using Storage = uint16_t;
   using Element = uint16_t;
@@ -64,7 +62,6 @@ struct Fp16 {
 };
 
 struct Float32 {  // how float32 is stored, in both ways to multiply it (Tf32, Tf32x3)
-  static constexpr double kRounding = 0x1p-23;
   using Storage = float;
   using Element = float;
   using Compute = float;
@@ -99,7 +96,6 @@ struct Tf32x3 : Float32 {
 };
 
 struct Float64 {  // for the stepwise regime alone
-  static constexpr double kRounding = 0x1p-52;
   using Storage = double;
   using Compute = double;
   static SF_DEVICE double widen(double v) { return v; }

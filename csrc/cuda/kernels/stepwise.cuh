@@ -45,7 +45,7 @@ struct StepwiseArgs {
   const int64_t* lengths;
   Rows resets;
   Noise noise;
-  bool write_output;
+  bool write_output, saves_fresh_h;
   int directions;
 
   SF_FN int64_t out() const { return P ? P : H; }
@@ -82,11 +82,6 @@ struct StepwisePlace {
   }
 };
 
-template <class Cell>
-constexpr bool kSeesC = false;
-template <>
-constexpr bool kSeesC<LstmPeephole> = true;
-
 // What the options of the layer add to a unit. kOptions is false for a layer without any. `seen` is memory for the
 // weights by which the gates see c.
 template <class Cell, class Math, bool kOptions>
@@ -97,7 +92,7 @@ SF_DEVICE auto stepwise_options(const StepwiseArgs& a, const StepwisePlace& p, t
   } else {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     const Compute mask = dropout<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
-    if constexpr (kSeesC<Cell>) {
+    if constexpr (OptionsOf<Cell>::kPeephole) {
       SF_UNROLL
       for (int k = 0; k < 3; ++k)
         seen[k] = Math::widen(static_cast<const typename Math::Storage*>(io.further[0])[k * a.H + p.unit]);
@@ -185,6 +180,25 @@ SF_DEVICE void stepwise_save(const StepwiseArgs& a, const StepwisePlace& p, cons
   for (int s = 0; s < Cell::kSaved; ++s) to[saved_at(s, p.unit, padded(a.H))] = Math::narrow(saved[s]);
 }
 
+// Where in a row of saved values is the h that a cell gave, if zoneout changed it.
+template <class Cell>
+SF_DEVICE int64_t fresh_h_at(const StepwiseArgs& a, int64_t unit) {
+  return Cell::kSaved * padded(a.H) + unit;
+}
+template <class Cell, class Math>
+SF_DEVICE typename Math::Compute stepwise_h_given(const StepwiseArgs& a, const StepwisePlace& p) {
+  using Storage = typename Math::Storage;
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  return Math::widen(a.saves_fresh_h ? element<const Storage>(io.saved, io.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)]
+                                     : *element<const Storage>(io.output, io.t, p.b, p.unit));
+}
+template <class Cell, class Math>
+SF_DEVICE void stepwise_save_h(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
+  const StepwiseDirectionArgs& io = a.direction[p.d];
+  if (Cell::kReadsH && a.saves_fresh_h && io.saved.data)
+    element<typename Math::Storage>(io.saved, io.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)] = Math::narrow(h);
+}
+
 // Keeps h, or hands it to the projection.
 template <class Math>
 SF_DEVICE void stepwise_end_cell(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
@@ -214,6 +228,7 @@ stepwise_forward(SF_PARAMETER StepwiseArgs a) {
       Cell::forward(slots, h, c, saved, options);
       if constexpr (Cell::kHasC) saved[Cell::kSaved - 1] = stepwise_store_c<Math>(a, p, c);
       stepwise_save<Cell, Math>(a, p, saved);
+      stepwise_save_h<Cell, Math>(a, p, h);
     }
     stepwise_end_cell<Math>(a, p, h);
   }
@@ -319,21 +334,7 @@ SF_DEVICE void stepwise_read_saved(const StepwiseArgs& a, const StepwisePlace& p
 // The c that a cell gave, which is saved as zoneout left it.
 template <class Compute, class Options>
 SF_DEVICE Compute stepwise_c_given(const StepwiseArgs& a, const Compute* saved, Compute c_before, const Options& unit) {
-  return a.noise.zoneout_c > 0 ? fma(saved[1], c_before, saved[0] * unit.candidate(saved[2])) : saved[4];
-}
-
-// The h that a cell gave. In evaluation zoneout has mixed it with the h before: what is left of h without that share is
-// zero where it is within the rounding of h.
-template <class Math>
-SF_DEVICE typename Math::Compute stepwise_h_given(const StepwiseArgs& a, const StepwisePlace& p) {
-  using Compute = typename Math::Compute;
-  const StepwiseDirectionArgs& io = a.direction[p.d];
-  const Compute h = Math::widen(*element<const typename Math::Storage>(io.output, io.t, p.b, p.unit));
-  if (!(a.noise.zoneout_h > 0) || a.noise.seed) return h;
-  const auto share = static_cast<Compute>(1 - a.noise.zoneout_h);
-  const Compute old = (1 - share) * Math::widen(stepwise_h_before<Math>(a, p)), rest = h - old;
-  const Compute rounding = (old < 0 ? -old : old) * static_cast<Compute>(Math::kRounding);
-  return rest <= rounding && rest >= -rounding ? 0 : rest / share;
+  return a.noise.zoneout_c > 0 ? Lstm::next_c(saved[0], saved[1], saved[2], c_before, unit) : saved[4];
 }
 
 // The carry of c before and after the step: takes the share that zoneout gives to the cell's c, and adds the other
@@ -416,10 +417,9 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
       if constexpr (Cell::kHasC) {
         const Compute c_before = stepwise_c_before<Cell, Math>(a, p);
         saved[4] = stepwise_c_given(a, saved, c_before, options);
-        stepwise_carry_c<Math>(a, p, [&](Compute& d_c) {
-          Cell::backward(saved, Compute{0}, Compute{0}, c_before, dh, d_c, d, options);
-        });
-        if constexpr (kSeesC<Cell>) {
+        stepwise_carry_c<Math>(
+            a, p, [&](Compute& d_c) { Cell::backward(saved, Compute{0}, Compute{0}, c_before, dh, d_c, d, options); });
+        if constexpr (OptionsOf<Cell>::kPeephole) {
           add_sum(a, p, 0, d[0] * c_before);
           add_sum(a, p, 1, d[1] * c_before);
           add_sum(a, p, 2, d[3] * saved[4]);
@@ -428,7 +428,7 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
           *element<Storage>(io.d_gates, io.t, p.b, a.beyond_slots + a.P + p.unit) =
               Math::narrow(Cell::unprojected(saved));
       } else {
-        const Compute h = Cell::kReadsH ? stepwise_h_given<Math>(a, p) : 0;
+        const Compute h = Cell::kReadsH ? stepwise_h_given<Cell, Math>(a, p) : 0;
         const Compute h_before = Cell::kReadsHPrev ? Math::widen(stepwise_h_before<Math>(a, p)) : 0;
         Compute carry = 0;
         Cell::backward(saved, h, h_before, Compute{0}, dh, carry, d, options);

@@ -169,6 +169,7 @@ norm_forward(SF_PARAMETER StepwiseArgs a) {
         Compute h = Math::widen(static_cast<const typename Math::Storage*>(io.h_state)[p.at]), none = 0;
         Base::forward(slots, h, none, saved, options);
         stepwise_save<Base, Math>(a, p, saved);
+        stepwise_save_h<Cell, Math>(a, p, h);
         stepwise_store_h<Math>(a, p, h);
       }
     });
@@ -195,7 +196,7 @@ SF_DEVICE void norm_c_backward(const Row& row, const RowReduce<Compute>& reduce)
   const auto d_o_of = [&](const StepwisePlace& p) -> Compute& { return row.scratch(0, 2, p.unit); };
   row.each_unit([&](const StepwisePlace& p) {
     Compute seen[3];
-      const auto options = stepwise_options<Lstm, Math, true>(a, p, seen);
+    const auto options = stepwise_options<Lstm, Math, true>(a, p, seen);
     Compute saved[5];
     stepwise_read_saved<Lstm, Math>(a, p, saved);
     c_of(p) = stepwise_c_given(a, saved, stepwise_c_before<Lstm, Math>(a, p), options);
@@ -257,7 +258,7 @@ norm_backward(SF_PARAMETER StepwiseArgs a) {
           Base::memory_backward(saved, stepwise_c_before<Base, Math>(a, p), d_c, d, options);
         });
       } else {
-        const Compute dh = stepwise_dh<Base, Math>(a, p), h = Base::kReadsH ? stepwise_h_given<Math>(a, p) : 0;
+        const Compute dh = stepwise_dh<Base, Math>(a, p), h = Base::kReadsH ? stepwise_h_given<Cell, Math>(a, p) : 0;
         const Compute h_before = Base::kReadsHPrev ? Math::widen(stepwise_h_before<Math>(a, p)) : 0;
         Compute carry = 0;
         Base::backward(saved, h, h_before, Compute{0}, dh, carry, d, options);

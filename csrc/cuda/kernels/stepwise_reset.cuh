@@ -26,9 +26,10 @@ reset_before_operand(SF_PARAMETER StepwiseArgs a) {
     Storage& to = static_cast<Storage*>(io.second)[p.at];
     to = Math::narrow(0);
     if (!p.live) continue;
-    typename Math::Compute slots[3];
+    typename Math::Compute slots[3], gates[2];
     reset_before_slots<Math>(a, p, slots);
-    to = Math::narrow(sigmoid(slots[0]) * Math::widen(static_cast<const Storage*>(io.h)[p.at]));
+    GruResetBefore::gates(slots, gates);
+    to = Math::narrow(gates[0] * Math::widen(static_cast<const Storage*>(io.h)[p.at]));
   }
 }
 
@@ -43,15 +44,15 @@ reset_before_forward(SF_PARAMETER StepwiseArgs a) {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     if (!p.live) continue;
     Compute seen[3];
-      const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
+    const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
     Compute slots[3], saved[5];
     reset_before_slots<Math>(a, p, slots);
-    saved[0] = sigmoid(slots[0]), saved[1] = sigmoid(slots[1]);
-    saved[2] = tanh(slots[2] + static_cast<const Compute*>(io.second_products)[p.at]);
-    saved[3] = Math::widen(static_cast<const Storage*>(io.second)[p.at]);
+    Compute h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
+    GruResetBefore::gates(slots, saved);
+    GruResetBefore::finish(slots[2] + static_cast<const Compute*>(io.second_products)[p.at], h, saved, options);
+    saved[3] = Math::widen(static_cast<const Storage*>(io.second)[p.at]);  // r * h, for the gradient of R
     stepwise_save<GruResetBefore, Math>(a, p, saved);
-    const Compute h = Math::widen(static_cast<const Storage*>(io.h_state)[p.at]);
-    stepwise_store_h<Math>(a, p, Gru::mixed(saved[1], options.candidate(saved[2]), h));
+    stepwise_store_h<Math>(a, p, h);
   }
 }
 
@@ -69,7 +70,7 @@ reset_before_mixed_back(SF_PARAMETER StepwiseArgs a) {
     next = Math::narrow(0);
     if (!p.live) continue;
     Compute seen[3];
-      const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
+    const auto options = stepwise_options<GruResetBefore, Math, true>(a, p, seen);
     Compute saved[5], d[3], carry = 0;
     stepwise_read_saved<GruResetBefore, Math>(a, p, saved);
     Gru::mixed_backward(saved, Math::widen(stepwise_h_before<Math>(a, p)), dh, carry, d, options);
@@ -93,12 +94,14 @@ reset_before_backward(SF_PARAMETER StepwiseArgs a) {
     next[0] = next[a.H] = Math::narrow(0);
     if (!p.live) continue;
     Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
-    const Compute r = Math::widen(element<const Storage>(io.saved, io.t, p.b, 0)[saved_at(0, p.unit, padded(a.H))]);
+    const Compute r[1] = {Math::widen(*element<const Storage>(io.saved, io.t, p.b, saved_at(0, p.unit, padded(a.H))))};
     const Storage seen = masked_state<Math>(a.noise, p.d, p.b, p.unit, stepwise_h_before<Math>(a, p));
-    const Compute d_seen = static_cast<const Compute*>(io.second_products)[p.at];  // of r * h
-    to[0] = Math::narrow(d_seen * Math::widen(seen) * fma(-r, r, r));
+    Compute d_r[1];
+    const Compute d_seen = GruResetBefore::reset_backward(r, Math::widen(seen),
+                                                          static_cast<const Compute*>(io.second_products)[p.at], d_r);
+    to[0] = Math::narrow(d_r[0]);
     const Compute mask = state_mask<Compute>(a.noise, p.d, p.b, p.unit);
-    stepwise_keep_carry<Math>(a, p, static_cast<const Compute*>(io.scratch)[p.at] + d_seen * r * mask);
+    stepwise_keep_carry<Math>(a, p, static_cast<const Compute*>(io.scratch)[p.at] + d_seen * mask);
     if (!p.anew(a)) next[0] = to[0], next[a.H] = to[a.H];
   }
 }
