@@ -184,9 +184,9 @@ def test_goals_are_reported() -> None:
         sides = {"ours": Side([ours] * 3), "ours plain": Side([plain] * 3), "loop": Side([loop] * 3)}
         return Row("resets", "resets", name, 1, sides, goals={"ours plain": 1 / 1.05, "loop": 5.0, "absent": 2.0})
 
-    text = list(goals.section([row(1.1, 1.0, 6.6, "a"), row(1.0, 1.0, 4.0, "b")]))
+    text = list(goals.section([row(1.1, 1.0, 6.6, "a"), row(1.0, 1.0, 4.0, "b"), row(1.0, 1.0, 9.0, "c")]))
     assert text[-3:-1] == [
-        "| resets | 1 | ours plain | at most 1.05 times its time | 1.10 times | 1 of 2 |",
-        "| resets | 1 | loop | at least 5.00 times as fast | 4.00 times | 1 of 2 |",
+        "| resets | 1 | ours plain | at most 1.05 times its time | 1.10 times | 2 of 3 |",
+        "| resets | 1 | loop | at least 5.00 times as fast | 4.00 times | 2 of 3 |",
     ]
     assert list(goals.section([replace(row(1, 1, 1, "a"), goals={})])) == []
