@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,7 @@ from benchmarks.rows import Row, Side
 from benchmarks.torch_engines import Engine
 
 MODES = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+BY_NAME = "{0.cell} {0.name}".format
 
 
 def within_bound(case: Case, engines: dict[str, Engine], error_of: Callable[[Values], float]) -> None:
@@ -48,19 +52,6 @@ def test_all_ways_to_reset_agree(cell: str, density: float, training: bool) -> N
         built = resets.engines(problem, marks, torchrl=False)
         assert set(built) == {"ours", resets.SPLIT, resets.LOOP}
         within_bound(case, built, error_of)
-
-
-@MODES
-@pytest.mark.parametrize("backend", resets.TORCHRL.values())
-@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
-def test_torchrl_resets_as_we_do(cell: str, backend: str, training: bool) -> None:
-    if importlib.util.find_spec("torchrl") is None:
-        pytest.skip("torchrl is not installed")
-    case = reset_case(cell, training)
-    problem, marks = layer_cases.build(case), resets.resets_of(case.shape, 0.2)
-    with layer_cases.grad_mode(case):
-        error_of = partial(layer_cases.distance_from, resets.reference(problem, marks), gradients=training)
-        within_bound(case, {backend: resets.torchrl_engine(problem, marks, backend)}, error_of)
 
 
 def test_a_reset_counts() -> None:
@@ -94,7 +85,7 @@ def test_the_goals_of_resets() -> None:
 
 
 @MODES
-@pytest.mark.parametrize("kind", options.KINDS, ids=lambda kind: f"{kind.cell} {kind.name}")
+@pytest.mark.parametrize("kind", options.KINDS, ids=BY_NAME)
 def test_loops_compute_what_ours_do(kind: options.Kind, training: bool) -> None:
     """In training with the masks of one seed. In evaluation the random options drop nothing, and are not measured."""
     if kind.is_random and not training:
@@ -106,25 +97,19 @@ def test_loops_compute_what_ours_do(kind: options.Kind, training: bool) -> None:
         within_bound(case, options.engines(problem, kind), partial(options.error_of, expected))
 
 
-@MODES
-@pytest.mark.parametrize("backend", keras_engines.BACKENDS.values())
-@pytest.mark.parametrize("kind", [kind for kind in options.KINDS if kind.in_keras], ids=str)
-def test_keras_computes_the_same(kind: options.Kind, backend: str, training: bool) -> None:
-    if not keras_engines.installed(backend):
-        pytest.skip(f"Keras with {backend} is not installed")
-    if kind.is_random and not training:
-        return
-    case = Case(kind.cell, Shape(5, 7, 6, 9), training=training)
-    problem = options.build(kind, case)
-    before = {name for name in sys.modules if name.startswith("keras")}
-    with layer_cases.grad_mode(case):
-        expected = options.reference(problem, kind)
-        engine = keras_engines.engine(problem, backend, **kind.in_keras)
-        within_bound(case, {backend: engine}, partial(options.error_of, expected))
-    assert {name for name in sys.modules if name.startswith("keras")} == before
+@pytest.mark.parametrize("name", ["torchrl", *keras_engines.BACKENDS.values()])
+def test_libraries_compute_the_same(name: str) -> None:
+    """torchrl with resets, and Keras's layers: see option_peer_run.py."""
+    installed = importlib.util.find_spec(name) if name == "torchrl" else keras_engines.installed(name)
+    if not installed:
+        pytest.skip("torchrl is not installed" if name == "torchrl" else f"Keras or {name} is not installed")
+    command = [sys.executable, str(Path(__file__).with_name("option_peer_run.py")), name]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # imports what this process imports
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in options.KINDS if kind.is_random], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in options.KINDS if kind.is_random], ids=BY_NAME)
 def test_masks_are_drawn_and_count(kind: options.Kind) -> None:
     """Each call of a loop draws masks of its own, with the share of the option, and they change the result."""
     shape = Shape(50, 40, 6, 9)
