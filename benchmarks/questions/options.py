@@ -49,8 +49,8 @@ class Kind:
         module = getattr(sf, self.cell)(shape.I, shape.H, **self.options)
         with torch.no_grad():
             for name, weight in module.named_parameters():
-                if "_ln_" in name:  # gains of 1 and biases of 0 would hide an error
-                    weight += 0.1 * torch.randn_like(weight)
+                if "_ln_" in name:  # gains of 1 and biases of 0 would hide an error, and rounding grows with the gains
+                    weight.mul_(0.3).add_(0.03 * torch.randn_like(weight))
         return module
 
 
