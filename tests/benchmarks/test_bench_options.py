@@ -50,7 +50,7 @@ def test_all_ways_to_reset_agree(cell: str, density: float, training: bool) -> N
         expected = resets.reference(problem, marks)
         error_of = partial(layer_cases.distance_from, expected, gradients=training)
         built = resets.engines(problem, marks, torchrl=False)
-        assert set(built) == {"ours", resets.SPLIT, resets.LOOP}
+        assert set(built) == {"ours", resets.SPLIT, resets.STEPS, resets.LOOP}
         within_bound(case, built, error_of)
 
 
@@ -74,7 +74,7 @@ def test_the_goals_of_resets() -> None:
     assert resets.goals_of(case, 0.1) == {resets.PLAIN: 1 / 1.05, resets.COMPILED: 2.0}
     assert resets.goals_of(replace(case, cell="RNN"), 0.1)[resets.COMPILED] == 3.0
     long = replace(case, shape=Shape(32, 128, 128, 128))
-    assert resets.goals_of(long, 0.01) == {resets.PLAIN: 1 / 1.05, resets.SPLIT: 5.0}
+    assert resets.goals_of(long, 0.01) == {resets.PLAIN: 1 / 1.05, resets.SPLIT: 5.0, resets.STEPS: 5.0}
     assert resets.SPLIT not in resets.goals_of(long, 0.1)
     assert {(shape.B, shape.T, shape.H) for shape in resets.SHAPES} == {
         (B, T, H) for B in (8, 32) for T in (32, 128) for H in (64, 128)
@@ -156,8 +156,8 @@ def test_rows() -> None:
     [inference, training] = list(resets.measure(session()))
     assert (inference.what, training.what) == ("resets, inference", "resets, training")
     assert inference.name == "GRU (8, 32, 64, 64), 1 % resets"
-    assert list(inference.sides) == ["ours", resets.SPLIT, resets.LOOP, resets.PLAIN]
-    assert set(inference.rivals()) == {resets.SPLIT, resets.LOOP}
+    assert list(inference.sides) == ["ours", resets.SPLIT, resets.STEPS, resets.LOOP, resets.PLAIN]
+    assert resets.PLAIN not in inference.rivals()
     found = list(options.measure(session()))
     assert "dropout of the state, training" in {row.what for row in found}
     assert "zoneout, inference" not in {row.what for row in found}
