@@ -21,7 +21,7 @@ from ._noise import new_seed
 from ._shapes import CELLS
 from .ops import LayerOptions
 
-__all__ = ["Options", "as_resets", "class_of_cell", "first_values", "options_of"]
+__all__ = ["Options", "as_resets", "class_of_cell", "first_values", "initial_states", "options_of"]
 
 
 # The options that make another cell: the end of its name, the option, and the value that the option then has.
@@ -77,11 +77,6 @@ class Options:
         states = ("h_reset", "c_reset") if CELLS[module._cell_name].has_c else ("h_reset",)
         return [getattr(module, f"{state}_l{k}") for state in states]
 
-    def initial_states(self, module: Any, batch: int) -> list[Tensor]:
-        """The learnt states of all layers for ``batch`` rows, as ``hx`` holds them. None of them if none are learnt."""
-        layers = zip(*(self.reset_states(module, k) for k in range(module.num_layers)), strict=True)
-        return [torch.cat(states).unsqueeze(1).expand(-1, batch, -1) for states in layers]
-
     def drop_weights(self, module: nn.Module, weights: list[Tensor], directions: int) -> list[Tensor]:
         """The weights of a layer, by kind, in training with a part of ``w_hh`` set to zero."""
         if not self.weight_drop or not module.training:
@@ -107,6 +102,17 @@ class Options:
         for name, shape in shapes.items():
             module.register_parameter(name, nn.Parameter(nn.init.uniform_(like.new_empty(shape), -bound, bound)))
         first_values(module.named_parameters())
+
+
+def initial_states(module: Any, batch: int, like: Tensor) -> list[Tensor]:
+    """The states of all layers for ``batch`` rows where ``hx`` is None, as ``hx`` holds them: learnt, or zeros."""
+    options: Options | None = module._layer_options
+    if options is not None and options.learn_initial_state:
+        layers = zip(*(options.reset_states(module, k) for k in range(module.num_layers)), strict=True)
+        return [torch.cat(states).unsqueeze(1).expand(-1, batch, -1) for states in layers]
+    count = module.num_layers * (2 if module.bidirectional else 1)
+    widths = (module.proj_size or module.hidden_size, module.hidden_size)
+    return [like.new_zeros(count, batch, width) for width in widths[: 1 + CELLS[module._cell_name].has_c]]
 
 
 def first_values(named: Iterable[tuple[str, Tensor]]) -> None:

@@ -19,7 +19,7 @@ from . import _eager, ops
 from ._checks import GUARDS, as_lengths, as_states, check_input, check_state, class_of, refuse_rank
 from ._frozen import Freezable, flat, with_both_biases
 from ._nested import as_jagged, jagged_resets
-from ._options import Options, as_resets, first_values
+from ._options import Options, as_resets, first_values, initial_states
 from ._shapes import CELLS
 from ._stand_ins import call_with_stand_ins, is_stand_in
 
@@ -193,7 +193,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         # A traced graph must run any batch, so it takes the way of those that have rows of both kinds.
         traced = torch.compiler.is_compiling()
         if not states and (traced or len(rows.empty)):
-            states = self._initial_states(batch, weights[0][0])
+            states = initial_states(self, batch, weights[0][0])
         if traced or len(rows.filled):
             output, finals = self._run(
                 rows.packed(values), weights, [state.index_select(1, rows.filled) for state in states], None,
@@ -208,15 +208,6 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             output, finals = self._run(x, weights, states, rows.rank.new_zeros(batch), None, False, want_output, packed)
             output = output[0, :0] if want_output else None
         return rows.like_input(output), tuple(finals) if _HAS_C[self.mode] else finals[0]
-
-    def _initial_states(self, batch: int, like: Tensor) -> list[Tensor]:
-        """The states of ``batch`` rows where ``hx`` is None: zeros, or those that are learnt."""
-        learnt = [] if self._layer_options is None else self._layer_options.initial_states(self, batch)
-        count, widths = (
-            self.num_layers * (1 + self.bidirectional),
-            (self.proj_size or self.hidden_size, self.hidden_size),
-        )
-        return learnt or [like.new_zeros(count, batch, width) for width in widths[: 1 + _HAS_C[self.mode]]]
 
     def _run(
         self,
@@ -234,8 +225,8 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         the packed weights of each layer, if it is frozen."""
         cell, last, options = self._cell_name, self.num_layers - 1, self._layer_options
         directions = 2 if self.bidirectional else 1
-        if options is not None and not states:
-            states = options.initial_states(self, _batch_of(x, batch_sizes, batch_first))
+        if options is not None and options.learn_initial_state and not states:
+            states = initial_states(self, _batch_of(x, batch_sizes, batch_first), weights[0][0])
         h0, c0 = (*states, None, None)[:2]
         of_call = of_layer = None
         if options is not None:
