@@ -104,7 +104,7 @@ def _packed_order(offsets: Tensor, values: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_values(starts: Tensor, count: int) -> None:
-    if not values_can_be_read(starts):
+    if not values_can_be_read(starts) or torch._C._is_tracing():
         return
     first, last = int(starts[0]), int(starts[-1])
     if first or last != count:

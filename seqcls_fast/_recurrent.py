@@ -191,7 +191,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         if resets is not None:
             resets = rows.packed(as_resets(jagged_resets(resets, rows), values, False))
         # A traced graph must run any batch, so it takes the way of those that have rows of both kinds.
-        traced = torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling() or torch._C._is_tracing()
         if not states and (traced or len(rows.empty)):
             states = initial_states(self, batch, weights[0][0])
         if traced or len(rows.filled):

@@ -213,17 +213,44 @@ def test_torch_compile_in_one_graph(kind: str) -> None:
         assert all(map(torch.equal, found, wanted))
 
 
+class OfPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = sf.GRU(I, H)
+
+    def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        (output, _), h_n = self.layer((values, offsets))
+        return output, h_n
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+def test_a_traced_module_takes_any_rows() -> None:
+    model = OfPair()
+    traced = torch.jit.trace(model, (torch.randn(6, I), offsets_of([3, 1, 2])), check_trace=False)
+    for lengths in ([4, 0, 5, 1], [1], [2, 2]):
+        inputs = torch.randn(sum(lengths), I), offsets_of(lengths)
+        assert all(map(torch.equal, traced(*inputs), model(*inputs)))
+
+
+def test_transforms_of_the_values() -> None:
+    model, offsets = OfPair(), offsets_of([3, 0, 6])
+    values, tangent = torch.randn(4, 9, I), torch.randn(9, I)
+
+    def output(values: Tensor) -> Tensor:
+        return model(values, offsets)[0]
+
+    torch.testing.assert_close(torch.vmap(output)(values), torch.stack([output(each) for each in values]))
+    one = torch.func.grad(lambda v: output(v).sum())
+    torch.testing.assert_close(torch.vmap(one)(values), torch.stack([one(each) for each in values]))
+    _, forward = torch.func.jvp(output, (values[0],), (tangent,))
+    torch.testing.assert_close(forward.sum(), (one(values[0]) * tangent).sum())
+    x = values[0].clone().requires_grad_()
+    (first,) = torch.autograd.grad(output(x).square().sum(), x, create_graph=True)
+    assert torch.autograd.grad(first.sum(), x)[0].abs().sum() > 0
+
+
 def test_torch_export_with_any_number_of_rows() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = sf.GRU(I, H)
-
-        def forward(self, values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-            (output, _), h_n = self.layer((values, offsets))
-            return output, h_n
-
-    model, Dim = Model(), torch.export.Dim
+    model, Dim = OfPair(), torch.export.Dim
     shapes = {0: Dim("N")}, {0: Dim("offsets", min=3)}
     example = torch.randn(9, I), offsets_of([3, 0, 6])
     program = torch.export.export(model, example, dynamic_shapes=shapes).module()
