@@ -86,6 +86,8 @@ def _check_offsets(offsets: Tensor, values: Tensor) -> None:
 
 def _packed_order(offsets: Tensor, values: Tensor) -> tuple[Tensor, ...]:
     """The further fields of :class:`JaggedRows`. A GPU is waited for, as batch sizes must be on the CPU."""
+    if offsets.is_meta and not torch.compiler.is_compiling():
+        raise RuntimeError("cu_seqlens: expected a tensor that has values, as they order the rows, but got one on meta")
     starts, count, device = offsets.cpu().long(), values.size(0), values.device
     _check_values(starts, count)
     lengths = starts.diff()

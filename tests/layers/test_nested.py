@@ -311,6 +311,11 @@ def test_wrong_parts_are_refused(x: Any, options: dict[str, Any], error: type[Ex
         sf.GRU(I, H)(x, **options)
 
 
+def test_offsets_without_values_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="cu_seqlens: expected a tensor that has values"):
+        sf.GRU(I, H, device="meta")((VALUES.to("meta"), torch.tensor([0, 5], device="meta")))
+
+
 def test_cells_take_no_batch_without_padding() -> None:
     with pytest.raises(TypeError, match="input: expected a tensor but got tuple"):
         sf.GRUCell(I, H)((VALUES, torch.tensor([0, 5])))
