@@ -145,15 +145,15 @@ class ForwardPass {
  protected:
   ForwardPass(const Forward& call, int64_t rows, bool in_place, char* scratch, char* shared)
       : ForwardPass(call, rows, in_place, Arena(scratch), shared, kS) {}
-  // sums: how many sums of a unit are projected. A row-wise layer projects those of its gates in any case.
-  ForwardPass(const Forward& call, int64_t rows, bool in_place, Arena own, char* shared, int sums)
+  // sums: how many sums of a unit are projected. project: whether the input is projected before the state in any case.
+  ForwardPass(const Forward& call, int64_t rows, bool in_place, Arena own, char* shared, int sums, bool project = false)
       : call_(call), layer_(call.layer), n_(rows), in_place_(in_place) {
     const Layer& l = layer_;
     padded_ = padded(l.H);
     out_ = l.out();
     h_stride_ = padded(out_);
     start_size_ = padded_ * sums;
-    project_first_ = (n_ <= 2 && !in_place_) || l.ids || l.row_wise;
+    project_first_ = (n_ <= 2 && !in_place_) || l.ids || project;
     chunk_ = 1;
     if (project_first_ && !l.ids && n_ < kManyRows) {
       const int64_t fit = kChunkBytes / (start_size_ * static_cast<int64_t>(sizeof(A)) * (n_ ? n_ : 1));

@@ -9,6 +9,45 @@
 namespace sf {
 namespace {
 
+// The inputs and outputs of the tiles of one step that sum_tile() computes.
+template <class F>
+struct SumStep {
+  const typename F::E **x, **h;
+  const typename F::A** start;  // per row: [blocks][kSlots][kLanes], added between the input's products and the state's
+  typename F::A** to;
+  int64_t rows, K_x, K_h;
+  const typename F::E *w_x, *w_h;
+};
+
+// The sums of forward_tile() without a cell after them.
+template <class F, class HiddenSlot, int kGates, int kSlots, int kRows, int kBlocks>
+__attribute__((noinline)) void sum_tile(const SumStep<F>& s, int64_t row, int64_t block, int64_t next) {
+  using E = typename F::E;
+  typename F::V acc[kRows][kBlocks * kSlots] = {};
+  const E* rows[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) rows[m] = s.x[row + m];
+  const auto add = [&](auto slot, int64_t K, const E* w) {
+    const int64_t panel = panel_size<F>(K, kGates);
+    const Ahead ahead{w + next * panel, kBlocks * panel * static_cast<int64_t>(sizeof(E)), row, row + kRows, s.rows};
+    accumulate<F, decltype(slot), kRows, kBlocks, kGates, kSlots>(acc, rows, K, w + block * panel, panel, ahead);
+  };
+  add(SlotOfGate{}, s.K_x, s.w_x);
+  const int64_t at = block * kSlots * F::kLanes;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kBlocks * kSlots; ++v) acc[m][v] += load(s.start[row + m] + at + v * F::kLanes);
+    rows[m] = s.h[row + m];
+  }
+  add(HiddenSlot{}, s.K_h, s.w_h);
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kBlocks * kSlots; ++v) store(s.to[row + m] + at + v * F::kLanes, acc[m][v]);
+  }
+}
+
 template <class F, class Cell>
 class RowForward : ForwardPass<F, Cell> {
   using Pass = ForwardPass<F, Cell>;
@@ -19,7 +58,9 @@ class RowForward : ForwardPass<F, Cell> {
   using V = typename F::V;
   static constexpr int kL = F::kLanes, kG = Base::kGates, kSaved = Shape::kBaseSaved;
   static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC;
-  static constexpr int kTileRows = TileShape<kG>::kRows;
+  // The sums of input and state are one, unless each is normalised, or the state's waits for r.
+  static constexpr bool kOneSum = !kNorm && !Shape::kResetsFirst;
+  static constexpr int kSums = kOneSum ? Base::kSlots : kG, kTileRows = TileShape<kSums, kG>::kRows;
 
  public:
   static int64_t measure(const Forward& call, int64_t rows, bool) {
@@ -36,11 +77,12 @@ class RowForward : ForwardPass<F, Cell> {
   using Pass::call_, Pass::layer_, Pass::n_, Pass::padded_, Pass::out_, Pass::h_stride_, Pass::shared_size_,
       Pass::rows_;
   using Pass::direction_, Pass::packed_, Pass::start_, Pass::h_prev_, Pass::h_next_, Pass::output_rows_, Pass::saved_;
-  using Pass::m_rows_, Pass::c_, Pass::output_direct_, Pass::proj_rows_, Pass::own_;
+  using Pass::project_first_, Pass::x_rows_, Pass::m_rows_, Pass::c_, Pass::output_direct_, Pass::proj_rows_,
+      Pass::own_;
 
   RowForward(const Forward& call, int64_t rows, char* scratch, char* shared)
-      : Pass(call, rows, false, Arena(scratch), shared, kG), noise_(call.layer.noise) {
-    const int64_t row = padded_ * kG;
+      : Pass(call, rows, false, Arena(scratch), shared, kSums, !kOneSum), noise_(call.layer.noise) {
+    const int64_t row = padded_ * kSums;
     sums_ = own_.template take<A>(n_ * row);
     sum_rows_ = own_.template take<A*>(n_);
     operand_rows_ = own_.template take<const E*>(n_);
@@ -67,16 +109,19 @@ class RowForward : ForwardPass<F, Cell> {
     for (int k = 0; k < kFurther; ++k)
       if (further_rows(k)) read_further<F>(layer_, layer_.further[k][direction_], further_[k]);
     for (int64_t i = 0; i < n_; ++i) {
-      sum_rows_[i] = sums_ + i * padded_ * kG;
+      sum_rows_[i] = sums_ + i * padded_ * kSums;
       if (masks_state())
         draw_mask(noise_, Masked::kState, direction_, rows_[i], 0, kept_scale<A>(noise_.state),
                   state_masks_ + i * h_stride_, out_);
     }
     Pass::for_steps([&](int64_t step, int64_t active) {
-      Pass::template project<kG>(step, active, nullptr);
+      if (project_first_)
+        Pass::template project<kSums>(step, active, kOneSum ? reinterpret_cast<const A*>(packed_.bias) : nullptr);
       Pass::prepare(step, active);
       for (int64_t i = 0; i < active; ++i) operand_rows_[i] = masks_state() ? masked_state(i) : h_prev_[i];
-      if constexpr (Shape::kResetsFirst) {
+      if constexpr (kOneSum) {
+        one_sum(active, step & 1);
+      } else if constexpr (Shape::kResetsFirst) {
         product<2>(active, 0);
         for (int64_t i = 0; i < active; ++i) reset_row(i);
         product<1>(active, 2);
@@ -91,6 +136,31 @@ class RowForward : ForwardPass<F, Cell> {
       if (layer_.P) project_rows(active, step);
       Pass::finish_step(step, active);
     });
+  }
+
+  // The sums of input and state of all slots, biases included.
+  void one_sum(int64_t active, bool backwards) {
+    SumStep<F> s{project_first_ ? operand_rows_ : x_rows_,
+                 operand_rows_,
+                 start_,
+                 sum_rows_,
+                 active,
+                 project_first_ ? 0 : layer_.features(),
+                 out_,
+                 reinterpret_cast<const E*>(packed_.w_ih),
+                 reinterpret_cast<const E*>(packed_.w_hh)};
+    constexpr int kBlocks = TileShape<kSums, kG>::kBlocks;
+    const int64_t blocks = blocks_of<F>(layer_.H), whole = blocks / kBlocks * kBlocks;
+    for_blocks<kBlocks>(0, whole, backwards, [&](int64_t block, int64_t next) {
+      for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
+        sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, kBlocks>(s, row, block, next);
+      });
+    });
+    for (int64_t block = whole; block < blocks; ++block) {
+      for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
+        sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, 1>(s, row, block, block);
+      });
+    }
   }
 
   // The sums of the state's part of kCount gates from `first` on. Fewer gates leave registers for more blocks.
@@ -157,6 +227,10 @@ class RowForward : ForwardPass<F, Cell> {
 
   // The slots of the cell without its option: biases, the input's sums and the state's.
   void slots_of(int64_t i, int64_t block, V (&a)[Base::kSlots]) const {
+    if constexpr (kOneSum) {
+      for (int s = 0; s < kSums; ++s) a[s] = load(sum_rows_[i] + (block * kSums + s) * kL);
+      return;
+    }
     const A* bias = reinterpret_cast<const A*>(packed_.bias) + block * Cell::kSlots * kL;
     if constexpr (kNorm) {
       for (V& sum : a) sum = V{};

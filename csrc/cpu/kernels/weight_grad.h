@@ -217,7 +217,7 @@ class WeightGradPass {
   }
 
   void add_chunk(int64_t K) {
-    for (int i = 0; i < strip_count_; ++i) add_bias(strips_[i], K);
+    for (int i = 0; i < strip_count_ && call_.d_b_ih[d_]; ++i) add_bias(strips_[i], K);
     for (int source = 0; source < kSources; ++source) {
       if (one_chunk_) {
         write_gradient(source, K);
