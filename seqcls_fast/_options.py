@@ -89,6 +89,10 @@ class Options:
         like, hidden = module.weight_hh_l0, module.hidden_size
         directions, widths = 2 if module.bidirectional else 1, (module.proj_size or hidden, hidden)
         cell = CELLS[module._cell_name]
+        if self.layer_norm and like.is_complex():
+            raise ValueError(
+                f"layer_norm: expected False with {like.dtype}, which torch cannot normalise, but got True"
+            )
         shapes: dict[str, tuple[int, ...]] = {}
         for k in range(module.num_layers):
             for suffix in ("", "_reverse")[:directions]:

@@ -89,6 +89,8 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("GRU", {"recurrent_dropout_kind": None}, ValueError, "expected 'state' or 'candidate' but got None"),
     ("RNN", {"recurrent_dropout_kind": "candidate"}, ValueError,
      "recurrent_dropout_kind: expected 'state' for RNN, which has no candidate, but got 'candidate'"),
+    ("GRU", {"layer_norm": True, "dtype": torch.complex64}, ValueError,
+     "layer_norm: expected False with torch.complex64, which torch cannot normalise, but got True"),
     ("LSTM", {"layer_norm": True, "peephole": True}, ValueError, "peephole: expected False with layer_norm=True"),
     ("GRU", {"layer_norm": True, "reset_after": False}, ValueError, "reset_after: expected True with layer_norm=True"),
 ]  # fmt: skip
