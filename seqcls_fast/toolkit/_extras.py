@@ -1,11 +1,14 @@
-"""Imports the libraries of the ``[toolkit]`` extra where they are first needed."""
+"""Imports the libraries of the ``[toolkit]`` extra where they are first needed, and keeps tokenizers from threads."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["need"]
+__all__ = ["need", "without_threads"]
 
 _PACKAGES = {"sklearn": "scikit-learn"}  # libraries whose package has another name
 
@@ -20,3 +23,18 @@ def need(module: str, what: str) -> ModuleType:
             raise  # the library is installed, but something that it needs itself is not
         package = _PACKAGES.get(library, library)
         raise ImportError(f"{what} needs {package}: pip install 'seqcls-fast[toolkit]'", name=library) from error
+
+
+@contextmanager
+def without_threads() -> Iterator[None]:
+    """Keeps tokenizers from starting threads, which do not survive a fork; some releases warn of that."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

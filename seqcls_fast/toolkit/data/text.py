@@ -8,20 +8,18 @@ depend on the order of the corpus.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any
 
 import torch
 
-from .._extras import need
+from .._extras import need, without_threads
 from .._terminal import escaped, kind_of, shown
 from ..schema import anything, record
 from .columns import items
@@ -266,7 +264,7 @@ class TextEncoder:
             show_progress=False,
         )
         learner = self._make_tokenizer({}, [])
-        with _without_threads():
+        with without_threads():
             learner.train_from_iterator(chain.from_iterable(repeat(*item) for item in chunks.items()), trainer)
         counts: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
         for chunk, n in chunks.items():
@@ -386,18 +384,3 @@ def _shown(token: str) -> str:
         return content.decode()
     except UnicodeDecodeError:
         return "".join(f"<{byte:02X}>" for byte in content)
-
-
-@contextmanager
-def _without_threads() -> Iterator[None]:
-    """Keeps tokenizers from starting threads, which do not survive a fork; some releases warn of that."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
