@@ -16,6 +16,21 @@ from torch.autograd import forward_ad
 from . import reference
 from ._cells import Rates
 from ._shapes import CELLS, by_kind
+from ._spec import (
+    SHARED,
+    WEIGHTS,
+    Spec,
+    Tensors,
+    X,
+    batch_dims,
+    batch_of,
+    can_fold,
+    fold,
+    fold_all,
+    mapped,
+    one_by_one,
+    unfold_all,
+)
 
 __all__ = [
     "Layer",
@@ -31,52 +46,10 @@ __all__ = [
     "run_forward",
     "transformed_layer",
     "version_of",
-    "with_options",
-    "without_options",
 ]
 
 Outputs = tuple[Tensor | None, Tensor, Tensor | None]
-_Tensors = Sequence[Any]  # Tensor or None
 _NOTHING = torch.empty(0, device="cpu")  # on the CPU even if torch's default device is another
-
-# The index of each tensor of a layer. Lists of the tensors, of their gradients and of facts about them all have this
-# order. What all rows of the batch share begins at _SHARED, the weights, one kind after another, at _WEIGHTS.
-_X, _H0, _C0, _LENGTHS, _BATCH_SIZES, _RESETS, _SEED, _H_RESET, _C_RESET, _WEIGHTS = range(10)
-_SHARED = _H_RESET
-_PLAIN = _BATCH_SIZES + 1  # the tensors before this one are those of a layer without options
-
-
-class Spec:
-    """The arguments of a Function that are not tensors. The tensors always come as ``x, h0, c0, lengths, batch_sizes,
-    resets, seed, h_reset, c_reset, *weights``."""
-
-    want_saved = True
-    recompute = False  # the backward runs the forward again, which therefore saves nothing
-    samples = 0  # number of equal slices of the batch, each with weight gradients of its own; 0: gradients of the whole
-    needs: Sequence[bool] = ()  # for each tensor, whether a backward returns its gradient
-    rates = Rates()
-
-    def __init__(
-        self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False
-    ) -> None:
-        self.directions, self.cell, self.batch_first = directions, cell, batch_first
-        self.want_output, self.impl, self.allow_tf32 = want_output, impl, allow_tf32
-
-    def replace(self, **changes: Any) -> Spec:
-        """A copy with some values changed."""
-        other = Spec.__new__(Spec)
-        other.__dict__ |= self.__dict__ | changes
-        return other
-
-
-def with_options(values: _Tensors, absent: Any = None) -> _Tensors:
-    """The tensors of a layer without options, or facts about them, with ``absent`` in the place of each option."""
-    return *values[:_PLAIN], *(absent,) * (_WEIGHTS - _PLAIN), *values[_PLAIN:]
-
-
-def without_options(values: _Tensors) -> _Tensors:
-    """The inverse of :func:`with_options`."""
-    return *values[:_PLAIN], *values[_WEIGHTS:]
 
 
 def needs_graph(tensors: Iterable[Any]) -> bool:
@@ -89,7 +62,7 @@ def needs_graph(tensors: Iterable[Any]) -> bool:
     return False
 
 
-def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+def run_forward(spec: Spec, tensors: Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """``output, h_n, c_n, saved``. If ``saved`` is wanted, so is the output, as the backward reads both."""
     x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
     found = torch.ops.seqcls_fast.rnn_forward.default(
@@ -101,17 +74,17 @@ def run_forward(spec: Spec, tensors: _Tensors) -> tuple[Tensor | None, Tensor, T
     return output, found[0], found[1] if has_c else None, found[-1] if spec.want_saved else None
 
 
-def _gradients(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
+def _gradients(spec: Spec, needs: Sequence[bool], grads: Tensors, tensors: Tensors, output: Any, saved: Any) -> Any:
     """The gradients of ``tensors``, by the kernels. If one weight needs a gradient, all weights get one."""
     x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
-    want_d_weights = True in needs[_WEIGHTS:]
+    want_d_weights = True in needs[WEIGHTS:]
     found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, weights, h0, c0, lengths, batch_sizes, output, saved, spec.cell, spec.directions, spec.batch_first,
-        needs[_X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32, resets, h_reset, c_reset, seed,
+        needs[X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32, resets, h_reset, c_reset, seed,
         *spec.rates,
     )  # fmt: skip
     rest = iter(found)  # only the gradients that were computed, in the order of the tensors
-    d_x = next(rest) if needs[_X] else None
+    d_x = next(rest) if needs[X] else None
     d_h0 = None if h0 is None else next(rest)
     d_c0 = None if c0 is None else next(rest)
     d_h_reset = None if h_reset is None else next(rest)
@@ -163,7 +136,7 @@ def version_of(t: Tensor) -> Tensor:
     return watch
 
 
-def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _Tensors, output: Any, saved: Any) -> Any:
+def run_backward(spec: Spec, needs: Sequence[bool], grads: Tensors, tensors: Tensors, output: Any, saved: Any) -> Any:
     """:func:`_gradients`, which can be differentiated again where the caller asks for that."""
     if forward_ad._current_level >= 0 or grads_batched(grads):  # the kernels have no rule for either
         return reference_gradients(spec.replace(needs=needs), grads, tensors)
@@ -174,32 +147,31 @@ def run_backward(spec: Spec, needs: Sequence[bool], grads: _Tensors, tensors: _T
 
 
 def backward_of_call(
-    directions: int, cell: str, batch_first: bool, impl: str, one_step: bool, changed: bool, needs: Sequence[bool],
-    grads: _Tensors, tensors: _Tensors, output: Any, saved: Any,
-) -> _Tensors:  # fmt: skip
+    directions: int, cell: str, batch_first: bool, impl: str, one_step: bool, rates: Sequence[float], changed: bool,
+    needs: Sequence[bool], grads: Tensors, tensors: Tensors, output: Any, saved: Any,
+) -> Tensors:  # fmt: skip
     """The gradients of a node that the eager entry recorded, where its backward is differentiated, mapped or traced.
 
     ``changed``: the user may have written to the output. ``one_step``: the node is that of a cell, without the
     dimensions that a layer has and a cell has not. Its output is its h.
     """
-    spec = Spec(directions, cell, batch_first, True, impl)
-    needs, tensors = with_options(needs, False), with_options(tensors)
+    spec = Spec(directions, cell, batch_first, True, impl).replace(rates=Rates(*rates))
     if not one_step:
         if changed:
             output = run_forward(spec, tensors)[0]
-        return without_options(run_backward(spec, needs, grads, tensors, output, saved))
-    add = (None, None) if tensors[_X].dim() == 1 else (None,)
+        return run_backward(spec, needs, grads, tensors, output, saved)
+    add = (None, None) if tensors[X].dim() == 1 else (None,)
 
-    def as_layer(values: _Tensors) -> list[Any]:
+    def as_layer(values: Tensors) -> list[Any]:
         return [t if t is None else t[add] for t in values]
 
-    inputs = [*as_layer(tensors[:_WEIGHTS]), *tensors[_WEIGHTS:]]
+    inputs = [*as_layer(tensors[:WEIGHTS]), *tensors[WEIGHTS:]]
     output = run_forward(spec, inputs)[0] if changed else output[add]
     found = run_backward(spec, needs, as_layer(grads), inputs, output, saved)
-    return without_options([d if d is None else d.reshape(t.shape) for d, t in zip(found, tensors, strict=True)])
+    return [d if d is None else d.reshape(t.shape) for d, t in zip(found, tensors, strict=True)]
 
 
-def grads_batched(grads: _Tensors) -> bool:
+def grads_batched(grads: Tensors) -> bool:
     """Whether the gradients come from ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
     return not torch.compiler.is_compiling() and any(grad is not None and legacy(grad) for grad in grads)
@@ -285,89 +257,23 @@ class LayerGrad(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, spec: Spec, *tensors: Any) -> Any:
         _, *dims = in_dims
         n, (_, _, own), (_, _, own_dims) = info.batch_size, _grad_parts(tensors), _grad_parts(dims)
-        if not _can_fold(own, own_dims):
-            return _one_by_one(lambda *t: LayerGrad.apply(spec, *t), n, dims, tensors)
-        inputs, (of_output, of_h_n, of_c_n, of_saved) = _batch_dims(spec)
-        folded = _fold_all(tensors, dims, (of_output, of_h_n, of_c_n, of_output, of_saved, *inputs), n)
+        if not can_fold(own, own_dims):
+            return one_by_one(lambda *t: LayerGrad.apply(spec, *t), n, dims, tensors)
+        inputs, (of_output, of_h_n, of_c_n, of_saved) = batch_dims(spec)
+        folded = fold_all(tensors, dims, (of_output, of_h_n, of_c_n, of_output, of_saved, *inputs), n)
         found = LayerGrad.apply(spec.replace(samples=max(n, 1) * max(spec.samples, 1)), *folded)
-        batch = _batch_of(own[_X], own_dims[_X], inputs[_X])
-        apart, apart_dims = _unfold_all(found[:_SHARED], inputs, n, batch)
-        shared = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[_SHARED:]]
+        batch = batch_of(own[X], own_dims[X], inputs[X])
+        apart, apart_dims = unfold_all(found[:SHARED], inputs, n, batch)
+        shared = [grad if grad is None else grad[: n * max(spec.samples, 1)] for grad in found[SHARED:]]
         if spec.samples:
             shared = [grad if grad is None else grad.unflatten(0, (n, spec.samples)) for grad in shared]
         return (*apart, *shared), (*apart_dims, *(None if grad is None else 0 for grad in shared))
 
 
-# In the functions below, `dims` has the dimension of each tensor that vmap maps over, or None. `places` has the
-# dimension of its batch, counted without the mapped one, or None if the tensor has no batch.
-_Dims = Sequence[int | None]
-
-
-def mapped(function: Callable[..., Any], spec: Spec, n: int, dims: _Dims, tensors: _Tensors) -> Any:
-    """``output, h_n, c_n, saved`` of a layer over ``n`` indices of a mapped dimension, and its place in each of them.
-    ``function`` computes them from tensors without that dimension."""
-    if not _can_fold(tensors, dims):
-        return _one_by_one(function, n, dims, tensors)
-    inputs, outputs = _batch_dims(spec)
-    folded = _fold_all(tensors, dims, inputs, n)
-    return _unfold_all(function(*folded), outputs, n, _batch_of(tensors[_X], dims[_X], inputs[_X]))
-
-
-def _batch_dims(spec: Spec) -> tuple[_Dims, _Dims]:
-    """The dimension of the batch in ``x, h0, c0, lengths, batch_sizes, resets, seed`` and in ``output, h_n, c_n,
-    saved``."""
-    steps = 0 if spec.batch_first else 1
-    return (steps, 1, 1, 0, None, steps, None), (steps, 1, 1, 2)
-
-
-def _can_fold(tensors: _Tensors, dims: _Dims) -> bool:
-    """Whether the mapped dimension can be part of the batch: all indices share the weights, no rows are packed, and no
-    masks are drawn, which depend on the place of a row in its batch."""
-    return tensors[_BATCH_SIZES] is None and tensors[_SEED] is None and all(dim is None for dim in dims[_SHARED:])
-
-
-def _batch_of(x: Tensor, dim: int | None, at: int | None) -> int:
-    """The size of the batch in each index of ``x``."""
-    assert at is not None
-    return x.size(at if dim is None or dim > at else at + 1)
-
-
-def _fold_all(tensors: _Tensors, dims: _Dims, places: _Dims, n: int) -> list[Any]:
-    """Merges the mapped dimension of each tensor into its batch. Tensors beyond ``places`` have no batch."""
-    padded = [*places, *[None] * (len(tensors) - len(places))]
-    return [_fold(*item, n) for item in zip(tensors, dims, padded, strict=True)]
-
-
-def _unfold_all(results: _Tensors, places: _Dims, n: int, batch: int) -> Any:
-    """The inverse: splits the batch of each tensor again. Also the place of the mapped dimension in each."""
-    pairs = list(zip(results, places, strict=True))
-    apart = tuple(t if t is None or at is None else t.unflatten(at, (n, batch)) for t, at in pairs)
-    return apart, tuple(None if t is None else at for t, at in pairs)
-
-
-def _fold(t: Tensor | None, dim: int | None, at: int | None, n: int) -> Tensor | None:
-    if t is None or at is None:
-        return t
-    apart = t.unsqueeze(at).expand(*t.shape[:at], n, *t.shape[at:]) if dim is None else t.movedim(dim, at)
-    return apart.flatten(at, at + 1)
-
-
-def _one_by_one(function: Callable[..., Any], n: int, dims: Any, tensors: Any) -> Any:
-    """The results of ``function`` for each index of the mapped dimension, stacked in dimension 0, and these zeros."""
-    if not n:
-        raise RuntimeError("vmap: expected at least one index to map weights or packed rows over but got none")
-    each = [
-        function(*(t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)))
-        for i in range(n)
-    ]
-    stacked = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True))
-    return stacked, tuple(None if t is None else 0 for t in stacked)
-
-
 # -- derivatives of derivatives ---------------------------------------------------------------------------------------
 
 
-def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool], grads: _Tensors) -> list[Any]:
+def _vjp(function: Callable[..., Any], tensors: Tensors, needs: Sequence[bool], grads: Tensors) -> list[Any]:
     """The gradients of the tensors that need one. ``function`` computes results from a list of the tensors, and
     ``grads`` has the gradient of each result, or None."""
     wanted = [i for i, needed in enumerate(needs) if needed]
@@ -388,7 +294,7 @@ def _vjp(function: Callable[..., Any], tensors: _Tensors, needs: Sequence[bool],
     return found
 
 
-def reference_gradients(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
+def reference_gradients(spec: Spec, grads: Tensors, tensors: Tensors) -> list[Any]:
     """:func:`_gradients` by the reference layer, whose gradients can be differentiated again."""
     if spec.samples:
         return _reference_gradients_by_sample(spec, grads, tensors)
@@ -406,19 +312,19 @@ def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
     )  # fmt: skip
 
 
-def _reference_gradients_by_sample(spec: Spec, grads: _Tensors, tensors: _Tensors) -> list[Any]:
-    n, (inputs, (of_output, of_h_n, of_c_n, _)) = spec.samples, _batch_dims(spec)
-    batch = _batch_of(tensors[_X], None, inputs[_X]) // n
+def _reference_gradients_by_sample(spec: Spec, grads: Tensors, tensors: Tensors) -> list[Any]:
+    n, (inputs, (of_output, of_h_n, of_c_n, _)) = spec.samples, batch_dims(spec)
+    batch = batch_of(tensors[X], None, inputs[X]) // n
     wanted = [i for i, needed in enumerate(spec.needs) if needed]
-    shared = tensors[_SHARED:]
+    shared = tensors[SHARED:]
 
     def sample(grads: Any, tensors: Any) -> tuple[Any, ...]:
         found = reference_gradients(spec.replace(samples=0), grads, [*tensors, *shared])
         return tuple(found[i] for i in wanted)
 
-    apart, dims = _unfold_all(tensors[:_SHARED], inputs, n, batch)
-    grads_apart, grad_dims = _unfold_all(grads, (of_output, of_h_n, of_c_n), n, batch)
+    apart, dims = unfold_all(tensors[:SHARED], inputs, n, batch)
+    grads_apart, grad_dims = unfold_all(grads, (of_output, of_h_n, of_c_n), n, batch)
     result: list[Any] = [None] * len(tensors)
     for i, grad in zip(wanted, torch.func.vmap(sample, in_dims=(grad_dims, dims))(grads_apart, apart), strict=True):
-        result[i] = grad if i >= _SHARED else _fold(grad, 0, inputs[i], n)
+        result[i] = grad if i >= SHARED else fold(grad, 0, inputs[i], n)
     return result

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from . import _torch_layer
-from ._autograd import Layer, Outputs, Spec, reference_layer, without_options
+from ._autograd import Layer, Outputs, Spec, reference_layer
 from ._cells import Rates
 from ._ext import C
 from ._files import locked, make_folder, replacing
 from ._inputs import autocast_off
 from ._shapes import CELLS
+from ._spec import without_options
 
 __all__ = ["all_passed", "cache_folder", "failed_regimes", "trusts"]
 

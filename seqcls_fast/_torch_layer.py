@@ -25,11 +25,10 @@ from ._autograd import (
     reference_gradients,
     reference_layer,
     version_of,
-    with_options,
-    without_options,
 )
 from ._inputs import NUMBERS, autocast_off, check_rank, holds_ids, shape_of
 from ._shapes import CELLS, by_kind
+from ._spec import with_options, without_options
 
 __all__ = ["TorchLayer", "can_run", "runs_wide", "torch_layer"]
 

@@ -290,10 +290,11 @@ def run_layer(
     weights packed for this call's implementation, in a call without a graph (``_frozen``)."""
     compiling = torch.compiler.is_compiling()
     if impl == "auto":
-        if not compiling and not recompute and options is None:
+        if not compiling and not recompute:
             found = _eager.layer(
-                x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed
-            )
+                x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed,
+                *(options or _NO_OPTIONS),
+            )  # fmt: skip
             if found is not NotImplemented:
                 return found
         impl = getattr(_default, "impl", "auto")

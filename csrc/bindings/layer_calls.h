@@ -7,7 +7,7 @@
 #include <tuple>
 #include <utility>
 
-#include "arguments.h"
+#include "options.h"
 #include "packed.h"
 #include "runner.h"
 #include "tensors.h"

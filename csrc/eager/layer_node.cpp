@@ -26,6 +26,12 @@ PyObject* unusual_backward = nullptr;
 
 Maybe maybe(const Tensor& t) { return t.defined() ? Maybe(t) : Maybe(); }
 
+bool has_options(const Spec& spec, const Tensors& tensors) {
+  bool found = spec.rates != decltype(spec.rates){};
+  for (size_t i = kResets; i < kWeights; ++i) found = found || tensors[i].defined();
+  return found;
+}
+
 // The arguments of layer_forward() and layer_backward(), which hold references.
 struct Arguments {
   Arguments(const Spec& spec, const Tensors& tensors, const Tensor* packed = nullptr)
@@ -36,14 +42,30 @@ struct Arguments {
         batch_sizes(maybe(tensors[kBatchSizes])),
         weights(tensors.begin() + kWeights, tensors.end()),
         cell{spec.cell},
-        given{x,     weights, h0, c0, lengths, batch_sizes, cell, spec.directions, spec.batch_first, spec.one_step,
-              packed} {}
+        given{x,
+              weights,
+              h0,
+              c0,
+              lengths,
+              batch_sizes,
+              cell,
+              spec.directions,
+              spec.batch_first,
+              spec.one_step,
+              packed,
+              has_options(spec, tensors) ? &options : nullptr} {
+    if (given.options) {
+      options = {maybe(tensors[kResets]), maybe(tensors[kHReset]), maybe(tensors[kCReset]), maybe(tensors[kSeed]),
+                 spec.rates[0],           spec.rates[1],           spec.rates[2],           spec.rates[3]};
+    }
+  }
   Arguments(const Arguments&) = delete;
 
   const Tensor& x;
   const Maybe h0, c0, lengths, batch_sizes;
   Tensors weights;
   const Name cell;
+  LayerOptions options;
   const LayerArguments given;
 };
 
@@ -129,6 +151,8 @@ class LayerBackward : public Node {
     take(kX, want_d_x);
     take(kH0, tensors[kH0].defined());
     take(kC0, tensors[kC0].defined());
+    take(kHReset, tensors[kHReset].defined());
+    take(kCReset, tensors[kCReset].defined());
     for (size_t i = kWeights; i < tensors.size(); ++i) take(i, want_d_weights);
     return result;
   }
@@ -146,6 +170,7 @@ class LayerBackward : public Node {
     args.collect(spec_.batch_first);
     args.collect(spec_.one_step);
     args.collect(spec_.impl);
+    for (const double rate : spec_.rates) args.collect(rate);
     for (const SavedVariable& saved : saved_) args.collect(saved, false);
   }
   variable_list apply_with_saved(const variable_list& grads,
@@ -179,7 +204,8 @@ class LayerBackward : public Node {
       incoming[i] = i < grads.size() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(grads[i])) : py::none();
     const py::tuple kept = as_tuple(tensors, count, count + 2);
     const py::object found = py::reinterpret_borrow<py::object>(unusual_backward)(
-        spec_.directions, spec_.cell, spec_.batch_first, spec_.impl, spec_.one_step, changed, needs, incoming,
+        spec_.directions, spec_.cell, spec_.batch_first, spec_.impl, spec_.one_step,
+        py::make_tuple(spec_.rates[0], spec_.rates[1], spec_.rates[2], spec_.rates[3]), changed, needs, incoming,
         as_tuple(tensors, 0, count), kept[0], kept[1]);
     variable_list result;
     for (const py::handle each : found) result.push_back(each.is_none() ? Tensor() : THPVariable_Unpack(each.ptr()));

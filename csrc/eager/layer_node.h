@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/python_headers.h>
 
+#include <array>
 #include <string>
 
 #include "../bindings/layer_calls.h"
@@ -22,11 +23,13 @@ struct Spec {
   bool one_step = false;  // a cell's
   Runner* runner = nullptr;
   std::string impl;  // the name of the runner
+  // Those of LayerOptions: of zoneout of h and of c, of the dropout of the state and of the candidate.
+  std::array<double, 4> rates{};
 };
 
-// The tensors of a layer in the order of seqcls_fast/_autograd.py: x, h0, c0, lengths, batch_sizes, then all weights.
-// An absent one is undefined.
-constexpr size_t kX = 0, kH0 = 1, kC0 = 2, kLengths = 3, kBatchSizes = 4, kWeights = 5;
+// The tensors of a layer in the order of seqcls_fast/_spec.py; then all weights. An absent one is undefined.
+constexpr size_t kX = 0, kH0 = 1, kC0 = 2, kLengths = 3, kBatchSizes = 4, kResets = 5, kSeed = 6, kHReset = 7,
+                 kCReset = 8, kWeights = 9;
 
 struct Results {
   Tensor output, h_n, c_n;  // undefined: not wanted, or the cell has none

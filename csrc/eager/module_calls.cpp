@@ -3,6 +3,8 @@
 // Python, where the checks are that tell what is wrong. So there is no message here, and no check is left out there.
 #include "layer_node.h"
 
+#include "attributes.h"
+
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
 #include <torch/csrc/Exceptions.h>
@@ -31,116 +33,6 @@ Choice& choice() {
   thread_local Choice chosen;
   return chosen;
 }
-
-// ---- Attributes of a module, as borrowed references. All of them are in the module's dictionary.
-
-struct Names {
-  PyObject *parameters, *mode, *num_layers, *bidirectional, *bias, *batch_first, *dropout, *training, *input_size,
-      *hidden_size, *proj_size, *recompute_gates, *frozen, *impl, *packed, *seen;
-  std::array<PyObject*, 4> of_cell;
-};
-
-PyObject* interned(const std::string& text) {
-  PyObject* name = PyUnicode_InternFromString(text.c_str());
-  if (!name) throw python_error();
-  return name;
-}
-
-const Names& names() {
-  static const Names all{interned("_parameters"),
-                         interned("mode"),
-                         interned("num_layers"),
-                         interned("bidirectional"),
-                         interned("bias"),
-                         interned("batch_first"),
-                         interned("dropout"),
-                         interned("training"),
-                         interned("input_size"),
-                         interned("hidden_size"),
-                         interned("proj_size"),
-                         interned("recompute_gates"),
-                         interned("_frozen_weights"),
-                         interned("impl"),
-                         interned("packed"),
-                         interned("seen"),
-                         {interned("weight_ih"), interned("weight_hh"), interned("bias_ih"), interned("bias_hh")}};
-  return all;
-}
-
-constexpr const char* kKinds[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
-
-// The name of a layer's weight.
-PyObject* weight_name(size_t kind, int64_t layer, int64_t direction) {
-  static std::vector<std::array<PyObject*, 10>> all;
-  while (all.size() <= static_cast<size_t>(layer)) {
-    std::array<PyObject*, 10> of_layer{};
-    for (size_t k = 0; k < 5; ++k)
-      for (size_t d = 0; d < 2; ++d)
-        of_layer[2 * k + d] =
-            interned(std::string(kKinds[k]) + "_l" + std::to_string(all.size()) + (d ? "_reverse" : ""));
-    all.push_back(of_layer);
-  }
-  return all[static_cast<size_t>(layer)][2 * kind + static_cast<size_t>(direction)];
-}
-
-struct Declined {};  // thrown where a call is not one for the eager entry
-
-// The attributes of a module, and its parameters. Numbers and truths must be Python's own, so that asking for them runs
-// nobody's code.
-class Attributes {
- public:
-  explicit Attributes(PyObject* module)
-      : module_(module), all_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))) {
-    if (!all_) decline();
-    parameters_ = py::reinterpret_borrow<py::object>(find(names().parameters));
-    if (!parameters_ || !PyDict_Check(parameters_.ptr())) throw Declined{};
-  }
-
-  PyObject* find(PyObject* name) const { return PyDict_GetItemWithError(all_.ptr(), name); }  // null: there is none
-  PyObject* operator[](PyObject* name) const {
-    PyObject* found = find(name);
-    if (!found) throw Declined{};
-    return found;
-  }
-  int64_t number(PyObject* name) const {
-    PyObject* value = (*this)[name];
-    const int64_t found = PyLong_CheckExact(value) ? PyLong_AsLongLong(value) : throw Declined{};
-    if (found == -1 && PyErr_Occurred()) decline();
-    return found;
-  }
-  double real(PyObject* name) const {
-    PyObject* value = (*this)[name];
-    if (!PyFloat_CheckExact(value) && !PyLong_CheckExact(value)) throw Declined{};
-    const double found = PyFloat_AsDouble(value);
-    if (found == -1 && PyErr_Occurred()) decline();
-    return found;
-  }
-  bool flag(PyObject* name) const { return is_true((*this)[name]); }
-  bool of_class(PyObject* name) const {  // an attribute that the class has
-    const py::object value = py::reinterpret_steal<py::object>(PyObject_GetAttr(module_, name));
-    if (!value) decline();
-    return is_true(value.ptr());
-  }
-  // A parameter that is a plain tensor. A weight of another kind, such as a parametrized one, has to be computed.
-  PyObject* parameter(PyObject* name) const {
-    PyObject* found = PyDict_GetItemWithError(parameters_.ptr(), name);
-    if (!found) throw Declined{};
-    return found;
-  }
-
- private:
-  [[noreturn]] static void decline() {
-    PyErr_Clear();
-    throw Declined{};
-  }
-  static bool is_true(PyObject* value) {
-    if (!PyBool_Check(value) && !PyLong_CheckExact(value)) throw Declined{};
-    return PyObject_IsTrue(value) != 0;
-  }
-
-  PyObject* module_;
-  py::object all_, parameters_;
-};
 
 // ---- Tensors
 
@@ -377,8 +269,8 @@ PyObject* cell(PyObject* const* arguments) {
   return tuple_of(wrapped(std::move(results.h_n)), wrapped(std::move(results.c_n)));
 }
 
-// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed): one layer.
-// Returns output, h_n and c_n.
+// layer(x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed, resets, seed,
+// h_reset, c_reset, rates): one layer. Returns output, h_n and c_n.
 PyObject* layer(PyObject* const* arguments) {
   PyObject* weights = arguments[1];
   if (!PyList_CheckExact(weights)) throw Declined{};
@@ -395,7 +287,13 @@ PyObject* layer(PyObject* const* arguments) {
   Tensors tensors;
   tensors.reserve(kWeights + static_cast<size_t>(PyList_GET_SIZE(weights)));
   tensors.push_back(plain_tensor(arguments[0]));
-  for (const int i : {3, 4, 6, 7}) tensors.push_back(plain_or_none(arguments[i]));
+  for (const int i : {3, 4, 6, 7, 11, 12, 13, 14}) tensors.push_back(plain_or_none(arguments[i]));
+  PyObject* const rates = arguments[15];
+  if (!PyTuple_Check(rates) || PyTuple_GET_SIZE(rates) != 4) throw Declined{};
+  for (Py_ssize_t i = 0; i < 4; ++i) {
+    if (!PyFloat_CheckExact(PyTuple_GET_ITEM(rates, i))) throw Declined{};
+    spec.rates[static_cast<size_t>(i)] = PyFloat_AS_DOUBLE(PyTuple_GET_ITEM(rates, i));
+  }
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(weights); ++i)
     tensors.push_back(plain_tensor(PyList_GET_ITEM(weights, i)));
   Results results = run_or_decline(spec, tensors, plain_or_none(arguments[10]), want_output);
@@ -454,7 +352,7 @@ PyCFunction as_method(Function* function) {
 PyMethodDef methods[] = {
     {"layers", as_method(entry<layers, 5>), METH_FASTCALL, nullptr},
     {"cell", as_method(entry<cell, 4>), METH_FASTCALL, nullptr},
-    {"layer", as_method(entry<layer, 11>), METH_FASTCALL, nullptr},
+    {"layer", as_method(entry<layer, 16>), METH_FASTCALL, nullptr},
     {"connect", as_method(connect), METH_FASTCALL, nullptr},
     {"use_impl", use_impl, METH_O, nullptr},
     {"turn", turn, METH_O, nullptr},

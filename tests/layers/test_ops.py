@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqcls_fast import _autograd, _ext, ops
+from seqcls_fast import _autograd, _ext, _spec, ops
 from support.cases import CELLS, Case
 from support.checks import flat_arguments, forward_arguments
 
@@ -148,7 +148,7 @@ def test_torchs_setting_decides_on_tf32_on_cuda(
 @pytest.mark.parametrize("allow_tf32", [True, False])
 def test_tf32_reaches_the_backward(allow_tf32: bool, compiled: str) -> None:
     x, *weights = (torch.ones(s, requires_grad=True) for s in ((4, 2, 3), (12, 3), (12, 4)))
-    tensors = _autograd.with_options((x, None, None, None, None, *weights))
+    tensors = _spec.with_options((x, None, None, None, None, *weights))
     spec = _autograd.Spec(1, "gru", False, True, compiled, allow_tf32)
     for recompute, function in itertools.product((False, True), (_autograd.Layer.apply, _autograd.transformed_layer)):
         with WatchTf32() as watch:

@@ -88,6 +88,15 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_func.py",
         "test_compile.py",
     ),
+    "seqcls_fast/_spec.py": (
+        "test_ops.py",
+        "test_gradients.py",
+        "test_autocast.py",
+        "test_training.py",
+        "test_export.py",
+        "test_func.py",
+        "test_compile.py",
+    ),
     "seqcls_fast/_torch_layer.py": (
         "test_torch_layer.py",
         "test_nn_strides.py",

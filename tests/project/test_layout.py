@@ -16,7 +16,7 @@ PACKAGE = "seqcls_fast"
 LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_C", "_after_import", "_cells", "_noise", "_version", "_files"),
     ("_ext", "_inputs"),
-    ("reference", "_shapes"),
+    ("reference", "_shapes", "_spec"),
     ("_autograd",),
     ("_eager", "_exported", "_flops", "_torch_layer"),
     ("_self_test",),
