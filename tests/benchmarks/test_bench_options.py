@@ -143,7 +143,7 @@ def test_the_goals_of_options() -> None:
 # -- which rows there are, and what is said of goals ------------------------------------------------------------------
 
 
-def session(**fill: Any) -> Any:
+def session() -> Any:
     """A session that measures nothing. It asks no library that is optional."""
 
     def filled(row: Row, built: Any, error_of: Any, bound: float, others: Any) -> None:
