@@ -16,6 +16,7 @@ REFERENCE = "seqcls_fast/reference.py"
 OPS = "seqcls_fast/ops.py"
 INPUTS = "seqcls_fast/_inputs.py"
 AUTOGRAD = "seqcls_fast/_autograd.py"
+SPEC = "seqcls_fast/_spec.py"
 EXPORTED = "seqcls_fast/_exported.py"
 TORCH_LAYER = "seqcls_fast/_torch_layer.py"
 SHAPES = "seqcls_fast/_shapes.py"
@@ -189,8 +190,8 @@ PYTHON = [
     ),
     Mutant(
         "ensemble folded",
-        AUTOGRAD,
-        "tensors[_BATCH_SIZES] is None and tensors[_SEED] is None and all(dim is None for dim in dims[_SHARED:])",
+        SPEC,
+        "tensors[BATCH_SIZES] is None and tensors[SEED] is None and all(dim is None for dim in dims[SHARED:])",
         "True",
     ),
     Mutant("nested samples", AUTOGRAD, "samples=max(n, 1) * max(spec.samples, 1)", "samples=max(n, 1)"),
@@ -207,7 +208,7 @@ PYTHON = [
         "d_c_n = None",
     ),
     Mutant("exported without autocast", EXPORTED, '("AutocastCPU", "AutocastCUDA")', '("AutocastCUDA",)'),
-    Mutant("batch lost under vmap", AUTOGRAD, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
+    Mutant("batch lost under vmap", SPEC, "x.size(at if dim is None or dim > at else at + 1)", "x.size(at)"),
     Mutant("batched gradients unseen", AUTOGRAD, "_current_level >= 0 or grads_batched(grads)", "_current_level >= 0"),
     Mutant(
         "second derivative of grads lost", AUTOGRAD, "(*of_grads, False, False, *of_own)", "(*[False] * 5, *of_own)"
