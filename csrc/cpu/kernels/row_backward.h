@@ -135,14 +135,6 @@ class RowBackward : BackwardPass<F, Cell> {
     }
   }
 
-  // v, with zeros in the lanes beyond the layer.
-  static V within(V v, int n) {
-    if (n >= kL) return v;
-    alignas(SF_VECTOR_BYTES) A line[kL];
-    store(line, v);
-    return F::read(line, n);
-  }
-
   void add_further(int64_t i, int64_t row, int64_t unit, int n, V v) const {
     A* const sums = further_sums_of(i);
     if (!sums) return;
@@ -172,7 +164,7 @@ class RowBackward : BackwardPass<F, Cell> {
       unit_backward(i, step, unit, n, load(d_h + unit), saved, d, options);
       if constexpr (kNorm) {
         for (int k = 0; k < kSlots; ++k) {
-          d[k] = within(d[k], n);
+          d[k] = within<F>(d[k], n);
           store(d_sums_ + (unit / kL * kSlots + k) * kL, d[k]);
           add_further(i, k, unit, n, d[k]);
         }
@@ -203,22 +195,22 @@ class RowBackward : BackwardPass<F, Cell> {
   // With a normalised c: the gradient of o's sum, in d_o_, and that of c which comes through h, in d_c_.
   void norm_of_c_backward(int64_t i, const A* d_h) {
     const int64_t H = layer_.H, first_sum = kSlots + 2 * kG;
-    const A inverse = normalise<F>(fresh_c_, normed_c_, H, 1, 0, 1);
-    for (int64_t unit = 0; unit < H; unit += kL) {
-      const int n = lanes(unit, H);
-      const V gain = load(further_[2] + unit), normed = load(normed_c_ + unit),
+    const A inverse = centre<F>(fresh_c_, normed_c_, H, 1, 0, 1);
+    const auto take = [&](int64_t block, int n) {
+      const int64_t unit = block * kL;
+      const V gain = load(further_[2] + unit), normed = load(normed_c_ + unit) * inverse,
               c = fma(normed, gain, load(further_[3] + unit)), o = load(saved_rows_[i] + unit * kSaved + 3 * kL);
       V d_o, d_c{};
       Base::output_backward(o, c, load(d_h + unit), d_o, d_c);
-      d_c = within(d_c, n);
+      d_c = within<F>(d_c, n);
       add_further(i, first_sum, unit, n, d_c * normed);
       add_further(i, first_sum + 1, unit, n, d_c);
       store(d_o_ + unit, d_o);
-      store(d_normed_c_ + unit, d_c * gain);
       if (layer_.P) write_unprojected(i, unit, n, Base::output(o, c));
-    }
-    normalise_backward<F>(d_normed_c_, normed_c_, inverse, H, 1, 0, 1,
-                          [&](int64_t block, V d) { store(d_c_ + block * kL, d); });
+      return d_c * gain;
+    };
+    centre_backward<F>(d_normed_c_, normed_c_, inverse, H, 1, 0, 1, take,
+                       [&](int64_t block, int, V d) { store(d_c_ + block * kL, d); });
   }
 
   void write_unprojected(int64_t i, int64_t unit, int n, V m) const {
@@ -269,24 +261,20 @@ class RowBackward : BackwardPass<F, Cell> {
 
   // The gradients of the input's sums (part 0) or the state's (part 1) from those of the normalised ones.
   void sums_backward(int64_t i, int part) {
-    const A* const normed = saved_rows_[i] + (part ? Shape::normed_h(padded_) : Shape::normed_x(padded_));
+    const A* const centred = saved_rows_[i] + (part ? Shape::centred_h(padded_) : Shape::centred_x(padded_));
     const int64_t H = layer_.H;
-    for (int64_t unit = 0; unit < H; unit += kL) {
-      for (int g = 0; g < kG; ++g) {
-        const int64_t at = (unit / kL * kG + g) * kL;
-        const V d = load(d_sums_ + (unit / kL * kSlots + (part ? Base::hidden_slot(g) : g)) * kL);
-        add_further(i, kSlots + part * kG + g, unit, lanes(unit, H), d * load(normed + at));
-        store(d_normed_ + at, d * load(further_[part] + at));
-      }
-    }
     A* const to = gate_rows_[i] + part * kG * H;
     for (int block = 0; block < Shape::kNormBlocks; ++block) {
       const A inverse = saved_rows_[i][Shape::inverses(padded_) + 2 * block + part];
-      normalise_backward<F>(d_normed_, normed, inverse, H, kG, Shape::first_gate(block), Shape::last_gate(block),
-                            [&](int64_t at, V d) {
-                              const int64_t unit = at / kG * kL;
-                              F::write(to + at % kG * H + unit, d, lanes(unit, H));
-                            });
+      const auto take = [&](int64_t at, int n) {
+        const int64_t unit = at / kG * kL;
+        const int gate = static_cast<int>(at % kG);
+        const V d = load(d_sums_ + (at / kG * kSlots + (part ? Base::hidden_slot(gate) : gate)) * kL);
+        add_further(i, kSlots + part * kG + gate, unit, n, d * (load(centred + at * kL) * inverse));
+        return d * load(further_[part] + at * kL);
+      };
+      centre_backward<F>(d_normed_, centred, inverse, H, kG, Shape::first_gate(block), Shape::last_gate(block), take,
+                         [&](int64_t at, int n, V d) { F::write(to + at % kG * H + at / kG * kL, d, n); });
     }
   }
 

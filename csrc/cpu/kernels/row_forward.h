@@ -236,8 +236,10 @@ class RowForward : ForwardPass<F, Cell> {
       for (V& sum : a) sum = V{};
       for (int g = 0; g < kG; ++g) {
         const int64_t at = (block * kG + g) * kL;
-        a[g] += fma(load(now_x_ + at), load(further_[0] + at), load(bias + g * kL));
-        a[Base::hidden_slot(g)] += fma(load(now_h_ + at), load(further_[1] + at), load(bias + (kG + g) * kL));
+        const int norm = Shape::block_of(g);
+        a[g] += fma(load(now_x_ + at) * inverse_x_[norm], load(further_[0] + at), load(bias + g * kL));
+        a[Base::hidden_slot(g)] +=
+            fma(load(now_h_ + at) * inverse_h_[norm], load(further_[1] + at), load(bias + (kG + g) * kL));
       }
     } else {
       for (int s = 0; s < Base::kSlots; ++s) a[s] = s < Cell::kSlots ? load(bias + s * kL) : V{};
@@ -273,14 +275,14 @@ class RowForward : ForwardPass<F, Cell> {
     A* const c_row = c_ + i * padded_;
     if constexpr (kNorm) {
       const bool keep = call_.saved[direction_].data != nullptr;
-      now_x_ = keep ? values + Shape::normed_x(padded_) : normed_x_;
-      now_h_ = keep ? values + Shape::normed_h(padded_) : normed_h_;
+      now_x_ = keep ? values + Shape::centred_x(padded_) : normed_x_;
+      now_h_ = keep ? values + Shape::centred_h(padded_) : normed_h_;
       for (int block = 0; block < Shape::kNormBlocks; ++block) {
         const int first = Shape::first_gate(block), last = Shape::last_gate(block);
-        const A x = normalise<F>(start_[i], now_x_, layer_.H, kG, first, last),
-                h = normalise<F>(sum_rows_[i], now_h_, layer_.H, kG, first, last);
-        if (keep)
-          values[Shape::inverses(padded_) + 2 * block] = x, values[Shape::inverses(padded_) + 2 * block + 1] = h;
+        inverse_x_[block] = centre<F>(start_[i], now_x_, layer_.H, kG, first, last);
+        inverse_h_[block] = centre<F>(sum_rows_[i], now_h_, layer_.H, kG, first, last);
+        A* const inverses = values + Shape::inverses(padded_) + 2 * block;
+        if (keep) inverses[0] = inverse_x_[block], inverses[1] = inverse_h_[block];
       }
     }
     for (int64_t unit = 0; unit < layer_.H; unit += kL) {
@@ -312,10 +314,10 @@ class RowForward : ForwardPass<F, Cell> {
       if constexpr (!kNormC) write_h(i, unit, n, h, old_h);
     }
     if constexpr (kNormC) {
-      normalise<F>(new_c_, normed_c_, layer_.H, 1, 0, 1);
+      const A inverse = centre<F>(new_c_, normed_c_, layer_.H, 1, 0, 1);
       for (int64_t unit = 0; unit < layer_.H; unit += kL) {
         const int n = lanes(unit, layer_.H);
-        const V c = fma(load(normed_c_ + unit), load(further_[2] + unit), load(further_[3] + unit));
+        const V c = fma(load(normed_c_ + unit) * inverse, load(further_[2] + unit), load(further_[3] + unit));
         const V h = Base::output(load(values + unit * kSaved + 3 * kL), c);
         write_h(i, unit, n, h, F::read(h_prev_[i] + unit, layer_.P ? 0 : n));
       }
@@ -352,7 +354,7 @@ class RowForward : ForwardPass<F, Cell> {
   int64_t size_;
   A *sums_, **sum_rows_, *state_masks_, *candidate_, *keep_h_, *keep_c_, *values_, *normed_x_, *normed_h_, *new_c_,
       *normed_c_, *further_[kFurther];
-  A *now_x_ = nullptr, *now_h_ = nullptr;  // the normalised sums of the row at hand
+  A *now_x_ = nullptr, *now_h_ = nullptr, inverse_x_[2] = {}, inverse_h_[2] = {};  // the norms of the row at hand
   const E** operand_rows_;
   E* operands_;
 };

@@ -19,10 +19,11 @@ struct RowShape : OptionsOf<Cell> {
   static constexpr int kNormBlocks = kGates == 3 ? 2 : 1;
   static constexpr int first_gate(int block) { return kGates == 3 ? 2 * block : 0; }
   static constexpr int last_gate(int block) { return kGates == 3 ? 2 + block : kGates; }
-  // Where the parts of a row of saved values begin: the normalised sums of the input and of the state, the inverse
+  static constexpr int block_of(int gate) { return kGates == 3 ? gate / 2 : 0; }
+  // Where the parts of a row of saved values begin: the centred sums of the input and of the state, and the inverse
   // deviations of their blocks.
-  static SF_FN int64_t normed_x(int64_t units) { return kBaseSaved * units; }
-  static SF_FN int64_t normed_h(int64_t units) { return (kBaseSaved + kGates) * units; }
+  static SF_FN int64_t centred_x(int64_t units) { return kBaseSaved * units; }
+  static SF_FN int64_t centred_h(int64_t units) { return (kBaseSaved + kGates) * units; }
   static SF_FN int64_t inverses(int64_t units) { return (kBaseSaved + 2 * kGates) * units; }
 };
 
@@ -69,6 +70,16 @@ SF_FN A sum_of_lanes(V v) {
   return sum;
 }
 
+// v, with zeros in the lanes beyond the layer.
+template <class F>
+SF_FN typename F::V within(typename F::V v, int n) {
+  using A = typename F::A;
+  if (n >= F::kLanes) return v;
+  alignas(SF_VECTOR_BYTES) A line[F::kLanes];
+  store(line, v);
+  return Plain<A>::read(line, n);
+}
+
 constexpr double kNormEpsilon = 1e-5;
 
 // Visits the vectors of the gates [first, last) of a row of sums: function(index of the vector, lanes within the
@@ -82,9 +93,10 @@ SF_FN void for_gate_vectors(int64_t H, int gates, int first, int last, Function&
   }
 }
 
-// Normalises gates of a row of sums, the units of all of them together. Returns the inverse of the deviation.
+// Normalises gates of a row of sums, the units of all of them together. Writes the differences from the mean, zero
+// beyond the layer, and returns the inverse of the deviation: a normalised value is the product of the two.
 template <class F>
-typename F::A normalise(const typename F::A* from, typename F::A* to, int64_t H, int gates, int first, int last) {
+typename F::A centre(const typename F::A* from, typename F::A* to, int64_t H, int gates, int first, int last) {
   using V = typename F::V;
   using A = typename F::A;
   constexpr int kL = F::kLanes;
@@ -94,37 +106,34 @@ typename F::A normalise(const typename F::A* from, typename F::A* to, int64_t H,
   const A mean = sum_of_lanes<A>(sum) / count;
   V squares{};
   for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int n) {
-    V centred = load(from + i * kL) - mean;
-    if (n < kL) {  // zero beyond the layer
-      store(to + i * kL, centred);
-      centred = Plain<A>::read(to + i * kL, n);
-    }
+    const V centred = within<F>(load(from + i * kL) - mean, n);
     store(to + i * kL, centred);
     squares = fma(centred, centred, squares);
   });
   const A variance = sum_of_lanes<A>(squares) / count + static_cast<A>(kNormEpsilon);
-  const A inverse = 1 / (sizeof(A) == 8 ? static_cast<A>(__builtin_sqrt(variance)) : __builtin_sqrtf(variance));
-  for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int) { store(to + i * kL, load(to + i * kL) * inverse); });
-  return inverse;
+  return 1 / (sizeof(A) == 8 ? static_cast<A>(__builtin_sqrt(variance)) : __builtin_sqrtf(variance));
 }
 
 // The gradients of the sums from those of the normalised values: inverse * (d - mean(d) - normed * mean(d * normed)).
-// `d` is in the layout of the sums and zero beyond the layer; write(index of the vector, gradient) takes them.
-template <class F, class Write>
-void normalise_backward(const typename F::A* d, const typename F::A* normed, typename F::A inverse, int64_t H,
-                        int gates, int first, int last, Write&& write) {
+// take(index of the vector, lanes within the layer) returns d, zero beyond the layer, which is kept in `d`;
+// write(index of the vector, lanes, gradient) takes the results.
+template <class F, class Take, class Write>
+void centre_backward(typename F::A* d, const typename F::A* centred, typename F::A inverse, int64_t H, int gates,
+                     int first, int last, Take&& take, Write&& write) {
   using V = typename F::V;
   using A = typename F::A;
   constexpr int kL = F::kLanes;
   V sum{}, products{};
-  for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int) {
-    sum += load(d + i * kL);
-    products = fma(load(d + i * kL), load(normed + i * kL), products);
+  for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int n) {
+    const V taken = take(i, n);
+    store(d + i * kL, taken);
+    sum += taken;
+    products = fma(taken, load(centred + i * kL), products);
   });
   const A count = static_cast<A>(H * (last - first));
-  const A mean = sum_of_lanes<A>(sum) / count, slope = sum_of_lanes<A>(products) / count;
-  for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int) {
-    write(i, (load(d + i * kL) - mean - load(normed + i * kL) * slope) * inverse);
+  const A mean = sum_of_lanes<A>(sum) / count, slope = sum_of_lanes<A>(products) / count * inverse * inverse;
+  for_gate_vectors<F>(H, gates, first, last, [&](int64_t i, int n) {
+    write(i, n, (load(d + i * kL) - mean - load(centred + i * kL) * slope) * inverse);
   });
 }
 
