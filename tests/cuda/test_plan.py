@@ -286,7 +286,7 @@ def test_the_first_regime_that_fits_is_taken(device: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cell": "lsmt"}, "cell: expected one of rnn_tanh, rnn_relu, gru, lstm but got 'lsmt'"),
+        ({"cell": "lsmt"}, "cell: expected one of rnn_tanh, rnn_relu, gru, lstm, .* but got 'lsmt'"),
         ({"hidden": 0}, "expected hidden and batch from 1 to 2147483647 but got 0, 8"),
         ({"precision": "fp64"}, "precision: expected one of bf16, fp16, tf32, tf32x3 but got 'fp64'"),
         ({"directions": 3}, "directions: expected 1 or 2 but got 3"),
@@ -382,8 +382,8 @@ def test_options_are_stepwise_and_say_why(capsys: pytest.CaptureFixture[str], ce
     why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip"
     text = told(capsys, f"--cell {cell} --hidden 64")
     assert line(text, "regime") == ["stepwise"] * 2
-    assert line(text, "because") == [why] * 2
     for regime in REGIMES[:-1]:
+        assert line(text, f"not {regime}") == [why] * 2
         assert line(told(capsys, f"--cell {cell} --hidden 64 --regime {regime}"), "cannot run") == [why] * 2
 
 
