@@ -661,7 +661,7 @@ CUDA = [
         "row.scratch(side, g, p.unit) - sums[2 * k] / count -",
         "row.scratch(side, g, p.unit) -",
     ),
-    Mutant("CUDA: r without its gradient", RESET_BEFORE, "* fma(-r, r, r));", "* 0);"),
+    Mutant("CUDA: r without its gradient", RESET_BEFORE, "Math::narrow(d_r[0])", "Math::narrow(0)"),
     Mutant("CUDA: ids beyond the length", IDS, "return !lengths || p.t < lengths[p.b];", "return true;"),
     Mutant("CUDA: any id has a column", IDS, "if (id >= 0 && id < columns) return", "if (id >= 0) return"),
     Mutant("CUDA: columns of samples in one place", IDS, "p.b / (a.ids.B / a.samples) * a.ids.columns + id;", "id;"),
