@@ -168,6 +168,22 @@ struct ToFp16Pair {
 struct FromFp16 {
   static float of(uint16_t a) { return cuda::from_fp16(a); }
 };
+struct Root {
+  template <class T>
+  static T of(T a) {
+    return std::sqrt(a);
+  }
+};
+struct Truncated {  // towards zero; what does not fit becomes the nearest number that does, and NaN zero
+  static uint32_t of(double a) { return a > 0 ? a < 4294967295.0 ? static_cast<uint32_t>(a) : 4294967295u : 0; }
+};
+template <class To>
+struct FromInteger {
+  static To of(int64_t a) { return static_cast<To>(a); }
+};
+struct HighHalf {  // of the product
+  static int64_t of(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<__int128>(a) * b >> 64); }
+};
 struct Narrow {
   static float of(double a) { return static_cast<float>(a); }
 };

@@ -130,6 +130,7 @@ Run product(const Words& words, const std::string& type) {
       return nullptr;
     });
   if (type[0] == 'f') return adds || has(words, "wide") ? nullptr : binary_float<Mul>(type);
+  if (has(words, "hi") && !adds) return type == "s64" ? Map<HighHalf, int64_t, int64_t, int64_t>::run : nullptr;
   if (!has(words, "lo")) return nullptr;
   return for_bits(type, [&](auto t) -> Run {
     using T = decltype(t);
@@ -146,6 +147,9 @@ Run conversion(Instruction& in, const Words& words) {
   if (to == "tf32" && from == "f32" && rounding == "rna") return Map<RoundTf32, float, float>::run;
   if (to == "f32" && from == "f16" && words.size() == 3) return Map<FromFp16, float, uint16_t>::run;
   if (to == "f32" && from == "f64" && rounding == "rn") return Map<Narrow, float, double>::run;
+  if (to == "u32" && from == "f64" && rounding == "rzi") return Map<Truncated, uint32_t, double>::run;
+  if (to == "f32" && from == "s64" && rounding == "rn") return Map<FromInteger<float>, float, int64_t>::run;
+  if (to == "f64" && from == "s64" && rounding == "rn") return Map<FromInteger<double>, double, int64_t>::run;
   if (to == "f64" && from == "f32" && words.size() == 3) return Map<Widen, double, float>::run;
   if (to == "f32" && from == "f32" && rounding == "rni") return Map<Nearest, float, float>::run;
   if (words.size() != 3 || from.find('f') != std::string::npos || to.find('f') != std::string::npos) return nullptr;
@@ -259,6 +263,7 @@ Run find(Instruction& in, const Words& words) {
       return Map<Fma, T, T, T, T>::run;
     });
   if (name == "ex2" && words.size() == 4) return type == "f32" ? Map<Exp2Approx, float, float>::run : nullptr;
+  if (name == "sqrt" && words[1] == "rn") return unary_float<Root>(type);
   if (name == "rcp" && words[1] == "rn") return unary_float<Reciprocal>(type);
   if (name == "rcp" && words[1] == "approx" && words[2] == "ftz")
     return type == "f32" ? Map<ReciprocalApprox, float, float>::run : Map<ReciprocalApprox64, double, double>::run;
