@@ -77,7 +77,7 @@ class Tensors {
   }
 
  private:
-  int64_t saved_width() const { return kCells[l_.cell].saved * padded(l_.H); }
+  int64_t saved_width() const { return (kCells[l_.cell].saved + l_.saves_fresh_h()) * padded(l_.H); }
   int64_t gates_width() const {
     const CellInfo& cell = kCells[l_.cell];
     return (cell.slots + cell.resets_first) * l_.H + (l_.P ? l_.P + l_.H : 0);
