@@ -117,15 +117,18 @@ __attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& 
 }
 
 // Computes d(projected h), or d_h0. It is d(h) without a cell after it.
-template <class F, int kRows>
+template <class F, int kRows, int kBlocks>
 __attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
                                              int64_t columns, typename F::A* const* out) {
-  alignas(SF_VECTOR_BYTES) typename F::A products[kRows][F::kLanes];
-  hidden_product<F, kRows, 1>(s, first_row, block, block, products);
-  const int64_t column = block * F::kLanes;
-  const int n = static_cast<int>(columns - column);
+  alignas(SF_VECTOR_BYTES) typename F::A products[kRows][kBlocks * F::kLanes];
+  hidden_product<F, kRows, kBlocks>(s, first_row, block, block, products);
   for (int m = 0; m < kRows; ++m) {
-    F::write(out[first_row + m] + column, hidden_gradient<F>(s, first_row + m, column, n, products[m]), n);
+    for (int j = 0; j < kBlocks; ++j) {
+      const int64_t column = (block + j) * F::kLanes;
+      const int n = static_cast<int>(columns - column);
+      F::write(out[first_row + m] + column,
+               hidden_gradient<F>(s, first_row + m, column, n, products[m] + j * F::kLanes), n);
+    }
   }
 }
 
@@ -374,11 +377,23 @@ class BackwardPass {
   }
 
   void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out) {
-    const int64_t rows = s.rows;
-    for (int64_t block = 0; block < blocks_of<F>(columns); ++block) {
-      for_row_groups<TileShape<1>::kRows>(
-          rows, [&](int64_t first, auto m) { gradient_tile<F, decltype(m)::value>(s, first, block, columns, out); });
-    }
+    gradient_tiles(s, columns, out, [](int64_t, int64_t, int64_t, int64_t) {});
+  }
+  // Calls then(first row, rows, first column, end of the columns) after each tile, while its results are in registers
+  // or in the cache.
+  template <class Then>
+  void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out, Then&& then) {
+    constexpr int kBlocks = TileShape<1>::kBlocks;
+    const int64_t blocks = blocks_of<F>(columns), whole = blocks / kBlocks * kBlocks;
+    const auto tiles = [&](int64_t block, auto count) {
+      constexpr int kCount = decltype(count)::value;
+      for_row_groups<TileShape<1>::kRows>(s.rows, [&](int64_t first, auto m) {
+        gradient_tile<F, decltype(m)::value, kCount>(s, first, block, columns, out);
+        then(first, static_cast<int64_t>(decltype(m)::value), block * kL, (block + kCount) * kL);
+      });
+    };
+    for (int64_t block = 0; block < whole; block += kBlocks) tiles(block, Int<kBlocks>{});
+    for (int64_t block = whole; block < blocks; ++block) tiles(block, Int<1>{});
   }
 
   // h before the projection, o * tanh(c), for the gradient of W_hr.

@@ -18,7 +18,7 @@ class RowBackward : BackwardPass<F, Cell> {
   using V = typename F::V;
   using Step = BackwardStep<A>;
   static constexpr int kL = F::kLanes, kG = Base::kGates, kSaved = Shape::kBaseSaved, kSlots = Base::kSlots;
-  static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC;
+  static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC, kOneSum = !kNorm && !Shape::kResetsFirst;
 
  public:
   static int64_t measure(const Backward& call, int64_t rows) { return RowBackward(call, rows, nullptr, 0).size_; }
@@ -40,9 +40,12 @@ class RowBackward : BackwardPass<F, Cell> {
     carry_h_rows_ = own_.template take<A>(carries_h ? n_ * wide_ : 0);
     d_m_ = own_.template take<A>(unprojected + again);
     d_m_rows_ = own_.template take<A*>(n_);
-    A** const of_unit[] = {&candidate_, &keep_c_, &fresh_c_, &normed_c_, &d_normed_c_, &d_c_, &d_o_};
+    A** const of_unit[] = {&fresh_c_, &normed_c_, &d_normed_c_, &d_c_, &d_o_};
     for (A** p : of_unit) *p = own_.template take<A>(padded_);
-    keep_h_ = own_.template take<A>(wide_);
+    const bool drawn = noise_.seed != nullptr;
+    candidate_ = own_.template take<A>(masks_candidate() ? n_ * padded_ : 0);
+    keep_h_ = own_.template take<A>(drawn && noise_.zoneout_h > 0 ? n_ * wide_ : 0);
+    keep_c_ = own_.template take<A>(drawn && noise_.zoneout_c > 0 ? n_ * padded_ : 0);
     d_sums_ = own_.template take<A>(kNorm ? padded_ * kSlots : 0);
     d_normed_ = own_.template take<A>(kNorm ? padded_ * kG : 0);
     for (int k = 0; k < kMostFurtherWeights; ++k)
@@ -88,9 +91,19 @@ class RowBackward : BackwardPass<F, Cell> {
     if (!product) s.K = 0, s.segments = 0;
     for (int64_t i = 0; i < active && layer_.P; ++i) projected_rows_[i] = gate_rows_[i] + Cell::kSlots * layer_.H;
     A* const* const d_h = layer_.P ? projected_rows_ : target_rows_;
+    for (int64_t i = 0; i < active; ++i) draw_masks(i, step);
+    if (kOneSum && !layer_.P) {  // the cells of a tile follow its product, as in the forward pass
+      Pass::gradient_tiles(s, layer_.H, d_h, [&](int64_t first, int64_t rows, int64_t begin, int64_t end) {
+        for (int64_t i = first; i < first + rows; ++i) {
+          take_h(i, d_h[i], begin, end < layer_.H ? end : layer_.H);
+          for (int64_t unit = begin; unit < end; unit += kL) run_unit(i, step, unit, d_h[i]);
+        }
+      });
+      return;
+    }
     Pass::gradient_tiles(s, layer_.out(), d_h);
     for (int64_t i = 0; i < active; ++i) {
-      take_h(i, step, d_h[i]);
+      take_h(i, d_h[i], 0, layer_.out());
       a_[i] = layer_.P ? d_h[i] : gate_rows_[i];
     }
     if (layer_.P) single_product(active, 0, 0, 1, layer_.P, packed_.w_hr, layer_.H);
@@ -121,17 +134,26 @@ class RowBackward : BackwardPass<F, Cell> {
     return carry_ + i * padded_;
   }
 
+  void draw_masks(int64_t i, int64_t step) {
+    if (!noise_.seed) return;
+    const int64_t b = rows_[i], t = this->time(i, step);
+    if (noise_.candidate > 0)  // beyond the units too, as in the forward pass
+      draw_mask(noise_, Masked::kCandidate, d_, b, t, kept_scale<A>(noise_.candidate), candidate_ + i * padded_,
+                padded_);
+    if (noise_.zoneout_h > 0) draw_mask(noise_, Masked::kZoneoutH, d_, b, t, A(1), keep_h_ + i * wide_, layer_.out());
+    if (noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, d_, b, t, A(1), keep_c_ + i * padded_, layer_.H);
+  }
+
   // Adds to a row's gradient of h what was carried here, and takes from it what zoneout passes on to the previous h.
-  void take_h(int64_t i, int64_t step, A* d_h) {
+  void take_h(int64_t i, A* d_h, int64_t begin, int64_t end) {
     A* const carry = carry_h_of(i);
     if (!carry) return;
     const A rate = static_cast<A>(noise_.zoneout_h);
-    const bool drawn = noise_.seed && noise_.zoneout_h > 0;
-    if (drawn) draw_mask(noise_, Masked::kZoneoutH, d_, rows_[i], this->time(i, step), A(1), keep_h_, layer_.out());
-    for (int64_t u = 0; u < layer_.out(); ++u) {
-      const A d = d_h[u] + carry[u], fresh = drawn ? (keep_h_[u] > 0 ? d : 0) : d * (1 - rate);
+    const A* const keep = noise_.seed && noise_.zoneout_h > 0 ? keep_h_ + i * wide_ : nullptr;
+    for (int64_t u = begin; u < end; ++u) {
+      const A d = d_h[u] + carry[u], fresh = keep ? (keep[u] > 0 ? d : 0) : d * (1 - rate);
       d_h[u] = fresh;
-      carry[u] = drawn ? (keep_h_[u] > 0 ? 0 : d) : d * rate;
+      carry[u] = keep ? (keep[u] > 0 ? 0 : d) : d * rate;
     }
   }
 
@@ -142,54 +164,51 @@ class RowBackward : BackwardPass<F, Cell> {
     F::write(at, F::read(at, n) + v, n);
   }
 
-  UnitOptions<V, Shape::kPeephole> options_of(int64_t block, V (&seen)[3]) const {
+  UnitOptions<V, Shape::kPeephole> options_of(int64_t i, int64_t block, V (&seen)[3]) const {
     if constexpr (Shape::kPeephole) {
       for (int k = 0; k < 3; ++k) seen[k] = load(further_[0] + (block * 3 + k) * kL);
     }
-    return {masks_candidate() ? load(candidate_ + block * kL) : V{} + 1, seen};
+    return {masks_candidate() ? load(candidate_ + i * padded_ + block * kL) : V{} + 1, seen};
   }
 
   void run_row(int64_t i, int64_t step, const A* d_h) {
-    const int64_t b = rows_[i], t = this->time(i, step), H = layer_.H;
-    if (masks_candidate())  // beyond the units too, as in the forward pass
-      draw_mask(noise_, Masked::kCandidate, d_, b, t, kept_scale<A>(noise_.candidate), candidate_, padded_);
-    if (noise_.seed && noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, d_, b, t, A(1), keep_c_, H);
-    if constexpr (Base::kHasC) find_fresh_c(i, step);
-    if constexpr (kNormC) norm_of_c_backward(i, d_h);
-    for (int64_t unit = 0; unit < H; unit += kL) {
-      const int n = lanes(unit, H);
-      V saved[kSaved + 1], d[kSlots], seen[3];
-      for (int k = 0; k < kSaved; ++k) saved[k] = load(saved_rows_[i] + unit * kSaved + k * kL);
-      const auto options = options_of(unit / kL, seen);
-      unit_backward(i, step, unit, n, load(d_h + unit), saved, d, options);
-      if constexpr (kNorm) {
-        for (int k = 0; k < kSlots; ++k) {
-          d[k] = within<F>(d[k], n);
-          store(d_sums_ + (unit / kL * kSlots + k) * kL, d[k]);
-          add_further(i, k, unit, n, d[k]);
-        }
-      } else {
-        for (int k = 0; k < kSlots && k < Cell::kSlots; ++k) F::write(gate_rows_[i] + k * H + unit, d[k], n);
-      }
+    if constexpr (kNormC) {
+      for (int64_t unit = 0; unit < layer_.H; unit += kL) store(fresh_c_ + unit, fresh_c(i, step, unit));
+      norm_of_c_backward(i, d_h);
     }
+    for (int64_t unit = 0; unit < layer_.H; unit += kL) run_unit(i, step, unit, d_h);
     if constexpr (kNorm) {
       sums_backward(i, 0);
       sums_backward(i, 1);
     }
   }
 
-  // c as the cell gave it, before zoneout.
-  void find_fresh_c(int64_t i, int64_t step) {
-    const int64_t scale = step ? kSaved : 1;
-    for (int64_t unit = 0; unit < layer_.H; unit += kL) {
-      const A* const values = saved_rows_[i] + unit * kSaved;
-      V c = load(values + 4 * kL), seen[3];
-      if (noise_.zoneout_c > 0) {
-        const V c_prev = load(c_prev_rows_[i] + unit * scale);
-        c = Base::next_c(load(values), load(values + kL), load(values + 2 * kL), c_prev, options_of(unit / kL, seen));
+  // The gradients of the sums of one vector of units, and what it passes on to the previous step.
+  void run_unit(int64_t i, int64_t step, int64_t unit, const A* d_h) {
+    const int64_t H = layer_.H;
+    const int n = lanes(unit, H);
+    V saved[kSaved + 1], d[kSlots], seen[3];
+    for (int k = 0; k < kSaved; ++k) saved[k] = load(saved_rows_[i] + unit * kSaved + k * kL);
+    const auto options = options_of(i, unit / kL, seen);
+    unit_backward(i, step, unit, n, load(d_h + unit), saved, d, options);
+    if constexpr (kNorm) {
+      for (int k = 0; k < kSlots; ++k) {
+        d[k] = within<F>(d[k], n);
+        store(d_sums_ + (unit / kL * kSlots + k) * kL, d[k]);
+        add_further(i, k, unit, n, d[k]);
       }
-      store(fresh_c_ + unit, c);
+    } else {
+      for (int k = 0; k < kSlots && k < Cell::kSlots; ++k) F::write(gate_rows_[i] + k * H + unit, d[k], n);
     }
+  }
+
+  // c as the cell gave it, before zoneout.
+  V fresh_c(int64_t i, int64_t step, int64_t unit) const {
+    const A* const values = saved_rows_[i] + unit * kSaved;
+    if (!(noise_.zoneout_c > 0)) return load(values + 4 * kL);
+    V seen[3];
+    const V c_prev = load(c_prev_rows_[i] + unit * (step ? kSaved : 1));
+    return Base::next_c(load(values), load(values + kL), load(values + 2 * kL), c_prev, options_of(i, unit / kL, seen));
   }
 
   // With a normalised c: the gradient of o's sum, in d_o_, and that of c which comes through h, in d_c_.
@@ -222,10 +241,10 @@ class RowBackward : BackwardPass<F, Cell> {
     A* const carry = carry_ + i * padded_ + unit;
     if constexpr (Base::kHasC) {
       const V c_prev = load(c_prev_rows_[i] + unit * (step ? kSaved : 1)), passed = load(carry);
-      saved[4] = load(fresh_c_ + unit);
+      saved[4] = kNormC ? load(fresh_c_ + unit) : fresh_c(i, step, unit);
       V d_c = passed, kept{};
       if (noise_.zoneout_c > 0) {
-        const A* const mask = noise_.seed ? keep_c_ + unit : nullptr;
+        const A* const mask = noise_.seed ? keep_c_ + i * padded_ + unit : nullptr;
         d_c = zoned_out(passed, V{}, mask, static_cast<A>(noise_.zoneout_c));
         kept = passed - d_c;
       }

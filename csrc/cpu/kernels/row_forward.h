@@ -88,9 +88,10 @@ class RowForward : ForwardPass<F, Cell> {
     operand_rows_ = own_.template take<const E*>(n_);
     operands_ = own_.template take<E>(masks_state() || Shape::kResetsFirst ? n_ * h_stride_ : 0);
     state_masks_ = own_.template take<A>(masks_state() ? n_ * h_stride_ : 0);
-    candidate_ = own_.template take<A>(padded_);
-    keep_h_ = own_.template take<A>(h_stride_);
-    keep_c_ = own_.template take<A>(Base::kHasC ? padded_ : 0);
+    const bool drawn = noise_.seed != nullptr;
+    candidate_ = own_.template take<A>(drawn && noise_.candidate > 0 ? n_ * padded_ : 0);
+    keep_h_ = own_.template take<A>(drawn && noise_.zoneout_h > 0 ? n_ * h_stride_ : 0);
+    keep_c_ = own_.template take<A>(drawn && noise_.zoneout_c > 0 ? n_ * padded_ : 0);
     values_ = own_.template take<A>((Shape::kResetsFirst ? n_ : 1) * padded_ * (kSaved > 0 ? kSaved : 1));
     normed_x_ = own_.template take<A>(kNorm ? row : 0);
     normed_h_ = own_.template take<A>(kNorm ? row : 0);
@@ -118,7 +119,10 @@ class RowForward : ForwardPass<F, Cell> {
       if (project_first_)
         Pass::template project<kSums>(step, active, kOneSum ? reinterpret_cast<const A*>(packed_.bias) : nullptr);
       Pass::prepare(step, active);
-      for (int64_t i = 0; i < active; ++i) operand_rows_[i] = masks_state() ? masked_state(i) : h_prev_[i];
+      for (int64_t i = 0; i < active; ++i) {
+        operand_rows_[i] = masks_state() ? masked_state(i) : h_prev_[i];
+        draw_masks(i, step);
+      }
       if constexpr (kOneSum) {
         one_sum(active, step & 1);
       } else if constexpr (Shape::kResetsFirst) {
@@ -129,11 +133,10 @@ class RowForward : ForwardPass<F, Cell> {
         product<kG>(active, 0);
       }
       for (int64_t i = 0; i < active; ++i) {
-        draw_masks(i, step);
-        run_row(i);
+        if constexpr (!kOneSum) run_row(i);
         if (!layer_.P && output_direct_) copy_output(i);
       }
-      if (layer_.P) project_rows(active, step);
+      if (layer_.P) project_rows(active);
       Pass::finish_step(step, active);
     });
   }
@@ -154,13 +157,21 @@ class RowForward : ForwardPass<F, Cell> {
     for_blocks<kBlocks>(0, whole, backwards, [&](int64_t block, int64_t next) {
       for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
         sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, kBlocks>(s, row, block, next);
+        run_blocks(row, decltype(m)::value, block, block + kBlocks);
       });
     });
     for (int64_t block = whole; block < blocks; ++block) {
       for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
         sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, 1>(s, row, block, block);
+        run_blocks(row, decltype(m)::value, block, block + 1);
       });
     }
+  }
+
+  // The cells of a tile, right after its sums: while they wait for each other's results, the next tile's sums begin.
+  void run_blocks(int64_t first, int64_t rows, int64_t begin, int64_t end) {
+    for (int64_t i = first; i < first + rows; ++i)
+      for (int64_t block = begin; block < end; ++block) run_block(i, block);
   }
 
   // The sums of the state's part of kCount gates from `first` on. Fewer gates leave registers for more blocks.
@@ -198,18 +209,23 @@ class RowForward : ForwardPass<F, Cell> {
     if (!noise_.seed) return;
     const int64_t b = rows_[i], t = this->time(i, step);
     if (noise_.candidate > 0)  // beyond the units too, where 0 times what lay there could be NaN
-      draw_mask(noise_, Masked::kCandidate, direction_, b, t, kept_scale<A>(noise_.candidate), candidate_, padded_);
-    if (noise_.zoneout_h > 0) draw_mask(noise_, Masked::kZoneoutH, direction_, b, t, A(1), keep_h_, out_);
-    if (noise_.zoneout_c > 0) draw_mask(noise_, Masked::kZoneoutC, direction_, b, t, A(1), keep_c_, layer_.H);
+      draw_mask(noise_, Masked::kCandidate, direction_, b, t, kept_scale<A>(noise_.candidate), candidate_ + i * padded_,
+                padded_);
+    if (noise_.zoneout_h > 0)
+      draw_mask(noise_, Masked::kZoneoutH, direction_, b, t, A(1), keep_h_ + i * h_stride_, out_);
+    if (noise_.zoneout_c > 0)
+      draw_mask(noise_, Masked::kZoneoutC, direction_, b, t, A(1), keep_c_ + i * padded_, layer_.H);
   }
 
-  V zone_out_h(V fresh, V old, int64_t unit) const {
+  V zone_out_h(V fresh, V old, int64_t i, int64_t unit) const {
     if (!(noise_.zoneout_h > 0)) return fresh;
-    return zoned_out(fresh, old, noise_.seed ? keep_h_ + unit : nullptr, static_cast<A>(noise_.zoneout_h));
+    return zoned_out(fresh, old, noise_.seed ? keep_h_ + i * h_stride_ + unit : nullptr,
+                     static_cast<A>(noise_.zoneout_h));
   }
-  V zone_out_c(V fresh, V old, int64_t unit) const {
+  V zone_out_c(V fresh, V old, int64_t i, int64_t unit) const {
     if (!(noise_.zoneout_c > 0)) return fresh;
-    return zoned_out(fresh, old, noise_.seed ? keep_c_ + unit : nullptr, static_cast<A>(noise_.zoneout_c));
+    return zoned_out(fresh, old, noise_.seed ? keep_c_ + i * padded_ + unit : nullptr,
+                     static_cast<A>(noise_.zoneout_c));
   }
 
   // Where the values of row i that training saves go; in inference they are needed only until the row is done.
@@ -218,11 +234,11 @@ class RowForward : ForwardPass<F, Cell> {
     return values_ + (Shape::kResetsFirst ? i * padded_ * kSaved : 0);
   }
 
-  UnitOptions<V, Shape::kPeephole> options_of(int64_t block, V (&seen)[3]) const {
+  UnitOptions<V, Shape::kPeephole> options_of(int64_t i, int64_t block, V (&seen)[3]) const {
     if constexpr (Shape::kPeephole) {
       for (int k = 0; k < 3; ++k) seen[k] = load(further_[0] + (block * 3 + k) * kL);
     }
-    return {masks_candidate() ? load(candidate_ + block * kL) : V{} + 1, seen};
+    return {masks_candidate() ? load(candidate_ + i * padded_ + block * kL) : V{} + 1, seen};
   }
 
   // The slots of the cell without its option: biases, the input's sums and the state's.
@@ -270,9 +286,40 @@ class RowForward : ForwardPass<F, Cell> {
     }
   }
 
-  void run_row(int64_t i) {
+  // The cells of one row and block.
+  void run_block(int64_t i, int64_t block) {
     A* const values = values_of(i);
     A* const c_row = c_ + i * padded_;
+    const int64_t unit = block * kL;
+    const int n = lanes(unit, layer_.H);
+    V a[Base::kSlots], saved[kSaved + 1], seen[3], c{};
+    slots_of(i, block, a);
+    V h = F::read(h_prev_[i] + unit, layer_.P ? 0 : n);
+    const V old_h = h;
+    if constexpr (Base::kHasC) c = load(c_row + unit);
+    const V old_c = c;
+    const auto options = options_of(i, block, seen);
+    if constexpr (kNormC) {
+      Base::memory(a, c, saved, options);
+      store(new_c_ + unit, c);
+    } else if constexpr (Shape::kResetsFirst) {
+      saved[0] = load(values + unit * kSaved), saved[1] = load(values + unit * kSaved + kL);
+      Cell::finish(a[2], h, saved, options);
+    } else {
+      Base::forward(a, h, c, saved, options);
+      if (layer_.saves_fresh_h() && call_.saved[direction_].data) store(values + Cell::kSaved * padded_ + unit, h);
+    }
+    if constexpr (Base::kHasC) {
+      c = zone_out_c(c, old_c, i, unit);
+      saved[kSaved - 1] = c;
+      store(c_row + unit, c);
+    }
+    for (int k = 0; k < kSaved; ++k) store(values + unit * kSaved + k * kL, saved[k]);
+    if constexpr (!kNormC) write_h(i, unit, n, h, old_h);
+  }
+
+  void run_row(int64_t i) {
+    A* const values = values_of(i);
     if constexpr (kNorm) {
       const bool keep = call_.saved[direction_].data != nullptr;
       now_x_ = keep ? values + Shape::centred_x(padded_) : normed_x_;
@@ -285,34 +332,7 @@ class RowForward : ForwardPass<F, Cell> {
         if (keep) inverses[0] = inverse_x_[block], inverses[1] = inverse_h_[block];
       }
     }
-    for (int64_t unit = 0; unit < layer_.H; unit += kL) {
-      const int64_t block = unit / kL;
-      const int n = lanes(unit, layer_.H);
-      V a[Base::kSlots], saved[kSaved + 1], seen[3], c{};
-      slots_of(i, block, a);
-      V h = F::read(h_prev_[i] + unit, layer_.P ? 0 : n);
-      const V old_h = h;
-      if constexpr (Base::kHasC) c = load(c_row + unit);
-      const V old_c = c;
-      const auto options = options_of(block, seen);
-      if constexpr (kNormC) {
-        Base::memory(a, c, saved, options);
-        store(new_c_ + unit, c);
-      } else if constexpr (Shape::kResetsFirst) {
-        saved[0] = load(values + unit * kSaved), saved[1] = load(values + unit * kSaved + kL);
-        Cell::finish(a[2], h, saved, options);
-      } else {
-        Base::forward(a, h, c, saved, options);
-        if (layer_.saves_fresh_h() && call_.saved[direction_].data) store(values + Cell::kSaved * padded_ + unit, h);
-      }
-      if constexpr (Base::kHasC) {
-        c = zone_out_c(c, old_c, unit);
-        saved[kSaved - 1] = c;
-        store(c_row + unit, c);
-      }
-      for (int k = 0; k < kSaved; ++k) store(values + unit * kSaved + k * kL, saved[k]);
-      if constexpr (!kNormC) write_h(i, unit, n, h, old_h);
-    }
+    for (int64_t block = 0; block < blocks_of<F>(layer_.H); ++block) run_block(i, block);
     if constexpr (kNormC) {
       const A inverse = centre<F>(new_c_, normed_c_, layer_.H, 1, 0, 1);
       for (int64_t unit = 0; unit < layer_.H; unit += kL) {
@@ -328,7 +348,7 @@ class RowForward : ForwardPass<F, Cell> {
     if (layer_.P) {
       F::write(m_rows_[i] + unit, h, n);
     } else {
-      F::write(h_next_[i] + unit, zone_out_h(h, old, unit), n);
+      F::write(h_next_[i] + unit, zone_out_h(h, old, i, unit), n);
     }
   }
 
@@ -338,12 +358,11 @@ class RowForward : ForwardPass<F, Cell> {
   }
 
   // h = W_hr m, with zoneout before it is rounded.
-  void project_rows(int64_t active, int64_t step) {
+  void project_rows(int64_t active) {
     Pass::project_sums(active);
     for (int64_t i = 0; i < active; ++i) {
-      draw_masks(i, step);
       for (int64_t u = 0; u < out_; u += kL) {
-        const V h = zone_out_h(load(proj_rows_[i] + u), F::read(h_prev_[i] + u, lanes(u, out_)), u);
+        const V h = zone_out_h(load(proj_rows_[i] + u), F::read(h_prev_[i] + u, lanes(u, out_)), i, u);
         F::write(h_next_[i] + u, h, lanes(u, out_));
       }
     }
