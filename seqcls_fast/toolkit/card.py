@@ -157,10 +157,22 @@ def _validation(report: dict[str, Any] | None) -> list[str]:
         "",
         *_table(("", ""), rows),
         *_table(("class", *_SCORES, "examples"), each),
+        *_beside(report.get("baseline")),
         *([f"The {about(report['confidence'])}.", ""] if report.get("interval_methods") else []),
         *(f"- Warning: {_code(warning, MESSAGE)}." for warning in report["warnings"]),
         *([""] if report["warnings"] else []),
     ]
+
+
+def _beside(baseline: dict[str, Any] | None) -> list[str]:
+    if baseline is None:
+        return []
+    rows = [
+        (name.replace("_", " "), f"{baseline[name]:.4f}", f"{added['value']:+.4f} ({low:+.4f} to {high:+.4f})")
+        for name, added in baseline["added"].items()
+        for low, high in [added["interval"][:2]]
+    ]
+    return ["Beside a simple linear model on the same examples:", "", *_table(("", "linear", "the network adds"), rows)]
 
 
 def _with_interval(value: float, interval: Sequence[float] | None) -> str:

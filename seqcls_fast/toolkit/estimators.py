@@ -91,6 +91,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     history_, best_epoch_, seed_ = _Learned("history"), _Learned("best_epoch"), _Learned("seed")
     temperature_, threshold_ = _Learned("temperature"), _Learned("threshold")
     seen_, data_, validation_report_ = _Learned("seen"), _Learned("data"), _Learned("validation_report")
+    baseline_ = _Learned("baseline")
     fitted_parameters_, extra_ = _Learned("parameters"), _Learned("extra")
 
     def fit(
@@ -276,6 +277,8 @@ class TextClassifier(_SequenceEstimator):
         checkpoint_dir: folder for checkpoints, from which ``fit(resume=True)`` goes on, or None.
         checkpoint_every: seconds between two checkpoints, or more if writing one takes long; 0 writes one every step.
         workers: processes that read and encode a Stream ahead; 0 does it in the training process.
+        baseline: whether a linear model on simple features (n-grams of a text, summaries of a series) is fitted too, as
+            ``baseline_``, with which reports compare the network.
 
     Example::
 
@@ -299,6 +302,7 @@ class TextClassifier(_SequenceEstimator):
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
+        baseline: bool = True,
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.embedding_dim, self.num_layers = cell, hidden_size, embedding_dim, num_layers
         self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
@@ -309,6 +313,7 @@ class TextClassifier(_SequenceEstimator):
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
         self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
+        self.baseline = baseline
 
 
 class SeriesClassifier(_SequenceEstimator):
@@ -343,6 +348,7 @@ class SeriesClassifier(_SequenceEstimator):
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
+        baseline: bool = True,
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
         self.pooling, self.dropout, self.standardize, self.missing = pooling, dropout, standardize, missing
@@ -352,6 +358,7 @@ class SeriesClassifier(_SequenceEstimator):
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
         self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
+        self.baseline = baseline
 
     @property
     def n_features_in_(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ._terminal import escaped
+from .baseline import Baseline, features_for, fit_baseline
 from .fitted import Fitted, make_model
 from .inputs import Inputs
 from .parameter_checks import device_of, lasting_parameters
@@ -46,8 +47,8 @@ def fit(
         given: the data.
         resume: whether to go on from the newest checkpoint, if there is one.
         stop: is called with the history after every epoch; training ends when it returns True.
-        keep: is called when training has ended, or is interrupted after the first epoch, and once more with the
-            report on the validation data.
+        keep: is called when training has ended, or is interrupted after the first epoch, once more with the baseline,
+            and once more with the report on the validation data.
     """
     ranks = current()
     with _claimed(parameters, ranks):
@@ -81,12 +82,12 @@ def _fit(
     model = make_model(inputs, parameters, prepared.encoder, len(prepared.classes), seed).to(device)
     history: list[dict[str, Any]] = []
 
-    def learned() -> Fitted:
+    def learned(baseline: Baseline | None = None) -> Fitted:
         return Fitted(
             inputs, parameters, prepared.encoder, prepared.classes, model, prepared.seen, history,
             best_epoch_of(history, parameters["metric"]), seed,
             data=prepared.about | {"ranks": ranks.world, "threads": torch.get_num_threads()},
-            amp=parameters["amp"], workers=parameters["workers"],
+            baseline=baseline, amp=parameters["amp"], workers=parameters["workers"],
         )  # fmt: skip
 
     try:
@@ -100,9 +101,17 @@ def _fit(
         raise
     finally:
         prepared.close()
-    fitted = learned()
+    keep(learned())
+    baseline, predicted = None, None
+    if parameters["baseline"] and ranks.writer:
+        features = features_for(prepared.encoder, len(prepared.classes))
+        data, held = prepared.encoded_by(features)
+        baseline = fit_baseline(inputs, features, data, prepared.classes, seed, parameters["epochs"])
+        predicted = None if held is None else baseline.targets_of(held, ranks)
+        prepared.close()
+    fitted = learned(baseline)
     keep(fitted)
-    keep(fitted.validated(prepared.held, ranks))
+    keep(fitted.validated(prepared.held, ranks, predicted))
 
 
 def _options(parameters: Mapping[str, Any], rows: int, steps: Callable[[int], int], seed: int) -> Options:

@@ -22,6 +22,7 @@ from ..classifier import SequenceClassifier
 from . import store
 from ._terminal import shown
 from .about import about_model
+from .baseline import Baseline, features_for, tensors_for
 from .data import labels
 from .data.datasets import Data
 from .data.leakage import Fingerprints, leaks, shared
@@ -59,6 +60,7 @@ class Fitted:
     validation_report: dict[str, Any] | None = None
     temperature: float = 1.0  # by which logits are divided
     threshold: DecisionThreshold | None = None
+    baseline: Baseline | None = None  # a linear model of the same data, to compare with
     extra: dict[str, Any] = field(default_factory=dict)  # what a command adds to the saved folder, by name of its file
     amp: bool = False  # whether prediction forms products in bfloat16
     workers: int = 1  # processes that read a Stream ahead
@@ -116,14 +118,18 @@ class Fitted:
             y, self.decide(probabilities).tolist(), probabilities, labels=self.classes.tolist(),
             train_accuracy=self._train_accuracy, train_texts=None if inputs is None else self.seen, test_texts=inputs,
             uncalibrated=_softmax(logits, 1.0) if changed else None, rule=self.threshold,
+            baseline=None if self.baseline is None else self.baseline.predict(X if inputs is None else inputs).tolist(),
         )  # fmt: skip
         report.warnings[:0] = shared(self.seen, X.survey().seen) if isinstance(X, Stream) else []
         where = f" of {X}" if isinstance(X, Stream) else f" of {os.fspath(X)}" if isinstance(X, os.PathLike) else ""
         report.about = self.about | {"data": f"{len(y):,} examples{where}"}
         return report
 
-    def validated(self, held: Data | None, ranks: Ranks) -> Fitted:
-        """A copy with a report on the validation data; ``self`` if there are none or another process writes."""
+    def validated(self, held: Data | None, ranks: Ranks, baseline: np.ndarray | None) -> Fitted:
+        """A copy with a report on the validation data; ``self`` if there are none or another process writes.
+
+        ``baseline`` are the numbers of the classes that the baseline predicts, in the order of all ranks' pieces.
+        """
         gathered = None
         if held is not None:
             gathered = ranks.gather([(self._logits_of(piece.sequences), piece.targets) for piece in held.pieces(ranks)])
@@ -135,6 +141,7 @@ class Fitted:
         report = evaluate_predictions(
             self.classes[targets.numpy()].tolist(), self.decide(probabilities).tolist(), probabilities,
             labels=self.classes.tolist(), train_accuracy=self._train_accuracy,
+            baseline=None if baseline is None else self.classes[baseline].tolist(),
         )  # fmt: skip
         found = report.to_dict()
         for name in ("most_confident_errors", "most_confused", "about"):  # a saved model holds no examples
@@ -213,6 +220,8 @@ class Fitted:
         tensors = {f"model.{name}": t.detach().float().cpu() for name, t in model.state_dict().items()}
         for name, values in vars(self.seen).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
+        if self.baseline is not None:
+            tensors |= self.baseline.tensors()
         store.save_folder(folder, config, tensors, card, self.extra)
 
     @classmethod
@@ -243,9 +252,13 @@ class Fitted:
             if parameters.get(name, 0) > most:
                 raise ValueError(f"{name}: expected at most {most} but got {shown(parameters[name])}")
         expected = make_model(inputs, parameters, encoder, count, device="meta").state_dict()
+        features = features_for(encoder, count)
+        baseline_tensors = tensors_for(features, count)
+        has_baseline = not baseline_tensors.keys().isdisjoint(saved.header)
         saved.check(
             {f"model.{name}": (tensor.dtype, tuple(tensor.shape)) for name, tensor in expected.items()}
-            | {f"seen.{each.name}": (torch.int64, None) for each in fields(Fingerprints)}
+            | dict.fromkeys((f"seen.{each.name}" for each in fields(Fingerprints)), (torch.int64, None))
+            | (baseline_tensors if has_baseline else {})
         )
         tensors = saved.tensors()
         model = make_model(inputs, parameters, encoder, count)
@@ -255,6 +268,7 @@ class Fitted:
             inputs, parameters, encoder, classes, model.to(device_of(parameters["device"])).eval(), seen, history,
             best_epoch, seed=config.get("seed"), data=config.get("data"),
             validation_report=config.get("validation_report"), temperature=temperature, threshold=threshold,
+            baseline=Baseline.from_tensors(tensors, inputs, features, classes) if has_baseline else None,
             extra=saved.extra,
         )  # fmt: skip
 

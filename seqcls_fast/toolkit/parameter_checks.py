@@ -23,7 +23,7 @@ __all__ = [
     "check_parameters", "device_of", "is_available", "lasting_parameters", "parameters_from_json", "parameters_to_json",
 ]  # fmt: skip
 
-_PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers")
+_PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "schedule": SCHEDULES,
     "metric": METRICS, "on_nan": ("raise", "restore"),
@@ -43,6 +43,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"device: expected {wanted} but got {shown(device)}{_about_gpus(device)}")
     for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1, "workers": 0}.items():
         _require_int(name, parameters[name], least)
+    if not isinstance(parameters["baseline"], bool):
+        raise TypeError(f"baseline: expected a bool but got {kind_of(parameters['baseline'])}")
     for name in ("batch_size", "patience", "max_length"):
         if parameters[name] is not None:
             _require_int(name, parameters[name], 1)

@@ -98,6 +98,7 @@ PARAMETERS = (
         "seconds between two checkpoints, or more where writing them takes long; 0 writes one after each step",
     ),
     Parameter("workers", int, 1, "processes that read and encode a stream ahead; 0 uses the training process"),
+    Parameter("baseline", bool, True, "whether a linear model on simple features is fitted too, to compare with"),
 )  # fmt: skip
 
 

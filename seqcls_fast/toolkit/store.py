@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,11 @@ FORMAT = 1
 
 _MOST_HEADER = 1 << 20  # bytes of the header that names the tensors, which a thousand layers do not exceed
 _MOST_EXTRA = 1 << 25
-_DTYPES = {"F32": torch.float32, "I64": torch.int64}  # the dtypes that save() writes, by safetensors' names
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "I64": torch.int64,
+}  # the dtypes that save() writes, by safetensors' names
 
 Shape = tuple[int, ...]
 
@@ -79,6 +84,8 @@ _DATA = record(
     {"rows": whole(0), "digest": text, "validation": optional(HELD)}, {"ranks": whole(1), "threads": whole(1)}
 )
 _FIGURES = ("roc_auc", "pr_auc", "log_loss", "brier", "expected_calibration_error")
+_ADDED = record({"value": number(-1, 1), "interval": listed(number(), least=2)})
+_BASELINE = record({"accuracy": _SHARE, "macro_f1": _SHARE, "added": mapping(_ADDED)})
 _REPORT = record(
     {
         "examples": whole(1), "labels": listed(text), "accuracy": _SHARE, "balanced_accuracy": _SHARE,
@@ -90,7 +97,7 @@ _REPORT = record(
     },
     {
         "before_calibration": optional(mapping(number())), "threshold": optional(plain(4)),
-        "interval_methods": mapping(text),
+        "interval_methods": mapping(text), "baseline": optional(_BASELINE),
     },
 )  # fmt: skip
 _DESCRIPTION = record(
@@ -130,9 +137,13 @@ _DESCRIPTIONS = {
 }  # fmt: skip
 
 
-def _most_config(weights: int, classes: int) -> int:
-    """The most bytes of config.json, whose vocabulary grows with the weights, and whose matrix with the classes."""
-    return (1 << 25) + 64 * weights + 16 * min(classes, 1 << 12) ** 2
+def _most_config(weights: int, shapes: Mapping[str, Shape], classes: int) -> int:
+    """The most bytes of config.json, whose vocabulary grows with the network, and whose matrix with the classes.
+
+    ``weights`` are the bytes of the file of weights, which also holds a baseline that says nothing of the vocabulary.
+    """
+    network = sum(4 * math.prod(shape) for name, shape in shapes.items() if name.startswith("model."))
+    return (1 << 25) + 64 * min(weights, network) + 16 * min(classes, 1 << 12) ** 2
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------
@@ -149,7 +160,10 @@ def save_folder(
     for name, tensor in tensors.items():
         _check_finite(tensor, f"save: {name}")
     weights = need("safetensors.torch", "save").save({name: t.contiguous() for name, t in tensors.items()})
-    header, most = int.from_bytes(weights[:8], "little"), _most_config(len(weights), len(config["classes"]))
+    header = int.from_bytes(weights[:8], "little")
+    most = _most_config(
+        len(weights), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, len(config["classes"])
+    )
     config = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()} | config
     parts = {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
     if header > _MOST_HEADER or len(parts[CONFIG]) > most:
@@ -291,7 +305,8 @@ def _read(source: Path, files: ExitStack) -> Saved:
     weights = opened[WEIGHTS]
     header = _header(weights, source / WEIGHTS)
     classes = (*header.get("model.head.bias", ("", ()))[1], 0)[0]
-    most = _most_config(os.fstat(weights.fileno()).st_size, classes)
+    shapes = {name: shape for name, (_, shape) in header.items()}
+    most = _most_config(os.fstat(weights.fileno()).st_size, shapes, classes)
     config = _json(opened[CONFIG], source / CONFIG, most)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         got = config.get("format") if isinstance(config, dict) else type(config).__name__

@@ -1026,6 +1026,32 @@ QUALITY_MUTANTS = [
     Mutant("X and y swapped unsaid", TOOLKIT + "training/prepare.py", "0 < texts < found", "found < texts < 0"),
     Mutant("the least sure errors", TOOLKIT + "evaluation/mistakes.py", "np.argsort(-sure,", "np.argsort(sure,"),
     Mutant("another row's id", "seqcls_fast/cli/predict.py", "number if kind", "number + 1 if kind"),
+    Mutant(
+        "n-grams across words",
+        TOOLKIT + "data/features.py",
+        "fine = spaces[starts + n - 1] == spaces[starts + 1]",
+        "fine = starts >= 0",
+    ),
+    Mutant(
+        "pairs of words of two texts",
+        TOOLKIT + "data/features.py",
+        "near = owners[1:] == owners[:-1]",
+        "near = owners[1:] >= 0",
+    ),
+    Mutant("all n-grams alike", TOOLKIT + "baseline.py", "x.data *= scale[x.indices]", "x.data *= 1"),
+    Mutant(
+        "another order of rows",
+        TOOLKIT + "data/datasets.py",
+        "order = self.examples.order(ranks)",
+        "order = torch.arange(len(self))[ranks.rank :: ranks.world]",
+    ),
+    Mutant("a lost network unsaid", TOOLKIT + "evaluation/beside.py", "if low > 0:", "if low > -1:"),
+    Mutant(
+        "gains for losses",
+        TOOLKIT + "evaluation/intervals.py",
+        "(right & ~other, other & ~right)",
+        "(other & ~right, right & ~other)",
+    ),
     Mutant("one column kept", TOOLKIT + "inputs.py", "return X[:, 0] if is_column else X", "return X"),
 ]
 

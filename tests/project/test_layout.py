@@ -32,7 +32,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("toolkit.data",),
     ("toolkit.evaluation",),
     ("toolkit.store", "toolkit.inputs"),
-    ("toolkit.training",),
+    ("toolkit.training", "toolkit.baseline"),
     ("toolkit.parameter_checks", "toolkit.about"),
     ("toolkit.fitted",),
     ("toolkit.card", "toolkit.fit", "toolkit.trace"),

@@ -7,7 +7,7 @@ any step, with the batches that it would have had from there; so a training can 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -22,7 +22,9 @@ from .batches import bucketed, generator_of
 from .ragged import Ragged
 from .stream import Stream
 
-__all__ = ["Batch", "Data", "Examples", "Streamed"]
+__all__ = ["Batch", "Data", "Examples", "Raw", "Streamed"]
+
+_AT_ONCE = 4096  # sequences that :class:`Raw` encodes at once
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,17 @@ class Examples:
         for rows in bucketed(self.sequences.lengths, batch_size, generator_of(seed, "batches", epoch))[start:]:
             yield Batch(self, ranks.share(rows), len(rows))
 
+    def order(self, ranks: Ranks) -> Tensor:
+        """The rows of one process's :meth:`pieces`."""
+        if ranks.world == 1:
+            return torch.arange(len(self))
+        return ranks.share(self.sequences.lengths.argsort(stable=True))
+
     def pieces(self, ranks: Ranks) -> Iterator[Examples]:
         if ranks.world == 1:
             yield self
             return
-        rows = ranks.share(self.sequences.lengths.argsort(stable=True))
+        rows = self.order(ranks)
         weights = None if self.weights is None else self.weights[rows]
         yield Examples(self.sequences.take(rows), self.targets[rows], weights)
 
@@ -90,13 +98,46 @@ class Examples:
         return found.hexdigest()
 
 
+@dataclass(frozen=True)
+class Raw:
+    """Data in memory that are encoded a batch at a time, by another encoder than that of ``examples``."""
+
+    sequences: Sequence[Any]  # as they were given
+    examples: Examples
+    encoder: Any
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def steps(self, batch_size: int) -> int:
+        return self.examples.steps(batch_size)
+
+    def epoch(self, batch_size: int, seed: int, epoch: int, start: int, ranks: Ranks) -> Iterator[Batch]:
+        order = torch.randperm(len(self), generator=generator_of(seed, "raw", epoch))
+        for rows in order.split(batch_size)[start:]:
+            found = self._encoded(ranks.share(rows))
+            yield Batch(found, torch.arange(len(found)), len(rows))
+
+    def pieces(self, ranks: Ranks) -> Iterator[Examples]:
+        order = self.examples.order(ranks)
+        yield from (self._encoded(rows) for rows in order.split(_AT_ONCE) if len(rows))
+
+    def digest(self) -> str:
+        return self.examples.digest()
+
+    def _encoded(self, rows: Tensor) -> Examples:
+        sequences = self.encoder.encode([self.sequences[row] for row in rows.tolist()])
+        weights = self.examples.weights
+        return Examples(sequences, self.examples.targets[rows], None if weights is None else weights[rows])
+
+
 class Streamed:
     """Data of a Stream, read and encoded while they are used, by a fitted encoder, in each of ``epochs`` epochs."""
 
     def __init__(
         self, stream: Stream, encoder: Any, classes: np.ndarray, class_weight: Any, workers: int, epochs: int
     ) -> None:
-        self.stream, self.encoder, self.classes = stream, encoder, classes
+        self.stream, self.encoder, self.classes, self.class_weight = stream, encoder, classes, class_weight
         self.workers, self.epochs = workers, epochs
         survey = stream.survey()
         self.scale: Tensor | None = None  # by class, a factor for the weights, which makes their mean 1
@@ -106,6 +147,10 @@ class Streamed:
             factors = labels.class_factors(counts, known, class_weight)
             weight = torch.tensor([survey.weights.get(label, 0.0) for label in known], dtype=torch.float64)
             self.scale = (factors * survey.rows / labels.positive((factors * weight).sum())).float()
+
+    def encoded_by(self, encoder: Any) -> Streamed:
+        """The same data, encoded by another encoder, in this process."""
+        return Streamed(self.stream, encoder, self.classes, self.class_weight, 0, 1)
 
     def __len__(self) -> int:
         return self.stream.survey().rows

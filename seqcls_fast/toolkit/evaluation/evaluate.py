@@ -11,6 +11,7 @@ import numpy as np
 from .._terminal import kind_of, shown
 from ..data.columns import items, missing
 from ..data.leakage import Fingerprints, fingerprints, leaks
+from .beside import beside
 from .findings import findings
 from .intervals import Intervals, intervals
 from .metrics import (
@@ -45,6 +46,7 @@ def evaluate_predictions(
     test_texts: Sequence[Any] | None = None,
     uncalibrated: Any = None,
     rule: DecisionThreshold | None = None,
+    baseline: Iterable[Hashable] | None = None,
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -62,6 +64,7 @@ def evaluate_predictions(
             the training data their ``fingerprints`` are enough. Those of the test data are shown with errors.
         uncalibrated: the probabilities before calibration, whose numbers become ``report.before``.
         rule: the threshold that decided ``y_pred``. Default: ``None``, the likeliest class was predicted.
+        baseline: the labels that a simple model predicts, to say in ``report.baseline`` how much this one adds to it.
         bootstrap: the number of resamples for the intervals of balanced accuracy and macro F1; 0 for no intervals.
         confidence: the probability with which an interval holds the value that ever more such examples would show.
         seed: the seed of the resampling.
@@ -109,6 +112,12 @@ def evaluate_predictions(
     strange = set(pred).difference(known)
     if strange:
         raise ValueError(f"y_pred: expected one of the {len(known)} labels but got {shown(_sorted(strange)[0])}")
+    others = None if baseline is None else _as_list(baseline, "baseline")
+    if others is not None and len(others) != len(true):
+        raise ValueError(f"baseline: expected {len(true)} labels, as many as y_true, but got {len(others)}")
+    strange = set(others or ()).difference(known)
+    if strange:
+        raise ValueError(f"baseline: expected one of the {len(known)} labels but got {shown(_sorted(strange)[0])}")
     probabilities = None if proba is None else _check_proba(proba, len(true), len(known))
     raw = None if uncalibrated is None else _check_proba(uncalibrated, len(true), len(known), "uncalibrated")
     classes = known + _sorted(set(true).difference(known))
@@ -154,6 +163,9 @@ def evaluate_predictions(
         before = evaluate_predictions(true, [known[k] for k in raw.argmax(1)], raw, labels=known, bootstrap=0)
         report.before = {name: value for name, value, _ in before.summary()}
         report.before_bins = before.bins()
+    if others is not None:
+        other_ids = np.array([index[label] for label in others], np.int64)
+        report.baseline = beside(true_ids, pred_ids, other_ids, K, bootstrap, confidence, seed)
     if train_texts is not None and test_texts is not None:
         if not isinstance(train_texts, Fingerprints):
             train_texts = fingerprints(train_texts, "train_texts")

@@ -54,6 +54,8 @@ def findings(results: Results, known: int, train_accuracy: float | None, pred_id
             f"accuracy of {_percent(accuracy)} is {clearly} better than the majority class: "
             f"always answering {quoted[base]} gives {_percent(support[base] / count)}"
         )
+    if results.baseline is not None and (warning := results.baseline.warning()) is not None:
+        found.append(warning)
     if train_accuracy is not None and train_accuracy > max(high, accuracy + GAP):
         found.append(
             f"accuracy is {_percent(train_accuracy)} on the training data but {_percent(accuracy)} here: overfitting"

@@ -77,6 +77,7 @@ def page(report: Results, history: Sequence[Mapping[str, Any]] | None = None, le
 {_about_intervals(report)}{_about_calibration(report)}</p>
 {_warnings(report)}
 {_numbers(report)}
+{_beside(report)}
 <h2>Scores by class</h2>
 {_table(report)}
 {_confused(report)}
@@ -135,6 +136,16 @@ def _table(report: Results) -> str:
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(rows[:classes])
         + '\n</tbody>\n<tbody class="averages">\n' + "\n".join(rows[classes:]) + "\n</tbody>\n</table></div>"
     )  # fmt: skip
+
+
+def _beside(report: Results) -> str:
+    if report.baseline is None:
+        return ""
+    rows = [
+        [name, f"{value:.3f}", f"{added:+.3f}<small>{ends[0]:+.3f} to {ends[1]:+.3f}</small>"]
+        for name, value, added, ends in report.baseline.rows()
+    ]
+    return _listed("Beside a simple linear model", ("", "linear model", "the network adds"), rows)
 
 
 def _confused(report: Results) -> str:

@@ -11,10 +11,14 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .metrics import Floats, Ints, averages, scores_by_class
 
-__all__ = ["BOTH", "METHODS", "WILSON", "Interval", "Intervals", "about", "added_up", "intervals", "wilson"]
+__all__ = [
+    "BOTH", "METHODS", "WILSON", "Interval", "Intervals", "about", "added_accuracy", "added_macro_f1", "added_up",
+    "intervals", "wilson",
+]  # fmt: skip
 
 Interval = tuple[float, float]
 
@@ -88,6 +92,47 @@ def intervals(confusion: Ints, resamples: int, confidence: float, seed: int) -> 
     return Intervals(found, by_class)
 
 
+def added_accuracy(right: NDArray[np.bool_], other: NDArray[np.bool_], confidence: float) -> Interval:
+    """Bonett and Price's interval of the difference of two shares of the same examples.
+
+    It is Wald's after one example is added to each kind of disagreement, so that it is no point where none was seen.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    gained, lost = (float((np.count_nonzero(each) + 1) / (len(right) + 2)) for each in (right & ~other, other & ~right))
+    half = z * float(np.sqrt((gained + lost - (gained - lost) ** 2) / (len(right) + 2)))
+    return max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
+
+
+def added_macro_f1(
+    true: Ints, pred: Ints, other: Ints, classes: int, resamples: int, confidence: float, seed: int
+) -> Interval:
+    """The bootstrap's interval of the difference of two macro F1 of the same examples, which are drawn together."""
+    cells, counts = np.unique(np.stack([true, pred, other]), axis=1, return_counts=True)
+    rng, parts = np.random.default_rng(seed), []
+    at_once = max(1, 2_000_000 // max(len(counts), classes))
+    for start in range(0, resamples, at_once):
+        draws = rng.multinomial(counts.sum(), counts / counts.sum(), size=min(at_once, resamples - start))
+        support = _sums(draws, cells[0], classes)
+        scores = []
+        for found in cells[1:]:
+            right = found == cells[0]
+            hits, predicted = _sums(draws[:, right], found[right], classes), _sums(draws, found, classes)
+            scores.append(averages(hits, support, predicted)["macro_f1"])
+        parts.append(scores[0] - scores[1])
+    low, high = np.quantile(np.concatenate(parts), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _sums(draws: Ints, classes: Ints, count: int) -> Ints:
+    """The sums of the columns of each class, (draws, count)."""
+    order = np.argsort(classes, kind="stable")
+    present, starts = np.unique(classes[order], return_index=True)
+    sums = np.zeros((len(draws), count), np.int64)
+    if len(present):
+        sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
+    return sums
+
+
 def _bootstrap(confusion: Ints, resamples: int, confidence: float, seed: int) -> dict[str, Interval]:
     """Of each of the :func:`averages`, the bounds that hold the share ``confidence`` of the bootstrap samples.
 
@@ -100,20 +145,12 @@ def _bootstrap(confusion: Ints, resamples: int, confidence: float, seed: int) ->
     diagonal = np.flatnonzero(true == pred)
     total, K = int(counts.sum()), len(confusion)
 
-    def by_class(draws: Ints, classes: Ints) -> Ints:
-        order = np.argsort(classes, kind="stable")
-        present, starts = np.unique(classes[order], return_index=True)
-        sums = np.zeros((len(draws), K), np.int64)
-        if len(present):
-            sums[:, present] = np.add.reduceat(draws[:, order], starts, axis=1)
-        return sums
-
     parts = []
     at_once = max(1, 2_000_000 // len(counts))  # resamples, so that the draws of many classes fit in memory
     for start in range(0, resamples, at_once):
         draws = rng.multinomial(total, counts / total, size=min(at_once, resamples - start))
-        hits = by_class(draws[:, diagonal], true[diagonal])
-        parts.append(averages(hits, by_class(draws, true), by_class(draws, pred)))
+        hits = _sums(draws[:, diagonal], true[diagonal], K)
+        parts.append(averages(hits, _sums(draws, true, K), _sums(draws, pred, K)))
     tail = (1 - confidence) / 2
     ends = {name: np.quantile(np.concatenate([p[name] for p in parts]), [tail, 1 - tail]) for name in parts[0]}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}

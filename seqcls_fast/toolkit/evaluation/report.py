@@ -22,8 +22,9 @@ class Report(Results):
     ``names`` are the labels as strings, the keys of ``to_dict()["per_class"]``. ``confusion[i, j]`` counts the examples
     of class i that were predicted as class j. Metrics that need probabilities are None without any, and where the
     examples are all of one class. ``before`` has the numbers of :meth:`summary` as they were without calibration and
-    threshold, and is None where the model has neither. ``rule`` is its threshold. ``errors`` are the surest errors,
-    ``confused`` the pairs of classes that are confused most often, and ``about`` says what was evaluated and when.
+    threshold, and is None where the model has neither. ``rule`` is its threshold. ``baseline`` compares it with a
+    simple linear model. ``errors`` are the surest errors, ``confused`` the pairs of classes that are confused most
+    often, and ``about`` says what was evaluated and when.
     """
 
     def to_html(self, *, history: Sequence[dict[str, Any]] | None = None, lengths: Any = None) -> str:
@@ -53,6 +54,11 @@ class Report(Results):
         for name, value, interval in self.summary():
             before = "" if self.before is None else f"  {self.before[name]:9.3f}"
             lines.append(f"{name:{wide}}{before}  {value:9.3f}{_between(interval)}")
+        if self.baseline is not None:
+            lines += ["", "beside a simple linear model (baseline_):"]
+            for name, value, added, (low, high) in self.baseline.rows():
+                words = f"to which the network adds {added:+.3f} ({low:+.3f} to {high:+.3f})"
+                lines.append(f"{name:{wide}}  {value:9.3f}, {words}")
         if self.intervals:
             lines += ["", *wrap(self.about_intervals, 80)]
         if self.rule is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._terminal import printable
+from .beside import Beside
 from .intervals import METHODS, about
 from .metrics import Bins, ClassScores, Floats, Ints, Scores, binned
 from .mistakes import ConfusedPair, Mistake
@@ -46,6 +47,7 @@ class Results:
     rule: DecisionThreshold | None = None
     true_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)  # (N): rows of the true classes
     proba: Floats | None = field(default=None, repr=False)  # (N, K)
+    baseline: Beside | None = None  # a simple linear model on the same examples
     errors: list[Mistake] = field(default_factory=list, repr=False)  # the surest ones
     confused: list[ConfusedPair] = field(default_factory=list, repr=False)  # the pairs confused most often
     about: dict[str, str] = field(default_factory=dict)  # the model, its settings and data, by name
@@ -97,6 +99,7 @@ class Results:
             "interval_methods": dict(METHODS) if self.intervals else {},
             "before_calibration": self.before,
             "threshold": None if self.rule is None else self.rule.to_json(),
+            "baseline": None if self.baseline is None else self.baseline.to_dict(),
             "warnings": list(self.warnings),
             "most_confident_errors": [asdict(mistake) for mistake in self.errors],
             "most_confused": [asdict(pair) for pair in self.confused],

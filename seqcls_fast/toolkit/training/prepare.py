@@ -15,12 +15,14 @@ import numpy as np
 
 from .._terminal import shown
 from ..data import labels
-from ..data.datasets import Data, Examples, Streamed
+from ..data.datasets import Data, Examples, Raw, Streamed
 from ..data.leakage import Fingerprints, fingerprints
 from ..data.stream import Stream
 from ..inputs import Inputs
 
 __all__ = ["FitData", "Prepared", "prepare"]
+
+Raws = tuple[list[Any] | None, list[Any] | None]
 
 _ENOUGH = 20  # rows, from which on labels are expected to repeat
 
@@ -48,6 +50,19 @@ class Prepared:
     held: Data | None  # the validation data
     seen: Fingerprints  # of the training data
     about: dict[str, Any]  # counts and digests of the data, for the model card and to recognise the data again
+    raw: Raws = (None, None)  # the sequences of both as they were given, where they are in memory
+
+    def encoded_by(self, encoder: Any) -> tuple[Data, Data | None]:
+        """The training data and the validation data, encoded by another encoder while they are used."""
+
+        def encoded(data: Data | None, raw: list[Any] | None) -> Data | None:
+            if isinstance(data, Examples) and raw is not None:
+                return Raw(raw, data, encoder)
+            return data.encoded_by(encoder) if isinstance(data, Streamed) else None
+
+        data = encoded(self.data, self.raw[0])
+        assert data is not None
+        return data, encoded(self.held, self.raw[1])
 
     def close(self) -> None:
         """Ends the processes that read a Stream ahead."""
@@ -80,7 +95,8 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     classes = _checked(labels.classes_of(y), len(y), X)
     targets = labels.to_targets(y, classes)
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
-    held_inputs, held_targets = None, None
+    held_inputs: list[Any] | None = None
+    held_targets = None
     if given.share is not None:
         kept, out = labels.stratified(targets, given.share, seed)
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
@@ -92,9 +108,10 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     if held_inputs is not None and held_targets is not None:
         held = Examples(encoder.encode(held_inputs), held_targets)
     elif given.validation is not None:
-        held = _validation(inputs, parameters, given.validation, encoder, classes)
+        held, held_inputs = _validation(inputs, parameters, given.validation, encoder, classes)
     seen = fingerprints(inputs.plain(X))
-    return Prepared(encoder, classes, examples, held, seen, _about(examples, held, given.share))
+    about = _about(examples, held, given.share)
+    return Prepared(encoder, classes, examples, held, seen, about, (X, held_inputs))
 
 
 def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
@@ -114,21 +131,22 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
     workers, epochs = parameters["workers"], parameters["epochs"]
     data = Streamed(X, encoder, classes, parameters["class_weight"], workers, epochs)
     held: Data | None = None
+    held_inputs: list[Any] | None = None
     if held_stream is not None:
         held = Streamed(held_stream, encoder, classes, None, workers, epochs)
     elif given.validation is not None:
-        held = _validation(inputs, parameters, given.validation, encoder, classes)
-    return Prepared(encoder, classes, data, held, survey.seen, _about(data, held, given.share))
+        held, held_inputs = _validation(inputs, parameters, given.validation, encoder, classes)
+    return Prepared(encoder, classes, data, held, survey.seen, _about(data, held, given.share), (None, held_inputs))
 
 
 def _validation(
     inputs: Inputs, parameters: Mapping[str, Any], validation: Any, encoder: Any, classes: np.ndarray
-) -> Data:
-    """The validation data from (X, y), a pathlib.Path or a Stream."""
+) -> tuple[Data, list[Any] | None]:
+    """The validation data from (X, y), a pathlib.Path or a Stream, and the sequences as they are if in memory."""
     if isinstance(validation, Stream):
         # Unknown labels are refused here, before a training that could only fail at its first validation.
         labels.to_targets(list(validation.survey().labels), classes, "validation")
-        return Streamed(validation, encoder, classes, None, parameters["workers"], parameters["epochs"])
+        return Streamed(validation, encoder, classes, None, parameters["workers"], parameters["epochs"]), None
     pair = validation if isinstance(validation, tuple) else (validation, None)
     if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
         wanted = "(X, y), a pathlib.Path, a Stream or a share"
@@ -136,7 +154,7 @@ def _validation(
     X, y = inputs.labelled(*pair)
     if not X:
         raise ValueError("validation: expected at least one sequence but got none")
-    return Examples(encoder.encode(X), labels.to_targets(y, classes, "validation"))
+    return Examples(encoder.encode(X), labels.to_targets(y, classes, "validation")), X
 
 
 def _as_share(value: Any) -> str:
