@@ -65,7 +65,13 @@ def test_types_of_parameters() -> None:
     known = parameter_table.parameters_of("text")
     assert known["seed"].types == (int, NoneType)
     assert known["epochs"].types == (int,)
-    assert [name for name in known if known[name].is_flag] == ["bidirectional", "lowercase", "amp", "verbose", "baseline"]
+    assert [name for name in known if known[name].is_flag] == [
+        "bidirectional",
+        "lowercase",
+        "amp",
+        "verbose",
+        "baseline",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,16 @@ def wilson(hits: Ints, counts: Ints, confidence: float) -> tuple[Floats, Floats]
     They are the shares p for which hits / counts lies as many standard deviations from p as a normal distribution's
     ends of this confidence: the roots of (hits / counts - p)^2 = z^2 p (1 - p) / counts.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = _deviations(confidence)
     middle = (hits + z**2 / 2) / (counts + z**2)
     half = z * np.sqrt(hits / np.maximum(counts, 1) * (counts - hits) + z**2 / 4) / (counts + z**2)
     # at the ends exactly, where the difference would be rounded
     return np.where(hits == 0, 0.0, middle - half), np.where(hits == counts, 1.0, middle + half)
+
+
+def _deviations(confidence: float) -> float:
+    """How many standard deviations from its mean a normal distribution's ends of this confidence are."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def added_up(values: Floats, low: Floats, high: Floats) -> Interval:
@@ -97,7 +102,7 @@ def added_accuracy(right: NDArray[np.bool_], other: NDArray[np.bool_], confidenc
 
     It is Wald's after one example is added to each kind of disagreement, so that it is no point where none was seen.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = _deviations(confidence)
     gained, lost = (float((np.count_nonzero(each) + 1) / (len(right) + 2)) for each in (right & ~other, other & ~right))
     half = z * float(np.sqrt((gained + lost - (gained - lost) ** 2) / (len(right) + 2)))
     return max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
