@@ -15,6 +15,7 @@ pytest.importorskip("sklearn")
 
 import seqcls_fast as sf
 from seqcls_fast import evaluate_predictions
+from seqcls_fast.toolkit import baseline as baseline_module
 from seqcls_fast.toolkit import fit as fitting
 from seqcls_fast.toolkit.baseline import Baseline, features_for, tensors_for
 from seqcls_fast.toolkit.data.datasets import Examples, Raw
@@ -104,6 +105,19 @@ def test_summaries_of_series() -> None:
         ]  # fmt: skip
         np.testing.assert_allclose(row, [np.log1p(len(x)), *np.concatenate(expected)], rtol=1e-5, atol=1e-6)
     assert found[3].tolist() == [0.0] * features.count
+
+
+def test_n_grams_are_weighted_as_by_scikit_learn() -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    sparse = pytest.importorskip("scipy.sparse")
+    features = HashedText(12)
+    rows = features.encode(["a film a film", "a good film", "", "bad"])
+    ends = np.concatenate([[0], rows.lengths.cumsum(0).numpy()])
+    counts = sparse.csr_matrix((np.ones(len(rows.values)), rows.values.numpy(), ends), (4, features.count)).toarray()
+    _, scale = baseline_module._document_frequencies(iter([baseline_module._matrix(rows, features)]))
+    found = baseline_module._scaled(baseline_module._matrix(rows, features), None, scale)
+    expected = text.TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-12)
 
 
 def test_sizes_are_bounded() -> None:

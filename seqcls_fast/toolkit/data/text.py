@@ -208,8 +208,6 @@ class TextEncoder:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}}
 
-    # -- from a text to chunks, and from a chunk to tokens ------------------------------------------------------------
-
     def _normal(self, text: str) -> str:
         if self.normalization is not None and not text.isascii():
             text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
