@@ -377,19 +377,11 @@ class BackwardPass {
   }
 
   void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out) {
-    gradient_tiles(s, columns, out, [](int64_t, int64_t, int64_t, int64_t) {});
-  }
-  // Calls then(first row, rows, first column, end of the columns) after each tile, while its results are in registers
-  // or in the cache.
-  template <class Then>
-  void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out, Then&& then) {
     constexpr int kBlocks = TileShape<1>::kBlocks;
     const int64_t blocks = blocks_of<F>(columns), whole = blocks / kBlocks * kBlocks;
     const auto tiles = [&](int64_t block, auto count) {
-      constexpr int kCount = decltype(count)::value;
       for_row_groups<TileShape<1>::kRows>(s.rows, [&](int64_t first, auto m) {
-        gradient_tile<F, decltype(m)::value, kCount>(s, first, block, columns, out);
-        then(first, static_cast<int64_t>(decltype(m)::value), block * kL, (block + kCount) * kL);
+        gradient_tile<F, decltype(m)::value, decltype(count)::value>(s, first, block, columns, out);
       });
     };
     for (int64_t block = 0; block < whole; block += kBlocks) tiles(block, Int<kBlocks>{});

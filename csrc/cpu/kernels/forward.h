@@ -375,7 +375,9 @@ class ForwardPass {
     const E* w = reinterpret_cast<const E*>(packed_.w_ih);
     for (int64_t block = block_begin_; block < block_end_; ++block) {
       for_row_groups<Shape::kRows>(count, [&](int64_t first, auto m) {
-        const int64_t at = block * kSums * kL;
+        const int64_t at = block * kSums * kL, rows = decltype(m)::value;
+        for (int64_t row = first + rows; block == block_begin_ && row < first + 2 * rows && row < count; ++row)
+          prefetch<false>(x_rows_[row], layer_.I);
         product_tile<F, Cell::kGates, kSums, decltype(m)::value>(
             x_rows_ + first, layer_.I, w + block * panel, bias ? bias + at : nullptr, projected_rows_ + first, at);
       });

@@ -18,7 +18,7 @@ class RowBackward : BackwardPass<F, Cell> {
   using V = typename F::V;
   using Step = BackwardStep<A>;
   static constexpr int kL = F::kLanes, kG = Base::kGates, kSaved = Shape::kBaseSaved, kSlots = Base::kSlots;
-  static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC, kOneSum = !kNorm && !Shape::kResetsFirst;
+  static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC;
 
  public:
   static int64_t measure(const Backward& call, int64_t rows) { return RowBackward(call, rows, nullptr, 0).size_; }
@@ -92,22 +92,19 @@ class RowBackward : BackwardPass<F, Cell> {
     for (int64_t i = 0; i < active && layer_.P; ++i) projected_rows_[i] = gate_rows_[i] + Cell::kSlots * layer_.H;
     A* const* const d_h = layer_.P ? projected_rows_ : target_rows_;
     for (int64_t i = 0; i < active; ++i) draw_masks(i, step);
-    if (kOneSum && !layer_.P) {  // the cells of a tile follow its product, as in the forward pass
-      Pass::gradient_tiles(s, layer_.H, d_h, [&](int64_t first, int64_t rows, int64_t begin, int64_t end) {
-        for (int64_t i = first; i < first + rows; ++i) {
-          take_h(i, d_h[i], begin, end < layer_.H ? end : layer_.H);
-          for (int64_t unit = begin; unit < end; unit += kL) run_unit(i, step, unit, d_h[i]);
-        }
-      });
-      return;
-    }
     Pass::gradient_tiles(s, layer_.out(), d_h);
     for (int64_t i = 0; i < active; ++i) {
-      take_h(i, d_h[i], 0, layer_.out());
+      take_h(i, d_h[i]);
       a_[i] = layer_.P ? d_h[i] : gate_rows_[i];
     }
     if (layer_.P) single_product(active, 0, 0, 1, layer_.P, packed_.w_hr, layer_.H);
-    for (int64_t i = 0; i < active; ++i) run_row(i, step, layer_.P ? d_m_rows_[i] : target_rows_[i]);
+    for (int64_t i = 0; i < active; ++i) {
+      if (i + 1 < active) {  // what the next row will read and write
+        prefetch<false>(saved_rows_[i + 1], Cell::kSaved * padded_);
+        prefetch<true>(gate_rows_[i + 1], Cell::kSlots * layer_.H);
+      }
+      run_row(i, step, layer_.P ? d_m_rows_[i] : target_rows_[i]);
+    }
     if constexpr (Shape::kResetsFirst) {
       single_product(active, 2 * layer_.H, 2, kG, layer_.H, packed_.w_hh, layer_.H);
       for (int64_t i = 0; i < active; ++i) reset_row(i);
@@ -145,12 +142,12 @@ class RowBackward : BackwardPass<F, Cell> {
   }
 
   // Adds to a row's gradient of h what was carried here, and takes from it what zoneout passes on to the previous h.
-  void take_h(int64_t i, A* d_h, int64_t begin, int64_t end) {
+  void take_h(int64_t i, A* d_h) {
     A* const carry = carry_h_of(i);
     if (!carry) return;
     const A rate = static_cast<A>(noise_.zoneout_h);
     const A* const keep = noise_.seed && noise_.zoneout_h > 0 ? keep_h_ + i * wide_ : nullptr;
-    for (int64_t u = begin; u < end; ++u) {
+    for (int64_t u = 0; u < layer_.out(); ++u) {
       const A d = d_h[u] + carry[u], fresh = keep ? (keep[u] > 0 ? d : 0) : d * (1 - rate);
       d_h[u] = fresh;
       carry[u] = keep ? (keep[u] > 0 ? 0 : d) : d * rate;

@@ -133,7 +133,7 @@ class RowForward : ForwardPass<F, Cell> {
         product<kG>(active, 0);
       }
       for (int64_t i = 0; i < active; ++i) {
-        if constexpr (!kOneSum) run_row(i);
+        run_row(i);
         if (!layer_.P && output_direct_) copy_output(i);
       }
       if (layer_.P) project_rows(active);
@@ -154,24 +154,25 @@ class RowForward : ForwardPass<F, Cell> {
                  reinterpret_cast<const E*>(packed_.w_hh)};
     constexpr int kBlocks = TileShape<kSums, kG>::kBlocks;
     const int64_t blocks = blocks_of<F>(layer_.H), whole = blocks / kBlocks * kBlocks;
+    bool first_block = !project_first_;
     for_blocks<kBlocks>(0, whole, backwards, [&](int64_t block, int64_t next) {
       for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
+        if (first_block) prefetch_rows(row + decltype(m)::value, active);
         sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, kBlocks>(s, row, block, next);
-        run_blocks(row, decltype(m)::value, block, block + kBlocks);
       });
+      first_block = false;
     });
     for (int64_t block = whole; block < blocks; ++block) {
       for_row_groups<kTileRows>(active, [&](int64_t row, auto m) {
         sum_tile<F, HiddenSlotOfGate<Base>, kG, kSums, decltype(m)::value, 1>(s, row, block, block);
-        run_blocks(row, decltype(m)::value, block, block + 1);
       });
     }
   }
 
-  // The cells of a tile, right after its sums: while they wait for each other's results, the next tile's sums begin.
-  void run_blocks(int64_t first, int64_t rows, int64_t begin, int64_t end) {
-    for (int64_t i = first; i < first + rows; ++i)
-      for (int64_t block = begin; block < end; ++block) run_block(i, block);
+  // The first blocks are the first to read x: while they are summed, the rows of the next tile are fetched.
+  void prefetch_rows(int64_t first, int64_t active) const {
+    for (int64_t row = first; row < first + kTileRows && row < active; ++row)
+      prefetch<false>(x_rows_[row], layer_.features());
   }
 
   // The sums of the state's part of kCount gates from `first` on. Fewer gates leave registers for more blocks.
