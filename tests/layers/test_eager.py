@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import seqcls_fast as sf
-from seqcls_fast import _eager, _ext
+from seqcls_fast import _eager, _ext, ops
 
 RELEASE = torch.__version__.split("+")[0]
 FUNCTIONS = ("layers", "cell", "layer", "use_impl", "_turn")
@@ -104,5 +104,14 @@ def test_strange_attributes_do_not_crash(name: str, value: Any) -> None:
 @pytest.mark.parametrize("weights", [(), [], [1], [None] * 4, [torch.zeros(12, 3)], [torch.zeros(2, 2)] * 300])
 @pytest.mark.parametrize("directions", [1, 2, -1, 0, 2**40, 2**70, "1", None])
 def test_strange_weights_of_a_layer(weights: Any, directions: Any) -> None:
-    found = _eager.layer(torch.randn(5, 2, 3), weights, directions, None, None, "gru", None, None, False, True, None)
-    assert found is NotImplemented
+    tail = (None, None, "gru", None, None, False, True, None, *ops.LayerOptions())
+    assert _eager.layer(torch.randn(5, 2, 3), weights, directions, *tail) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    "rates", [None, (), (0.0,) * 3, (0.0, 0.0, 0.0, 0), (0.0, 0.0, 0.0, "0"), (2.0,) * 4, [0.0] * 4]
+)
+def test_strange_rates_of_a_layer(rates: Any) -> None:
+    weights = [torch.randn(12, 3), torch.randn(12, 4)]
+    tail = (None, None, "gru", None, None, False, True, None, None, None, None, None, rates)
+    assert _eager.layer(torch.randn(5, 2, 3), weights, 1, *tail) is NotImplemented
