@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from seqcls_fast import _ext, ops
-from support.cases import CELLS, FLOATS, HALVES, LENGTHS, Case, Problem, build
+from seqcls_fast._cells import BUILT_IN, Rates
+from support.cases import CELLS, FLOATS, HALVES, LENGTHS, NOISE, RESETS, Case, Problem, build
 from support.checks import (
     Named,
     batch_sizes,
@@ -29,19 +30,23 @@ from support.checks import (
     time_first,
 )
 
+RATES = Rates._fields
+OPTIONS = ("resets", "h_reset", "c_reset", "seed", *RATES)
 FORWARD = (
     "x", "weights", "h0", "c0", "lengths", "batch_sizes", "cell", "directions", "batch_first", "want_output",
-    "want_saved", "impl", "allow_tf32", "packed",
+    "want_saved", "impl", "allow_tf32", "packed", *OPTIONS,
 )  # fmt: skip
 LAYER = tuple(name for name in FORWARD if name not in ("want_saved", "packed"))
 BACKWARD = (
     "d_output", "d_h_n", "d_c_n", *FORWARD[:6], "output", "saved", "cell", "directions", "batch_first", "want_d_x",
-    "want_d_weights", "samples", "impl", "allow_tf32",
+    "want_d_weights", "samples", "impl", "allow_tf32", *OPTIONS,
 )  # fmt: skip
 PACK = ("weights", "cell", "directions", "impl", "ids")
 SCHEMAS = {"rnn_forward": FORWARD, "rnn_layer": LAYER, "rnn_backward": BACKWARD, "pack_weights": PACK}
 Slot = tuple[str, int]
-KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")  # of weights, in the order of the list
+FURTHER = dict.fromkeys(kind.name for cell in BUILT_IN.values() for kind in cell.further)
+KINDS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", *FURTHER)  # of weights, in the order of the list
+STATES = ("h0", "c0", "h_reset", "c_reset")
 
 IMPLS = [name for name in ops.available_impls() if name not in ("reference", "torch")]  # those that operators know
 STEPS = (1, 1, 2, 3, 4, 7)
@@ -141,12 +146,14 @@ def place(t: Tensor, rng: random.Random) -> Tensor:
 
 
 def draw_case(rng: random.Random, costs: tuple[int, int] | None) -> Case:
-    """A random case. Most are small; some are large enough for two threads, or for more than one tile."""
+    """A random case. Most are small; some are large enough for two threads, or for more than one tile. Nearly half of
+    them have options."""
     large = costs is not None or rng.random() < 0.06
     steps, sizes = (LARGE_STEPS, LARGE) if large else (STEPS, SIZES)
     least, most = costs or (LARGE_COSTS if large else SMALL_COSTS)
     while True:
-        cell, ids = rng.choice(CELLS), rng.random() < 0.3
+        options = rng.random() < 0.45
+        cell, ids = rng.choice(tuple(BUILT_IN) if options else CELLS), rng.random() < 0.3
         empty = not large and rng.random() < 0.03
         case = Case(
             cell,
@@ -156,35 +163,47 @@ def draw_case(rng: random.Random, costs: tuple[int, int] | None) -> Case:
             H=rng.choice(sizes),
             directions=rng.choice((1, 2)),
             bias=rng.random() < 0.7,
-            proj=cell == "lstm" and rng.random() < 0.3,
+            proj=BUILT_IN[cell].has_c and rng.random() < 0.3,
             state=rng.random() < 0.7,
             lengths=rng.choice(("none", "random") if empty else LENGTHS),
             dtype=rng.choice(FLOATS + HALVES),
             layout=rng.choice(("time_first", "batch_first", "time_first" if empty else "packed")),
             want_output=rng.random() < 0.7,
             ids=ids,
+            resets=rng.choice(RESETS) if options else "none",
+            learnt=options and rng.random() < 0.5,
+            noise=rng.choice(tuple(NOISE)) if options and rng.random() < 0.6 else "none",
         )
-        if case.valid and least <= case.cost <= most:
+        if case.valid and _off_the_kink(case).valid and least <= case.cost <= most:
             return case
+
+
+def _off_the_kink(case: Case) -> Case:
+    """The case from which the numbers are made. Those of 16-bit cases avoid 0 as an input of relu, where a rounding
+    would switch gradients on or off."""
+    exact = case.cell.startswith("rnn_relu") and case.dtype in FLOATS
+    return replace(case, dtype="bfloat16") if exact else case
 
 
 def draw_problem(case: Case, rng: random.Random) -> Problem:
     """Numbers for a case. Some tensors are constant along a dimension, and one of two states may be missing."""
-    # numbers of 16-bit cases avoid 0 as an input of relu, where a rounding would switch gradients on or off
-    problem = build(replace(case, dtype="bfloat16") if case.cell == "rnn_relu" and case.dtype in FLOATS else case)
+    problem = build(_off_the_kink(case))
     inputs = dict(problem.inputs)
-    if "c0" in inputs and rng.random() < 0.3:
-        del inputs[rng.choice(("h0", "c0"))]
+    for pair in (STATES[:2], STATES[2:]):
+        if pair[1] in inputs and rng.random() < 0.3:
+            del inputs[rng.choice(pair)]
     for name, t in inputs.items():
         d = rng.randrange(t.dim())
-        signs_matter = case.cell == "rnn_relu" and d == 0 and "[" in name  # they keep units on one side of 0
+        signs_matter = case.cell.startswith("rnn_relu") and d == 0 and "[" in name  # they keep units on one side of 0
+        # a norm of equal sums turns what is rounded of them into numbers of any size
+        signs_matter = signs_matter or (case.cell.endswith("_layer_norm") and not name.startswith("h"))
         if rng.random() < 0.12 and t.numel() and not signs_matter:
             inputs[name] = t.narrow(d, 0, 1).expand_as(t).clone()
             if name.startswith("w_hh"):  # so that h does not grow from step to step
                 inputs[name] *= 2.0 ** -math.ceil(math.log2(case.H) / 2)
     names = [name for name in problem.cotangents if rng.random() < 0.7] or ["h_n"]
     cotangents = {name: problem.cotangents[name] for name in names}
-    return Problem(inputs, problem.lengths, cotangents)
+    return Problem(inputs, problem.lengths, cotangents, problem.resets)
 
 
 def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[str, Any]:
@@ -192,13 +211,14 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
     dtype = case.torch_dtype
     packed = case.layout == "packed"
     listed = [t for kind in KINDS for name, t in inputs.items() if name.startswith(f"{kind}[")]
-    states = (inputs.get(name) for name in ("h0", "c0"))
+    states = {name: None if inputs.get(name) is None else place(inputs[name].to(dtype), rng) for name in STATES}
     given = lengths is not None and not packed
     impls = (*IMPLS, "auto")
     return {
         "x": place(lay_out(inputs["x"], case, lengths), rng),
         "weights": [place(t.to(dtype), rng) for t in listed],
-        **{name: None if t is None else place(t.to(dtype), rng) for name, t in zip(("h0", "c0"), states, strict=True)},
+        "h0": states["h0"],
+        "c0": states["c0"],
         "lengths": place(lengths, rng) if given and lengths is not None else None,
         "batch_sizes": place(batch_sizes(lengths), rng) if packed and lengths is not None else None,
         "cell": case.cell,
@@ -209,7 +229,18 @@ def forward_arguments(case: Case, problem: Problem, rng: random.Random) -> dict[
         "impl": impls[rng.randrange(60) % len(impls)],  # the same random number is drawn on every machine
         "allow_tf32": rng.random() < 0.2,  # has no effect on the CPU
         "packed": None,
+        "resets": None if problem.resets is None else place(lay_out(problem.resets, case, lengths), rng),
+        "h_reset": states["h_reset"],
+        "c_reset": states["c_reset"],
+        "seed": None if case.noise_seed is None else place(case.noise_seed, rng),
+        **draw_rates(case, rng)._asdict(),
     }
+
+
+def draw_rates(case: Case, rng: random.Random) -> Rates:
+    """The rates of the case, or some at the ends of what is allowed."""
+    ends = (0.0, 5e-324, 1e-10, 0.5, 1 - 2**-53)
+    return Rates(*(rng.choice(ends) if rate and rng.random() < 0.3 else rate for rate in case.rates))
 
 
 def backward_arguments(case: Case, problem: Problem, fixed: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -221,8 +252,9 @@ def backward_arguments(case: Case, problem: Problem, fixed: dict[str, Any], rng:
     for name, t in problem.cotangents.items():
         laid_out = lay_out(t, case, problem.lengths, is_input=False) if name == "output" else t.to(dtype)
         incoming[f"d_{name}"] = place(laid_out, rng)
-    # few samples, since the reference runs each of them alone
-    divisors = [n for n in range(1, case.B + 1) if case.B % n == 0 and n * case.T <= 300] or [1, 2, 5]
+    # few samples, since the reference runs a backward pass for each of them
+    most = min(300 // case.T, 10**7 // max(case.cost, 1) if case.cost <= LARGE_COSTS[1] else 300)
+    divisors = [n for n in range(1, case.B + 1) if case.B % n == 0 and n <= most] or [1, *([] if case.B else [2, 5])]
     own = {
         "output": place(results[-2], rng),
         "saved": rng.choice((results[-1], guarded(results[-1]))),
@@ -260,32 +292,37 @@ def result_names(call: Call) -> list[str]:
         return ["packed"]
     if call.function != "rnn_backward":
         saved = given.get("want_saved", False)
-        names = ["h_n", *(["c_n"] if call.case.cell == "lstm" else [])]
+        names = ["h_n", *(["c_n"] if BUILT_IN[call.case.cell].has_c else [])]
         return names + (["output"] if given["want_output"] or saved else []) + (["saved"] if saved else [])
     names = ["d x"] if given["want_d_x"] else []
-    names += [f"d {name}" for name in ("h0", "c0") if name in inputs]
+    names += [f"d {name}" for name in STATES if name in inputs]
     weights = [f"d {name}" for kind in KINDS for name in inputs if name.startswith(f"{kind}[")]
     return names + (weights if given["want_d_weights"] else [])
 
 
 def expected(call: Call) -> Named:
-    """Results of the float64 reference, time-first. With samples, gradients of weights are one for each sample."""
-    assert call.problem is not None
+    """Results of the float64 reference, time-first. With samples, gradients of weights and of reset states are one for
+    each sample: those for the incoming gradients of its rows alone."""
+    problem, given = call.problem, call.arguments
+    assert problem is not None
     if call.function == "pack_weights":
         return {}
-    if call.function != "rnn_backward":
-        return _reference(call, call.problem, backward=False)
-    samples = call.arguments["samples"]
-    if not samples:
-        return _reference(call, call.problem, backward=True)
-    each = call.case.B // samples
-    parts = [_reference(call, _stretch(call.problem, s * each, each), backward=True) for s in range(samples)]
-    return {
-        name: torch.cat([part[name] for part in parts], 1)
-        if name in ("d x", "d h0", "d c0")
-        else torch.stack([part[name] for part in parts])
-        for name in parts[0]
-    }
+    backward = call.function == "rnn_backward"
+    inputs = {name: leaf(t) if backward else t for name, t in problem.inputs.items()}
+    noise = {"rates": Rates(*(given[name] for name in RATES)), "seed": given["seed"]}
+    results = layer(inputs, cell=call.case.cell, lengths=problem.lengths, resets=problem.resets, **noise)
+    if not backward:
+        return results
+    samples = given["samples"]
+    wanted = gradients(results, inputs, problem.cotangents, retain_graph=True)
+    sample_of = torch.arange(call.case.B).view(1, -1, 1) // (call.case.B // samples or 1) if samples else None
+    parts = [
+        gradients(results, inputs, {k: t * (sample_of == s) for k, t in problem.cotangents.items()}, retain_graph=True)
+        for s in range(samples)
+    ]
+    for name in wanted.keys() - {"d x", "d h0", "d c0"} if samples else ():
+        wanted[name] = torch.stack([part[name] for part in parts])
+    return wanted
 
 
 def least_scale(call: Call, wanted: Named) -> dict[str, float]:
@@ -295,28 +332,27 @@ def least_scale(call: Call, wanted: Named) -> dict[str, float]:
     assert call.problem is not None
     case, inputs = call.case, call.problem.inputs
     backward = call.function == "rnn_backward"
-    sources = {name: inputs[name] for name in ("h0", "c0") if name in inputs}
+    sources = {name: inputs[name] for name in STATES if name in inputs}
     sources = (wanted | call.problem.cotangents) if backward else sources
     largest = max((float(t.abs().max()) for t in sources.values() if t.numel()), default=0.0)
     sums = max(1.0, math.sqrt(((1 if case.ids else case.I) + case.out) / case.H))
-    return dict.fromkeys(wanted, sums * (largest if backward else max(largest, 1.0)))
+    scales = dict.fromkeys(wanted, sums * (largest if backward else max(largest, 1.0)))
+    return {name: max(scale, changes.get(name, 0.0)) for changes in [sensitivity(call)] for name, scale in scales.items()}
 
 
-def _stretch(problem: Problem, begin: int, count: int) -> Problem:
-    """The problem with `count` rows of the batch, from `begin` on."""
-
-    def rows(tensors: Named) -> Named:
-        of_batch = ("x", "h0", "c0", "output", "h_n", "c_n")
-        return {name: t.narrow(1, begin, count) if name in of_batch else t for name, t in tensors.items()}
-
-    lengths = None if problem.lengths is None else problem.lengths.narrow(0, begin, count)
-    return Problem(rows(problem.inputs), lengths, rows(problem.cotangents))
-
-
-def _reference(call: Call, problem: Problem, backward: bool) -> Named:
-    inputs = {name: leaf(t) if backward else t for name, t in problem.inputs.items()}
-    results = layer(inputs, cell=call.case.cell, lengths=problem.lengths)
-    return gradients(results, inputs, problem.cotangents) if backward else results
+def sensitivity(call: Call) -> dict[str, float]:
+    """How much each result of a normed layer changes where every input changes by its own size, to first order: see
+    sensitivity() in checks.py."""
+    problem, case = call.problem, call.case
+    if problem is None or not case.cell.endswith("_layer_norm"):
+        return {}
+    step, g = 1e-6, torch.Generator().manual_seed(case.seed)
+    moved = {
+        name: t * (1 + step * (2 * torch.randint(2, t.shape, generator=g) - 1)) if t.is_floating_point() else t
+        for name, t in problem.inputs.items()
+    }
+    wanted, other = expected(call), expected(replace(call, problem=replace(problem, inputs=moved)))
+    return {name: float((other[name] - t).abs().max()) / step if t.numel() else 0.0 for name, t in wanted.items()}
 
 
 def found(call: Call, results: list[Tensor]) -> Named:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fuzz_calls import Call, Slot
+from fuzz_calls import OPTIONS, RATES, Call, Slot
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from support.cases import CELLS
+from seqcls_fast._cells import BUILT_IN
 
 Change = Callable[[Call, random.Random], str | None]
 
@@ -36,7 +36,6 @@ NAMES = (
     "reference", "x" * 1950, "x" * 5000, "\u00e9" * 3000, "x" * 10**6,
 )  # fmt: skip
 NUMBERS = (float("nan"), float("inf"), -float("inf"), 1e-310, 1e-40, 3e38, -3e38, 1e300, -0.0, 6e-8, 65504.0)
-SAVED = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # values saved per unit and step, in groups of 16 units
 
 
 class PlainSubclass(Tensor):
@@ -73,6 +72,8 @@ def well_typed(call: Call) -> bool:
             return isinstance(value, list) and all(type(t) is Tensor for t in value)
         if name in ("cell", "impl"):
             return isinstance(value, str) and value.isprintable()
+        if name in RATES:
+            return isinstance(value, float)
         if name in ("directions", "samples"):
             return type(value) is int and -(2**63) <= value < 2**63
         if name.startswith("want") or name in ("batch_first", "allow_tf32", "ids"):
@@ -143,10 +144,14 @@ def sizes(call: Call, rng: random.Random) -> str | None:
     outer = (T * B,) if case.layout == "packed" else (B, T) if case.layout == "batch_first" else (T, B)
     per_step = (T * B,) if case.layout == "packed" else (T, B)
     weights = [(rows, I), (rows, out), *([(rows,)] * 2 if case.bias else []), *([(P, H)] if case.proj else [])]
+    cell = BUILT_IN[case.cell]
+    weights += [(kind.rows, H) if kind.is_matrix else (kind.rows * H,) for kind in cell.further]
+    saved = cell.saved + (cell.gates == 1 and _is_positive(call.arguments.get("zoneout_h")))
     shapes: dict[str, tuple[int, ...]] = {
         "x": outer if case.ids else (*outer, I), "h0": (D, B, out), "c0": (D, B, H), "lengths": (B,),
         "output": (*outer, D * out), "d_output": (*outer, D * out), "d_h_n": (D, B, out), "d_c_n": (D, B, H),
-        "saved": (D, *per_step, SAVED[case.cell] * ((H + 15) // 16 * 16)), "batch_sizes": (T,),
+        "saved": (D, *per_step, saved * ((H + 15) // 16 * 16)), "batch_sizes": (T,),
+        "resets": outer, "h_reset": (D, out), "c_reset": (D, H), "seed": (),
     }  # fmt: skip
     for (name, place), t in call.tensors().items():
         if name == "packed":
@@ -159,6 +164,10 @@ def sizes(call: Call, rng: random.Random) -> str | None:
             small = name == "saved" and t.numel() < 10**6
             call.set((name, place), t.contiguous() if small else t)
     return "sizes " + ", ".join(f"{name} = {size}" for name, size in new.items() if size != given[name])
+
+
+def _is_positive(rate: Any) -> bool:
+    return isinstance(rate, float) and rate > 0
 
 
 def resized(t: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -282,12 +291,20 @@ def floats(t: Tensor, rng: random.Random) -> tuple[Tensor, str]:
     return t, f"{value} among its numbers"
 
 
-@of_a_tensor("x", "lengths", "batch_sizes", test=lambda t: readable(t) and t.dtype == torch.int64 and t.numel() > 0)
+@of_a_tensor("x", "lengths", "batch_sizes", "seed", test=lambda t: readable(t) and t.dtype == torch.int64 and t.numel() > 0)
 def integers(t: Tensor, rng: random.Random) -> tuple[Tensor, str]:
     t = t.contiguous().clone()
     value = rng.choice((*INT64, 0, 1, int(t.max()) + 1, int(t.max()) * 2, 5, 40))
     t.view(-1)[rng.randrange(t.numel()) :: rng.choice((1, 2, 10**6))] = value
     return t, f"{value} among its numbers"
+
+
+@of_a_tensor("resets", test=lambda t: readable(t) and t.dtype == torch.bool and t.numel() > 0)
+def odd_booleans(t: Tensor, rng: random.Random) -> tuple[Tensor, str]:
+    """Bytes that are neither 0 nor 1."""
+    t = t.contiguous().clone()
+    t.view(-1).view(torch.uint8)[rng.randrange(t.numel()) :: rng.choice((1, 2))] = rng.choice((2, 128, 255))
+    return t, "other bytes than 0 and 1"
 
 
 @of_a_tensor("packed", test=lambda t: readable(t) and t.dtype == torch.uint8 and t.numel() > 0)
@@ -305,6 +322,15 @@ def directions(call: Call, rng: random.Random) -> str:
     return f"directions = {call.arguments['directions']!r}"
 
 
+def rate(call: Call, rng: random.Random) -> str | None:
+    name = rng.choice([name for name in RATES if name in call.arguments] or [""])
+    if not name:
+        return None
+    unusual = (*NUMBERS, -1.0, 1.0, 1.5, 1 - 2**-53, 5e-324, -5e-324, 0.5, 0.5)
+    call.arguments[name] = rng.choice((*unusual, *unusual, *ODD, *INT64))
+    return f"{name} = {call.arguments[name]!r}"
+
+
 def samples(call: Call, rng: random.Random) -> str | None:
     if "samples" not in call.arguments:
         return None
@@ -314,7 +340,7 @@ def samples(call: Call, rng: random.Random) -> str | None:
 
 def one_name(call: Call, rng: random.Random) -> str:
     name = rng.choice(("cell", "impl"))
-    call.arguments[name] = rng.choice((*CELLS, *NAMES, *NAMES, *ODD[:6]))
+    call.arguments[name] = rng.choice((*BUILT_IN, *NAMES, *NAMES, *ODD[:6]))
     return f"another {name}"
 
 
@@ -366,7 +392,7 @@ def swapped(call: Call, rng: random.Random) -> str | None:
 
 def present_or_not(call: Call, rng: random.Random) -> str | None:
     """Removes an optional tensor, or adds one that is missing, in the right or a wrong shape."""
-    optional = ("h0", "c0", "lengths", "batch_sizes", "d_output", "d_h_n", "d_c_n", "packed")
+    optional = ("h0", "c0", "lengths", "batch_sizes", "d_output", "d_h_n", "d_c_n", "packed", *OPTIONS[:4])
     names = [name for name in optional if name in call.arguments]
     name, case = rng.choice(names), call.case
     if call.arguments[name] is not None:
@@ -375,9 +401,15 @@ def present_or_not(call: Call, rng: random.Random) -> str | None:
     if name == "packed":
         call.arguments[name] = torch.full((rng.choice((0, 64, 5000)),), rng.randrange(256), dtype=torch.uint8)
         return f"{name}: added"
-    integer = name in ("lengths", "batch_sizes")
-    shape = (rng.choice((case.B, case.T)),) if integer else (case.directions, case.B, rng.choice((case.out, case.H)))
-    dtype = torch.int64 if integer else case.torch_dtype
+    rows, width = rng.choice(((case.T, case.B), (case.B, case.T))), rng.choice((case.out, case.H))
+    dtype = {"resets": torch.bool}.get(name, torch.int64)
+    if name in ("lengths", "batch_sizes"):
+        shape: tuple[int, ...] = rows[:1]
+    elif name in ("resets", "seed"):
+        shape = rows if name == "resets" else ()
+    else:
+        shape = (case.directions, *([] if name.endswith("reset") else [case.B]), width)
+        dtype = case.torch_dtype
     call.arguments[name] = torch.full(shape, rng.choice((0, 1, case.T)), dtype=dtype)
     return f"{name}: added"
 
@@ -386,6 +418,7 @@ def present_or_not(call: Call, rng: random.Random) -> str | None:
 CHANGES: tuple[Change, ...] = (
     *(sizes,) * 6, *(one_shape,) * 2, *(one_huge,) * 2, *(integers,) * 3, *(one_kind,) * 3, floats, packed_bytes,
     one_dtype, all_meta, directions, samples, samples, one_name, one_flag, weight_list, swapped, present_or_not,
+    present_or_not, *(rate,) * 2, odd_booleans,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from fuzz_changes import HUGE, INT64, NAMES, ODD
 from torch.utils.dlpack import to_dlpack
 
 from seqcls_fast import _ext
-from support.cases import CELLS
+from seqcls_fast._cells import BUILT_IN
 
 FUNCTIONS = (
     "build_info", "cells", "impls", "cpu_features", "cached_packs", "clear_packed_cache", "pool_held", "trim_pool",
@@ -46,7 +46,7 @@ def plan_arguments(rng: random.Random) -> dict[str, Any]:
     devices = _ext.C.known_devices()
     limits: Any = dict(devices[rng.choice(sorted(devices))])
     arguments: dict[str, Any] = {
-        "cell": rng.choice(CELLS), "hidden": rng.randrange(1, 2000), "batch": rng.randrange(1, 5000),
+        "cell": rng.choice(tuple(BUILT_IN)), "hidden": rng.randrange(1, 2000), "batch": rng.randrange(1, 5000),
         "precision": rng.choice(("bf16", "fp16", "tf32", "tf32x3")), "directions": rng.choice((1, 2)),
         "backward": rng.random() < 0.5, "regime": rng.choice(("auto", *_ext.C.regimes())), "limits": limits,
     }  # fmt: skip

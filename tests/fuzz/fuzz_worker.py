@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_calls import Call, expected, found, least_scale, spoiled, valid_call
+from fuzz_calls import OPTIONS, RATES, Call, expected, found, least_scale, spoiled, valid_call
 from fuzz_changes import hostile_call, in_memory, plain, readable
 from fuzz_functions import own_call
 from fuzz_writer import ROOM
@@ -90,6 +90,8 @@ def fault_of_eager(call: Call, results: Any) -> str | None:
     if call.function != "rnn_forward" or call.arguments["impl"] not in ("auto", *_ext.C.impls()):
         return None
     given = call.arguments
+    if any(given[name] is not None for name in OPTIONS[:4]) or any(given[name] != 0.0 for name in RATES):
+        return None  # which it is not told of
     with torch.no_grad(), ops.use_impl(given["impl"]):
         found = _eager.layer(*(given[name] for name in EAGER))
     if found is NotImplemented:

@@ -315,7 +315,7 @@ def resets_of(case: Case) -> Tensor | None:
     if case.resets == "first":
         resets[0] = True
     else:
-        resets[:2, -1] = True
+        resets[:2, -1:] = True
     return resets
 
 
