@@ -337,7 +337,8 @@ def least_scale(call: Call, wanted: Named) -> dict[str, float]:
     largest = max((float(t.abs().max()) for t in sources.values() if t.numel()), default=0.0)
     sums = max(1.0, math.sqrt(((1 if case.ids else case.I) + case.out) / case.H))
     scales = dict.fromkeys(wanted, sums * (largest if backward else max(largest, 1.0)))
-    return {name: max(scale, changes.get(name, 0.0)) for changes in [sensitivity(call)] for name, scale in scales.items()}
+    changes = sensitivity(call)
+    return {name: max(scale, changes.get(name, 0.0)) for name, scale in scales.items()}
 
 
 def sensitivity(call: Call) -> dict[str, float]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from fuzz_calls import Call
-from fuzz_changes import HUGE, INT64, NAMES, ODD
+from fuzz_changes import INT64, NAMES
+from fuzz_tensors import HUGE, ODD
 from torch.utils.dlpack import to_dlpack
 
 from seqcls_fast import _ext

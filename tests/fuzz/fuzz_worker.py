@@ -19,20 +19,22 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_calls import OPTIONS, RATES, Call, expected, found, least_scale, spoiled, valid_call
-from fuzz_changes import hostile_call, in_memory, plain, readable
+from fuzz_calls import RATES, STATES, Call, expected, found, least_scale, spoiled, valid_call
+from fuzz_changes import hostile_call
 from fuzz_functions import own_call
+from fuzz_tensors import in_memory, plain, readable
 from fuzz_writer import ROOM
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.nested._internal.nested_tensor import NestedTensor
 
 from seqcls_fast import _eager, _ext, ops
-from support.checks import compare, padding, poisoned_memory
+from support.checks import compare, leaf, padding, poisoned_memory
 
 SECONDS = 20  # a call that takes longer counts as a hang
 SANITIZED = "ASAN_OPTIONS" in os.environ  # AddressSanitizer reserves terabytes of addresses
@@ -77,23 +79,31 @@ def fault_of(call: Call) -> str | None:
     faulthandler.cancel_dump_traceback_later()  # comparing may be slow when the CPUs are busy
     torch.set_num_threads(1)
     changed = [slot for slot, memory in before if not torch.equal(memory, memory_of(tensors[slot]))]
-    return f"changed its arguments {changed}" if changed else fault_of_results(call, results)
+    return f"changed its arguments {changed}" if changed else fault_of_results(call, results) or repeated(call, results)
 
 
 EAGER = (
-    "x", "weights", "directions", "h0", "c0", "cell", "lengths", "batch_sizes", "batch_first", "want_output", "packed"
+    "x", "weights", "directions", "h0", "c0", "cell", "lengths", "batch_sizes", "batch_first", "want_output", "packed",
+    "resets", "seed", "h_reset", "c_reset", "rates",
 )  # fmt: skip
+
+
+def eager_arguments(given: dict[str, Any]) -> list[Any]:
+    together = {"want_output": True, "packed": None} | given | {"rates": tuple(given[name] for name in RATES)}
+    return [together[name] for name in EAGER]
 
 
 def fault_of_eager(call: Call, results: Any) -> str | None:
     """How the eager entry's results differ from the operator's. They are None if the operator refused the call."""
-    if call.function != "rnn_forward" or call.arguments["impl"] not in ("auto", *_ext.C.impls()):
+    if call.arguments.get("impl") not in ("auto", *_ext.C.impls()):
+        return None
+    if call.function == "rnn_backward" and not call.changes and not call.arguments["samples"]:
+        return fault_of_eager_gradients(call, results)
+    if call.function != "rnn_forward":
         return None
     given = call.arguments
-    if any(given[name] is not None for name in OPTIONS[:4]) or any(given[name] != 0.0 for name in RATES):
-        return None  # which it is not told of
     with torch.no_grad(), ops.use_impl(given["impl"]):
-        found = _eager.layer(*(given[name] for name in EAGER))
+        found = _eager.layer(*eager_arguments(given))
     if found is NotImplemented:
         return None
     if results is None:
@@ -105,10 +115,47 @@ def fault_of_eager(call: Call, results: Any) -> str | None:
     if given["want_saved"] and not given["want_output"]:
         wanted.pop()
     got = [t for t in (h_n, c_n, output) if t is not None]
-    same = len(got) == len(wanted) and all(
-        torch.allclose(t, other, rtol=0, atol=0, equal_nan=True) for t, other in zip(got, wanted, strict=True)
+    return None if same_numbers(got, wanted) else "the eager entry returns other results than the operator"
+
+
+def fault_of_eager_gradients(call: Call, results: list[Tensor]) -> str | None:
+    """How its gradients differ from those of the operator."""
+    given = dict(call.arguments)
+    wanted = ["x"] if given["want_d_x"] else []
+    wanted += [name for name in STATES if given[name] is not None]
+    for name in wanted:
+        given[name] = leaf(given[name])
+    leaves = [given[name] for name in wanted]
+    if given["want_d_weights"]:
+        given["weights"] = [leaf(t) for t in given["weights"]]
+        leaves += given["weights"]
+    with ops.use_impl(given["impl"]):
+        found = _eager.layer(*eager_arguments(given)) if leaves else NotImplemented
+    if found is NotImplemented:
+        return None
+    incoming = (given["d_output"], given["d_h_n"], given["d_c_n"])
+    pairs = [(t, d) for t, d in zip(found, incoming, strict=True) if d is not None]
+    got = torch.autograd.grad([t for t, _ in pairs], leaves, [d for _, d in pairs])
+    return None if same_numbers(got, results) else "the eager entry returns other gradients than the operator"
+
+
+def same_numbers(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    return len(found) == len(wanted) and all(
+        torch.allclose(t, other, rtol=0, atol=0, equal_nan=True) for t, other in zip(found, wanted, strict=True)
     )
-    return None if same else "the eager entry returns other results than the operator"
+
+
+def repeated(call: Call, results: Any) -> str | None:
+    """How the results with another number of threads, and in memory that was not poisoned, differ from these."""
+    torch.set_num_threads(3 - call.threads)
+    count = without_gaps(call, results)
+    again = call.run()
+    return None if same_numbers(again[:count], results[:count]) else "another number of threads gives other results"
+
+
+def without_gaps(call: Call, results: Any) -> int:
+    """How many results are written as a whole: not some elements of `saved`, nor some bytes of packed weights."""
+    return len(results) - bool(call.arguments.get("want_saved") or call.function == "pack_weights")
 
 
 def memory_of(t: Tensor) -> Tensor:
@@ -168,9 +215,8 @@ def fault_of_success(call: Call, results: Any) -> str | None:
         return None
     for slot, t in tensors.items():
         call.set(slot, t.detach().resolve_conj().resolve_neg().contiguous().clone())
-    # some elements of saved and some bytes of packed weights are not written
-    compared = len(results) - bool(call.arguments.get("want_saved") or call.function == "pack_weights")
-    for place, (t, again) in enumerate(zip(results[:compared], call.run()[:compared], strict=True)):
+    count = without_gaps(call, results)
+    for place, (t, again) in enumerate(zip(results[:count], call.run()[:count], strict=True)):
         if not torch.allclose(t, again, rtol=0, atol=0, equal_nan=True):
             return f"result {place} differs from that of tensors of ordinary memory"
     return None

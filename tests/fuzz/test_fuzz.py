@@ -16,6 +16,7 @@ import torch
 
 import seqcls_fast
 from seqcls_fast import _eager, _ext
+from seqcls_fast._cells import BUILT_IN
 
 if _ext.C is None:
     pytest.skip(f"needs the compiled extension: {_ext.why_missing}", allow_module_level=True)
@@ -23,6 +24,7 @@ if _ext.C is None:
 import fuzz_calls
 import fuzz_changes
 import fuzz_ops
+import fuzz_tensors
 import fuzz_worker
 from fuzz_calls import Call, valid_call
 
@@ -65,12 +67,12 @@ def test_a_call_depends_on_its_number_alone() -> None:
 
 def test_every_change_is_made() -> None:
     """Every change applies to some call; one that never applied would be useless."""
-    for change in {*fuzz_changes.CHANGES, fuzz_changes.storage}:
+    for change in {*fuzz_changes.CHANGES, fuzz_tensors.storage}:
         found = (attempt(change, number) for number in itertools.count())
         assert any(itertools.islice(found, 200)), change
 
 
-def attempt(change: fuzz_changes.Change, number: int) -> str | None:
+def attempt(change: fuzz_tensors.Change, number: int) -> str | None:
     rng = random.Random(number)
     try:
         return change(valid_call(SEED, number, rng), rng)
@@ -171,11 +173,28 @@ def test_of_the_eager_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fuzz_worker.fault_of_eager(call, results) is None
     assert "that the operator refuses" in str(fuzz_worker.fault_of_eager(call, None))
     assert "other results" in str(fuzz_worker.fault_of_eager(call, results[:-1]))
-    right = _eager.layer(*(call.arguments[name] for name in fuzz_worker.EAGER))
+    right = _eager.layer(*fuzz_worker.eager_arguments(call.arguments))
     monkeypatch.setattr(_eager, "layer", lambda *_: (right[0], right[1] + 1, right[2]))
     assert "other results" in str(fuzz_worker.fault_of_eager(call, results))
     monkeypatch.setattr(_eager, "layer", lambda *_: NotImplemented)
     assert fuzz_worker.fault_of_eager(call, results) is None
+
+
+def test_of_the_gradients_of_the_eager_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = (valid_call(SEED, number, random.Random(number)) for number in itertools.count())
+    call = next(c for c in calls if c.function == "rnn_backward" and c.arguments["h_reset"] is not None and c.case.B)
+    call.arguments |= {"impl": "auto", "samples": 0, "want_d_weights": True}
+    results = call.run()
+    assert fuzz_worker.fault_of_eager(call, results) is None
+    assert "other gradients" in str(fuzz_worker.fault_of_eager(call, [t + 1 for t in results]))
+
+
+def test_of_threads() -> None:
+    call = valid()
+    call.threads = 2
+    assert fuzz_worker.fault_of(call) is None
+    found = fuzz_worker.repeated(call, [call.run()[0] + 1e-6, *call.run()[1:]])
+    assert "another number of threads" in str(found)
 
 
 def test_memory_that_is_not_there() -> None:
@@ -241,6 +260,16 @@ READ of size 4 at 0x60b0000a thread T0
     report = "./csrc/bindings/ops.cpp:78:1: runtime error: signed integer overflow: 2 * 4611686018427387904 cannot be\n"
     kind = fuzz_ops.Failure(1, fuzz_ops.cause_of_death(1, report)).kind
     assert kind.startswith("crash: runtime error: signed integer overflow: # * #")
+
+
+def test_options_are_drawn() -> None:
+    calls = [valid_call(SEED, number, random.Random(number)) for number in range(300)]
+    assert {call.case.cell for call in calls} == {*BUILT_IN}
+    for name in fuzz_calls.OPTIONS:
+        given = [call.arguments[name] for call in calls if name in call.arguments]
+        assert 20 < sum(value is not None and value != 0.0 for value in given) < len(given) / 2, name
+    samples = [call.arguments.get("samples") for call in calls if call.arguments.get("seed") is not None]
+    assert any(samples), "a call with masks and samples"
 
 
 def test_implementations_are_drawn() -> None:
