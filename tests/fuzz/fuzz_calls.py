@@ -337,11 +337,11 @@ def least_scale(call: Call, wanted: Named) -> dict[str, float]:
     largest = max((float(t.abs().max()) for t in sources.values() if t.numel()), default=0.0)
     sums = max(1.0, math.sqrt(((1 if case.ids else case.I) + case.out) / case.H))
     scales = dict.fromkeys(wanted, sums * (largest if backward else max(largest, 1.0)))
-    changes = sensitivity(call)
+    changes = sensitivity(call, wanted)
     return {name: max(scale, changes.get(name, 0.0)) for name, scale in scales.items()}
 
 
-def sensitivity(call: Call) -> dict[str, float]:
+def sensitivity(call: Call, wanted: Named) -> dict[str, float]:
     """How much each result of a normed layer changes where every input changes by its own size, to first order: see
     sensitivity() in checks.py."""
     problem, case = call.problem, call.case
@@ -352,7 +352,7 @@ def sensitivity(call: Call) -> dict[str, float]:
         name: t * (1 + step * (2 * torch.randint(2, t.shape, generator=g) - 1)) if t.is_floating_point() else t
         for name, t in problem.inputs.items()
     }
-    wanted, other = expected(call), expected(replace(call, problem=replace(problem, inputs=moved)))
+    other = expected(replace(call, problem=replace(problem, inputs=moved)))
     return {name: float((other[name] - t).abs().max()) / step if t.numel() else 0.0 for name, t in wanted.items()}
 
 
