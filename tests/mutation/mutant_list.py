@@ -318,6 +318,7 @@ UNPACKED = "csrc/cpu/kernels/unpacked.h"
 BINDINGS = "csrc/bindings/layer_calls.h"
 HEAD_BINDINGS = "csrc/bindings/head.cpp"
 ARGUMENTS = "csrc/bindings/arguments.h"
+OF_OPTIONS = "csrc/bindings/options.h"
 TENSORS = "csrc/bindings/tensors.h"
 OF_FROZEN = "csrc/bindings/packed.h"
 NODE = "csrc/eager/layer_node.cpp"
@@ -481,6 +482,13 @@ COMPILED = [
         "(rank > 2 ? 0 * strides[0]",
     ),
     Mutant("batch-first output contiguous", ARGUMENTS, "device, batch_first && !packed());", "device);"),
+    Mutant("a rate of 1 accepted (C++)", OF_OPTIONS, "rate >= 0 && rate < 1", "rate >= 0 && rate <= 1"),
+    Mutant(
+        "resets of any shape",
+        OF_OPTIONS,
+        'check_tensor("resets", *resets, call.device, ScalarType::Bool, shape);',
+        'check_memory("resets", *resets);',
+    ),
     Mutant("ids unchecked", RUN, "if (id < 0 || id >= layer.I)", "if (id < 0)"),
     Mutant("columns of samples in one place", RUN, "b / each * layer.I + layer.id(t, b)", "layer.id(t, b)"),
     Mutant("column without the bias", FORWARD, "bias ? load(bias + at) : typename F::V{};", "typename F::V{};"),

@@ -41,6 +41,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "csrc/cpu/kernels/head": ("test_head.py",),
     "csrc/cpu/kernels/tile": ("test_head.py", *KERNELS),
     "csrc/bindings/packed": ("test_packed.py",),
+    "csrc/bindings/options": ("test_options_refused.py", *OPTIONS),
     "csrc/bindings": ("test_hostile_calls.py", "test_ops.py", *KERNELS, "test_func.py"),
     "csrc/eager": (
         "test_calls_both_ways.py",
