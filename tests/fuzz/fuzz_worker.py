@@ -95,20 +95,20 @@ def eager_arguments(given: dict[str, Any]) -> list[Any]:
 
 def fault_of_eager(call: Call, results: Any) -> str | None:
     """How the eager entry's results differ from the operator's. They are None if the operator refused the call."""
-    if call.arguments.get("impl") not in ("auto", *_ext.C.impls()):
-        return None
-    if call.function == "rnn_backward" and not call.changes and not call.arguments["samples"]:
-        return fault_of_eager_gradients(call, results)
-    if call.function != "rnn_forward":
+    if call.function not in ("rnn_forward", "rnn_backward"):
         return None
     given = call.arguments
+    if given["impl"] not in ("auto", *_ext.C.impls()):
+        return None
+    if call.function == "rnn_backward":
+        return None if call.changes or given["samples"] else fault_of_eager_gradients(call, results)
     with torch.no_grad(), ops.use_impl(given["impl"]):
         found = _eager.layer(*eager_arguments(given))
     if found is NotImplemented:
         return None
     if results is None:
-        unknown = not isinstance(given["want_saved"], bool) or not isinstance(given["allow_tf32"], bool)
-        unknown = unknown or (given["packed"] is not None and given["want_saved"])  # it is not told of these two
+        # it is not told of these two, and saved values need more memory
+        unknown = given["want_saved"] is not False or not isinstance(given["allow_tf32"], bool)
         return None if unknown else "the eager entry runs a call that the operator refuses"
     output, h_n, c_n = found
     wanted = list(results)[: len(results) - bool(given["want_saved"])]
@@ -200,14 +200,17 @@ def fault_of_error(call: Call, error: Exception) -> str | None:
 
 
 def fault_of_success(call: Call, results: Any) -> str | None:
-    """The fault of a hostile call that returned, or None. All memory must exist, and ordinary tensors with the same
-    numbers must give the same results."""
+    """The fault of a hostile call that returned, or None. All memory must exist, all rates must be within their range,
+    and ordinary tensors with the same numbers must give the same results."""
     tensors = call.tensors()
     if not call.is_operator or not all(map(plain, tensors.values())):
         return None  # the call did not run our kernels
     missing = {name for (name, _), t in tensors.items() if not in_memory(t)}
     if missing:
         return f"returned although the memory of {', '.join(sorted(missing))} is gone"
+    for name in RATES:
+        if not 0 <= call.arguments.get(name, 0) < 1:
+            return f"returned although {name} is {call.arguments[name]}"
     for t in results:
         if t.numel() * t.element_size() > ADDRESSES:
             return f"returned a tensor of shape {tuple(t.shape)}"

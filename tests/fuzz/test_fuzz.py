@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,12 @@ def test_one_call_alone() -> None:
 
 
 def test_a_call_depends_on_its_number_alone() -> None:
-    first = [str(fuzz_worker.make(SEED, number, races=False)) for number in range(60)]
-    again = [str(fuzz_worker.make(SEED, number, races=False)) for number in reversed(range(60))]
+    def described(number: int) -> str:
+        # torch numbers the jagged tensors of a process
+        return re.sub(r"\bj\d+\b", "j", str(fuzz_worker.make(SEED, number, races=False)))
+
+    first = [described(number) for number in range(60)]
+    again = [described(number) for number in reversed(range(60))]
     addresses = [text for text in first if " at 0x" in text]  # with an object() among the arguments
     assert [text for text in first if text not in addresses] == [text for text in again[::-1] if " at 0x" not in text]
     assert len(addresses) < 20
@@ -138,6 +143,7 @@ def test_of_a_valid_call(instead: Any, fault: str | None) -> None:
     assert found is None if fault is None else found is not None and found.startswith(fault)
 
 
+@pytest.mark.usefixtures("calls_by_python")
 def test_of_gradients() -> None:
     call = valid("rnn_backward")
     call.arguments["want_d_weights"] = True
@@ -197,12 +203,15 @@ def test_of_threads() -> None:
     assert "another number of threads" in str(found)
 
 
-def test_memory_that_is_not_there() -> None:
+def test_what_must_be_refused() -> None:
     call = valid()
     results = call.run()
     call.changes.append("something")
     call.arguments["x"].untyped_storage().resize_(0)
     assert "the memory of x is gone" in str(fuzz_worker.fault_of_success(call, results))
+    call = valid()
+    call.arguments["zoneout_h"] = 1.0
+    assert "zoneout_h is 1.0" in str(fuzz_worker.fault_of_success(call, results))
     call = valid()
     wrong = [torch.zeros_like(results[0]), *results[1:]]
     assert "differs from that of tensors of ordinary memory" in str(fuzz_worker.fault_of_success(call, wrong))
@@ -267,7 +276,7 @@ def test_options_are_drawn() -> None:
     assert {call.case.cell for call in calls} == {*BUILT_IN}
     for name in fuzz_calls.OPTIONS:
         given = [call.arguments[name] for call in calls if name in call.arguments]
-        assert 20 < sum(value is not None and value != 0.0 for value in given) < len(given) / 2, name
+        assert 0 < sum(isinstance(value, torch.Tensor) or bool(value) for value in given) < len(given) / 2, name
     samples = [call.arguments.get("samples") for call in calls if call.arguments.get("seed") is not None]
     assert any(samples), "a call with masks and samples"
 
