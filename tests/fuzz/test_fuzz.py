@@ -189,7 +189,7 @@ def test_of_the_eager_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_the_gradients_of_the_eager_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = (valid_call(SEED, number, random.Random(number)) for number in itertools.count())
     call = next(c for c in calls if c.function == "rnn_backward" and c.arguments["h_reset"] is not None and c.case.B)
-    call.arguments |= {"impl": "auto", "samples": 0, "want_d_weights": True}
+    call.arguments |= {"samples": 0, "want_d_weights": True}
     results = call.run()
     assert fuzz_worker.fault_of_eager(call, results) is None
     assert "other gradients" in str(fuzz_worker.fault_of_eager(call, [t + 1 for t in results]))
