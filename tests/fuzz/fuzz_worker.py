@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_calls import RATES, STATES, Call, expected, found, least_scale, spoiled, valid_call
+from fuzz_calls import RATES, STATES, Call, expected, found, least_scale, sensitivity, spoiled, valid_call
 from fuzz_changes import hostile_call
 from fuzz_functions import own_call
 from fuzz_tensors import in_memory, plain, readable
@@ -169,7 +169,14 @@ def fault_of_results(call: Call, results: Any) -> str | None:
         got = found(call, results)
         wanted = expected(call)
         wanted = {name: wanted[name] for name in got}
-        compare(got, wanted, call.case, least_scale=least_scale(call, wanted))
+        scales = least_scale(call, wanted)
+        try:
+            compare(got, wanted, call.case, least_scale=scales)
+        except AssertionError:
+            if not call.case.cell.endswith("_layer_norm"):
+                raise
+            changes = sensitivity(call, wanted)  # seldom needed, and as long as all of the rest
+            compare(got, wanted, call.case, least_scale={k: max(scales[k], changes[k]) for k in wanted})
         beyond = padding(call.problem.lengths, call.case.T)
         for name in ("output", "d x"):
             if beyond is not None and name in got:
