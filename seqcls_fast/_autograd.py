@@ -17,6 +17,7 @@ from . import reference
 from ._cells import Rates
 from ._shapes import CELLS, by_kind
 from ._spec import (
+    RESETS,
     SHARED,
     WEIGHTS,
     Spec,
@@ -62,12 +63,24 @@ def needs_graph(tensors: Iterable[Any]) -> bool:
     return False
 
 
+def _options(spec: Spec, tensors: Tensors) -> Sequence[Any]:
+    """The operators' arguments for a layer's options; none where there are none. Rates are left out where they are
+    zero: torch.compile takes a number for a variable where shapes are dynamic."""
+    resets, seed, h_reset, c_reset = tensors[RESETS:WEIGHTS]
+    if spec.rates is not None:
+        return resets, h_reset, c_reset, seed, *spec.rates
+    if resets is None and h_reset is None and c_reset is None:
+        return ()
+    return resets, h_reset, c_reset, seed
+
+
 def run_forward(spec: Spec, tensors: Tensors) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """``output, h_n, c_n, saved``. If ``saved`` is wanted, so is the output, as the backward reads both."""
-    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
+    x, h0, c0, lengths, batch_sizes, _, _, _, _, *weights = tensors
+    options = _options(spec, tensors)
     found = torch.ops.seqcls_fast.rnn_forward.default(
         x, weights, h0, c0, lengths, batch_sizes, spec.cell, spec.directions, spec.batch_first, spec.want_output,
-        spec.want_saved, spec.impl, spec.allow_tf32, None, resets, h_reset, c_reset, seed, *spec.rates,
+        spec.want_saved, spec.impl, spec.allow_tf32, *((None, *options) if options else ()),
     )  # fmt: skip
     has_c = CELLS[spec.cell].has_c
     output = found[1 + has_c] if spec.want_output or spec.want_saved else None
@@ -76,12 +89,11 @@ def run_forward(spec: Spec, tensors: Tensors) -> tuple[Tensor | None, Tensor, Te
 
 def _gradients(spec: Spec, needs: Sequence[bool], grads: Tensors, tensors: Tensors, output: Any, saved: Any) -> Any:
     """The gradients of ``tensors``, by the kernels. If one weight needs a gradient, all weights get one."""
-    x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
+    x, h0, c0, lengths, batch_sizes, _, _, h_reset, c_reset, *weights = tensors
     want_d_weights = True in needs[WEIGHTS:]
     found = torch.ops.seqcls_fast.rnn_backward.default(
         *grads, x, weights, h0, c0, lengths, batch_sizes, output, saved, spec.cell, spec.directions, spec.batch_first,
-        needs[X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32, resets, h_reset, c_reset, seed,
-        *spec.rates,
+        needs[X], want_d_weights, spec.samples, spec.impl, spec.allow_tf32, *_options(spec, tensors),
     )  # fmt: skip
     rest = iter(found)  # only the gradients that were computed, in the order of the tensors
     d_x = next(rest) if needs[X] else None
@@ -155,7 +167,7 @@ def backward_of_call(
     ``changed``: the user may have written to the output. ``one_step``: the node is that of a cell, without the
     dimensions that a layer has and a cell has not. Its output is its h.
     """
-    spec = Spec(directions, cell, batch_first, True, impl).replace(rates=Rates(*rates))
+    spec = Spec(directions, cell, batch_first, True, impl).replace(rates=Rates(*rates) if any(rates) else None)
     if not one_step:
         if changed:
             output = run_forward(spec, tensors)[0]
@@ -308,7 +320,7 @@ def reference_layer(spec: Spec, *tensors: Any) -> Outputs:
     return reference.rnn_layer(
         x, w_ih, w_hh, b_ih, b_hh, w_hr, h0, c0, cell=spec.cell, lengths=lengths, batch_sizes=batch_sizes,
         batch_first=spec.batch_first, want_output=spec.want_output, further=further, resets=resets,
-        h_reset=h_reset, c_reset=c_reset, rates=spec.rates, seed=seed,
+        h_reset=h_reset, c_reset=c_reset, rates=spec.rates or Rates(), seed=seed,
     )  # fmt: skip
 
 

@@ -42,6 +42,10 @@ class ExportedLayer(torch.autograd.Function):
         return None, *run_backward(spec, needs, (d_output, grads[0], d_c_n), tensors, output, saved)
 
 
+def _rates(given: Sequence[float]) -> Rates | None:
+    return Rates(*given) if any(given) else None
+
+
 def _spec_of(options: Sequence[Any]) -> Spec:
     *plain, rates = options
     spec = Spec(*plain)
@@ -54,8 +58,9 @@ def _exported_op(options: Sequence[Any], tensors: Sequence[Any]) -> list[Tensor]
     x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights = tensors
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.seqcls_fast.rnn_layer.default(
-            x, weights, h0, c0, lengths, batch_sizes, cell, directions, *rest, resets, h_reset, c_reset, seed, *rates
-        )
+            x, weights, h0, c0, lengths, batch_sizes, cell, directions, *rest, resets, h_reset, c_reset, seed,
+            *(rates or ()),
+        )  # fmt: skip
 
 
 def _exported_autograd(
@@ -77,7 +82,7 @@ def _exported_autograd(
     seed: Any = None,
     *rates: float,
 ) -> list[Tensor]:
-    options = (directions, cell, batch_first, want_output, impl, allow_tf32, Rates(*rates))
+    options = (directions, cell, batch_first, want_output, impl, allow_tf32, _rates(rates))
     tensors = (x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         output, h_n, c_n = reference_layer(_spec_of(options), *tensors)
@@ -104,7 +109,7 @@ def _exported_vmap(
         has_c = CELLS[cell].has_c
         return results[-1] if len(results) > 1 + has_c else None, results[0], results[1] if has_c else None, None
 
-    spec = _spec_of((directions, cell, batch_first, want_output, impl, allow_tf32, Rates(*rates)))
+    spec = _spec_of((directions, cell, batch_first, want_output, impl, allow_tf32, _rates(rates)))
     of_x, of_weights, *of_states = dims[:6]
     of_resets, of_h_reset, of_c_reset, of_seed = dims[12:16] or (None,) * 4
     tensors = (x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)

@@ -62,7 +62,7 @@ class Options:
         """What a call of a layer's operator needs, but for what differs from layer to layer."""
         rates = self.rates(module.training)
         seed = new_seed(device) if module.training and any(rates) else None
-        return LayerOptions(resets, seed, rates=rates)
+        return LayerOptions(resets, seed, rates=rates if any(rates) else None)
 
     def of_layer(self, module: Any, k: int, of_call: LayerOptions) -> LayerOptions:
         """The same for layer ``k`` of a module."""

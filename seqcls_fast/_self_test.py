@@ -172,7 +172,7 @@ def compare(
         weights[kind.name] = (kind.rows, hidden) if kind.is_matrix else (kind.rows * hidden,)
     shapes |= weights
     mask = (torch.arange(_T * _B, device=device).view(_T, _B) % 4 == 1) if resets else None
-    seed = torch.tensor(1, device=device) if any(spec.rates) else None
+    seed = torch.tensor(1, device=device) if spec.rates is not None else None
 
     def drawn(wanted: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         scale = {name: hidden**-0.5 if name[:2] in ("w_", "b_") else 1.0 for name in wanted}

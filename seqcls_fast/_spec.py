@@ -14,6 +14,7 @@ from torch import Tensor
 from ._cells import Rates
 
 __all__ = [
+    "RESETS",
     "SHARED",
     "WEIGHTS",
     "Spec",
@@ -48,7 +49,7 @@ class Spec:
     recompute = False  # the backward runs the forward again, which therefore saves nothing
     samples = 0  # number of equal slices of the batch, each with weight gradients of its own; 0: gradients of the whole
     needs: Sequence[bool] = ()  # for each tensor, whether a backward returns its gradient
-    rates = Rates()
+    rates: Rates | None = None  # None: nothing is zoned out or dropped
 
     def __init__(
         self, directions: int, cell: str, batch_first: bool, want_output: bool, impl: str, allow_tf32: bool = False

@@ -44,7 +44,7 @@ class LayerOptions(NamedTuple):
     seed: Tensor | None = None
     h_reset: Tensor | None = None
     c_reset: Tensor | None = None
-    rates: Rates = Rates()
+    rates: Rates | None = None
 
 
 _WITHOUT_KERNELS = ("reference", "torch")
@@ -145,12 +145,12 @@ def _planned(
     cell: str,
     batch_sizes: Tensor | None,
     batch_first: bool,
-    rates: Rates = Rates(),  # noqa: B008 (it cannot be changed)
+    rates: Rates | None = None,
 ) -> tuple[Any, ...]:
     """What decides the plan of a layer on a GPU."""
     batch = int(batch_sizes[0]) if batch_sizes is not None and len(batch_sizes) else x.size(0 if batch_first else 1)
     hidden = weights[0].size(0) // CELLS[cell].gates
-    return cell, max(hidden, 1), max(batch, 1), weights[0].dtype, directions, _allows_tf32(), any(rates)
+    return cell, max(hidden, 1), max(batch, 1), weights[0].dtype, directions, _allows_tf32(), rates is not None
 
 
 def takes_ids(ids: Tensor) -> bool:
@@ -198,7 +198,7 @@ def rnn_layer(
     resets: Tensor | None = None,
     h_reset: Tensor | None = None,
     c_reset: Tensor | None = None,
-    rates: Rates = Rates(),  # noqa: B008 (it cannot be changed)
+    rates: Rates | None = None,
     seed: Tensor | None = None,
 ) -> Outputs:
     """One recurrent layer, all its directions, over a whole sequence.
@@ -226,7 +226,7 @@ def rnn_layer(
             the reset state. A reset at t cuts between the steps t - 1 and t in both directions, so the reverse one
             starts from the reset state at t - 1. What lies beyond a row's length is never read.
         h_reset, c_reset: the reset state of every row, ``(D, Hout)`` and ``(D, H)``, zeros when None.
-        rates: how much is zoned out or dropped.
+        rates: how much is zoned out or dropped: zoneout of h and of c, dropout of the state and of the candidate.
         seed: in training, the seed of the masks, one int64 without dimensions. Without it the layer is evaluated:
             nothing is dropped, and zoneout mixes the old and the new state.
 
@@ -260,14 +260,14 @@ def rnn_layer(
                     f"{kind.name}: expected {directions} tensors, one per direction, but got {len(group)}"
                 )
     weights = [*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *(w for group in further for w in group)]
-    options = LayerOptions(resets, seed, h_reset, c_reset, Rates(*rates))
+    options = LayerOptions(resets, seed, h_reset, c_reset, Rates(*rates) if rates is not None and any(rates) else None)
     return run_layer(
         x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, recompute, impl, None,
         None if options == LayerOptions() else options,
     )  # fmt: skip
 
 
-_NO_OPTIONS = LayerOptions()
+_NO_OPTIONS, _NO_RATES = LayerOptions(), Rates()
 
 
 def run_layer(
@@ -293,7 +293,7 @@ def run_layer(
         if not compiling and not recompute:
             found = _eager.layer(
                 x, weights, directions, h0, c0, cell, lengths, batch_sizes, batch_first, want_output, packed,
-                *(options or _NO_OPTIONS),
+                *_NO_OPTIONS[:4] if options is None else options[:4], (options and options.rates) or _NO_RATES,
             )  # fmt: skip
             if found is not NotImplemented:
                 return found
@@ -337,7 +337,7 @@ def run_layer(
         if options is not None:
             spec.rates = rates
         return function(spec, x, h0, c0, lengths, batch_sizes, resets, seed, h_reset, c_reset, *weights)
-    given = () if options is None else (resets, h_reset, c_reset, seed, *rates)
+    given = () if options is None else (resets, h_reset, c_reset, seed, *(rates or ()))
     if exported:
         results = torch.ops.seqcls_fast.rnn_layer.default(
             x, weights, h0, c0, lengths, batch_sizes, cell, directions, batch_first, want_output, impl, allow_tf32,
@@ -355,7 +355,7 @@ def _fallback(spec: _autograd.Spec, *tensors: Any) -> Outputs:
     """The layer without our kernels: torch's own layer if it can run the call, else the reference."""
     x, h0, c0, lengths, batch_sizes, *rest = tensors
     options, weights = rest[:4], rest[4:]
-    plain_layer = all(t is None for t in options) and not any(spec.rates) and not CELLS[spec.cell].is_option
+    plain_layer = all(t is None for t in options) and spec.rates is None and not CELLS[spec.cell].is_option
     if plain_layer and spec.impl != "reference":
         plain = (x, h0, c0, lengths, batch_sizes, *weights)
         if _torch_layer.can_run(spec, *plain):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.cases import AXES, CELLS, FLOATS, HALVES, LAYOUTS, LENGTHS, Case
+from support.cases import CELLS, FLOATS, HALVES, LAYOUTS, LENGTHS, NOISE, OPTION_AXES, RESETS, Case
 from support.checks import check, expected
 
 SETTINGS = settings(
@@ -34,6 +34,9 @@ anything = st.builds(
     layout=st.sampled_from(LAYOUTS),
     want_output=st.booleans(),
     ids=st.booleans(),
+    resets=st.sampled_from(RESETS),
+    learnt=st.booleans(),
+    noise=st.sampled_from(tuple(NOISE)),
 ).filter(lambda case: case.valid)
 
 
@@ -54,4 +57,4 @@ def test_matches_reference_with_threads(compiled: str, case: Case, threads: int)
 
 def test_every_axis_is_drawn() -> None:
     """A new axis of Case must be drawn here as well."""
-    assert set(AXES) == set(Case.__dataclass_fields__)
+    assert set(OPTION_AXES) == set(Case.__dataclass_fields__)

@@ -140,7 +140,7 @@ def test_pack_weights_refuses_bad_arguments(compiled: str) -> None:
     _, weights, *_ = call_of(CASE, compiled)
     pack_weights = torch.ops.seqcls_fast.pack_weights.default
     for words, args in (
-        ("weights: expected 2 to 5 tensors per direction but got 1", (weights[:1], "lstm", 1, compiled)),
+        ("weights: expected 2 to 5 tensors per direction for cell lstm but got 1", (weights[:1], "lstm", 1, compiled)),
         ("directions: expected 1 or 2 but got 3", (weights, "lstm", 3, compiled)),
         ("cell: expected one of .* but got 'mgu'", (weights, "mgu", 1, compiled)),
         ("w_ih: expected 3 \\* hidden_size rows but got", (weights, "gru", 1, compiled)),

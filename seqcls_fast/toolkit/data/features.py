@@ -133,7 +133,7 @@ class SeriesSummary:
         >>> from seqcls_fast.toolkit.data.features import SeriesSummary
         >>> from seqcls_fast.toolkit.data.series import SeriesEncoder
         >>> summary = SeriesSummary(SeriesEncoder(standardize=False).fit([[1.0, 2.0, 3.0]]))
-        >>> summary.encode([[1.0, 2.0, 3.0]]).values[0, 1:8].round(decimals=2).tolist()
+        >>> [round(value, 2) for value in summary.encode([[1.0, 2.0, 3.0]]).values[0, 1:8].tolist()]
         [2.0, 0.82, 1.0, 3.0, 1.0, 3.0, 1.0]
     """
 
