@@ -1,6 +1,6 @@
 """The options of our layers that torch.nn's do not have, as one record: their checks, their weights, what a call needs.
 
-A layer without options has none of this: its ``options`` are None.
+A layer without options has none of this: its ``_layer_options`` are None.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _zoneout(kind: str, value: Any) -> tuple[float, float]:
     return rate, rate if has_c else 0.0
 
 
-def as_resets(resets: Any, input: Tensor | PackedSequence, batch_first: bool) -> Tensor:
+def as_resets(resets: Any, input: Tensor | PackedSequence) -> Tensor:
     """``resets`` as the operator takes it: booleans of the shape of the input without its features."""
     if isinstance(input, PackedSequence):
         rows: Sequence[int] = input.data.shape[:1]

@@ -54,7 +54,8 @@ class _Guarded(Freezable):
 
 
 class RecurrentLayers(_Guarded, nn.RNNBase):
-    """Everything of RNN, GRU and LSTM but their constructors. The cell's name is ``mode`` in lower case."""
+    """Everything of RNN, GRU and LSTM but their constructors. The cell's name is ``mode`` in lower case, and what an
+    option adds to it."""
 
     recompute_gates: bool = False
     """Set it to True on a module or a class to train in less memory: the forward keeps no gates, and the backward
@@ -142,7 +143,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         self._check(x, shape[-1], weights[0][0], states, batch)
         packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
         if resets is not None:
-            resets = as_resets(resets, input, batch_first)
+            resets = as_resets(resets, input)
             resets = resets if batched else resets.unsqueeze(1)
         output, states = self._run(x, weights, states, lengths, None, batch_first, want_output, packed, resets)
         if not batched:
@@ -166,7 +167,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
             states = [state.index_select(1, order) for state in states]
         packed = self._packed((x, *states), flat(weights)) if self._frozen_weights else None
         if resets is not None:
-            resets = as_resets(resets, input, False)
+            resets = as_resets(resets, input)
         output, states = self._run(x, weights, states, None, batch_sizes, False, want_output, packed, resets)
         if restore is not None:
             states = [state.index_select(1, restore) for state in states]
@@ -189,7 +190,7 @@ class RecurrentLayers(_Guarded, nn.RNNBase):
         self._check(values, values.size(1), weights[0][0], states, batch)
         packed = self._packed((values, *states), flat(weights)) if self._frozen_weights else None
         if resets is not None:
-            resets = rows.packed(as_resets(jagged_resets(resets, rows), values, False))
+            resets = rows.packed(as_resets(jagged_resets(resets, rows), values))
         # A traced graph must run any batch, so it takes the way of those that have rows of both kinds.
         traced = torch.compiler.is_compiling() or torch._C._is_tracing()
         if not states and (traced or len(rows.empty)):
@@ -310,7 +311,7 @@ class RecurrentCell(_Guarded, nn.RNNCellBase):
         # Add the dimensions that a layer has and a cell has not: T of x, D of the states, and B of an unbatched input.
         add, drop = ((None,), 0) if dim == 2 else ((None, None), (0, 0))
         h0, c0 = (*(state[add] for state in states), None, None)[:2]
-        options = None if resets is None else ops.LayerOptions(as_resets(resets, input, False)[add])
+        options = None if resets is None else ops.LayerOptions(as_resets(resets, input)[add])
         _, h, c = ops.run_layer(
             input[add], [w for w in with_both_biases(weights) if w is not None], 1, h0, c0, cell, None, None, False,
             want_output=False,
