@@ -109,7 +109,6 @@ struct LayerCall {
   LayerCall(LayerCall&&) = default;  // a copy would point to the vectors of the original
 
   bool packed() const { return !t_row.empty(); }
-  bool has_options() const { return info->is_option || layer.resets.data || layer.noise.any(); }
 
   void set_cell(const Name& name) {
     layer.cell = index_in("cell", kCellNames, name.value);

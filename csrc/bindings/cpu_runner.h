@@ -18,7 +18,6 @@ class CpuRunner : public Runner {
   void forward(const Forward& f) override { run_forward(kernels_, f); }
   void backward(const Backward& b) override { run_backward(kernels_, b); }
   void weight_grad(const WeightGrad& g) override { run_weight_grad(kernels_, g); }
-  bool has_options() const override { return true; }
   void sum_rows(const RowSums& s) override { run_sum_rows(kernels_, s); }
   const char* packs_for() const override { return kernels_.name; }
   int64_t packed_size(const Layer& l) const override { return sf::packed_size(kernels_, l); }

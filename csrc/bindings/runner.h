@@ -19,9 +19,7 @@ class Runner {
   virtual void forward(const Forward&) = 0;
   virtual void backward(const Backward&) = 0;
   virtual void weight_grad(const WeightGrad&) = 0;
-  // Whether it runs layers with options (resets, masks, cells that are options of another) and the sums of their rows.
-  virtual bool has_options() const { return false; }
-  virtual void sum_rows(const RowSums&) {}
+  virtual void sum_rows(const RowSums&) = 0;
   // Weights that are packed before a call, for Layer::packed. The name of the instruction set that they are packed for
   // is null where a runner takes none; the other functions are not called then.
   virtual const char* packs_for() const { return nullptr; }

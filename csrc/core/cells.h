@@ -222,6 +222,8 @@ struct Further {
 };
 constexpr int kMostFurther = 4;
 
+constexpr double kNormEpsilon = 1e-5;  // is added to a variance
+
 template <class Cell>
 struct Normed : Cell {
   using Base = Cell;

@@ -16,7 +16,10 @@ struct Noise {
   // The seed of a call in training; null in evaluation, where zoneout uses the expectation and nothing is dropped.
   const int64_t* seed = nullptr;
 
-  SF_FN bool any() const { return zoneout_h > 0 || zoneout_c > 0 || (seed && (state > 0 || candidate > 0)); }
+  SF_FN bool any() const { return zoneout_h > 0 || zoneout_c > 0 || masks_state() || masks_candidate(); }
+  // Whether masks of dropout are drawn: of the state that W_hh multiplies, and of the candidate.
+  SF_FN bool masks_state() const { return seed && state > 0; }
+  SF_FN bool masks_candidate() const { return seed && candidate > 0; }
   SF_FN double rate(Masked masked) const {
     return masked == Masked::kZoneoutH   ? zoneout_h
            : masked == Masked::kZoneoutC ? zoneout_c

@@ -515,7 +515,7 @@ COMPILED = [
         "carry[u] = keep ? (keep[u] > 0 ? 0 : d) : d * rate;",
         "carry[u] = 0;",
     ),
-    Mutant("state not masked (C++)", ROW_FORWARD, "masks_state() ? masked_state(i) : h_prev_[i]", "h_prev_[i]"),
+    Mutant("state not masked (C++)", ROW_FORWARD, "noise_.masks_state() ? masked_state(i) : h_prev_[i]", "h_prev_[i]"),
     Mutant("mean of a norm's gradient kept (C++)", ROW_PARTS, "(load(d + i * kL) - mean -", "(load(d + i * kL) -"),
     Mutant("masks end with the units (C++)", ROW_FORWARD, "                padded_);", "                layer_.H);"),
     Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),

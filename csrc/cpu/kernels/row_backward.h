@@ -34,8 +34,8 @@ class RowBackward : BackwardPass<F, Cell> {
   RowBackward(const Backward& call, int64_t rows, char* scratch, int direction)
       : Pass(call, rows, scratch, direction), noise_(call.layer.noise) {
     const int64_t unprojected = layer_.P ? n_ * padded_ : 0, again = Shape::kResetsFirst ? n_ * wide_ : 0;
-    state_masks_ = own_.template take<A>(masks_state() ? n_ * wide_ : 0);
-    scale_rows_ = own_.template take<const A*>(masks_state() ? n_ : 0);
+    state_masks_ = own_.template take<A>(noise_.masks_state() ? n_ * wide_ : 0);
+    scale_rows_ = own_.template take<const A*>(noise_.masks_state() ? n_ : 0);
     const bool carries_h = Base::kHasC && noise_.zoneout_h > 0;
     carry_h_rows_ = own_.template take<A>(carries_h ? n_ * wide_ : 0);
     d_m_ = own_.template take<A>(unprojected + again);
@@ -43,21 +43,17 @@ class RowBackward : BackwardPass<F, Cell> {
     A** const of_unit[] = {&fresh_c_, &normed_c_, &d_normed_c_, &d_c_, &d_o_};
     for (A** p : of_unit) *p = own_.template take<A>(padded_);
     const bool drawn = noise_.seed != nullptr;
-    candidate_ = own_.template take<A>(masks_candidate() ? n_ * padded_ : 0);
+    candidate_ = own_.template take<A>(noise_.masks_candidate() ? n_ * padded_ : 0);
     keep_h_ = own_.template take<A>(drawn && noise_.zoneout_h > 0 ? n_ * wide_ : 0);
     keep_c_ = own_.template take<A>(drawn && noise_.zoneout_c > 0 ? n_ * padded_ : 0);
     d_sums_ = own_.template take<A>(kNorm ? padded_ * kSlots : 0);
     d_normed_ = own_.template take<A>(kNorm ? padded_ * kG : 0);
     for (int k = 0; k < kMostFurtherWeights; ++k)
       further_[k] = own_.template take<A>(layer_.further[k][0].data ? padded_ * layer_.further[k][0].rows : 0);
-    if (masks_state()) scale_ = scale_rows_;
+    if (noise_.masks_state()) scale_ = scale_rows_;
     if (carries_h) carry_h_ = carry_h_rows_;
     size_ = own_.used();
   }
-
-  bool masks_state() const { return noise_.seed && noise_.state > 0; }
-  bool masks_candidate() const { return noise_.seed && noise_.candidate > 0; }
-  int lanes(int64_t unit, int64_t width) const { return static_cast<int>(width - unit < kL ? width - unit : kL); }
 
   void go(const BackwardTask& task) {
     Pass::begin(task);
@@ -67,8 +63,8 @@ class RowBackward : BackwardPass<F, Cell> {
       d_m_rows_[i] = d_m_ + i * (layer_.P ? padded_ : wide_);
       for (int64_t u = 0; carry_h_ && u < wide_; ++u) carry_h_[i * wide_ + u] = 0;
       if (A* sums = further_sums_of(i))
-        for (int64_t u = 0; u < further_count() * layer_.H; ++u) sums[u] = 0;
-      if (!masks_state()) continue;
+        for (int64_t u = 0; u < further_sums(kCells[layer_.cell]) * layer_.H; ++u) sums[u] = 0;
+      if (!noise_.masks_state()) continue;
       scale_rows_[i] = state_masks_ + i * wide_;
       draw_mask(noise_, Masked::kState, d_, rows_[i], 0, kept_scale<A>(noise_.state), state_masks_ + i * wide_,
                 layer_.out());
@@ -76,10 +72,6 @@ class RowBackward : BackwardPass<F, Cell> {
     Pass::run(task.task, [&](int64_t step, int64_t active, bool product) { run_step(step, active, product); });
   }
 
-  static constexpr int64_t further_count() {
-    if (kNorm) return kSlots + 2 * kG + (Base::kHasC ? 2 : 0);
-    return Shape::kPeephole ? 3 : 0;
-  }
   A* further_sums_of(int64_t i) const {
     return call_.d_further[d_].data ? Pass::row_of(call_.d_further[d_], 0, rows_[i]) : nullptr;
   }
@@ -162,10 +154,8 @@ class RowBackward : BackwardPass<F, Cell> {
   }
 
   UnitOptions<V, Shape::kPeephole> options_of(int64_t i, int64_t block, V (&seen)[3]) const {
-    if constexpr (Shape::kPeephole) {
-      for (int k = 0; k < 3; ++k) seen[k] = load(further_[0] + (block * 3 + k) * kL);
-    }
-    return {masks_candidate() ? load(candidate_ + i * padded_ + block * kL) : V{} + 1, seen};
+    const A* const mask = noise_.masks_candidate() ? candidate_ + i * padded_ : nullptr;
+    return unit_options<Shape::kPeephole, V>(block, mask, further_[0], seen);
   }
 
   void run_row(int64_t i, int64_t step, const A* d_h) {
@@ -183,7 +173,7 @@ class RowBackward : BackwardPass<F, Cell> {
   // The gradients of the sums of one vector of units, and what it passes on to the previous step.
   void run_unit(int64_t i, int64_t step, int64_t unit, const A* d_h) {
     const int64_t H = layer_.H;
-    const int n = lanes(unit, H);
+    const int n = lanes<F>(unit, H);
     V saved[kSaved + 1], d[kSlots], seen[3];
     for (int k = 0; k < kSaved; ++k) saved[k] = load(saved_rows_[i] + unit * kSaved + k * kL);
     const auto options = options_of(i, unit / kL, seen);
@@ -299,8 +289,9 @@ class RowBackward : BackwardPass<F, Cell> {
     if constexpr (Shape::kResetsFirst) {
       const int64_t H = layer_.H;
       for (int64_t unit = 0; unit < H; unit += kL) {
-        const int n = lanes(unit, H);
-        const V r = load(saved_rows_[i] + unit * kSaved), mask = masks_state() ? load(scale_rows_[i] + unit) : V{} + 1,
+        const int n = lanes<F>(unit, H);
+        const V r = load(saved_rows_[i] + unit * kSaved),
+                mask = noise_.masks_state() ? load(scale_rows_[i] + unit) : V{} + 1,
                 operand = F::read(h_prev_rows_[i] + unit, n) * mask;
         V d_r, passed = Cell::reset_backward(&r, operand, load(d_m_rows_[i] + unit), &d_r) * mask;
         A* const carry = carry_ + i * padded_ + unit;

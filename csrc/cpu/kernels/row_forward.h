@@ -86,10 +86,10 @@ class RowForward : ForwardPass<F, Cell> {
     sums_ = own_.template take<A>(n_ * row);
     sum_rows_ = own_.template take<A*>(n_);
     operand_rows_ = own_.template take<const E*>(n_);
-    operands_ = own_.template take<E>(masks_state() || Shape::kResetsFirst ? n_ * h_stride_ : 0);
-    state_masks_ = own_.template take<A>(masks_state() ? n_ * h_stride_ : 0);
+    operands_ = own_.template take<E>(noise_.masks_state() || Shape::kResetsFirst ? n_ * h_stride_ : 0);
+    state_masks_ = own_.template take<A>(noise_.masks_state() ? n_ * h_stride_ : 0);
     const bool drawn = noise_.seed != nullptr;
-    candidate_ = own_.template take<A>(drawn && noise_.candidate > 0 ? n_ * padded_ : 0);
+    candidate_ = own_.template take<A>(noise_.masks_candidate() ? n_ * padded_ : 0);
     keep_h_ = own_.template take<A>(drawn && noise_.zoneout_h > 0 ? n_ * h_stride_ : 0);
     keep_c_ = own_.template take<A>(drawn && noise_.zoneout_c > 0 ? n_ * padded_ : 0);
     values_ = own_.template take<A>((Shape::kResetsFirst ? n_ : 1) * padded_ * (kSaved > 0 ? kSaved : 1));
@@ -101,8 +101,6 @@ class RowForward : ForwardPass<F, Cell> {
     size_ = own_.used();
   }
 
-  bool masks_state() const { return noise_.seed && noise_.state > 0; }
-  bool masks_candidate() const { return noise_.seed && noise_.candidate > 0; }
   int64_t further_rows(int k) const { return layer_.further[k][0].data ? layer_.further[k][0].rows : 0; }
 
   void go(const ForwardTask& task) {
@@ -111,7 +109,7 @@ class RowForward : ForwardPass<F, Cell> {
       if (further_rows(k)) read_further<F>(layer_, layer_.further[k][direction_], further_[k]);
     for (int64_t i = 0; i < n_; ++i) {
       sum_rows_[i] = sums_ + i * padded_ * kSums;
-      if (masks_state())
+      if (noise_.masks_state())
         draw_mask(noise_, Masked::kState, direction_, rows_[i], 0, kept_scale<A>(noise_.state),
                   state_masks_ + i * h_stride_, out_);
     }
@@ -120,7 +118,7 @@ class RowForward : ForwardPass<F, Cell> {
         Pass::template project<kSums>(step, active, kOneSum ? reinterpret_cast<const A*>(packed_.bias) : nullptr);
       Pass::prepare(step, active);
       for (int64_t i = 0; i < active; ++i) {
-        operand_rows_[i] = masks_state() ? masked_state(i) : h_prev_[i];
+        operand_rows_[i] = noise_.masks_state() ? masked_state(i) : h_prev_[i];
         draw_masks(i, step);
       }
       if constexpr (kOneSum) {
@@ -195,14 +193,12 @@ class RowForward : ForwardPass<F, Cell> {
     });
   }
 
-  int lanes(int64_t unit, int64_t width) const { return static_cast<int>(width - unit < kL ? width - unit : kL); }
-
   // h of the previous step times the mask of the state.
   const E* masked_state(int64_t i) {
     E* to = operands_ + i * h_stride_;
     for (int64_t u = 0; u < out_; u += kL)
-      F::write(to + u, F::read(h_prev_[i] + u, lanes(u, out_)) * load(state_masks_ + i * h_stride_ + u),
-               lanes(u, out_));
+      F::write(to + u, F::read(h_prev_[i] + u, lanes<F>(u, out_)) * load(state_masks_ + i * h_stride_ + u),
+               lanes<F>(u, out_));
     return to;
   }
 
@@ -236,10 +232,8 @@ class RowForward : ForwardPass<F, Cell> {
   }
 
   UnitOptions<V, Shape::kPeephole> options_of(int64_t i, int64_t block, V (&seen)[3]) const {
-    if constexpr (Shape::kPeephole) {
-      for (int k = 0; k < 3; ++k) seen[k] = load(further_[0] + (block * 3 + k) * kL);
-    }
-    return {masks_candidate() ? load(candidate_ + i * padded_ + block * kL) : V{} + 1, seen};
+    const A* const mask = noise_.masks_candidate() ? candidate_ + i * padded_ : nullptr;
+    return unit_options<Shape::kPeephole, V>(block, mask, further_[0], seen);
   }
 
   // The slots of the cell without its option: biases, the input's sums and the state's.
@@ -278,10 +272,10 @@ class RowForward : ForwardPass<F, Cell> {
         V a[Base::kSlots], saved[kSaved];
         slots_of(i, block, a);
         Cell::gates(a, saved);
-        const V operand = F::read(operand_rows_[i] + unit, lanes(unit, layer_.H));
+        const V operand = F::read(operand_rows_[i] + unit, lanes<F>(unit, layer_.H));
         store(values + unit * kSaved, saved[0]);
         store(values + unit * kSaved + kL, saved[1]);
-        F::write(to + unit, saved[0] * operand, lanes(unit, layer_.H));
+        F::write(to + unit, saved[0] * operand, lanes<F>(unit, layer_.H));
       }
       operand_rows_[i] = to;
     }
@@ -292,7 +286,7 @@ class RowForward : ForwardPass<F, Cell> {
     A* const values = values_of(i);
     A* const c_row = c_ + i * padded_;
     const int64_t unit = block * kL;
-    const int n = lanes(unit, layer_.H);
+    const int n = lanes<F>(unit, layer_.H);
     V a[Base::kSlots], saved[kSaved + 1], seen[3], c{};
     slots_of(i, block, a);
     V h = F::read(h_prev_[i] + unit, layer_.P ? 0 : n);
@@ -337,7 +331,7 @@ class RowForward : ForwardPass<F, Cell> {
     if constexpr (kNormC) {
       const A inverse = centre<F>(new_c_, normed_c_, layer_.H, 1, 0, 1);
       for (int64_t unit = 0; unit < layer_.H; unit += kL) {
-        const int n = lanes(unit, layer_.H);
+        const int n = lanes<F>(unit, layer_.H);
         const V c = fma(load(normed_c_ + unit) * inverse, load(further_[2] + unit), load(further_[3] + unit));
         const V h = Base::output(load(values + unit * kSaved + 3 * kL), c);
         write_h(i, unit, n, h, F::read(h_prev_[i] + unit, layer_.P ? 0 : n));
@@ -355,7 +349,7 @@ class RowForward : ForwardPass<F, Cell> {
 
   void copy_output(int64_t i) {
     for (int64_t u = 0; u < out_; u += kL)
-      F::write(output_rows_[i] + u, F::read(h_next_[i] + u, lanes(u, out_)), lanes(u, out_));
+      F::write(output_rows_[i] + u, F::read(h_next_[i] + u, lanes<F>(u, out_)), lanes<F>(u, out_));
   }
 
   // h = W_hr m, with zoneout before it is rounded.
@@ -363,8 +357,8 @@ class RowForward : ForwardPass<F, Cell> {
     Pass::project_sums(active);
     for (int64_t i = 0; i < active; ++i) {
       for (int64_t u = 0; u < out_; u += kL) {
-        const V h = zone_out_h(load(proj_rows_[i] + u), F::read(h_prev_[i] + u, lanes(u, out_)), i, u);
-        F::write(h_next_[i] + u, h, lanes(u, out_));
+        const V h = zone_out_h(load(proj_rows_[i] + u), F::read(h_prev_[i] + u, lanes<F>(u, out_)), i, u);
+        F::write(h_next_[i] + u, h, lanes<F>(u, out_));
       }
     }
   }

@@ -27,18 +27,35 @@ struct RowShape : OptionsOf<Cell> {
   static SF_FN int64_t inverses(int64_t units) { return (kBaseSaved + 2 * kGates) * units; }
 };
 
+// The lanes of a vector of units that lie within `width`.
+template <class F>
+SF_FN int lanes(int64_t unit, int64_t width) {
+  return static_cast<int>(width - unit < F::kLanes ? width - unit : F::kLanes);
+}
+
 // The rows of a further weight as [blocks][rows][kLanes].
 template <class F>
 void read_further(const Layer& l, const Matrix& from, typename F::A* to) {
   constexpr int kL = F::kLanes;
   using A = typename F::A;
   for (int64_t block = 0; block < blocks_of<F>(l.H); ++block) {
-    const int n = static_cast<int>(l.H - block * kL < kL ? l.H - block * kL : kL);
+    const int n = lanes<F>(block * kL, l.H);
     for (int64_t row = 0; row < from.rows; ++row) {
       const int64_t index = row * from.row_stride + block * kL * from.column_stride;
       store(to + (block * from.rows + row) * kL, read_line<Plain<A>>(l.dtype, from.data, index, from.column_stride, n));
     }
   }
+}
+
+// The options of a vector of units. mask: of the candidate, for a whole row, or null; weights: those by which the gates
+// see c, as read_further() leaves them. `seen` is memory for them.
+template <bool kPeephole, class V, class A>
+SF_FN UnitOptions<V, kPeephole> unit_options(int64_t block, const A* mask, const A* weights, V (&seen)[3]) {
+  constexpr int64_t kL = sizeof(V) / sizeof(A);
+  if constexpr (kPeephole) {
+    for (int k = 0; k < 3; ++k) seen[k] = load(weights + (block * 3 + k) * kL);
+  }
+  return {mask ? load(mask + block * kL) : V{} + 1, seen};
 }
 
 // Draws the mask of one row and step: `kept` where a unit is kept, 0 where it is dropped.
@@ -80,15 +97,12 @@ SF_FN typename F::V within(typename F::V v, int n) {
   return Plain<A>::read(line, n);
 }
 
-constexpr double kNormEpsilon = 1e-5;
-
 // Visits the vectors of the gates [first, last) of a row of sums: function(index of the vector, lanes within the
 // layer).
 template <class F, class Function>
 SF_FN void for_gate_vectors(int64_t H, int gates, int first, int last, Function&& function) {
   for (int64_t block = 0; block < blocks_of<F>(H); ++block) {
-    const int64_t left = H - block * F::kLanes;
-    const int n = static_cast<int>(left < F::kLanes ? left : F::kLanes);
+    const int n = lanes<F>(block * F::kLanes, H);
     for (int g = first; g < last; ++g) function(block * gates + g, n);
   }
 }

@@ -146,7 +146,7 @@ class WeightGradPass {
     for (int64_t w : width_) longest = w > longest ? w : longest;
     panel_ = own.template take<A>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
     line_ = own.template take<A>(longest + kBlocks * kL);
-    masks_ = own.template take<A>(masks_state() ? task.count * l.out() : 0);
+    masks_ = own.template take<A>(layer_.noise.masks_state() ? task.count * l.out() : 0);
     size_ = own.used();
   }
 
@@ -180,7 +180,7 @@ class WeightGradPass {
         }
       }
     }
-    for (int64_t i = 0; masks_state() && i < task_.count; ++i)
+    for (int64_t i = 0; layer_.noise.masks_state() && i < task_.count; ++i)
       draw_mask(layer_.noise, Masked::kState, d_, task_.rows[i], 0, kept_scale<A>(layer_.noise.state),
                 masks_ + i * layer_.out(), layer_.out());
     int64_t count = 0, chunks = 0, active = task_.count;
@@ -209,8 +209,6 @@ class WeightGradPass {
     source_rows_[kGated][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H);
     source_rows_[kUnprojected][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H + layer_.P);
   }
-
-  bool masks_state() const { return layer_.noise.seed && layer_.noise.state > 0; }
 
   static const char* address(const Rows& rows, int64_t t, int64_t b) {
     return rows.data + rows.offset(t, b) * size_of(rows.dtype);
@@ -313,7 +311,7 @@ class WeightGradPass {
     if (source == kUnprojected || source == kGated) return reinterpret_cast<const A*>(row) + first;
     const Rows& rows = source == kInput ? layer_.x : *hidden_[k];
     row += first * rows.stride * size_of(rows.dtype);
-    const bool masked = source == kHidden && masks_state();
+    const bool masked = source == kHidden && layer_.noise.masks_state();
     if (!masked && rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
     read_row<A>(rows.dtype, row, rows.stride, line_, n);
     for (int64_t u = 0; masked && u < n; ++u) line_[u] *= mask_[k][first + u];

@@ -160,7 +160,6 @@ class CudaRunner : public Runner {
   void forward(const Forward& f) override { run_forward(f, choice_, stream_); }
   void backward(const Backward& b) override { run_backward(b, choice_, stream_); }
   void weight_grad(const WeightGrad& g) override { run_weight_grad(g, choice_, stream_); }
-  bool has_options() const override { return true; }
   void sum_rows(const RowSums& s) override { run_sum_rows(s, stream_); }
 
  private:

@@ -49,7 +49,7 @@ SF_DEVICE float inverse_root(float v) { return 1.0f / sqrtf(v); }
 SF_DEVICE double inverse_root(double v) { return 1.0 / sqrt(v); }
 template <class Compute>
 SF_DEVICE Compute inverse_deviation(Compute variance) {
-  return inverse_root(variance + static_cast<Compute>(1e-5));
+  return inverse_root(variance + static_cast<Compute>(kNormEpsilon));
 }
 
 // One row: the sums of x and of h are its two sides, each in kBlocks blocks that are normalised apart.

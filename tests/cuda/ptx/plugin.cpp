@@ -98,7 +98,6 @@ class PtxRunner : public Runner {
   void weight_grad(const WeightGrad& g) override {
     run(g.layer, [&](Tensors& t) { t.weight_grad(g); }, [&](PtxStream& s) { run_weight_grad(g, choice_, s); });
   }
-  bool has_options() const override { return true; }
   void sum_rows(const RowSums& s) override {
     run([&](GlobalMemory& memory) { add_row_sums(memory, s); }, [&](PtxStream& stream) { run_sum_rows(s, stream); });
   }

@@ -45,7 +45,6 @@ class SimtRunner : public Runner {
   void weight_grad(const WeightGrad& g) override {
     run(g.layer, Pass::kForward, [&](DeviceStream& stream) { run_weight_grad(g, choice_, stream); });
   }
-  bool has_options() const override { return true; }
   void sum_rows(const RowSums& s) override {
     run(kFull, [&](DeviceStream& stream) { run_sum_rows(s, stream); });
   }
