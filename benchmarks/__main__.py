@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 QUESTIONS = (
-    "layers", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "classifier", "scaling",
-    "per_sample", "compile_time", "import_time", "memory",
+    "layers", "random_shapes", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "classifier",
+    "scaling", "per_sample", "compile_time", "import_time", "memory",
 )  # fmt: skip
 AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # the number of threads makes no difference
 

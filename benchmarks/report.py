@@ -25,6 +25,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MOST_NAMES = 20  # in the list below a table; of more rows only the number is said
 QUESTIONS = {
     "layers": "Layers",
+    "random_shapes": "Shapes that nobody chose",
     "latency": "Latency of one sequence",
     "cells": "Cells",
     "one_step": "One step at a time",
@@ -39,6 +40,7 @@ QUESTIONS = {
     "import_time": "Start of a process",
     "memory": "Memory",
 }
+LAYERS = ("layers", "random_shapes")
 READ = (
     "The performance page says [how this was measured and how to read it](../performance.md#how-to-read-the-tables). "
     "Written by `make report`."
@@ -280,9 +282,9 @@ class Report:
     def worst(self, count: int = 10) -> str:
         """The rows of layers furthest behind a peer, then those furthest from their bound."""
         found: dict[tuple[str, str, str, int], tuple[Row, str]] = {}
-        for row, name, ratio in rows.lost(row for row in self.rows if row.question == "layers"):
+        for row, name, ratio in rows.lost(row for row in self.rows if row.question in LAYERS):
             found.setdefault(row.key, (row, f"{name} is {times_as_fast(ratio.value)}"))
-        bounded = [row for row in self.rows if row.share is not None and row.question in ("layers", "scaling")]
+        bounded = [row for row in self.rows if row.share is not None and row.question in (*LAYERS, "scaling")]
         for row in sorted(bounded, key=lambda row: row.share or 0):
             found.setdefault(row.key, (row, f"{percent(row.share)} of the bound"))
         lines = [
@@ -326,12 +328,8 @@ def between(file: Path, begin: str, end: str, text: str) -> None:
 
 def reports(results: Path) -> list[tuple[str, Report]]:
     """(name of its file, report) of every CPU, first the one that most questions were asked, of equals the one measured
-    last. Other files do not begin with a run."""
-    found = [
-        (file.stem, Report(rows.load(file)))
-        for file in sorted(results.glob("*.json"))
-        if file.read_text().startswith('{"run":') and not file.name.startswith("gpu-")
-    ]
+    last."""
+    found = [(file.stem, Report(rows.load(file))) for file in rows.files(results)]
     return sorted(
         ((name, report) for name, report in found if report.rows),
         key=lambda each: (len(each[1].questions()), max(run["time"] for run in each[1].runs.values())),

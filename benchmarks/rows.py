@@ -178,6 +178,12 @@ class Measured:
         return self.run["csrc"] != csrc_hash()
 
 
+def files(results: Path = RESULTS) -> list[Path]:
+    """The files of measurements on CPUs; other files there have another format."""
+    named = (file for file in sorted(results.glob("*.json")) if not file.name.startswith("gpu-"))
+    return [file for file in named if file.read_text().startswith('{"run":')]
+
+
 def load(path: Path) -> list[Measured]:
     """The rows of a file, the last one of each key."""
     found: dict[tuple[str, str, str, int], Measured] = {}

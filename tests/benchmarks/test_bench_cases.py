@@ -17,9 +17,9 @@ from peer_run import KINDS
 from torch import nn
 
 import seqcls_fast as sf
-from benchmarks import layer_cases, peers
+from benchmarks import layer_cases, peers, rows
 from benchmarks.layer_cases import Case, Shape
-from benchmarks.questions import cells, one_step, policies
+from benchmarks.questions import cells, one_step, policies, random_shapes
 from benchmarks.rows import FROZEN, Row, Side
 
 QUICK_PEERS = [peer for peer in peers.PEERS if peer.name != "torch.compile"]  # compiling takes seconds
@@ -209,3 +209,31 @@ def test_costs() -> None:
     ragged = replace(case, ragged=True)
     steps = int(layer_cases.lengths_of(case.shape).sum())
     assert layer_cases.gflop_of(ragged) == pytest.approx(forward * steps / 6)
+
+
+def test_a_commit_draws_its_own_shapes() -> None:
+    cases = random_shapes.drawn("0afe4f0", ())
+    assert cases == random_shapes.drawn("0afe4f0", ())
+    assert len(set(cases)) == random_shapes.COUNT
+    assert not set(cases) & set(random_shapes.drawn("0afe4f1", ()))
+    for case in cases:
+        assert layer_cases.gflop_of(case) <= random_shapes.MOST_GFLOP
+        for name, size in case.shape._asdict().items():
+            low, high = random_shapes.RANGES[name]
+            assert low <= size <= high
+    many = random_shapes.drawn("a", (), 2_000)
+    small = sum(case.shape.H <= 90 for case in many) / len(many)  # half of the doublings from 8 to 1024
+    assert 0.45 < small < 0.65, "small sizes are as frequent as large ones; the largest products are left out"
+
+
+def test_shapes_of_other_commits_are_not_drawn_again(tmp_path: Path) -> None:
+    first = random_shapes.drawn("0afe4f0", ())
+    with (tmp_path / "some-cpu.json").open("w") as file:
+        rows.write_run({}, file)
+        for case, commit in zip(first, ("0afe4f0", "1111111"), strict=False):
+            what = f"inference of shapes drawn by {commit}"
+            rows.write(Row("random_shapes", what, case.name, 1, {"ours": Side([1.0])}), file)
+    assert random_shapes.earlier("0afe4f0", tmp_path) == {first[1].name}
+    again = random_shapes.drawn("0afe4f0", {first[1].name})
+    assert first[1] not in again
+    assert len(set(first) & set(again)) == random_shapes.COUNT - 1

@@ -214,6 +214,7 @@ def test_questions() -> None:
     )
     questions = [
         "layers",
+        "random_shapes",
         "latency",
         "cells",
         "one_step",
@@ -228,7 +229,7 @@ def test_questions() -> None:
         [sys.executable, "-c", code, *questions], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line)["row"] for line in done.stdout.splitlines()]
+    found = [json.loads(line)["row"] for line in done.stdout.splitlines() if line.startswith("{")]
     assert [row["question"] for row in found] == questions
     for row in found:
         assert row["sides"]["ours"]["rounds"]
