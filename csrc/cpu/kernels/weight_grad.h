@@ -107,6 +107,15 @@ class WeightGradPass {
   // kGated: r * h, of the cell that resets first.
   enum Source { kInput, kHidden, kUnprojected, kGated, kSources };
 
+  // Rows (t, b) whose products are added up together.
+  struct Chunk {
+    int64_t count = 0;
+    const A** gates;
+    const char** sources[kSources];
+    const Rows** hidden;  // where the previous h of each row is: the output, h0 or the reset state
+    const A** mask;       // of the state that each row was given
+  };
+
   // Neighbouring columns of d_gates that one thread works on. Each column gives one row of each weight's gradient.
   struct Strip {
     int64_t column, count;       // in a row of d_gates
@@ -140,8 +149,12 @@ class WeightGradPass {
                 {s < Cell::kGates ? s * l.H : -1, gated ? -1 : hidden_row, -1, gated ? hidden_row : -1});
     }
     if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, {-1, -1, 0, -1});
-    gates_ = own.template take<const A*>(kChunk);
-    for (const char**& p : source_rows_) p = own.template take<const char*>(kChunk);
+    for (Chunk& chunk : chunks_) {
+      chunk.gates = own.template take<const A*>(kChunk);
+      for (const char**& p : chunk.sources) p = own.template take<const char*>(kChunk);
+      chunk.hidden = own.template take<const Rows*>(kChunk);
+      chunk.mask = own.template take<const A*>(kChunk);
+    }
     int64_t longest = 0;
     for (int64_t w : width_) longest = w > longest ? w : longest;
     panel_ = own.template take<A>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
@@ -183,38 +196,52 @@ class WeightGradPass {
     for (int64_t i = 0; layer_.noise.masks_state() && i < task_.count; ++i)
       draw_mask(layer_.noise, Masked::kState, d_, task_.rows[i], 0, kept_scale<A>(layer_.noise.state),
                 masks_ + i * layer_.out(), layer_.out());
-    int64_t count = 0, chunks = 0, active = task_.count;
+    for (int i = 0; i < strip_count_; ++i) tiles_ += strips_[i].count / kRows * panels_of(strips_[i]);
+    int64_t active = task_.count;
     for (int64_t t = 0; t < layer_.T; ++t) {
       while (active > 0 && layer_.length(task_.rows[active - 1]) <= t) --active;
       for (int64_t i = 0; i < active; ++i) {
-        add_row(count, t, task_.rows[i]);
-        mask_[count] = masks_ + i * layer_.out();
-        if (++count == kChunk) add_chunk(count), count = 0, ++chunks;
+        if (next_->count == kChunk) add_next();
+        add_row(*next_, t, task_.rows[i], masks_ + i * layer_.out());
       }
     }
-    if (count || (one_chunk_ && !chunks)) add_chunk(count);
+    add_next();
+    if (now_->count || one_chunk_) add_chunk();
     for (int i = 0; i < strip_count_; ++i) finish(strips_[i]);
   }
 
-  void add_row(int64_t k, int64_t t, int64_t b) {
+  // Adds the chunk before the one that was just filled, whose rows are loaded meanwhile.
+  void add_next() {
+    if (now_->count) add_chunk();
+    Chunk* const free = now_;
+    now_ = next_, next_ = free;
+    next_->count = 0;
+  }
+
+  void add_row(Chunk& chunk, int64_t t, int64_t b, const A* mask) {
+    const int64_t k = chunk.count++;
     const Rows& g = call_.d_gates[d_];
-    gates_[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
-    if (width_[kInput]) source_rows_[kInput][k] = address(layer_.x, t, b);
+    chunk.mask[k] = mask;
+    chunk.gates[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
+    if (width_[kInput]) chunk.sources[kInput][k] = address(layer_.x, t, b);
     const int64_t before = d_ ? t + 1 : t - 1;
     const int64_t length = layer_.length(b);
     const bool anew = layer_.starts_anew(d_, t, b, length), follows = !anew && before >= 0 && before < length;
     const Rows& hidden = anew ? layer_.h_reset[d_] : follows ? call_.output[d_] : layer_.h0[d_];
-    hidden_[k] = &hidden;
-    source_rows_[kHidden][k] = hidden.data ? address(hidden, follows ? before : 0, b) : nullptr;
-    source_rows_[kGated][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H);
-    source_rows_[kUnprojected][k] = reinterpret_cast<const char*>(gates_[k] + Cell::kSlots * layer_.H + layer_.P);
+    chunk.hidden[k] = &hidden;
+    chunk.sources[kHidden][k] = hidden.data ? address(hidden, follows ? before : 0, b) : nullptr;
+    chunk.sources[kGated][k] = reinterpret_cast<const char*>(chunk.gates[k] + Cell::kSlots * layer_.H);
+    chunk.sources[kUnprojected][k] =
+        reinterpret_cast<const char*>(chunk.gates[k] + Cell::kSlots * layer_.H + layer_.P);
   }
 
   static const char* address(const Rows& rows, int64_t t, int64_t b) {
     return rows.data + rows.offset(t, b) * size_of(rows.dtype);
   }
 
-  void add_chunk(int64_t K) {
+  void add_chunk() {
+    const int64_t K = now_->count;
+    tile_ = fetched_ = 0;
     for (int i = 0; i < strip_count_ && call_.d_b_ih[d_]; ++i) add_bias(strips_[i], K);
     for (int source = 0; source < kSources; ++source) {
       if (one_chunk_) {
@@ -223,6 +250,27 @@ class WeightGradPass {
         for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
       }
     }
+  }
+
+  // Starts to load the share of the next chunk that belongs to one of this chunk's tiles.
+  void load_ahead() {
+    for (const int64_t end = next_->count * ++tile_ / tiles_; fetched_ < end; ++fetched_) {
+      for (int i = 0; i < strip_count_; ++i) prefetch<false>(next_->gates[fetched_] + strips_[i].column, strips_[i].count);
+      for (int source = kInput; source <= kHidden; ++source) {
+        const Rows& rows = source == kInput ? layer_.x : *next_->hidden[fetched_];
+        if (width_[source] && rows.data && rows.stride == 1)
+          prefetch<false>(next_->sources[source][fetched_], width_[source] * size_of(rows.dtype));
+      }
+    }
+  }
+
+  // How many panels of all sources the gate rows of a strip are multiplied with.
+  int64_t panels_of(const Strip& s) const {
+    int64_t panels = 0;
+    for (int source = 0; source < kSources; ++source) {
+      if (s.grad_row[source] >= 0) panels += (blocks_of<F>(width_[source]) + kBlocks - 1) / kBlocks;
+    }
+    return panels;
   }
 
   // Calls function(first block, Int<blocks>) for a source's columns, in panels as even as possible.
@@ -238,9 +286,9 @@ class WeightGradPass {
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
     for (int64_t first = 0; first < K; first += kRun) {
       const int64_t last = first + kRun < K ? first + kRun : K;
-      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = gates_[first][s.column + m];
+      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = now_->gates[first][s.column + m];
       for (int64_t k = first + 1; k < last; ++k) {
-        const A* from = gates_[k] + s.column;
+        const A* from = now_->gates[k] + s.column;
         for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += from[m];
       }
       for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += s.run_bias[m];
@@ -265,9 +313,10 @@ class WeightGradPass {
       A* total = s.total[source] + s.count * first;
       int64_t m = 0;
       for (; m + kRows <= s.count; m += kRows) {
-        grad_tile<F, kRows, kN>(gates_, s.column + m, panel_, K, total + m * kN * kL);
+        load_ahead();
+        grad_tile<F, kRows, kN>(now_->gates, s.column + m, panel_, K, total + m * kN * kL);
       }
-      for (; m < s.count; ++m) grad_tile<F, 1, kN>(gates_, s.column + m, panel_, K, total + m * kN * kL);
+      for (; m < s.count; ++m) grad_tile<F, 1, kN>(now_->gates, s.column + m, panel_, K, total + m * kN * kL);
     }
   }
 
@@ -289,7 +338,7 @@ class WeightGradPass {
         for_panels(source, [&](int64_t block, auto blocks) {
           const int64_t first = block * kL;
           grad_tile_once<F, decltype(rows)::value, decltype(blocks)::value>(
-              gates_, s.column + m, panel_ + first, stride, K, to + m * width + first, width, width - first);
+              now_->gates, s.column + m, panel_ + first, stride, K, to + m * width + first, width, width - first);
         });
       });
     }
@@ -306,15 +355,15 @@ class WeightGradPass {
   // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0
   // or no learnt reset state.
   const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
-    const char* row = source_rows_[source][k];
+    const char* row = now_->sources[source][k];
     if (!row) return nullptr;
     if (source == kUnprojected || source == kGated) return reinterpret_cast<const A*>(row) + first;
-    const Rows& rows = source == kInput ? layer_.x : *hidden_[k];
+    const Rows& rows = source == kInput ? layer_.x : *now_->hidden[k];
     row += first * rows.stride * size_of(rows.dtype);
     const bool masked = source == kHidden && layer_.noise.masks_state();
     if (!masked && rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
     read_row<A>(rows.dtype, row, rows.stride, line_, n);
-    for (int64_t u = 0; masked && u < n; ++u) line_[u] *= mask_[k][first + u];
+    for (int64_t u = 0; masked && u < n; ++u) line_[u] *= now_->mask[k][first + u];
     return line_;
   }
 
@@ -343,11 +392,9 @@ class WeightGradPass {
   Strip strips_[Cell::kSlots + 1];
   int strip_count_ = 0;
   bool one_chunk_;  // all steps of a sample fit into one chunk, and the gradients have the type of the sums
-  const A** gates_;
-  const char** source_rows_[kSources];
-  const Rows* hidden_[kChunk];  // where the previous h of each row is: the output, h0 or the reset state
+  Chunk chunks_[2], *now_ = chunks_, *next_ = chunks_ + 1;
+  int64_t tiles_ = 0, tile_ = 0, fetched_ = 0;  // of a chunk: its tiles, those that are done, rows of the next one
   A *panel_, *line_, *masks_;
-  const A* mask_[kChunk];  // of the state that each row was given
 };
 
 }  // namespace
