@@ -1,6 +1,6 @@
-"""`bench`: the speed of a model beside the same model on torch.nn's layers.
+"""`bench`: the speed of a classifier beside the same classifier on torch.nn's layers.
 
-Nothing is timed before both compute the same loss.
+Nothing is timed before both compute the same loss. A model that the user wrote is timed by bench_module.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from ..toolkit.timing import timed, turns
-from .shared import add_command, add_out, count, load, print_json, random_batch
+from .bench_module import bench_module, input_sizes, is_module_name
+from .shared import UsageError, add_command, add_out, count, load, print_json, random_batch
 
 __all__ = ["add"]
 
@@ -22,6 +23,8 @@ EXAMPLES = """\
 examples:
   seqcls-fast bench                     a bidirectional GRU on ragged ids, beside torch.nn's
   seqcls-fast bench model --threads 1   a saved model's sizes
+  seqcls-fast bench models.speech:Encoder --input 32,100,40   a module of yours, beside itself converted
+  seqcls-fast bench models.text:make --input 32,50 --ids 10000   one that takes token ids
 """
 
 
@@ -29,7 +32,10 @@ def add(commands: Any) -> None:
     purpose = "compare a training step and inference with the same model on torch.nn's layers"
     parser = add_command(commands, "bench", purpose, EXAMPLES, _bench)
     add_out(parser)
-    parser.add_argument("model", nargs="?", help="directory that train wrote (default: a model of common sizes)")
+    words = "directory that train wrote, or PACKAGE.MODULE:NAME of a torch.nn.Module, or of a class or function that "
+    parser.add_argument("model", nargs="?", help=f"{words}makes one (default: a classifier of common sizes)")
+    parser.add_argument("--input", metavar="SIZES", help="of the input of PACKAGE.MODULE:NAME, as in 32,100,8")
+    parser.add_argument("--ids", type=count, metavar="N", help="its input is ids below N, not random numbers")
     parser.add_argument("--rows", type=count, default=64, metavar="B", help="rows of a batch (default: %(default)s)")
     parser.add_argument("--rounds", type=count, default=15, help="of the timing (default: %(default)s)")
     parser.add_argument("--threads", type=count, help="torch's intra-op threads (default: torch's choice)")
@@ -43,6 +49,16 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if is_module_name(arguments.model):
+        if arguments.input is None:
+            raise UsageError(f"--input: expected the sizes of the input of {arguments.model}, as in 32,100,8")
+        sizes = input_sizes(arguments.input)
+        return bench_module(arguments.model, sizes, arguments.ids, arguments.rounds, arguments.json)
+    for option in ("input", "ids"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(
+                f"--{option}: expected PACKAGE.MODULE:NAME with it but got {arguments.model or 'no model'}"
+            )
     torch.manual_seed(0)
     if arguments.model:
         model = copy.deepcopy(load(arguments.model)[0].model_).cpu()
