@@ -32,7 +32,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # torch's build looks for ninja on the PATH only
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build setup demo demo-small test test-peers lint check bench bench-quick report bench-compare mutants \
+.PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick report bench-compare mutants \
   mutants-sample asan asan-build fuzz fuzz-sample fuzz-files tsan clean distclean simt-full ptx-full ptx-sample \
   package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
@@ -98,12 +98,21 @@ check: ## all checks, as .ci/run runs them; each stage prints its own time
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
 	done
 
-lint: setup ## ruff, mypy, clang-format, and the greps that hold the dependency rule
+lint: setup workflows ## ruff, mypy, clang-format, the greps that hold the dependency rule, and `make workflows`
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	find csrc tests/cuda/simt tests/cuda/ptx tests/tsan benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
+
+SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
+workflows: setup ## checks of .github and CITATION.cff, without a network
+	$(VENV)/bin/zizmor --quiet --offline .github
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 # Neither downloads torch: the environments that they make link to that of .venv. PACKAGE=--compile compiles the source
 # distribution, too, for one instruction set.
