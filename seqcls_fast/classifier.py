@@ -1,4 +1,4 @@
-"""``SequenceClassifier``: embedding (for ids), a recurrent encoder, pooling over time, a linear head.
+"""``SequenceClassifier``: embedding (for ids), a recurrent encoder, pooling over time, a linear head; and a wide part.
 
 For ids, a table of the first layer's projections of every id, ``embedding @ weight_ih.T``, is computed if there are
 several steps for each id. The layer then takes the table as its ``weight_ih`` and the ids as its input. In inference
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 
-from . import _head, ops
+from . import _head, _wide, ops
 from . import nn as layers
 from ._autograd import needs_graph
 from ._checks import as_lengths
@@ -46,13 +46,20 @@ class SequenceClassifier(nn.Module):
         pooling: the input of the head: ``"last"`` (the state at a row's end, or at both ends for two directions),
             ``"mean"`` or ``"max"`` over the steps, or ``"attention"`` (their mean, weighted by a learnt score).
         dropout: probability of dropping a value between layers and in front of the head, in training.
+        wide_ids: number of ids of a wide part, which adds to the logits a row of them for each id of a sequence (see
+            ``wide`` below); None for no such part.
+        wide_features: number of features of a wide part that is linear in them; None for no such part.
         device, dtype: of the parameters.
 
-    Inputs: x, lengths=None
+    Inputs: x, lengths=None, wide=None
         * **x**: :math:`(B, T, \text{input\_size})`, or ids :math:`(B, T)` with ``vocab_size``.
         * **lengths**: the number of steps of each row, a tensor or list of :math:`B` integers in any order, zeros
           allowed. What lies beyond is never read. Without it float rows have all T steps, and rows of ids end at their
           last id that is not ``padding_idx``.
+        * **wide**: what describes each sequence as a whole. With ``wide_ids`` two tensors :math:`(B, N)`, ids in any
+          order and their weights, 0 for padding; the weights of a row are multiplied by ``model.wide.scale`` (ones, if
+          nobody sets them) and then divided by their Euclidean norm. With ``wide_features`` a tensor
+          :math:`(B, \text{wide\_features})`.
 
     Outputs: logits
         :math:`(B, \text{num\_classes})`; a row without steps has the logits of a pooled state of zeros.
@@ -83,12 +90,15 @@ class SequenceClassifier(nn.Module):
         bidirectional: bool = False,
         pooling: str = "last",
         dropout: float = 0.0,
+        wide_ids: int | None = None,
+        wide_features: int | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_classes": num_classes}
-        sizes |= {"num_layers": num_layers} | ({} if vocab_size is None else {"vocab_size": vocab_size})
+        optional = {"vocab_size": vocab_size, "wide_ids": wide_ids, "wide_features": wide_features}
+        sizes |= {"num_layers": num_layers} | {name: size for name, size in optional.items() if size is not None}
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int):
                 raise TypeError(f"{name}: expected an int but got {type(size).__name__}")
@@ -100,6 +110,8 @@ class SequenceClassifier(nn.Module):
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} but got {pooling!r:.80}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: expected a probability from 0 to below 1 but got {dropout!r:.80}")
+        if wide_ids is not None and wide_features is not None:
+            raise ValueError(f"wide_features: expected None with wide_ids but got {wide_features}")
         if vocab_size is None:
             padding_idx = None
         elif padding_idx is not None and not 0 <= padding_idx < vocab_size:
@@ -109,6 +121,7 @@ class SequenceClassifier(nn.Module):
         self.input_size, self.hidden_size, self.num_classes = input_size, hidden_size, num_classes
         self.cell, self.vocab_size, self.padding_idx, self.num_layers = cell, vocab_size, padding_idx, num_layers
         self.bidirectional, self.pooling, self.dropout = bidirectional, pooling, dropout
+        self.wide_ids, self.wide_features = wide_ids, wide_features
 
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = nn.Embedding(vocab_size, input_size, padding_idx, **where) if vocab_size else None
@@ -119,15 +132,23 @@ class SequenceClassifier(nn.Module):
         )  # fmt: skip
         self.attention = nn.Linear(self._width, 1, **where) if pooling == "attention" else None
         self.head = nn.Linear(self._width, num_classes, **where)
+        self.wide: nn.Module | None = None
+        if wide_ids is not None:
+            self.wide = _wide.WeightedIds(wide_ids, num_classes, **where)
+        elif wide_features is not None:
+            self.wide = nn.Linear(wide_features, num_classes, bias=False, **where)
+            nn.init.zeros_(self.wide.weight)  # training begins with the encoder's logits alone
         self._tables: list[Tensor] | None = None
 
-    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, *, wide: Any = None) -> Tensor:
         x, lengths = self._check(x, lengths)
+        beside = _wide.logits_of(self.wide, wide, x.size(0))
         output, h_n = self._encode(x, lengths)
         pooled = self._pool(output, h_n, lengths)
         if self.dropout:
             pooled = dropout(pooled, self.dropout, self.training)
-        return _head.linear(self.head, pooled)
+        logits = _head.linear(self.head, pooled)
+        return logits if beside is None else logits + beside
 
     def prepare_inference(self) -> SequenceClassifier:
         """Keeps for later calls in eval mode without gradients what does not depend on their input: the table of the

@@ -67,10 +67,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     for module in model.modules():  # dropout would draw different values in each
         if hasattr(module, "dropout"):
             module.dropout = 0.0
-    x, lengths = random_batch(model, arguments.rows, longest=200)
+    batch = random_batch(model, arguments.rows, longest=200)
     y = torch.randint(model.num_classes, (arguments.rows,))
     models = {"seqcls_fast": model, "torch.nn": TorchTwin(model)}
-    steps = {name: _step(each, torch.optim.Adam(each.parameters()), x, lengths, y) for name, each in models.items()}
+    steps = {name: _step(each, torch.optim.Adam(each.parameters()), batch, y) for name, each in models.items()}
     losses = {name: step() for name, step in steps.items()}
     if not math.isclose(*losses.values(), rel_tol=1e-3, abs_tol=1e-4):
         raise RuntimeError(f"bench: expected equal first losses but got {losses}, so no timing is shown")
@@ -78,13 +78,14 @@ def _bench(arguments: argparse.Namespace) -> None:
     for each in models.values():
         each.eval()
     model.prepare_inference()
-    for name, rows in {"inference": (x, lengths), "one row": (x[:1, :30], lengths[:1].clamp(max=30))}.items():
+    for name, inputs in {"inference": batch, "one row": random_batch(model, 1, longest=30)}.items():
         with torch.inference_mode():
-            calls = {key: partial(each, *rows) for key, each in models.items()}
+            calls = {key: partial(inputs.through, each) for key, each in models.items()}
             answer[name] = _median_seconds(calls, arguments.rounds)
     described = {
         "model": f"{model.cell}, {model.num_layers} x {model.hidden_size}{' both ways' * model.bidirectional}",
-        "rows": arguments.rows, "steps": int(lengths.sum()), "threads": torch.get_num_threads(), "seconds": answer,
+        "rows": arguments.rows, "steps": int(batch.lengths.sum()), "threads": torch.get_num_threads(),
+        "seconds": answer,
     }  # fmt: skip
     if arguments.json:
         print_json(described)
@@ -96,14 +97,14 @@ def _bench(arguments: argparse.Namespace) -> None:
         print(f"{name:<16}{1e3 * ours:12.3f}{1e3 * theirs:18.3f}{theirs / ours:8.1f}")
 
 
-def _step(model: Any, optimizer: Any, x: Any, lengths: Any, y: Any) -> Callable[[], float]:
+def _step(model: Any, optimizer: Any, batch: Any, y: Any) -> Callable[[], float]:
     from torch.nn.functional import cross_entropy
 
     model.train()
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = cross_entropy(model(x, lengths), y)
+        loss = cross_entropy(batch.through(model), y)
         loss.backward()
         optimizer.step()
         return loss.item()

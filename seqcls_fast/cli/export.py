@@ -41,29 +41,36 @@ def _export(arguments: argparse.Namespace) -> None:
     import torch
 
     model = copy.deepcopy(estimator.model_).cpu().eval()
-    x, lengths = random_batch(model, 2, longest=8)
-    batch, time_steps = torch.export.Dim("batch"), torch.export.Dim("time")
-    shapes = {"x": {0: batch, 1: time_steps}, "lengths": {0: batch}}
+    x, lengths, wide = random_batch(model, 2, longest=8)
+    batch, time_steps, grams = (torch.export.Dim(name) for name in ("batch", "time", "grams"))
+    shapes: dict[str, Any] = {"x": {0: batch, 1: time_steps}, "lengths": {0: batch}}
+    inputs, given = ["x", "lengths"], {}
+    if wide is not None:
+        given["wide"] = wide
+        is_ids = model.wide_ids is not None
+        shapes["wide"] = ({0: batch, 1: grams},) * 2 if is_ids else {0: batch}
+        inputs += ["wide_ids", "wide_weights"] if is_ids else ["wide"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that our models lack
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about its own code
         if path.suffix == ".onnx":
             from ..export import to_onnx
 
-            names: dict[str, Any] = {"input_names": ["x", "lengths"], "output_names": ["logits"]}
-            onnx = to_onnx(model, (x, lengths), dynamic_shapes=shapes, **names)
+            names: dict[str, Any] = {"input_names": inputs, "output_names": ["logits"]}
+            onnx = to_onnx(model, (x, lengths), kwargs=given, dynamic_shapes=shapes, **names)
             onnx.model.metadata_props.update(_metadata(estimator))
             with replacing(path) as written:
                 onnx.save(written)
         else:
-            program = torch.export.export(model, (x, lengths), dynamic_shapes=shapes)
+            program = torch.export.export(model, (x, lengths), given, dynamic_shapes=shapes)
             files = {f"{name}.json": text for name, text in _metadata(estimator).items()}
             with replacing(path) as written:
                 torch.export.save(program, written, extra_files=files)
     features = "" if model.vocab_size else f", {model.input_size} features"
     answer = {
         "file": arguments.to, "x": f"{str(x.dtype).removeprefix('torch.')} (batch, time{features})",
-        "lengths": "int64 (batch)", "logits": f"float32 (batch, {model.num_classes})", "classes": estimator.classes_,
+        "lengths": "int64 (batch)", **_about_wide(model), "logits": f"float32 (batch, {model.num_classes})",
+        "classes": estimator.classes_,
     }  # fmt: skip
     if estimator.temperature_ != 1:
         answer["temperature"] = estimator.temperature_  # the user divides the logits by it
@@ -73,6 +80,13 @@ def _export(arguments: argparse.Namespace) -> None:
         print_json(answer)
     else:
         print("\n".join(f"{name:<11} {escaped(value, MESSAGE)}" for name, value in plain(answer).items()))
+
+
+def _about_wide(model: Any) -> dict[str, str]:
+    """The inputs of the wide part, by name."""
+    if model.wide_ids is not None:
+        return {"wide_ids": f"int64 (batch, grams), below {model.wide_ids}", "wide_weights": "float32 (batch, grams)"}
+    return {} if model.wide_features is None else {"wide": f"float32 (batch, {model.wide_features} features)"}
 
 
 def _metadata(estimator: Any) -> dict[str, str]:

@@ -201,15 +201,22 @@ def load(path: str) -> tuple[Any, str]:
     return getattr(estimators, name).load(path), kind
 
 
-def random_batch(model: Any, rows: int, longest: int) -> tuple[Any, Any]:
-    """Random ids or features, and lengths like those of short texts: 30 in the median, at most `longest`."""
+def random_batch(model: Any, rows: int, longest: int) -> Any:
+    """Random ids or features, lengths like those of short texts (30 in the median, at most `longest`), a wide part."""
     import torch
+
+    from ..toolkit.data.ragged import Inputs
 
     generator = torch.Generator().manual_seed(0)
     lengths = (30 * torch.randn(rows, generator=generator).mul(0.75).exp()).long().clamp(1, longest)
     lengths[0] = longest
     shape = (rows, longest)
+    wide: Any = None
+    if model.wide_ids is not None:
+        wide = (torch.randint(model.wide_ids, (rows, 5 * longest), generator=generator), torch.ones(rows, 5 * longest))
+    elif model.wide_features is not None:
+        wide = torch.randn(rows, model.wide_features, generator=generator)
     if model.vocab_size is None:
-        return torch.randn(*shape, model.input_size, generator=generator), lengths
+        return Inputs(torch.randn(*shape, model.input_size, generator=generator), lengths, wide)
     ids = torch.randint(1, max(2, model.vocab_size), shape, generator=generator)
-    return ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths
+    return Inputs(ids.masked_fill_(torch.arange(longest) >= lengths[:, None], 0), lengths, wide)

@@ -140,9 +140,14 @@ _DESCRIPTIONS = {
 def _most_config(weights: int, shapes: Mapping[str, Shape], classes: int) -> int:
     """The most bytes of config.json, whose vocabulary grows with the network, and whose matrix with the classes.
 
-    ``weights`` are the bytes of the file of weights, which also holds a baseline that says nothing of the vocabulary.
+    ``weights`` are the bytes of the file of weights, which also holds a baseline and a wide part, which say nothing of
+    the vocabulary.
     """
-    network = sum(4 * math.prod(shape) for name, shape in shapes.items() if name.startswith("model."))
+    network = sum(
+        4 * math.prod(shape)
+        for name, shape in shapes.items()
+        if name.startswith("model.") and not name.startswith("model.wide.")
+    )
     return (1 << 25) + 64 * min(weights, network) + 16 * min(classes, 1 << 12) ** 2
 
 

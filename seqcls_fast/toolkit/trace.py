@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from .._head import linear, softmax
+from .._wide import logits_of
 from ._extras import need
 from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
+from .data.ragged import Inputs, Ragged
 from .data.series import as_steps
 from .evaluation.decision import decide
 from .fitted import Fitted
@@ -56,8 +58,9 @@ class Trace:
         kind: ``"text"`` or ``"series"``.
         raw: the example as it was given.
         tokens: the token read at each step, or the values of a series before they are standardised.
-        stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, logits,
-            softmax. All but the last three have the step in dimension 1 and end with padding.
+        stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, wide (for
+            models with a wide part), logits, softmax. Those before "pooled" have the step in dimension 1 and end with
+            padding.
         classes: the labels, in the order of the probabilities.
         steps: the number of tokens that each row of ``probabilities`` stands for: 0, 1, ... up to all of them.
         probabilities: (len(steps), classes), of the example cut after that many tokens.
@@ -106,7 +109,7 @@ class Trace:
 
     def _content(self, stage: Stage) -> str:
         """The values of a stage as far as they fit in a line, and its note."""
-        if stage.name in ("logits", "softmax"):
+        if stage.name in ("wide", "logits", "softmax"):
             pairs = islice(zip(self.classes, stage.values[0].tolist(), strict=True), 90)  # more do not fit in a line
             told = "  ".join(f"{printable(label)} {value:.3f}" for label, value in pairs)
         elif stage.name == "ids":
@@ -153,21 +156,21 @@ def trace(fitted: Fitted, x: Any) -> Trace:
         raise TypeError(f"x: expected one text, a str, but got {kind_of(x)}")
     ragged = encoder.encode([x])
     length = int(ragged.lengths[0])
-    values, lengths = ragged.pad([0])
+    parameter = next(model.parameters())
+    values, lengths, wide = ragged.inputs([0]).to(parameter.device)
     padding = PAD_TO - values.size(1) % PAD_TO if text else 0
     values = torch.cat([values, values.new_zeros(1, padding, *values.shape[2:])], 1)
-    parameter = next(model.parameters())
-    values, lengths = values.to(parameter.device), lengths.to(parameter.device)
     if not text:
         values = values.to(parameter.dtype)
     was_training = model.training
     try:
         with torch.no_grad():
             model.eval()
-            stages = list(_stages(fitted, values, lengths))
+            stages = list(_stages(fitted, Inputs(values, lengths, wide)))
             count = min(length, PREFIXES)
             steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
-            logits = torch.cat(list(_prefixes(model, values, steps))).double()
+            beside = None if wide is None else encoder.encode([*encoder.prefixes(x, steps[:-1]), x])
+            logits = torch.cat(list(_prefixes(model, values, steps, beside))).double()
             probabilities = softmax(logits.cpu(), fitted.temperature)
     finally:
         model.train(was_training)
@@ -177,9 +180,10 @@ def trace(fitted: Fitted, x: Any) -> Trace:
     return Trace(fitted.inputs.kind, x, tokens, stages, classes, steps, probabilities, best)
 
 
-def _stages(fitted: Fitted, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
+def _stages(fitted: Fitted, inputs: Inputs) -> Iterator[Stage]:
     """The steps of :meth:`SequenceClassifier.forward` and of the decision after it, with every intermediate result."""
     model: SequenceClassifier = fitted.model
+    x, lengths, wide = inputs
     unused = x.size(1) - int(lengths[0])
     if model.embedding is not None:
         yield Stage("ids", x.cpu(), f"the last {unused} are padding" if unused else "")
@@ -195,6 +199,11 @@ def _stages(fitted: Fitted, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
     logits = linear(model.head, pooled)
+    beside = logits_of(model.wide, wide, 1)
+    if beside is not None:
+        what = "weighted ids of the whole text" if isinstance(wide, tuple) else "features of the whole series"
+        yield Stage("wide", beside.float().cpu(), f"logits from {what}")
+        logits = logits + beside
     yield Stage("logits", logits.float().cpu())
     notes = [] if fitted.temperature == 1 else [f"of the logits / {fitted.temperature:.4g}, the temperature"]
     if fitted.threshold is not None:
@@ -203,14 +212,21 @@ def _stages(fitted: Fitted, x: Tensor, lengths: Tensor) -> Iterator[Stage]:
     yield Stage("softmax", softmax(logits.double().cpu(), fitted.temperature), "; ".join(notes))
 
 
-def _prefixes(model: SequenceClassifier, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
-    """Logits after each of ``steps``. A batch has prefixes of similar lengths and is cut to the longest of them."""
+def _prefixes(
+    model: SequenceClassifier, x: Tensor, steps: Sequence[int], beside: Ragged | None
+) -> Iterator[Tensor]:  # fmt: skip
+    """Logits after each of ``steps``. A batch has prefixes of similar lengths and is cut to the longest of them.
+
+    ``beside`` has the wide parts of the prefixes, if there are any.
+    """
     start = 0
     while start < len(steps):
         count = max(1, BATCH_STEPS // max(1, steps[-1]))
         lengths = torch.tensor(steps[start : start + count], device=x.device)
         longest = max(1, int(lengths[-1]))
-        yield model(x[:, :longest].expand(len(lengths), -1, *x.shape[2:]), lengths)
+        rows = range(start, start + len(lengths))
+        wide = None if beside is None else beside.inputs(rows).to(x.device).wide
+        yield Inputs(x[:, :longest].expand(len(lengths), -1, *x.shape[2:]), lengths, wide).through(model)
         start += count
 
 

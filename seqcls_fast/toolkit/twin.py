@@ -7,12 +7,14 @@ hand: packed, or padded.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from .._wide import logits_of
 from ..classifier import CELLS, SequenceClassifier
 
 __all__ = ["TorchTwin"]
@@ -50,12 +52,14 @@ class TorchTwin(nn.Module):
         self.model = copy.deepcopy(model)
         self.model.add_module("encoder", encoder)  # takes the place of ours
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor, *, wide: Any = None) -> Tensor:
         model = self.model
+        beside = logits_of(model.wide, wide, x.size(0))
         features = x if model.embedding is None else model.embedding(x)
         output, h_n = (self._encode_packed if self.packed else self._encode_padded)(features, lengths)
         pooled = model._pool(output, h_n, lengths)
-        return model.head(dropout(pooled, model.dropout, self.training) if model.dropout else pooled)
+        logits: Tensor = model.head(dropout(pooled, model.dropout, self.training) if model.dropout else pooled)
+        return logits if beside is None else logits + beside
 
     def _encode_packed(self, features: Tensor, lengths: Tensor) -> tuple[Tensor | None, Tensor]:
         packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)

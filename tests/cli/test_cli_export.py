@@ -53,7 +53,7 @@ def test_export(
 def test_bench_compares_the_same_model(cell: str, pooling: str) -> None:
     options: dict[str, Any] = {"cell": cell, "pooling": pooling, "bidirectional": pooling != "mean", "num_layers": 2}
     model = SequenceClassifier(5, 6, 3, vocab_size=30, **options).eval()
-    x, lengths = shared.random_batch(model, 9, longest=40)
+    x, lengths, _ = shared.random_batch(model, 9, longest=40)
     with torch.no_grad():
         expected = model(x, lengths)
         torch.testing.assert_close(TorchTwin(model)(x, lengths), expected, rtol=1e-4, atol=1e-5)

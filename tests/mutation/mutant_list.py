@@ -817,8 +817,20 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "rate not halved",
         TOOLKIT + "training/loop.py",
-        "options.learning_rate / 2**self.restores",
-        "options.learning_rate",
+        "options.warmup) / 2**self.restores",
+        "options.warmup)",
+    ),
+    Mutant(
+        "a wide part in another order",
+        TOOLKIT + "data/ragged.py",
+        "wide = Bags(*(part.take(rows) for part in wide))",
+        "wide = Bags(*(part.take(range(len(rows))) for part in wide))",
+    ),
+    Mutant(
+        "other ranks' rows unused", TOOLKIT + "training/table.py", "torch.cat(rows, 1), torch.cat(values)", "*pieces[0]"
+    ),
+    Mutant(
+        "weights of ids with no size", "seqcls_fast/_wide.py", "weights = weights / sizes.clamp_min(", "weights / ("
     ),
     Mutant("seed unused", TOOLKIT + "training/loop.py", "        _seed(seed, device)\n", ""),
     Mutant(

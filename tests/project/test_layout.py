@@ -22,7 +22,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_self_test",),
     ("ops",),
     ("_checks", "_head", "_nested", "_options"),
-    ("_frozen", "_stand_ins"),
+    ("_frozen", "_stand_ins", "_wide"),
     ("_recurrent",),
     ("nn",),
     ("_layer_classes", "_other_libraries"),

@@ -44,10 +44,10 @@ def limit_rows(
     """Makes batches of more than ``most`` rows fail with ``error``, an out-of-memory error of the CPU or of CUDA."""
     forward = sf.SequenceClassifier.forward
 
-    def limited(self: Any, x: torch.Tensor, lengths: Any = None) -> torch.Tensor:
+    def limited(self: Any, x: torch.Tensor, lengths: Any = None, **more: Any) -> torch.Tensor:
         if self.training is training and x.size(0) > most and where == "forward":
             raise error
-        logits = forward(self, x, lengths)
+        logits = forward(self, x, lengths, **more)
         if self.training is training and x.size(0) > most:
 
             def refuse(gradient: torch.Tensor) -> None:

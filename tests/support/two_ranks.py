@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import seqcls_fast as sf
 from seqcls_fast.toolkit.data.batches import bucketed, generator_of
 from seqcls_fast.toolkit.data.datasets import Examples
-from seqcls_fast.toolkit.data.ragged import Ragged
+from seqcls_fast.toolkit.data.ragged import Bags, Ragged
 from seqcls_fast.toolkit.ranks import Ranks, current, join
 from seqcls_fast.toolkit.training.checkpoint import Checkpoints
 from seqcls_fast.toolkit.training.loop import train
@@ -35,30 +35,42 @@ CASES: dict[str, dict[str, Any]] = {
     "lstm-both-ways": {"cell": "lstm", "pooling": "attention", "bidirectional": True},
     "rnn-deep": {"cell": "rnn_tanh", "pooling": "last", "num_layers": 2},
 }
+WIDE: dict[str, dict[str, Any]] = {  # AdamW of torch does not take their gradients, so that by_torch() has no answer
+    "wide-ids": {"cell": "gru", "wide_ids": 40}, "wide-features": {"cell": "gru", "wide_features": 4}
+}  # fmt: skip
 OPTIONS = Options(epochs=3, batch_size=8, learning_rate=1e-2, seed=5, metric="accuracy", verbose=False)
 
 
-def examples(seed: int, count: int, weighted: bool) -> Examples:
+def examples(seed: int, count: int, weighted: bool, wide: str = "") -> Examples:
     """With 33 sequences the last batch has one row, so that the second process has none. Some sequences are empty."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(0, 9, (count,), generator=generator)
     values = torch.randn(int(lengths.sum()), 3, dtype=torch.float64, generator=generator)
     targets = torch.randint(0, 3, (count,), generator=generator)
     weights = torch.rand(count, dtype=torch.float64, generator=generator) + 0.5 if weighted else None
-    return Examples(Ragged(values, lengths), targets, weights)
+    beside: Any = None
+    if wide == "wide-features":
+        beside = torch.randn(count, 4, dtype=torch.float64, generator=generator)
+    elif wide == "wide-ids":
+        counts = torch.randint(1, 7, (count,), generator=generator)
+        ids = torch.randint(0, 40, (int(counts.sum()),), generator=generator)
+        sizes = torch.rand(len(ids), dtype=torch.float64, generator=generator)
+        beside = Bags(Ragged(ids, counts), Ragged(sizes, counts))
+    return Examples(Ragged(values, lengths, beside), targets, weights)
 
 
 def model(case: str) -> sf.SequenceClassifier:
     torch.manual_seed(7)
-    return sf.SequenceClassifier(3, 5, 3, dtype=torch.float64, **CASES[case])
+    return sf.SequenceClassifier(3, 5, 3, dtype=torch.float64, **(CASES | WIDE)[case])
 
 
 def trained(
     case: str, ranks: Ranks, *, weighted: bool = True, validated: bool = True, **more: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     net, history = model(case), []
-    held = examples(2, 13, False) if validated else None
-    train(net, examples(1, 33, weighted), OPTIONS, torch.device("cpu"), held, history, ranks=ranks, **more)
+    wide = case if case in WIDE else ""
+    held = examples(2, 13, False, wide) if validated else None
+    train(net, examples(1, 33, weighted, wide), OPTIONS, torch.device("cpu"), held, history, ranks=ranks, **more)
     return {name: t.clone() for name, t in net.state_dict().items()}, history
 
 
@@ -108,6 +120,8 @@ def main(folder: Path) -> None:
             write(case, *trained(case, ranks))
             write(f"{case}-last", *trained(case, ranks, validated=False))
             write(f"{case}-torch", by_torch(case, ranks))
+        for case in WIDE:
+            write(case, *trained(case, ranks))
         write("plain", *trained("gru", ranks, weighted=False))
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")

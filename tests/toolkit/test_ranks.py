@@ -48,7 +48,7 @@ def figures(history: list[dict[str, Any]]) -> list[float]:
     return [value for record in history for name, value in record.items() if "second" not in name]
 
 
-@pytest.mark.parametrize("case", two_ranks.CASES)
+@pytest.mark.parametrize("case", [*two_ranks.CASES, *two_ranks.WIDE])
 def test_weights_of_one_process(case: str, run: tuple[Path, dict[str, Any], str]) -> None:
     folder, told, _ = run
     weights, history = two_ranks.trained(case, ALONE)

@@ -357,7 +357,7 @@ def test_workers_go_on_with_the_next_epoch(mixed: Path) -> None:
     stream.close()
     assert stream._prefetch is None
     turns = [list(islice(waiting.pools.items((0, 0), worker, 2), 4)) for worker in (0, 1)]
-    assert [np.array_equal(a.values, b.values) for a, b in zip(*turns, strict=True)] == [False] * 4
+    assert [np.array_equal(a.sequences.values, b.sequences.values) for a, b in zip(*turns, strict=True)] == [False] * 4
 
 
 def test_pickled_for_another_start_method(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ class Examples:
 
     def digest(self) -> str:
         found = blake2b(digest_size=16)
-        for tensor in (self.sequences.values, self.sequences.lengths, self.targets, self.weights):
+        for tensor in (*self.sequences.tensors(), self.targets, self.weights):
             if tensor is not None:
                 found.update(tensor.contiguous().numpy().tobytes())
         return found.hexdigest()

@@ -20,7 +20,7 @@ from ..ranks import Ranks
 from . import labels
 from .batches import POOL_BATCHES, bucketed, generator_of
 from .errors import DataError
-from .ragged import Ragged
+from .ragged import Arrays, Ragged
 from .records import Table
 from .survey import PIECE_ROWS, RowSource
 
@@ -53,8 +53,7 @@ class Piece(NamedTuple):
 class Pool(NamedTuple):
     """The rows of a pool that one process takes, batch after batch, as numpy arrays."""
 
-    values: np.ndarray
-    lengths: np.ndarray
+    sequences: Arrays
     targets: Any  # an array, never None, because a pool has labels
     weights: np.ndarray | None
     sizes: list[int]  # by batch, how many rows this process takes
@@ -62,7 +61,7 @@ class Pool(NamedTuple):
 
     def batches(self, skip: int) -> Iterator[PoolBatch]:
         """The batches after the first ``skip``."""
-        sequences, weights = ragged(self.values, self.lengths), tensor(self.weights)
+        sequences, weights = Ragged.from_arrays(self.sequences), tensor(self.weights)
         targets = torch.from_numpy(self.targets)
         rows = torch.arange(len(sequences)).split(self.sizes)
         for mine, count in zip(rows[skip:], self.counts[skip:], strict=True):
@@ -174,10 +173,6 @@ class Pieces:
         return first, *_encoded(self.source, self.encoder, self.classes, _joined(tables), first)
 
 
-def ragged(values: np.ndarray, lengths: np.ndarray) -> Ragged:
-    return Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
-
-
 def tensor(values: np.ndarray | None) -> Tensor | None:
     return None if values is None else torch.from_numpy(values)
 
@@ -200,8 +195,8 @@ def _words(text: str) -> int:
 
 def _encoded(
     source: RowSource, encoder: Any, classes: tuple[Any, ...] | None, table: Table, first: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Values, lengths, targets and weights."""
+) -> tuple[Arrays, np.ndarray | None, np.ndarray | None]:
+    """Sequences, targets and weights."""
     try:
         sequences = encoder.encode(table.texts_or_series)
     except ValueError as error:  # its message numbers the rows of this table; make that the rows of the stream
@@ -211,8 +206,7 @@ def _encoded(
     if classes is not None and table.labels is not None:
         targets = labels.to_targets(table.labels, labels.as_array(classes), escaped(source.path)).numpy()
     return (
-        sequences.values.numpy(),
-        sequences.lengths.numpy(),
+        sequences.arrays(),
         targets,
         None if table.weights is None else np.array(table.weights, np.float32),
     )

@@ -1,20 +1,57 @@
-"""Sequences of different lengths, one after another in one tensor, from which a padded batch is one gather."""
+"""Sequences of different lengths, one after another in one tensor, from which a padded batch is one gather.
+
+A sequence may carry a wide part beside its steps: what describes it as a whole and goes straight to the logits. It
+travels inside :class:`Ragged`, so that nothing between the encoder and the model has to know of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Ragged"]
+__all__ = ["Arrays", "Bags", "Inputs", "Ragged"]
+
+
+class Inputs(NamedTuple):
+    """What a :class:`~seqcls_fast.SequenceClassifier` is called with."""
+
+    x: Tensor
+    lengths: Tensor
+    wide: Any = None
+
+    def to(self, device: torch.device | str) -> Inputs:
+        return Inputs(*(_on(each, device) for each in self))
+
+    def through(self, model: Any) -> Tensor:
+        """The logits. A model without a wide part is called without one, as any model of steps and lengths is."""
+        found: Tensor = model(self.x, self.lengths, **({} if self.wide is None else {"wide": self.wide}))
+        return found
+
+
+class Bags(NamedTuple):
+    """Weighted ids of each sequence, in no order: a wide part."""
+
+    ids: Ragged
+    weights: Ragged
+
+
+class Arrays(NamedTuple):
+    """A :class:`Ragged` as numpy arrays, in which form it goes from one process to another."""
+
+    values: Any
+    lengths: Any
+    wide: Any = None  # an array, or a pair of Arrays
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
     """``values`` are ids ``(N,)`` or steps ``(N, F)`` of all sequences; ``lengths`` says how many each has.
+
+    ``wide`` is the wide part of each sequence: weighted ids, or a row of numbers (count, W), or None for none.
 
     Example::
 
@@ -27,8 +64,12 @@ class Ragged:
 
     values: Tensor
     lengths: Tensor
+    wide: Bags | Tensor | None = None
 
     def __post_init__(self) -> None:
+        parts = self.wide if isinstance(self.wide, Bags) else [] if self.wide is None else [self.wide]
+        if any(len(part) != len(self.lengths) for part in parts):
+            raise ValueError(f"wide: expected {len(self.lengths)} rows, as there are sequences, but got others")
         if int(self.lengths.sum()) != len(self.values):
             raise ValueError(f"lengths: expected a sum of {len(self.values)} but got {int(self.lengths.sum())}")
         object.__setattr__(self, "_starts", self.lengths.cumsum(0) - self.lengths)
@@ -60,12 +101,57 @@ class Ragged:
         padded[beyond] = 0
         return padded, lengths
 
+    def inputs(self, rows: Tensor | Sequence[int]) -> Inputs:
+        """Some sequences as a model takes them: as by :meth:`pad`, and their wide part."""
+        wide: Any = self.wide
+        if isinstance(wide, Bags):
+            wide = tuple(part.pad(rows)[0] for part in wide)
+        elif wide is not None:
+            wide = wide[torch.as_tensor(rows, dtype=torch.int64)]
+        return Inputs(*self.pad(rows), wide)
+
     def take(self, rows: Tensor | Sequence[int]) -> Ragged:
         """Some sequences, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         lengths = self.lengths[rows]
         before = self._starts[rows] - (lengths.cumsum(0) - lengths)  # type: ignore[attr-defined]
-        return Ragged(self.values[before.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))], lengths)
+        wide: Any = self.wide
+        if isinstance(wide, Bags):
+            wide = Bags(*(part.take(rows) for part in wide))
+        elif wide is not None:
+            wide = wide[rows]
+        return Ragged(self.values[before.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))], lengths, wide)
 
     def split(self) -> list[Tensor]:
         return list(self.values.split(self.lengths.tolist()))
+
+    def arrays(self) -> Arrays:
+        wide: Any = self.wide
+        if isinstance(wide, Bags):
+            wide = tuple(part.arrays() for part in wide)
+        elif wide is not None:
+            wide = wide.numpy()
+        return Arrays(self.values.numpy(), self.lengths.numpy(), wide)
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Ragged:
+        """The inverse of :meth:`arrays`."""
+        wide: Any = arrays.wide
+        if isinstance(wide, tuple):
+            wide = Bags(*map(cls.from_arrays, wide))
+        elif wide is not None:
+            wide = torch.from_numpy(wide)
+        return cls(torch.from_numpy(arrays.values), torch.from_numpy(arrays.lengths), wide)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All numbers that it is made of, for a digest."""
+        yield from (self.values, self.lengths)
+        for part in self.wide if isinstance(self.wide, Bags) else [self.wide]:
+            if part is not None:
+                yield from (part,) if isinstance(part, Tensor) else part.tensors()
+
+
+def _on(part: Any, device: torch.device | str) -> Any:
+    if isinstance(part, tuple):
+        return tuple(each.to(device) for each in part)
+    return None if part is None else part.to(device)

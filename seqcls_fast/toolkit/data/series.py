@@ -117,6 +117,11 @@ class SeriesEncoder:
             raise ValueError(f"series[{where[0]}]: expected values that float32 holds but got {value:g} {_at(where)}")
         return Ragged(torch.from_numpy(narrow), torch.from_numpy(lengths))
 
+    def prefixes(self, series: Any, counts: Sequence[int]) -> list[Any]:
+        """The series, cut after each of these numbers of steps."""
+        steps = as_steps(series, "series")
+        return [steps[:count] for count in counts]
+
     @property
     def features_in(self) -> int:
         """How many features a step of the data has."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from .._terminal import shown
 from . import labels
-from .pools import Piece, Pieces, Pool, PoolBatch, Pools, ragged, tensor
+from .pools import Piece, Pieces, Pool, PoolBatch, Pools, tensor
+from .ragged import Ragged
 from .readers import Files
 from .records import Layout
 from .survey import RowSource, SplitRule, Survey
@@ -132,8 +133,8 @@ class Stream:
         one, the pieces of other processes are not read.
         """
         pieces = Pieces(self._source, encoder, None if classes is None else tuple(classes.tolist()), rank, world)
-        for first, values, lengths, targets, weights in made_ahead(pieces.items, workers):
-            yield Piece(first, ragged(values, lengths), tensor(targets), tensor(weights))
+        for first, arrays, targets, weights in made_ahead(pieces.items, workers):
+            yield Piece(first, Ragged.from_arrays(arrays), tensor(targets), tensor(weights))
 
     def close(self) -> None:
         """Ends the workers that are ahead. They also end after the last epoch, and when the stream is deleted."""

@@ -14,7 +14,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 from typing import Any
 
 import torch
@@ -165,6 +165,19 @@ class TextEncoder:
         else:
             found = [token for chunk in self._chunks(self._normal(text)) for token in self._split(chunk)]
         return found[: self.max_length]
+
+    def prefixes(self, text: str, counts: Sequence[int]) -> list[str]:
+        """The normalised text, cut after each of these numbers of its tokens, which rise."""
+        normal = self._normal(text)
+        if self.kind == "bpe":  # a token stands for bytes, and all tokens together for all of them
+            sizes = [len(token) for chunk in self._chunks(normal) for token in self._tokenizer.encode(chunk).tokens]
+            ends, content = [0, *accumulate(sizes)], normal.encode()
+            return [content[: ends[count]].decode(errors="ignore") for count in counts]
+        found, ends = 0, [0]
+        for token in self.tokens(text):
+            found = normal.index(token, found) + len(token)
+            ends.append(found)
+        return [normal[: ends[count]] for count in counts]
 
     @property
     def vocab_size(self) -> int:

@@ -26,8 +26,7 @@ def logits_of(
     def found_for(rows: Tensor) -> Tensor:
         """The logits of some rows; of each half of them by itself if memory is short."""
         try:
-            x, lengths = sequences.pad(rows)
-            return model(x.to(device), lengths.to(device)).float().cpu()
+            return sequences.inputs(rows).to(device).through(model).float().cpu()
         except (MemoryError, RuntimeError) as error:
             if len(rows) == 1 or not is_out_of_memory(error):
                 raise

@@ -30,6 +30,7 @@ from .logits import autocast, is_out_of_memory, logits_of
 from .options import METRICS, History, Options, best_epoch_of, learning_rate_share
 from .progress import Progress, tensorboard_log
 from .resume import MOST_RESTORES, check_fits
+from .table import Table
 from .threads import threads_for, work_of
 
 __all__ = ["TrainingError", "seeded", "train"]
@@ -102,7 +103,9 @@ class _Training:
 
     def __post_init__(self) -> None:
         options = self.options
-        self.parameters = list(self.model.parameters())
+        self.table = Table.of(self.model, options.wide_rate)
+        own = None if self.table is None else self.table.weight
+        self.parameters = [p for p in self.model.parameters() if p is not own]
         decayed = [p for p in self.parameters if p.dim() > 1]
         rest = [p for p in self.parameters if p.dim() <= 1]  # biases
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -163,7 +166,7 @@ class _Training:
         }  # fmt: skip
         if self.micro_batches > 1:
             record["accumulated"] = self.micro_batches
-        if not all(bool(p.isfinite().all()) for p in self.parameters):
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise _Diverged("a weight is no longer finite at the end of the epoch")
         if self.validation is not None:
             record |= {f"val_{name}": value for name, value in self._evaluate(self.validation).items()}
@@ -183,9 +186,9 @@ class _Training:
     def _step(self, batch: Batch) -> None:
         options, sums = self.options, self.sums
         done = (self._steps_done + 1) / (self.steps_per_epoch * options.epochs + 1)  # + 1: the last rate is above 0
-        rate = options.learning_rate / 2**self.restores * learning_rate_share(options.schedule, done, options.warmup)
+        share = learning_rate_share(options.schedule, done, options.warmup) / 2**self.restores
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = options.learning_rate * share
         before = self.micro_batches
         figures = self._gradients_in_memory(batch)
         figures[-1] = self.micro_batches - before
@@ -196,10 +199,13 @@ class _Training:
         loss, plain, right, tokens, padded, more = figures.tolist()
         if more:  # some process needed more; all use that many from now on, as one number is kept in checkpoints
             self.micro_batches = max(self.ranks.all(self.micro_batches))
+        table = None if self.table is None else self.table.gradient(self.ranks)
         self._check_finite(plain / batch.count, float(norm))  # the unweighted loss: a large weight is not an explosion
         if self.next_restore_point is not None:  # the step from its weights was finite
             self.restore_point, self.next_restore_point = self.next_restore_point, None
         self.optimizer.step()
+        if self.table is not None and table is not None:
+            self.table.step(*table, share, batch.count)
         sums.steps += 1
         sums.loss += loss
         sums.rows += batch.count
@@ -220,7 +226,7 @@ class _Training:
                     raise MemoryError(
                         "there is too little memory for a single sequence; try a smaller max_length or hidden_size"
                     ) from error
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.micro_batches *= 2
@@ -239,23 +245,24 @@ class _Training:
         """
         key = (self.options.seed, "dropout", len(self.history), self.sums.steps, self.ranks.rank)
         _seed(seed_of(*key), self.device)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         examples = batch.examples
         figures = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.device)
         for rows in batch.rows.split(max(1, math.ceil(len(batch.rows) / self.micro_batches))):
             if not len(rows):
                 continue
-            x, lengths = examples.sequences.pad(rows)
+            inputs = examples.sequences.inputs(rows).to(self.device)
             targets = examples.targets[rows].to(self.device)
             with autocast(self.device, self.options.amp):
-                logits = self.model(x.to(self.device), lengths.to(self.device))
+                logits = inputs.through(self.model)
             losses = cross_entropy(logits.float() if self.options.amp else logits, targets, reduction="none")
             plain = loss = losses.sum()
             if examples.weights is not None:
                 loss = (losses * examples.weights[rows].to(self.device)).sum()
             (loss / batch.count).backward()
             right = (logits.detach().argmax(1) == targets).sum()
-            known = [loss.detach(), plain.detach(), right, lengths.sum(), torch.tensor(x.size(0) * x.size(1))]
+            padded = torch.tensor(inputs.x.size(0) * inputs.x.size(1))
+            known = [loss.detach(), plain.detach(), right, inputs.lengths.sum(), padded]
             figures[:-1] += torch.stack([figure.to(figures) for figure in known])
         for parameter in self.parameters:  # a process may have no rows of this batch
             if parameter.grad is None:

@@ -21,6 +21,7 @@ class Options:
     epochs: int
     batch_size: int
     learning_rate: float
+    wide_rate: float = 1.0  # the highest rate of the table of a wide part; see Table
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.1

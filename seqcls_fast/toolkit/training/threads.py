@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..._wide import WeightedIds
 from ...classifier import SequenceClassifier
 
 __all__ = ["LITTLE", "threads_for", "work_of"]
@@ -23,7 +24,10 @@ UPDATE = 50  # AdamW moves 28 bytes for each parameter, for which a core takes a
 def work_of(model: SequenceClassifier, tokens: int, training: bool) -> int:
     """The multiply-adds of a batch of so many tokens, in training with backward and update."""
     forward = tokens * sum(weight.numel() for weight in model.encoder.parameters() if weight.dim() > 1)
-    return 3 * forward + UPDATE * sum(weight.numel() for weight in model.parameters()) if training else forward
+    if not training:
+        return forward
+    table = model.wide.weight if isinstance(model.wide, WeightedIds) else None  # of which a step moves few rows
+    return 3 * forward + UPDATE * sum(weight.numel() for weight in model.parameters() if weight is not table)
 
 
 @contextmanager
