@@ -55,7 +55,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
-COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host")
+COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series")
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 CUDA_HEADERS = [path for glob in ("bindings/*.h", "core/*.h", "cuda/**/*.*h") for path in (ROOT / "csrc").glob(glob)]
 NVCC_FLAGS = [

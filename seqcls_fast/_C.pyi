@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 def build_info() -> dict[str, str | bool]: ...
 def cells() -> dict[str, tuple[int, int, bool]]: ...  # the fields of seqcls_fast._cells.Cell
 def impls() -> list[str]: ...
@@ -21,6 +24,15 @@ def plan(
     regime: str,
     limits: dict[str, Any],
 ) -> dict[str, Any]: ...
+def random_convolutions(
+    x: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    dilations: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    uses: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    threads: int,
+) -> NDArray[np.float32]: ...
 def known_devices() -> dict[str, dict[str, Any]]: ...
 def device_limits(device: int) -> dict[str, Any]: ...  # in builds with CUDA
 def register_plugin(plugin: object) -> None: ...  # a capsule, see csrc/bindings/runner.h

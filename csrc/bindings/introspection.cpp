@@ -1,5 +1,7 @@
-// The pybind11 module seqcls_fast._C: how the extension was built, which implementations and memory it has, and how a
-// layer would run on a GPU. The ops are in ops.cpp: torch 2.11 refuses its stable ABI and pybind11 in one file.
+// The pybind11 module seqcls_fast._C: how the extension was built, which implementations and memory it has, how a layer
+// would run on a GPU, and functions on numpy arrays, which need nothing of torch. The ops are in ops.cpp: torch 2.11
+// refuses its stable ABI and pybind11 in one file.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +15,7 @@
 #include "../core/cells.h"
 #include "../cpu/host/backend.h"
 #include "../cuda/plan.h"
+#include "../series/random_convolutions.h"
 #include "runner.h"
 #if defined(SF_WITH_CUDA)
 #include "../cuda/host/runner.h"
@@ -109,6 +112,39 @@ py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, co
   return d;
 }
 
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// The features (rows, features) of series (rows, steps, channels); see csrc/series/random_convolutions.h.
+Array<float> random_convolutions(const Array<float>& x, const Array<int64_t>& lengths, const Array<int64_t>& dilations,
+                                 const Array<int64_t>& counts, const Array<float>& uses, const Array<float>& biases,
+                                 int threads) {
+  if (x.ndim() != 3 || lengths.ndim() != 1 || lengths.size() != x.shape(0))
+    fail("x: expected (rows, steps, channels) with a length for each row but got ", x.ndim(), " dimensions and ",
+         lengths.size(), " lengths");
+  const int64_t rows = x.shape(0), steps = x.shape(1), channels = x.shape(2), groups = dilations.size();
+  for (int64_t r = 0; r < rows; ++r)
+    if (lengths.data()[r] < 0 || lengths.data()[r] > steps)
+      fail("lengths: expected numbers from 0 to ", steps, " but got ", lengths.data()[r]);
+  const series::Convolutions given{channels, groups, dilations.data(), counts.data(), uses.data(), biases.data()};
+  constexpr int64_t kMost = int64_t{1} << 20;  // so that no product below overflows
+  for (int64_t g = 0; g < groups; ++g)
+    if (counts.size() != groups || dilations.data()[g] < 1 || dilations.data()[g] > kMost || counts.data()[g] < 0 ||
+        counts.data()[g] > kMost)
+      fail("dilations: expected one and a count of biases for each group but got others");
+  const int64_t features = series::features_of(given);
+  if (uses.size() != groups * series::kKernels * channels || biases.size() != features)
+    fail("uses, biases: expected ", groups * series::kKernels * channels, " and ", features, " numbers but got ",
+         uses.size(), " and ", biases.size());
+  Array<float> out({rows, features});
+  float* const found = out.mutable_data();
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    series::transform(given, x.data(), lengths.data(), rows, steps, threads, found);
+  }
+  return out;
+}
+
 }  // namespace
 }  // namespace sf
 
@@ -190,5 +226,8 @@ PYBIND11_MODULE(_C, m) {
       "Adds implementations for CPU tensors; see csrc/bindings/runner.h. They stay for as long as the process runs.");
   static const sf::Exports exports{SF_CSRC_HASH, sf::cpu_runner, sf::pool_take, sf::pool_give};
   m.attr("exports") = py::capsule(&exports, sf::kExportsCapsule);
+  m.def("random_convolutions", &sf::random_convolutions, py::arg("x"), py::arg("lengths"), py::arg("dilations"),
+        py::arg("counts"), py::arg("uses"), py::arg("biases"), py::arg("threads"),
+        "Random convolution features of series; seqcls_fast/convolutions.py draws the arguments.");
   m.def("trim_pool", &sf::pool_trim, "Returns the kept buffers to the system.");
 }

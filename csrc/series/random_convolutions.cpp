@@ -1,0 +1,126 @@
+// How the features of random_convolutions.h are computed. All sums are of float32 in one fixed order and without fused
+// multiply-add, so that every instruction set gives the same bits. The sum of all nine taps serves as the part with the
+// weights -1, from which a kernel differs by three taps alone.
+#include "random_convolutions.h"
+
+#include <algorithm>
+#include <array>
+#include <thread>
+#include <vector>
+
+// The loops below are compiled for CPUs with AVX2 too, and the loader takes the version that this CPU can run.
+// Sanitizers are not ready yet when it asks.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+#define SF_SERIES_CLONES __attribute__((target_clones("avx2", "default"), optimize("O3")))
+#else
+#define SF_SERIES_CLONES
+#endif
+
+namespace sf::series {
+namespace {
+
+struct Places {
+  int first, second, third;
+};
+
+constexpr std::array<Places, kKernels> make_places() {
+  std::array<Places, kKernels> all{};
+  int k = 0;
+  for (int a = 0; a < kTaps; ++a)
+    for (int b = a + 1; b < kTaps; ++b)
+      for (int c = b + 1; c < kTaps; ++c) all[k++] = {a, b, c};
+  return all;
+}
+
+constexpr std::array<Places, kKernels> kPlaces = make_places();
+
+// out[t] = 3 * (the three taps of weight 2) - (all taps), for t below count; x is padded in front and behind.
+SF_SERIES_CLONES void convolve(const float* __restrict x, int64_t dilation, Places places, int64_t count,
+                               float* __restrict out) {
+  const float* first = x + places.first * dilation;
+  const float* second = x + places.second * dilation;
+  const float* third = x + places.third * dilation;
+  for (int64_t t = 0; t < count; ++t) {
+    float all = x[t];
+    all += x[t + dilation];
+    all += x[t + 2 * dilation];
+    all += x[t + 3 * dilation];
+    all += x[t + 4 * dilation];
+    all += x[t + 5 * dilation];
+    all += x[t + 6 * dilation];
+    all += x[t + 7 * dilation];
+    all += x[t + 8 * dilation];
+    out[t] = 3.0f * ((first[t] + second[t]) + third[t]) - all;
+  }
+}
+
+SF_SERIES_CLONES int32_t count_above(const float* values, int64_t count, float bias) {
+  int32_t above = 0;
+  for (int64_t t = 0; t < count; ++t) above += values[t] > bias;
+  return above;
+}
+
+SF_SERIES_CLONES void add(const float* values, int64_t count, float* sum) {
+  for (int64_t t = 0; t < count; ++t) sum[t] += values[t];
+}
+
+// The work space of a thread.
+struct Row {
+  std::vector<float> channels;  // (channels, steps): a row, with each channel's steps side by side
+  std::vector<float> padded;    // what a kernel reads, with four dilations of zeros at both ends
+  std::vector<float> result;
+};
+
+void transform_row(const Convolutions& given, const float* x, int64_t length, Row& row, float* out) {
+  if (length == 0) {
+    std::fill(out, out + features_of(given), 0.0f);
+    return;
+  }
+  const int64_t channels = given.channels;
+  row.channels.resize(channels * length);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t t = 0; t < length; ++t) row.channels[c * length + t] = x[t * channels + c];
+  row.result.resize(length);
+  const float* bias = given.biases;
+  for (int64_t g = 0; g < given.groups; ++g) {
+    const int64_t dilation = given.dilations[g], margin = kTaps / 2 * dilation;
+    for (int k = 0; k < kKernels; ++k) {
+      row.padded.assign(length + 2 * margin, 0.0f);
+      const float* uses = given.uses + (g * kKernels + k) * channels;
+      for (int64_t c = 0; c < channels; ++c)
+        if (uses[c] != 0) add(&row.channels[c * length], length, &row.padded[margin]);
+      // Every other kernel reads no padding, where the series is long enough for that.
+      const bool inside = (g + k) % 2 == 1 && length > 2 * margin;
+      const int64_t start = inside ? margin : 0, count = inside ? length - 2 * margin : length;
+      convolve(&row.padded[start], dilation, kPlaces[k], count, row.result.data());
+      for (int64_t q = 0; q < given.counts[g]; ++q)
+        *out++ = static_cast<float>(count_above(row.result.data(), count, *bias++)) / static_cast<float>(count);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t features_of(const Convolutions& convolutions) {
+  int64_t sum = 0;
+  for (int64_t g = 0; g < convolutions.groups; ++g) sum += convolutions.counts[g];
+  return kKernels * sum;
+}
+
+void transform(const Convolutions& convolutions, const float* x, const int64_t* lengths, int64_t rows, int64_t steps,
+               int threads, float* out) {
+  const int64_t features = features_of(convolutions);
+  const auto some = [&](int64_t begin, int64_t end) {
+    Row row;
+    for (int64_t r = begin; r < end; ++r)
+      transform_row(convolutions, x + r * steps * convolutions.channels, lengths[r], row, out + r * features);
+  };
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
+  std::vector<std::thread> others;
+  for (int64_t p = 1; p < parts; ++p) others.emplace_back(some, rows * p / parts, rows * (p + 1) / parts);
+  some(0, rows / parts);
+  for (std::thread& other : others) other.join();
+}
+
+}  // namespace sf::series
