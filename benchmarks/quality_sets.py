@@ -8,19 +8,24 @@ sets, and another one sets that overlap part by part.
 from __future__ import annotations
 
 import ast
-import gzip
+import gettext
 import hashlib
+import importlib.util
 import re
 import subprocess
-import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["SETS", "Row", "TextSet", "build", "by_source", "docstrings", "manual", "part_of", "records", "sections"]
+__all__ = [
+    "CHOSEN_ON", "SETS", "Row", "TextSet", "build", "by_source", "docstrings", "messages", "part_of", "records",
+    "sections", "tagged", "teams",
+]  # fmt: skip
 
 FEWEST, SHARES = 4, {"train": 0.7, "dev": 0.15, "test": 0.15}  # words of a text; parts of the sources
+FEWEST_TESTS = 1000  # rows of a part "test"
 
 
 class Row(NamedTuple):
@@ -34,6 +39,11 @@ class TextSet(NamedTuple):
 
     name: str
     parts: dict[str, list[Row]]
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows: figures of two runs are of one set if it is the same."""
+        return part_key(repr(sorted(self.parts.items()))).hex()
 
 
 def part_key(words: str) -> bytes:
@@ -76,10 +86,12 @@ def by_source(name: str, rows: Iterable[Row], classes: int, most: int = 12_000, 
 
 # -- Debian's packages ------------------------------------------------------------------------------------------------
 
+Record = dict[str, str]
 
-def records(dump: Iterable[str]) -> Iterator[dict[str, str]]:
+
+def records(dump: Iterable[str]) -> Iterator[Record]:
     """The records of Debian's control format. The lines of a field that goes on are joined by line breaks."""
-    found: dict[str, str] = {}
+    found: Record = {}
     name = ""
     for line in dump:
         line = line.rstrip("\n")
@@ -96,113 +108,153 @@ def records(dump: Iterable[str]) -> Iterator[dict[str, str]]:
         yield found
 
 
-def sections(dump: Iterable[str], long: bool) -> Iterator[Row]:
-    """Descriptions of packages with the section as label: the first line, or the text below it."""
-    for record in records(dump):
-        first, _, rest = next((v for k, v in record.items() if k.startswith("Description")), "").partition("\n")
-        text = " ".join(rest.replace("\n.\n", "\n").split()) if long else first
-        source = record.get("Source", record.get("Package", "")).partition(" ")[0]
-        section = record.get("Section", "").rpartition("/")[2]
-        if text and section and source:
-            yield Row(text, section, source)
+def described(record: Record, label: str, long: bool = False) -> Iterator[Row]:
+    """The description of a package, its first line or the text below it; nothing where something is missing."""
+    first, _, rest = next((v for k, v in record.items() if k.startswith("Description")), "").partition("\n")
+    text = " ".join(rest.replace("\n.\n", "\n").split()) if long else first
+    source = record.get("Source", record.get("Package", "")).partition(" ")[0]
+    if text and label and source:
+        yield Row(text, label, source)
 
 
-# -- manual pages -----------------------------------------------------------------------------------------------------
+def sections(found: Iterable[Record], long: bool) -> Iterator[Row]:
+    """Packages with the section of the archive as label."""
+    for record in found:
+        yield from described(record, record.get("Section", "").rpartition("/")[2], long)
 
 
-def owners(folder: Path = Path("/var/lib/dpkg/info")) -> dict[str, str]:
-    """The package that each file of Debian's belongs to, by dpkg's lists of files."""
-    found = {}
-    for path in sorted(folder.glob("*.list")):
-        package = path.name.removesuffix(".list").partition(":")[0]
-        found.update(dict.fromkeys(path.read_text(encoding="utf-8", errors="replace").splitlines(), package))
-    return found
+def teams(found: Iterable[Record]) -> Iterator[Row]:
+    """Packages with the team that looks after them as label. Those of single persons are left out."""
+    for record in found:
+        name = record.get("Maintainer", "").partition("<")[0].strip(' "')
+        if re.search(r"\b(Force|Group|Maintainers|Project|Team)\b", name):
+            yield from described(record, name)
 
 
-def manual(pages: Iterable[Path], owner: Mapping[str, str]) -> Iterator[Row]:
-    """What manual pages say in a line about themselves, without the name, with the number of the section as label."""
-    for path in pages:
-        section = path.parent.name.removeprefix("man")
+def tagged(found: Iterable[Record], facet: str) -> Iterator[Row]:
+    """Packages with their tag of a facet of debtags as label: those that have one, and "to do" is none."""
+    for record in found:
+        tags = {tag.partition(":")[0] for tag in re.findall(rf"(?:^|[\s,]){facet}::([^,\s]+)", record.get("Tag", ""))}
+        tags.discard("TODO")
+        if len(tags) == 1:
+            yield from described(record, tags.pop())
+
+
+# -- messages of programs ---------------------------------------------------------------------------------------------
+
+
+def messages(files: Iterable[Path], longest: int = 200, one_in: int = 8) -> Iterator[Row]:
+    """Translated messages of programs, one in eight, from LANGUAGE/LC_MESSAGES/PROGRAM.mo; the language is the label.
+
+    Variants of a language (pt_BR, sr@latin) are left out: many of their messages are those of the language itself.
+    """
+    for path in files:
+        language = path.parent.parent.name
+        if path.is_symlink() or set("@_") & set(language):
+            continue
         try:
-            opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rb") as file:
-                page = file.read(20_000).decode("utf-8", "replace")
-        except (OSError, EOFError):
+            with path.open("rb") as file:
+                catalog = vars(gettext.GNUTranslations(file))["_catalog"]
+        except (OSError, LookupError, ValueError):  # some have a head that gettext cannot read
             continue
-        name = re.search(r'^\.S[Hh] +"?NAME"?\s*\n(.*?)(?=^\.S[Hh]|\Z)', page, re.DOTALL | re.MULTILINE)
-        if name is None:
-            continue
-        words = re.sub(r"^\.(\W.*|[A-Za-z]+ ?)", " ", name[1], flags=re.MULTILINE)
-        _, dash, line = re.sub(r"\\f.|\\&|\\s[+-]?[0-9]", "", words).partition("\\-")
-        source = owner.get(str(path), path.name)
-        if dash:
-            yield Row(" ".join(line.replace("\\-", "-").split()), section, source)
+        for message, text in catalog.items():
+            if isinstance(message, str) and message and text != message and part_key(text)[0] % one_in == 0:
+                yield Row(" ".join(text.split())[:longest], language, path.stem)
 
 
 # -- Python's modules -------------------------------------------------------------------------------------------------
 
+LARGEST = 50_000  # bytes of a file: larger ones take long to parse
 
-def docstrings(folders: Iterable[Path], most: int = 1000) -> Iterator[Row]:
-    """The sentences of the docstrings below each folder, with the name of the folder as label and the file as source.
 
-    ``most`` files of a folder are read, so that no package is much larger than the others.
+def docstrings(folders: Iterable[Path], whole: bool = False, most: int = 200) -> Iterator[Row]:
+    """Sentences of the docstrings below each folder, with the folder's name as label and the file as source.
+
+    ``whole`` gives the first 200 words of each docstring instead, of those that have 12. ``most`` files of a folder
+    are read, so that no package is much larger than the others.
     """
     for folder in folders:
         for path in sorted(folder.rglob("*.py"), key=lambda path: part_key(str(path.relative_to(folder))))[:most]:
-            for sentence in sentences_of(path):
-                yield Row(sentence, folder.name, f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            source = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            for docstring in docstrings_of(path):
+                words = docstring.split()
+                texts = [" ".join(words[:200])] if len(words) >= 12 else []
+                yield from (Row(text, folder.name, source) for text in (texts if whole else sentences_of(docstring)))
 
 
-def sentences_of(path: Path) -> Iterator[str]:
-    """The sentences of a module's docstrings that have no code in them."""
+@cache
+def docstrings_of(path: Path) -> list[str]:
     try:
+        if path.stat().st_size > LARGEST:
+            return []
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            words = ast.get_docstring(node)
-            for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", words) if words else ():
-                if sentence.strip() and "--" not in sentence and not set(">=*_`:{[") & set(sentence):
-                    yield " ".join(sentence.split())
+        return []
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return [words for node in ast.walk(tree) if isinstance(node, kinds) and (words := ast.get_docstring(node))]
+
+
+def sentences_of(docstring: str) -> Iterator[str]:
+    """The sentences of a docstring that have no code in them."""
+    for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", docstring):
+        if part.strip() and "--" not in part and not set(">=*_`:{[") & set(part):
+            yield " ".join(part.split())
+
+
+# Python's own and those that torch and the toolkit need, so that every environment has them.
+PACKAGES = (
+    "asyncio", "email", "idlelib", "tkinter", "unittest", "PIL", "fontTools", "fsspec", "huggingface_hub", "jinja2",
+    "joblib", "matplotlib", "networkx", "numpy", "pip", "scipy", "setuptools", "sklearn", "sympy", "torch",
+)  # fmt: skip
 
 
 def packages() -> list[Path]:
-    """The folders of Python's own packages and of those that are installed, but for ours."""
-    paths = sysconfig.get_paths()
-    found = [folder for name in ("stdlib", "purelib") for folder in Path(paths[name]).glob("*/")]
-    ours = ("test", "seqcls_fast")
-    return sorted(each for each in found if (each / "__init__.py").exists() and each.name not in ours)
+    """The folders of :data:`PACKAGES`."""
+    found = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise OSError(f"the Python package {name} is not installed")
+        found.append(Path(next(iter(spec.submodule_search_locations))))
+    return found
 
 
 # -- the sets ---------------------------------------------------------------------------------------------------------
 
 
-def _available() -> list[str]:
+@cache
+def _available() -> tuple[Record, ...]:
     done = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return tuple(records(done.stdout.splitlines()))
 
 
-def _pages() -> list[Path]:
-    return sorted(Path("/usr/share/man").glob("man[1-8]/*"))
+def _translations() -> list[Path]:
+    return sorted(Path("/usr/share/locale").glob("*/LC_MESSAGES/*.mo"))
 
 
-# The first two are for choosing defaults, by their parts "dev"; the others are for reporting only.
-SETS: dict[str, Callable[[], TextSet]] = {
-    "debian-sections": lambda: by_source("debian-sections", sections(_available(), long=False), 20),
-    "python-packages": lambda: by_source("python-packages", docstrings(packages()), 20),
-    "manual-sections": lambda: by_source("manual-sections", manual(_pages(), owners()), 8),
-    "debian-long": lambda: by_source("debian-long", sections(_available(), long=True), 20, 6_000),
+# Defaults may be chosen on these two alone, by their parts "dev". The others are for reporting only.
+CHOSEN_ON = ("debian-sections", "python-packages")
+# name -> (rows, number of classes, rows of training)
+SETS: dict[str, tuple[Callable[[], Iterable[Row]], int, int]] = {
+    "debian-sections": (lambda: sections(_available(), long=False), 20, 12_000),
+    "python-packages": (lambda: docstrings(packages()), 16, 12_000),
+    "debian-teams": (lambda: teams(_available()), 20, 6_000),
+    "debian-roles": (lambda: tagged(_available(), "role"), 8, 6_000),
+    "debian-languages": (lambda: tagged(_available(), "implemented-in"), 8, 6_000),
+    "message-languages": (lambda: messages(_translations()), 40, 6_000),
+    "python-docstrings": (lambda: docstrings(packages(), whole=True), 16, 6_000),
+    "debian-long": (lambda: sections(_available(), long=True), 20, 6_000),
 }
 
 
 def build(name: str) -> TextSet:
     """One of :data:`SETS`; a RuntimeError where this machine lacks its source."""
+    rows, classes, most = SETS[name]
     try:
-        found = SETS[name]()
+        found = by_source(name, rows(), classes, most)
     except (OSError, subprocess.CalledProcessError) as error:
         raise RuntimeError(f"{name}: this machine cannot make the set ({error})") from None
-    if not all(found.parts.values()):
-        sizes = {part: len(rows) for part, rows in found.parts.items()}
+    sizes = {part: len(kept) for part, kept in found.parts.items()}
+    if sizes["test"] < FEWEST_TESTS or not sizes["dev"]:
         raise RuntimeError(f"{name}: this machine has too few texts for the set: {sizes}")
     return found

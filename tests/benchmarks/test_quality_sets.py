@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import gzip
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks import quality_sets
-from benchmarks.quality_sets import Row, by_source, docstrings, manual, part_of, records, sections
+from benchmarks.quality_sets import (
+    Row,
+    TextSet,
+    by_source,
+    docstrings,
+    messages,
+    part_of,
+    records,
+    sections,
+    tagged,
+    teams,
+)
 
 DUMP = """\
 Package: a-dev
 Source: a (1.0)
 Section: contrib/libdevel
+Maintainer: "Debian A Team" <a@example.org>
+Tag: devel::library, implemented-in::c,
+ role::devel-lib, works-with::TODO
 Description: small library for tests, headers
  It has
  two lines.
@@ -24,6 +38,8 @@ Description-md5: 0
 
 Package: b
 Section: net
+Maintainer: Some One <one@example.org>
+Tag: role::program, role::plugin, works-with::db:sql, works-with::db
 Description-en: a client of the network
 
 Package: c
@@ -33,11 +49,14 @@ Section: net
 
 def test_debian() -> None:
     assert [record["Package"] for record in records(DUMP.splitlines())] == ["a-dev", "b", "c"]
-    assert list(sections(DUMP.splitlines(), long=False)) == [
+    assert list(sections(records(DUMP.splitlines()), long=False)) == [
         Row("small library for tests, headers", "libdevel", "a"), Row("a client of the network", "net", "b")
     ]  # fmt: skip
-    (only,) = sections(DUMP.splitlines(), long=True)
+    (only,) = sections(records(DUMP.splitlines()), long=True)
     assert only.text == "It has two lines. And a paragraph."
+    assert [(row.label, row.source) for row in teams(records(DUMP.splitlines()))] == [("Debian A Team", "a")]
+    for facet, labels in {"role": ["devel-lib"], "in": [], "implemented-in": ["c"], "works-with": ["db"]}.items():
+        assert [row.label for row in tagged(records(DUMP.splitlines()), facet)] == labels, facet
 
 
 def test_parts_share_no_source_and_no_text() -> None:
@@ -82,20 +101,26 @@ def test_parts_have_their_shares() -> None:
         assert abs(counts[part] / 4000 - share) < 0.03
 
 
-def test_manual_pages(tmp_path: Path) -> None:
-    folder = tmp_path / "man3"
-    folder.mkdir()
-    name = "\\fBfoo\\fR, bar \\- does \\fIsomething\\fR that\nneeds two\\-fold lines"
-    page = f".TH X 3\n.SH NAME\n{name}\n.SH SYNOPSIS\nfoo\n"
-    (folder / "foo.3.gz").write_bytes(gzip.compress(page.encode()))
-    (folder / "plain.3").write_text('.SH "NAME"\nplain \\- is a page without an owner\n')
-    (folder / "broken.3.gz").write_bytes(b"no gzip")
-    (folder / "other.3").write_text(".SH OTHER\nnothing\n")
-    found = list(manual(sorted(folder.iterdir()), {str(folder / "foo.3.gz"): "libfoo"}))
-    assert found == [
-        Row("does something that needs two-fold lines", "3", "libfoo"),
-        Row("is a page without an owner", "3", "plain.3"),
-    ]
+def catalog(pairs: dict[str, str]) -> bytes:
+    """A file of translated messages, as msgfmt writes it."""
+    texts = [text.encode() for text in (*pairs, *pairs.values())]
+    count, at = len(pairs), 28 + 16 * len(pairs)
+    table = b""
+    for text in texts:
+        table += struct.pack("<2I", len(text), at)
+        at += len(text) + 1
+    return struct.pack("<7I", 0x950412DE, 0, count, 28, 28 + 8 * count, 0, 0) + table + b"\0".join(texts) + b"\0"
+
+
+def test_messages(tmp_path: Path) -> None:
+    head = {"": "Content-Type: text/plain; charset=UTF-8\n"}
+    pairs = {"a file": "eine Datei", "ok": "ok", "two\nlines": "zwei\nZeilen"}
+    for language in ("de", "de_AT", "de@latin", "fr"):
+        folder = tmp_path / language / "LC_MESSAGES"
+        folder.mkdir(parents=True)
+        (folder / "prog.mo").write_bytes(catalog(head | pairs) if language != "fr" else b"no catalog")
+    found = list(messages(sorted(tmp_path.glob("*/LC_MESSAGES/*.mo")), longest=10, one_in=1))
+    assert found == [Row("eine Datei", "de", "prog"), Row("zwei Zeile", "de", "prog")]
 
 
 def test_docstrings(tmp_path: Path) -> None:
@@ -113,6 +138,15 @@ def test_docstrings(tmp_path: Path) -> None:
         Row("Second one of two lines.", "pack", "pack/__init__.py"),
     ]
     assert len(list(docstrings([package], most=0))) == 0
+    (package / "long.py").write_text(f'"""{"word " * 300}"""')
+    (whole,) = docstrings([package], whole=True)
+    assert (whole.text.split(), whole.source) == (["word"] * 200, "pack/long.py")
+
+
+def test_a_large_file_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.py").write_text('"""About a module."""\n')
+    monkeypatch.setattr(quality_sets, "LARGEST", 10)
+    assert not list(docstrings([tmp_path]))
 
 
 def test_what_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +156,15 @@ def test_what_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", missing)
     with pytest.raises(RuntimeError, match=r"debian-sections: this machine cannot make the set \(apt-cache\)"):
         quality_sets.build("debian-sections")
-    monkeypatch.setattr(quality_sets, "_pages", list)
-    monkeypatch.setattr(quality_sets, "owners", dict)
-    with pytest.raises(RuntimeError, match="manual-sections: this machine has too few texts"):
-        quality_sets.build("manual-sections")
+    monkeypatch.setattr(quality_sets, "_translations", list)
+    with pytest.raises(RuntimeError, match="message-languages: this machine has too few texts"):
+        quality_sets.build("message-languages")
+    monkeypatch.setattr(quality_sets, "PACKAGES", ("json", "no_such_package"))
+    with pytest.raises(RuntimeError, match="the Python package no_such_package is not installed"):
+        quality_sets.build("python-packages")
+
+
+def test_a_set_is_known_by_its_digest() -> None:
+    rows = [Row("a b c d", "x", "s")]
+    one, other = (TextSet("s", {"train": rows, "test": kept}) for kept in (rows, []))
+    assert one.digest == TextSet("t", {"train": rows, "test": rows}).digest != other.digest
