@@ -250,8 +250,8 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[bench]'
 	touch $@
 
-bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results (about 18 minutes)
-	$(PY) -m benchmarks $(BENCH)
+bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results; goes on where it was interrupted
+	$(PY) -m benchmarks --resume $(BENCH)
 
 bench-quick: setup ## each benchmark at a small size, against the installed peers, to see that it runs (a minute)
 	$(PY) -m benchmarks --quick $(BENCH)

@@ -7,6 +7,7 @@ kept by all engines. It takes the last CPUs, because the first one serves the ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import subprocess
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=9, metavar="N", help="of timing, at most (default: 9)")
     found.add_argument("--peers", metavar="NAME,...", help="compare layers with these (default: all installed)")
     found.add_argument("--json", type=Path, metavar="FILE", help="append to this file instead")
+    found.add_argument("--resume", action="store_true", help="leave out questions that this commit has answered")
     found.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # set for the process of one thread count
     return found
 
@@ -60,15 +62,20 @@ def answer(arguments: argparse.Namespace, threads: int) -> int:
     print("\n".join(facts["limits"]))
     file = arguments.json or (Path(os.devnull) if arguments.quick else rows.file_of(machine.cpu_model()))
     file.parent.mkdir(parents=True, exist_ok=True)
+    rows.cut_unfinished_line(file)
+    before = rows.answered(file, facts) if arguments.resume else set()
+    for question in (each for each in arguments.questions if each in before):
+        print(f"-- {question} at {threads} thread(s): measured before; without --resume it is measured again")
     wrong = 0
     with file.open("a") as output:
         rows.write_run(facts, output)
-        for question in arguments.questions:
+        for question in (each for each in arguments.questions if each not in before):
             start = time.perf_counter()
             for row in importlib.import_module(f"benchmarks.questions.{question}").measure(session):
                 rows.write(row, output)
                 print(rows.described(row), flush=True)
                 wrong += not row.sides["ours"].measured
+            rows.write_answered(question, output)
             print(f"-- {question} at {threads} thread(s): {time.perf_counter() - start:.0f} s", flush=True)
     guard = session.guard
     print(f"{guard.accepted} timing samples kept, {guard.rejected} discarded because the machine was busy")
@@ -83,14 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(f"expected questions out of {', '.join(QUESTIONS)} but got {', '.join(unknown)}")
     counts = [int(count) for count in arguments.threads.split(",")]
     if arguments.here:
-        return answer(arguments, counts[0])
+        with contextlib.suppress(KeyboardInterrupt):  # which the process that waits for this one reports
+            return answer(arguments, counts[0])
+        return 130
     status = 0
     for threads in counts[:1] if arguments.quick else counts:
         asked = [name for name in arguments.questions if threads == counts[0] or name not in AT_ONE_THREAD]
         if asked:
             options = [word for word in argv if word not in QUESTIONS]
             command = [sys.executable, "-m", "benchmarks", *asked, *options, "--here", "--threads", str(threads)]
-            status = max(status, subprocess.run(command, check=False).returncode)
+            try:
+                status = max(status, subprocess.run(command, check=False).returncode)
+            except KeyboardInterrupt:
+                print("interrupted; every row that was measured is kept, and --resume goes on with the next question")
+                return 130
     return status
 
 

@@ -13,7 +13,7 @@ import random
 import re
 import runpy
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -153,6 +153,11 @@ def write_run(facts: dict[str, Any], to: TextIO) -> None:
     print(json.dumps({"run": facts}), file=to, flush=True)
 
 
+def write_answered(question: str, to: TextIO) -> None:
+    """Says that all rows of a question of this run are there."""
+    print(json.dumps({"answered": question}), file=to, flush=True)
+
+
 def write(row: Row, to: TextIO) -> None:
     """Appends a row, its times rounded to five digits."""
 
@@ -188,15 +193,39 @@ def load(path: Path) -> list[Measured]:
     """The rows of a file, the last one of each key."""
     found: dict[tuple[str, str, str, int], Measured] = {}
     run: dict[str, Any] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
+    for entry in _entries(path):
         if "run" in entry:
             run = entry["run"]
-        else:
+        elif "row" in entry:
             sides = {name: Side(**side) for name, side in entry["row"].pop("sides").items()}
             row = Row(**entry["row"], sides=sides)
             found[row.key] = Measured(row, run)
     return list(found.values())
+
+
+def answered(path: Path, facts: dict[str, Any]) -> set[str]:
+    """The questions that were answered to the end by runs of the same commit, number of threads and libraries."""
+    same = ("commit", "csrc", "threads", "torch", "peers", "impl")
+    found: set[str] = set()
+    counts = False
+    for entry in _entries(path) if path.exists() else ():
+        if "run" in entry:
+            counts = all(entry["run"].get(name) == facts[name] for name in same)
+        elif "answered" in entry and counts:
+            found.add(entry["answered"])
+    return found
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in path.read_text().splitlines())
+
+
+def cut_unfinished_line(path: Path) -> None:
+    """Removes the end of a file that a killed run left in the middle of a line."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

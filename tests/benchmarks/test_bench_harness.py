@@ -18,6 +18,7 @@ import torch
 
 import seqcls_fast as sf
 from benchmarks import compare, guard, harness, instructions, layer_cases, peers, rows
+from benchmarks.rows import Row, Side
 from seqcls_fast.toolkit.timing import MIN_ROUNDS
 
 ROOT = Path(__file__).parents[2]
@@ -233,6 +234,35 @@ def test_questions() -> None:
     assert [row["question"] for row in found] == questions
     for row in found:
         assert row["sides"]["ours"]["rounds"]
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    facts = {"commit": "a", "csrc": "b", "threads": 1, "torch": "c", "peers": {}, "impl": "d"}
+    file = tmp_path / "cpu.json"
+    assert rows.answered(file, facts) == set()
+    row = Row("cells", "cell", "GRUCell (1, 8, 8)", 1, {"ours": Side([1.0])})
+    with file.open("a") as output:
+        for other in ({"commit": "other"}, {"threads": 2}, {"peers": {"jax": "1"}}, {}):
+            rows.write_run({**facts, **other}, output)
+            rows.write(row, output)
+            rows.write_answered("layers" if other else "cells", output)
+        output.write('{"row": {"question": "lat')
+    rows.cut_unfinished_line(file)
+    assert rows.answered(file, facts) == {"cells"}, "layers was answered under other conditions"
+    assert [each.row.key for each in rows.load(file)] == [row.key]
+    rows.cut_unfinished_line(file)
+    assert rows.answered(file, facts) == {"cells"}
+
+
+def test_questions_that_were_answered_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.json"
+    command = [sys.executable, "-m", "benchmarks", "import_time", "--quick", "--resume", "--json", str(file)]
+    first, second = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert "measured before" not in first
+    assert "import_time at 1 thread(s): measured before" in second
+    assert len(rows.load(file)) > 0
 
 
 def test_unknown_questions_are_refused() -> None:
