@@ -23,6 +23,7 @@ def plan(
     backward: bool,
     regime: str,
     limits: dict[str, Any],
+    noisy: bool = False,
 ) -> dict[str, Any]: ...
 def random_convolutions(
     x: NDArray[np.float32],

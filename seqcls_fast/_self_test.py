@@ -39,8 +39,17 @@ _LAYERS = (
     ("gru", torch.float32, False, 2**-22),
     ("rnn_tanh", torch.bfloat16, False, 2**-8),
 )
-# The cells that are options, and zoneout and the dropouts, which the stepwise regime alone runs
-_OPTIONS = ("lstm", "rnn_tanh_layer_norm", "gru_layer_norm", "lstm_layer_norm", "lstm_peephole", "gru_reset_before")
+# Cells that are checked with zoneout and dropouts, in float32 without TF32, in each regime that runs them
+_OPTIONS = (
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_tanh_layer_norm",
+    "gru_layer_norm",
+    "lstm_layer_norm",
+    "lstm_peephole",
+    "gru_reset_before",
+)
 _RATES, _OPTION_ROUNDING = Rates(0.2, 0.2, 0.2, 0.2), 2**-20
 _SIZES = (33, 65, 130, 200, 300, 520)  # of H: the smallest that a regime can run is taken
 _T, _B, _I = 5, 9, 8  # two batch tiles, the second of one row
@@ -101,17 +110,20 @@ class Gpu:
     def problem(self, regime: str) -> str | None:
         for cell, dtype, tf32, rounding in _LAYERS:
             precision = _precision(dtype, tf32)
-            hidden = next((H for H in _SIZES if _fits(cell, H, precision, regime, self.limits())), None)
+            hidden = _smallest(cell, precision, regime, self.limits())
             if hidden is None:
                 continue  # no plan for this GPU chooses the regime with this precision
             for resets in (False, True):
                 spec = Spec(1, cell, False, True, regime, tf32)
                 if wrong := self._differences(spec, hidden, dtype, rounding, resets):
                     return f"{cell} in {precision}, H = {hidden}{', with resets' if resets else ''}: {wrong}"
-        for cell in _OPTIONS if regime == "stepwise" else ():
+        for cell in _OPTIONS:
+            hidden = _smallest(cell, _precision(torch.float32, False), regime, self.limits(), True)
+            if hidden is None:
+                continue
             spec = Spec(1, cell, False, True, regime).replace(rates=rates_of(cell))
-            if wrong := self._differences(spec, _SIZES[0], torch.float32, _OPTION_ROUNDING, True):
-                return f"{cell} with zoneout and dropouts: {wrong}"
+            if wrong := self._differences(spec, hidden, torch.float32, _OPTION_ROUNDING, True):
+                return f"{cell} with zoneout and dropouts, H = {hidden}: {wrong}"
         return None
 
     def _differences(self, spec: Spec, hidden: int, dtype: torch.dtype, rounding: float, resets: bool) -> str:
@@ -131,10 +143,14 @@ def _precision(dtype: torch.dtype, tf32: bool) -> str:
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "tf32" if tf32 else "tf32x3")
 
 
-def _fits(cell: str, hidden: int, precision: str, regime: str, limits: dict[str, Any]) -> bool:
-    assert C is not None
-    plan = (C.plan(cell, hidden, _B, precision, 1, backward, regime, limits) for backward in (False, True))
-    return all(each["fits"] for each in plan)
+def _smallest(cell: str, precision: str, regime: str, limits: dict[str, Any], noisy: bool = False) -> int | None:
+    """The smallest of _SIZES at which a regime runs both passes of a cell."""
+    for hidden in _SIZES:
+        assert C is not None
+        plan = (C.plan(cell, hidden, _B, precision, 1, backward, regime, limits, noisy) for backward in (False, True))
+        if all(each["fits"] for each in plan):
+            return hidden
+    return None
 
 
 def _wait() -> None:
@@ -307,9 +323,10 @@ def trusts(
     if not failed:
         return failed is not None
     assert C is not None
-    if dtype == torch.float64 or noisy:
+    if dtype == torch.float64:
         return "stepwise" not in failed
     precision = _precision(dtype, tf32)
     limits = device.limits()
-    plans = (C.plan(cell, hidden, batch, precision, directions, back, "auto", limits) for back in (False, True))
+    layer = (cell, hidden, batch, precision, directions)
+    plans = (C.plan(*layer, back, "auto", limits, noisy) for back in (False, True))
     return all(plan["regime"] not in failed for plan in plans)

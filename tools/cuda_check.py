@@ -36,7 +36,8 @@ MAX_SECONDS = 360  # for compiling everything on 2 idle cores
 
 RECURRENT = re.compile(
     r"\bsf::cuda::recur<sf::cuda::Shape<sf::(?P<cell>\w+(?:<[^>]*>)?), sf::cuda::(?P<precision>\w+), (?P<splits>\d+), "
-    r"(?P<k_tiles>\d+), \(sf::cuda::Pass\)(?P<backward>[01])>, sf::cuda::(?P<regime>\w+)>"
+    r"(?P<k_tiles>\d+), \(sf::cuda::Pass\)(?P<backward>[01]), (?P<options>true|false|\(bool\)[01])>, "
+    r"sf::cuda::(?P<regime>\w+)>"
 )
 # Barriers of the block and waits for an mbarrier in the time loop, per step. Warps that share K have one more barrier.
 WAITS = {"Onchip": (1, 0), "Cluster": (0, 1), "Grid": (1, 0)}
@@ -152,6 +153,7 @@ def recurrent_kernel(demangled: str) -> step_model.Kernel | None:
         splits=int(found["splits"]),
         k_tiles=int(found["k_tiles"]),
         regime=found["regime"],
+        options=found["options"] in ("true", "(bool)1"),
     )
 
 

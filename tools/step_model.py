@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from statistics import median
 
 from sass import Loop
 
@@ -42,6 +43,9 @@ TYPES = {
 }
 
 
+LAYER = ("gates", "cell", "backward", "precision", "hidden")  # of a Kernel: what the rows of a table are ordered by
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The template arguments of a recurrent kernel."""
@@ -53,6 +57,7 @@ class Kernel:
     splits: int  # warps that share 16 units
     k_tiles: int  # of each of these warps; a k-tile is 32 bytes of a row of H
     regime: str
+    options: bool = False  # the variant for zoneout, dropouts and peepholes
 
     @property
     def products(self) -> int:
@@ -293,6 +298,15 @@ retries of a wait, and the time saved by predicated instructions that do not run
 4. Whether low or high is nearer to the measured step of each regime. Then correct this model.
 """
 
+OPTIONS = """
+## Kernels with options
+
+Medians over the regimes, precisions and sizes: a step of the variant that serves zoneout, the dropouts and peepholes,
+beside that of the plain kernel. Both sides of a branch count, so this is a layer that draws every mask and has
+peepholes where its cell can; one that has zoneout of h alone takes about a third of what is added.
+
+"""
+
 COLUMNS = (
     *("cell", "pass", "precision", "H to", "warps x K", "warps", "regs (cap)", "spills", "instr", *TYPES),
     *("hmma", "mufu", "issue", "smem", "received", "exchange", "warp", "floor", "low - high", "us"),
@@ -303,7 +317,7 @@ def _line(row: Row) -> str:
     kernel = row.kernel
     floor = max(row.hmma, row.mufu, row.smem)
     cells = [
-        kernel.cell,
+        kernel.cell + (" with options" if kernel.options else ""),
         "backward" if kernel.backward else "forward",
         kernel.precision.lower(),
         kernel.hidden,
@@ -320,6 +334,26 @@ def _line(row: Row) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def _options(rows: Sequence[Row]) -> str:
+    """The medians, by cell and pass, of what the kernels with options take more than the plain ones."""
+    plain = {(row.kernel.regime, *attrgetter(*LAYER)(row.kernel)): row for row in rows if not row.kernel.options}
+    found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    for row in rows:
+        if row.kernel.options:
+            beside = plain[(row.kernel.regime, *attrgetter(*LAYER)(row.kernel))]
+            pair = row.kernel.cell, "backward" if row.kernel.backward else "forward"
+            ratios = row.low / beside.low, row.high / beside.high
+            found.setdefault(pair, []).append((beside.instructions, row.instructions, *ratios))
+    text = "| cell | pass | kernels | instr, plain | instr, with options | low, ratio | high, ratio |\n"
+    text += "|---" * 7 + "|\n"
+    for (cell, which), each in sorted(found.items()):
+        instructions, with_options, low, high = (median(column) for column in zip(*each, strict=True))
+        text += (
+            f"| {cell} | {which} | {len(each)} | {instructions:.0f} | {with_options:.0f} | {low:.2f} | {high:.2f} |\n"
+        )
+    return text
+
+
 def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
     """The text of docs/design/cuda-static.md."""
     exchange = ", ".join(f"{name.lower()} {cycles}" for name, cycles in EXCHANGE.items())
@@ -333,11 +367,10 @@ def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
     if above:
         text += f", the median of these {above[len(above) // 2]:.1f} times as long, the worst {above[0]:.1f} times"
     text += ".\n"
+    text += OPTIONS + _options(rows)
     for regime in EXCHANGE:
         chosen = [row for row in rows if row.kernel.regime == regime]
-        chosen.sort(
-            key=attrgetter(*(f"kernel.{name}" for name in ("gates", "cell", "backward", "precision", "hidden")))
-        )
+        chosen.sort(key=attrgetter(*(f"kernel.{name}" for name in (*LAYER, "options"))))
         text += f"\n## {regime.lower()}: {len(chosen)} kernels\n\n"
         text += "| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|\n"
         text += "".join(_line(row) + "\n" for row in chosen)

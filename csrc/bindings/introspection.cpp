@@ -69,9 +69,10 @@ py::dict to_dict(const cuda::Limits& limits) {
   return d;
 }
 
-// The plan of plan.h for one pass of a layer. regime: a name, or "auto" for the one that a call would get.
+// The plan of plan.h for one pass of a layer. regime: a name, or "auto" for the one that a call would get. noisy:
+// zoneout or a dropout changes the layer.
 py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, const std::string& precision,
-                      int directions, bool backward, const std::string& regime, const py::dict& limits) {
+                      int directions, bool backward, const std::string& regime, const py::dict& limits, bool noisy) {
   constexpr const char* kPrecisions[] = {"bf16", "fp16", "tf32", "tf32x3"};
   constexpr int kMufu = 2;  // instructions of the special function unit that one sigmoid or tanh takes
   if (hidden < 1 || batch < 1 || hidden > kMostPlanned || batch > kMostPlanned)
@@ -85,7 +86,8 @@ py::dict explain_plan(const std::string& cell, int64_t hidden, int64_t batch, co
   request.hidden = hidden;
   request.batch = batch;
   request.directions = directions;
-  request.options = kCells[which].is_option;
+  const CellInfo& info = kCells[which];
+  request.options = cuda::options_of(info.norm, info.resets_first, info.further_count > 0, noisy);
   const cuda::Limits device = limits_from(limits);
   const cuda::Plan plan =
       regime == "auto"
@@ -199,7 +201,7 @@ PYBIND11_MODULE(_C, m) {
       "regimes", [] { return std::vector<std::string>(std::begin(sf::cuda::kRegimes), std::end(sf::cuda::kRegimes)); },
       "The implementations on CUDA, in the order in which a plan tries them.");
   m.def("plan", &sf::explain_plan, py::arg("cell"), py::arg("hidden"), py::arg("batch"), py::arg("precision"),
-        py::arg("directions"), py::arg("backward"), py::arg("regime"), py::arg("limits"),
+        py::arg("directions"), py::arg("backward"), py::arg("regime"), py::arg("limits"), py::arg("noisy") = false,
         "How a layer would run on a device with these limits; see csrc/cuda/plan.h. Needs no GPU.");
   m.def(
       "known_devices",

@@ -9,6 +9,7 @@ namespace sf {
 
 // What is drawn. The state is masked once for a sequence, the others at each step.
 enum class Masked : int { kZoneoutH, kZoneoutC, kState, kCandidate };
+constexpr int kMaskedKinds = 4;
 
 struct Noise {
   double zoneout_h = 0, zoneout_c = 0;  // the share of units that keep their previous h, or c
@@ -39,21 +40,23 @@ SF_FN U mixed_bits(U x) {
   return x;
 }
 
-// The units of one row and step draw from one key.
+// The units of one row and step draw from one key. What is the same at every step of the row is mixed first.
 struct NoiseKey {
   uint32_t low, high;
+
+  SF_FN NoiseKey with(uint32_t part) const { return {mixed_bits(low + part), mixed_bits(high + part)}; }
+  SF_FN NoiseKey at_step(int64_t t) const { return with(static_cast<uint32_t>(t)); }
 };
 
+SF_FN NoiseKey noise_row_key(int64_t seed, Masked masked, int direction, int64_t row) {
+  return NoiseKey{0x243f6a88u, 0x85a308d3u}
+      .with(static_cast<uint32_t>(seed))
+      .with(static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32))
+      .with(static_cast<uint32_t>(static_cast<int>(masked) * 2 + direction))
+      .with(static_cast<uint32_t>(row));
+}
 SF_FN NoiseKey noise_key(int64_t seed, Masked masked, int direction, int64_t row, int64_t t) {
-  const uint32_t parts[] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32),
-                            static_cast<uint32_t>(static_cast<int>(masked) * 2 + direction), static_cast<uint32_t>(row),
-                            static_cast<uint32_t>(t)};
-  NoiseKey key{0x243f6a88u, 0x85a308d3u};
-  for (const uint32_t part : parts) {
-    key.low = mixed_bits(key.low + part);
-    key.high = mixed_bits(key.high + part);
-  }
-  return key;
+  return noise_row_key(seed, masked, direction, row).at_step(t);
 }
 
 template <class U>
@@ -65,6 +68,25 @@ SF_FN U noise_word(const NoiseKey& key, U unit) {
 SF_FN uint32_t noise_threshold(double rate) {
   const double words = rate * 4294967296.0 + 0.5;
   return words >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(words);
+}
+
+// What becomes of a unit: it is multiplied by `kept`, or by 0 where its word is less than the threshold. For zoneout
+// this is the share of its new state that the unit takes. Nothing is drawn where the threshold is 0.
+template <class A>
+struct Mask {
+  uint32_t threshold = 0;
+  A kept = 1;
+
+  SF_FN bool changes() const { return threshold > 0 || kept != 1; }
+};
+
+template <class A>
+SF_FN Mask<A> mask_of(const Noise& noise, Masked masked) {
+  const double rate = noise.rate(masked);
+  const bool is_zoneout = masked == Masked::kZoneoutH || masked == Masked::kZoneoutC;
+  if (!(rate > 0)) return {};
+  if (!noise.seed) return {0, is_zoneout ? static_cast<A>(1 - rate) : 1};
+  return {noise_threshold(rate), is_zoneout ? 1 : static_cast<A>(1 / (1 - rate))};
 }
 
 }  // namespace sf

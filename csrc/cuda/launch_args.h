@@ -36,6 +36,17 @@ struct DirectionArgs {
   float* reset_carry;  // (B, H): the sum of the carries that come to the reset state; null where it is not wanted
 };
 
+// What the options of a layer add, where its kernel is the variant with options.
+struct OptionArgs {
+  const int64_t* seed;  // of the masks; null where nothing is drawn
+  Mask<float> masks[kMaskedKinds];
+  const void* seen[kMaxDirections];  // (3, H): the weights of peepholes; null where there are none
+  // The backward alone has these.
+  Rows d_seen[kMaxDirections];     // (B, 3 H): their gradients, each row's sum over the steps
+  float* reset_h[kMaxDirections];  // (B, H): the sum of what zoneout hands to the reset state; null: not wanted
+  bool saves_fresh_h;              // see Layer. The saved values are then the h that the cells gave
+};
+
 struct LaunchArgs {
   DirectionArgs direction[kMaxDirections];
   int T, B, H;
@@ -54,6 +65,7 @@ struct LaunchArgs {
   int max_polls;    // see Limits
   int directions;
   int blocks, block_groups, groups, tiles;  // see Plan
+  OptionArgs options;
 };
 
 // The position of a saved value within a row of `saved`: the first four values of a unit lie side by side, and the

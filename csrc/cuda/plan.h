@@ -18,6 +18,9 @@ enum class Regime : int { kOnchip, kCluster, kGrid, kStepwise };
 // How products are formed. kTf32x3 takes three TF32 products for one, which is as exact as float32.
 enum class Precision : int { kBf16, kFp16, kTf32, kTf32x3 };
 
+// What the options of a layer ask of a kernel. kMasks: zoneout or a dropout.
+enum class Options : int { kNone, kMasks, kPeephole, kNorm, kResetsFirst };
+
 constexpr const char* kRegimes[] = {"onchip", "cluster", "grid", "stepwise"};
 constexpr int kTileRows = 8, kGroupUnits = 16;
 constexpr int64_t kAddressLimit = int64_t{1} << 32;  // strides of a RowAddress (launch_args.h) are smaller, in bytes
@@ -85,8 +88,14 @@ struct Request {
   Precision precision;
   int64_t hidden, batch;
   int directions;
-  bool options = false;  // the cell is an option of another one, or zoneout or a dropout changes it
+  Options options = Options::kNone;
 };
+
+constexpr Options options_of(bool norm, bool resets_first, bool peephole, bool noisy) {
+  if (norm) return Options::kNorm;
+  if (resets_first) return Options::kResetsFirst;
+  return peephole ? Options::kPeephole : noisy ? Options::kMasks : Options::kNone;
+}
 
 struct Plan {
   Regime regime = Regime::kStepwise;
@@ -116,6 +125,17 @@ constexpr int operand_pitch(const Request& r, int padded) {
   return operands(r.pass, r.gates) * padded * element_size(r.precision) + 16;
 }
 
+// The regions that options.cuh takes: keys of four masks for each row, and of peepholes the weights and their
+// gradients.
+constexpr int option_bytes(const Request& r, const Plan& p) {
+  if (r.options == Options::kNone) return 0;
+  const int keys = p.tiles * kTileRows * 4 * 8;
+  if (r.options != Options::kPeephole) return keys;
+  const int weights = 3 * p.block_groups * kGroupUnits * 4;
+  const int sums = p.tiles * 3 * cells_per_lane(p.tiling.splits) * p.block_groups * p.tiling.splits * 32 * 4;
+  return keys + weights + (r.pass == Pass::kBackward ? sums : 0);
+}
+
 // The sum of the regions that recurrence.cuh takes from shared memory, all multiples of 16 bytes.
 constexpr int shared_bytes(const Request& r, const Plan& p) {
   const int warps = p.block_groups * p.tiling.splits, values = planes(r.precision) * operands(r.pass, r.gates);
@@ -127,7 +147,7 @@ constexpr int shared_bytes(const Request& r, const Plan& p) {
   const int units = p.tiling.splits == 1 ? 16 : 8;
   const int stage = p.regime == Regime::kOnchip ? 0 : warps * values * kTileRows * units * element_size(r.precision);
   const int barriers = p.regime == Regime::kCluster ? p.tiles * 2 * 8 : 0;
-  return rows + operand + state + partial + stage + barriers;
+  return rows + operand + state + partial + stage + barriers + option_bytes(r, p);
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -147,8 +167,12 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   Plan p{};
   p.regime = regime;
   if (regime == Regime::kStepwise) return p;
-  if (r.options) {
-    p.why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip";
+  if (r.options == Options::kNorm) {
+    p.why = "layer normalisation has no kernel that keeps its weights on the chip";
+    return p;
+  }
+  if (r.options == Options::kResetsFirst) {
+    p.why = "a GRU that resets before the product has no kernel that keeps its weights on the chip";
     return p;
   }
   const Tilings all = tilings(r.gates, r.precision);

@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--hidden", required=True, type=_size, metavar="H", help="hidden_size")
     parser.add_argument("--batch", type=_size, default=64, metavar="B", help="rows (default: %(default)s)")
     parser.add_argument("--directions", type=int, choices=(1, 2), default=1, help="2: bidirectional")
+    parser.add_argument("--noisy", action="store_true", help="zoneout or a dropout changes the layer")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: %(default)s")
     products = parser.add_mutually_exclusive_group()
     products.add_argument("--tf32", action="store_true", help="fp32: products rounded to TF32, torch's default")
@@ -67,7 +68,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if precision == "fp32":
         precision = "tf32x3" if arguments.exact else "tf32"
     layer = (arguments.cell, arguments.hidden, arguments.batch, precision, arguments.directions)
-    answer = explain(*layer, regime=arguments.regime, device=arguments.device)
+    answer = explain(*layer, regime=arguments.regime, device=arguments.device, noisy=arguments.noisy)
     print(json.dumps(answer, indent=2) if arguments.json else table(answer))
 
 
@@ -79,6 +80,7 @@ def explain(
     directions: int = 1,
     regime: str = "auto",
     device: str = "h200",
+    noisy: bool = False,
 ) -> dict[str, Any]:
     """The plans of both passes as plain JSON values; ``precision`` is one of PRODUCTS, ``device`` a name or "cuda"."""
     with warnings.catch_warnings():
@@ -90,6 +92,7 @@ def explain(
         )
     limits, clock = _device(_ext.C, device)
     request = {"cell": cell, "hidden": hidden, "batch": batch, "precision": precision, "directions": directions}
+    request["noisy"] = noisy
     passes = {name: _pass(_ext.C, request, name == "backward", regime, limits, clock) for name in PASSES}
     built = bool(_ext.C.build_info()["cuda"])
     return {**request, "device": device, "limits": limits, "clock_ghz": clock, "built": built, **passes}
@@ -157,8 +160,9 @@ def _title(answer: dict[str, Any]) -> str:
     limits = answer["limits"]
     both = "both directions" if answer["directions"] == 2 else "one direction"
     clusters = f"clusters of up to {limits['cluster']}" if limits["cluster"] > 1 else "no clusters"
+    cell = answer["cell"] + (", with zoneout or dropouts" if answer["noisy"] else "")
     return (
-        f"{answer['cell']}, hidden {answer['hidden']}, batch {answer['batch']}, {PRODUCTS[answer['precision']]}, {both}"
+        f"{cell}, hidden {answer['hidden']}, batch {answer['batch']}, {PRODUCTS[answer['precision']]}, {both}"
         f"\n{answer['device']}: {limits['multiprocessors']} multiprocessors, "
         f"{limits['shared_bytes'] / 1024:.0f} KB of shared memory a block, {clusters}"
     )

@@ -67,7 +67,7 @@ PTX = """\
 \t.maxntid 64, 1, 1
 }
 """
-GRU = "sf::cuda::Shape<sf::Gru, sf::cuda::Bf16, {splits}, 4, (sf::cuda::Pass)0>, sf::cuda::{regime}"
+GRU = "sf::cuda::Shape<sf::Gru, sf::cuda::Bf16, {splits}, 4, (sf::cuda::Pass)0, false>, sf::cuda::{regime}"
 
 
 def name_of(regime: str = "Onchip", splits: int = 1) -> str:
@@ -154,6 +154,11 @@ def test_names_are_understood() -> None:
     assert kernel is not None
     assert kernel == step_model.Kernel("rnn_tanh", 1, True, "Tf32x3", 1, 4, "Onchip")
     assert (kernel.hidden, kernel.step_hmma) == (32, 12)
+    for tool in ("true", "(bool)1"):  # c++filt and cu++filt
+        assert cuda_check.recurrent_kernel(name_of().replace("false", tool)) == step_model.Kernel(
+            "gru", 3, False, "Bf16", 1, 4, "Onchip", options=True
+        )
+    assert cuda_check.recurrent_kernel(name_of().replace("false", "(bool)0")) == cuda_check.recurrent_kernel(name_of())
     assert cuda_check.recurrent_kernel("void sf::cuda::pack_weights<sf::cuda::Bf16>(sf::cuda::Pack)") is None
     with pytest.raises(ValueError, match="template arguments"):
         cuda_check.recurrent_kernel("void sf::cuda::recur<int>(sf::cuda::LaunchArgs)")
@@ -323,9 +328,13 @@ def test_disassembler_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row_of(
-    splits: int = 1, regime: str = "Onchip", body: tuple[str, ...] = (), precision: str = "Bf16"
+    splits: int = 1,
+    regime: str = "Onchip",
+    body: tuple[str, ...] = (),
+    precision: str = "Bf16",
+    options: bool = False,
 ) -> step_model.Row:
-    kernel = step_model.Kernel("gru", 3, False, precision, splits, 4, regime)
+    kernel = step_model.Kernel("gru", 3, False, precision, splits, 4, regime, options)
     loop = sass.Loop(tuple(code_of(*HMMA, *body)))
     return step_model.estimate(kernel, loop, warps=8, registers=200, cap=255, spills=0)
 
@@ -406,3 +415,14 @@ def test_report() -> None:
     assert "1 of 4 kernels issue for longer than their floor" in text
     assert "nvcc 13.0" in text
     assert "sm_90a" in text
+
+
+def test_report_of_options_beside_the_plain_kernel() -> None:
+    plain, other = row_of(), row_of(precision="Fp16")
+    rows = [row_of(body=("MOV",) * 12, options=True), row_of(body=("MOV",) * 24, options=True, precision="Fp16")]
+    lines = step_model.report([*rows, plain, other], arch="sm_90a", nvcc="nvcc 13.0").splitlines()
+    assert next(line for line in lines if line.startswith("| gru | forward | 2")) == (
+        f"| gru | forward | 2 | 12 | 30 | {(rows[0].low + rows[1].low) / 2 / plain.low:.2f} | "
+        f"{(rows[0].high + rows[1].high) / 2 / plain.high:.2f} |"
+    )
+    assert [line[: line.index(" | forward")] for line in lines if "| bf16 |" in line] == ["| gru", "| gru with options"]

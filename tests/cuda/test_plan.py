@@ -62,8 +62,9 @@ def plan(
     device: str,
     backward: bool,
     regime: str = "auto",
+    noisy: bool = False,
 ) -> dict[str, Any]:
-    return _ext.C.plan(cell, hidden, batch, precision, directions, backward, regime, DEVICES[device])
+    return _ext.C.plan(cell, hidden, batch, precision, directions, backward, regime, DEVICES[device], noisy)
 
 
 # cell, H, B, precision, directions, device -> forward, backward (None: as forward)
@@ -377,9 +378,31 @@ def test_float64_is_stepwise_and_says_why(capsys: pytest.CaptureFixture[str]) ->
     assert line(told(capsys, "--cell lstm --hidden 64 --dtype fp64 --regime grid"), "cannot run")
 
 
-@pytest.mark.parametrize("cell", [name for name, cell in BUILT_IN.items() if cell.is_option])
-def test_options_are_stepwise_and_say_why(capsys: pytest.CaptureFixture[str], cell: str) -> None:
-    why = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip"
+ROW_WISE = [name for name in BUILT_IN if name.endswith("_layer_norm") or name == "gru_reset_before"]
+
+
+@pytest.mark.parametrize("cell", [name for name in BUILT_IN if name not in ROW_WISE])
+def test_options_of_units_take_the_regimes_of_the_cell(capsys: pytest.CaptureFixture[str], cell: str) -> None:
+    base = cell.removesuffix("_peephole")
+    for hidden, precision, regime in itertools.product((64, 300, 700), PRECISIONS, (*REGIMES, "auto")):
+        for backward in (False, True):
+            plain = plan(base, hidden, 64, precision, 1, "h200", backward, regime)
+            noisy = plan(cell, hidden, 64, precision, 1, "h200", backward, regime, noisy=True)
+            assert (noisy["regime"], noisy["fits"], noisy["why"]) == (plain["regime"], plain["fits"], plain["why"])
+            assert noisy["tiles"] == plain["tiles"]
+            keys = noisy["tiles"] * 8 * 4 * 8  # of four masks for each row, of 8 bytes
+            units = noisy["block_groups"] * 16
+            # Weights of peepholes, and their gradients for 8 rows; of 8 warps that share units, 4 hold none.
+            of_c = 3 * 4 * units + backward * noisy["tiles"] * 3 * 4 * 8 * units * max(noisy["splits"] // 4, 1)
+            wanted = keys + of_c * (cell != base) if noisy["threads"] and noisy["fits"] else 0
+            assert noisy["shared_bytes"] - plain["shared_bytes"] == wanted
+    assert told(capsys, f"--cell {cell} --hidden 64 --noisy").startswith(f"{cell}, with zoneout or dropouts, hidden 64")
+
+
+@pytest.mark.parametrize("cell", ROW_WISE)
+def test_options_of_rows_are_stepwise_and_say_why(capsys: pytest.CaptureFixture[str], cell: str) -> None:
+    what = "layer normalisation" if cell.endswith("_layer_norm") else "a GRU that resets before the product"
+    why = f"{what} has no kernel that keeps its weights on the chip"
     text = told(capsys, f"--cell {cell} --hidden 64")
     assert line(text, "regime") == ["stepwise"] * 2
     for regime in REGIMES[:-1]:

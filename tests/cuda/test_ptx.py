@@ -48,8 +48,15 @@ def test_selection_has_every_kernel() -> None:
     """The forward and the backward of each are kernels of their own, and plan.h chooses each for some layer."""
     names = [name for passes in selection.recurrent().values() for name in passes]
     assert len(names) == len(set(names)) == sum("5recurI" in name for name in kernels())
-    wanted = {(c, dtype, regime) for c in CELLS for dtype in selection.PRECISIONS for regime in selection.REGIMES[:3]}
-    assert {(k.cell, k.dtype, k.regime) for k in selection.sample()} == wanted
+    plain, options = (
+        {(c, dtype, regime) for c in CELLS for dtype in dtypes for regime in selection.REGIMES[:3]}
+        for dtypes in (selection.PRECISIONS, selection.OPTION_DTYPES)
+    )
+    for found, wanted in ((False, plain), (True, options)):
+        assert {(k.cell, k.dtype, k.regime) for k in selection.sample() if k.options == found} == wanted
+    assert {k._replace(options=False) for k in selection.recurrent() if k.options} == {
+        k for k in selection.recurrent() if not k.options
+    }
 
 
 def test_every_other_kernel() -> None:

@@ -73,20 +73,24 @@ def plan_of(
     directions: int = 1,
     back: bool = False,
     device: Values = DEVICES[-1],
+    noisy: bool = False,
 ) -> Values:
     assert _ext.C is not None
-    return _ext.C.plan(cell, H, B, PRECISIONS[dtype], directions, back, regime, device)
+    return _ext.C.plan(cell, H, B, PRECISIONS[dtype], directions, back, regime, device, noisy)
 
 
 @cache
-def can_run(kernel: tuple[str, str, str], H: int, B: int = 1, directions: int = 1, size: str = "") -> bool:
-    """Whether a regime can run each pass of a layer on one of the devices."""
+def can_run(
+    kernel: tuple[str, str, str], H: int, B: int = 1, directions: int = 1, size: str = "", noisy: bool = False
+) -> bool:
+    """Whether a regime can run each pass of a layer on one of the devices. noisy: zoneout or a dropout changes it."""
     _, dtype, regime = kernel
     if regime == "stepwise":
         return True
     devices = DEVICES[-1:] if size else DEVICES
     return dtype != "float64" and all(
-        any(plan_of(*kernel, H, B, directions, back, device)["fits"] for device in devices) for back in (False, True)
+        any(plan_of(*kernel, H, B, directions, back, device, noisy)["fits"] for device in devices)
+        for back in (False, True)
     )
 
 
@@ -105,7 +109,8 @@ def fits(values: Values) -> bool:
     tiles = -(-case.B // 8) * 8
     products = {"float32": 3, "float64": 3}.get(case.dtype, 1)
     cost = products * case.T * tiles * case.directions * case.G * case.H * (case.I + case.H)
-    return cost <= MAX_COST and can_run(kernel, case.H, case.B, case.directions, values["size"])
+    noisy = case.noise != "none"
+    return cost <= MAX_COST and can_run(kernel, case.H, case.B, case.directions, values["size"], noisy)
 
 
 @cache

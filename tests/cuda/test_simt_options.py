@@ -1,12 +1,11 @@
 """The CUDA backend on CPU tensors (simt/), as in test_simt.py: layers with options, against the float64 reference.
 
-Resets run in every regime, the other options in the stepwise one.
+Every option runs in every regime, but for layer normalisation and the GRU that resets before the product.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from seqcls_fast import _self_test
 from seqcls_fast._autograd import Spec
-from seqcls_fast._cells import BUILT_IN
+from seqcls_fast._cells import BUILT_IN, Rates
 from simt.build import load_plugin, why_no_plugin
 from support.cases import LAYOUTS, LENGTHS, NOISE, RESETS, Case, Values, build, covering
 from support.checks import arguments, check, gradients, keywords, layer, measured
@@ -25,6 +24,8 @@ from test_simt import EASY, PRECISIONS, REGIMES, Run, fits, run_of, same_bits
 pytestmark = pytest.mark.skipif(why_no_plugin() is not None, reason=str(why_no_plugin()))
 
 PLAIN = tuple(name for name, cell in BUILT_IN.items() if not cell.is_option)
+STEPWISE = tuple(name for name in BUILT_IN if name.endswith("_layer_norm") or name == "gru_reset_before")
+OF_UNITS = tuple(name for name in BUILT_IN if name not in STEPWISE)  # each unit of a step alone
 SHARED: dict[str, tuple[Any, ...]] = {
     "size": ("", "-full"),
     "B": (1, 3, 9, 19),
@@ -46,8 +47,8 @@ RESET_AXES = SHARED | {
     "resets": tuple(name for name in RESETS if name != "none"),
 }
 OPTION_AXES = SHARED | {
-    "kernel": tuple(itertools.product(BUILT_IN, ("bfloat16", "float16", "float32", "float64"), ("stepwise",))),
-    "H": (1, 2, 7, 33),
+    "kernel": tuple(itertools.product(BUILT_IN, (*PRECISIONS, "float64"), REGIMES)),
+    "H": (1, 2, 7, 33, 65),
     "T": (1, 2, 5, 13),
     "resets": RESETS,
     "noise": tuple(NOISE),
@@ -58,10 +59,18 @@ OPTION_AXES = SHARED | {
 def runs() -> list[Run]:
     """Every kernel with every value of the other axes, and any two of these values together. Then what pairs of values
     do not make certain: resets that meet several launches and tiles, and every cell under all noise at once."""
-    chosen = [run_of(values) for axes in (RESET_AXES, OPTION_AXES) for values in covering(axes, valid, EASY)]
+    easy = (*EASY, {"H": 33})  # the smallest that several blocks share
+    chosen = [run_of(values) for axes in (RESET_AXES, OPTION_AXES) for values in covering(axes, valid, easy)]
     busy = {"B": 9, "I": 3, "H": 33, "directions": 2, "resets": "some", "learnt": True}
     chosen += [Run(f"simt-{r}", Case(c, T=29, lengths="zeros", **busy)) for r in REGIMES for c in PLAIN]
     chosen += [Run("simt-stepwise", Case(c, T=9, lengths="random", noise=n, **busy)) for c in BUILT_IN for n in NOISE]
+    for regime, cell, noise in itertools.product(REGIMES[:-1], OF_UNITS, NOISE):
+        chosen.append(Run(f"simt-{regime}", Case(cell, T=9, lengths="random", noise=noise, **busy)))
+    for cell in OF_UNITS:  # a team works through many tiles; a warp holds a part of the cells of its units
+        many = {"T": 5, "B": 99, "I": 2, "H": 33, "resets": "some", "learnt": True, "noise": "all", "lengths": "random"}
+        chosen += [Run(f"simt-{regime}", Case(cell, dtype="float16", **many)) for regime in REGIMES[:-1]]
+        wide = {"H": 200, "T": 3, "B": 9, "I": 2, "dtype": "bfloat16", "noise": "all", "resets": "some"}
+        chosen += [Run(f"simt-{regime}-full", Case(cell, **wide)) for regime in ("cluster", "grid")]
     chosen += [Run("simt-grid", Case("lstm", T=6, B=99, I=2, H=33, resets="some", layout="batch_first", learnt=True))]
     # a row wider than a block of threads
     chosen += [Run("simt-stepwise", Case(c, T=2, B=2, I=2, H=300)) for c in BUILT_IN if c.endswith("_norm")]
@@ -96,6 +105,16 @@ def test_resets_have_the_same_bits_in_every_regime(cell: str) -> None:
         same_bits(measured(case, f"simt-{name}"), wanted)
 
 
+@pytest.mark.parametrize("noise", ["none", "all"])
+@pytest.mark.parametrize("cell", OF_UNITS)
+def test_options_have_the_same_bits_in_every_regime(cell: str, noise: str) -> None:
+    options = {"resets": "some", "learnt": True, "noise": noise}
+    case = Case(cell, T=6, B=19, I=3, H=33, directions=2, lengths="zeros", **options)
+    wanted = measured(case, "simt-onchip")
+    for name in ("onchip-full", "cluster", "grid"):
+        same_bits(measured(case, f"simt-{name}"), wanted)
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("cell", PLAIN)
 def test_a_mask_without_resets_changes_no_bit(cell: str, regime: str) -> None:
@@ -112,21 +131,31 @@ def test_a_mask_without_resets_changes_no_bit(cell: str, regime: str) -> None:
     same_bits(*found)
 
 
-@pytest.mark.parametrize("cell", [name for name, cell in BUILT_IN.items() if cell.is_option])
-def test_other_regimes_refuse_options(cell: str) -> None:
-    sentence = "options of a cell, zoneout and dropouts have no kernel that keeps its weights on the chip"
-    for case in (Case(cell), Case("gru", noise="zoneout"), Case("lstm", noise="state")):
-        with pytest.raises(RuntimeError, match=re.escape(sentence)):
-            measured(case, "simt-onchip")
+@pytest.mark.parametrize("regime", REGIMES[:-1])
+@pytest.mark.parametrize("cell", STEPWISE)
+def test_other_regimes_refuse_some_options(cell: str, regime: str) -> None:
+    what = "layer normalisation" if cell.endswith("_norm") else "a GRU that resets before the product"
+    for noise in ("none", "all"):
+        with pytest.raises(RuntimeError, match=f"{what} has no kernel that keeps its weights on the chip$"):
+            measured(Case(cell, noise=noise), f"simt-{regime}")
 
 
-def test_masks_follow_from_the_seed() -> None:
-    case = Case("lstm", T=5, B=4, I=3, H=33, noise="all")
-    same_bits(measured(case, "simt-stepwise"), measured(case, "simt-stepwise"))
-    assert not torch.equal(
-        measured(case, "simt-stepwise")["output"],
-        measured(replace(case, noise="none"), "simt-stepwise")["output"],
-    )
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("cell", PLAIN)
+def test_rates_that_change_nothing_change_no_bit(cell: str, regime: str) -> None:
+    """The kernels with options give what the plain ones give: here nothing is ever drawn."""
+    case = Case(cell, T=5, B=9, I=3, H=33, directions=2, lengths="zeros", resets="some", noise="zoneout_eval")
+    plain = measured(replace(case, noise="none"), f"simt-{regime}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NOISE, "zoneout_eval", Rates(1e-30))
+        same_bits(measured(case, f"simt-{regime}"), plain)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_masks_follow_from_the_seed(regime: str) -> None:
+    case, impl = Case("lstm", T=5, B=4, I=3, H=33, noise="all"), f"simt-{regime}"
+    same_bits(measured(case, impl), measured(case, impl))
+    assert not torch.equal(measured(case, impl)["output"], measured(replace(case, noise="none"), impl)["output"])
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -141,9 +170,12 @@ def test_the_check_before_a_first_call_passes_with_resets(
     assert _self_test.differences(found, wanted, rounding) == ""
 
 
-@pytest.mark.parametrize("cell", _self_test._OPTIONS)
-def test_the_check_before_a_first_call_passes_with_options(cell: str) -> None:
-    spec = Spec(1, cell, False, True, "simt-stepwise").replace(rates=_self_test.rates_of(cell))
+@pytest.mark.parametrize(
+    ("cell", "regime"),
+    [(c, r) for c in _self_test._OPTIONS for r in REGIMES if r == "stepwise" or c not in STEPWISE],
+)
+def test_the_check_before_a_first_call_passes_with_options(cell: str, regime: str) -> None:
+    spec = Spec(1, cell, False, True, f"simt-{regime}").replace(rates=_self_test.rates_of(cell))
     found, wanted = _self_test.compare(spec, 33, torch.float32, torch.device("cpu"), resets=True)
     assert {f"d {kind.name}" for kind in BUILT_IN[cell].further} <= found.keys()
     assert _self_test.differences(found, wanted, _self_test._OPTION_ROUNDING) == ""

@@ -107,8 +107,11 @@ def test_a_wrong_regime_is_left_out(wrong: str | Exception, reason: str, another
     layers = {H: _self_test.trusts(device, "lstm", H, 64, torch.bfloat16, 1, False) for H in (64, 256, 768)}
     assert layers == {64: True, 256: False, 768: True}
     assert _self_test.trusts(device, "lstm", 256, 64, torch.float64, 1, False)
-    # zoneout, dropouts and options of a cell run stepwise
-    assert _self_test.trusts(device, "lstm", 256, 64, torch.bfloat16, 1, False, True)
+    # zoneout, dropouts and peepholes run where the cell does, a normalisation stepwise
+    assert not _self_test.trusts(device, "lstm", 256, 64, torch.bfloat16, 1, False, True)
+    assert not _self_test.trusts(device, "lstm_peephole", 256, 64, torch.bfloat16, 1, False)
+    assert _self_test.trusts(device, "lstm", 64, 64, torch.bfloat16, 1, False, True)
+    assert _self_test.trusts(device, "lstm_layer_norm", 256, 64, torch.bfloat16, 1, False, True)
     assert _self_test.trusts(device, "lstm_layer_norm", 256, 64, torch.bfloat16, 1, False)
 
 

@@ -535,6 +535,7 @@ PREPARE = "csrc/cuda/kernels/prepare.cuh"
 PRODUCTS = "csrc/cuda/host/products.cu"
 LAUNCH = "csrc/cuda/host/launch.cu"
 STEPWISE = "csrc/cuda/kernels/stepwise.cuh"
+OPTIONS = "csrc/cuda/kernels/options.cuh"
 MASKS = "csrc/cuda/kernels/masks.cuh"
 NORM = "csrc/cuda/kernels/stepwise_norm.cuh"
 RESET_BEFORE = "csrc/cuda/kernels/stepwise_reset.cuh"
@@ -560,7 +561,22 @@ CUDA = [
         "if (false) c_before[cell] = state_at",
     ),
     Mutant("CUDA: reverse resets a step late", STEPS, "reverse ? now.t_row : now.t_row_before, now", "now.t_row, now"),
-    Mutant("CUDA: a reset of c alone", STEPS, "h.v[cell] = next[cell][0] = state_at", "next[cell][0] = state_at"),
+    Mutant(
+        "CUDA: a reset of c alone", STEPS, "h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);", ""
+    ),
+    Mutant("CUDA: zoneout keeps no gradient", STEPS, "kept_h = of_h.of_old(dh);", ""),
+    Mutant("CUDA: h that zoneout left in slopes", STEPS, "S::kOptions && fresh_h ? io.saved : io.output", "io.output"),
+    Mutant(
+        "CUDA: c that zoneout left in slopes",
+        STEPS,
+        "if (options.changes(Masked::kZoneoutC))",
+        "if (false)",
+    ),
+    Mutant("CUDA: d_h0 of dropped states", RECURRENCE, "masks.of_state(sums[cell][0], cell)", "sums[cell][0]"),
+    Mutant("CUDA: another state is dropped each step", OPTIONS, "masked == Masked::kState ? of_row : of_row", "of_row"),
+    Mutant("CUDA: zoneout over a reset", OPTIONS, "* H + unit] += d;", "* H + unit] += 0;"),
+    Mutant("CUDA: peepholes of the first block", OPTIONS, "k * units + unit - first_unit", "k * units + unit"),
+    Mutant("CUDA: peepholes of one tile", OPTIONS, "d_seen.load(tile, gate);", "d_seen.load(0, gate);"),
     Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
     Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),
     Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
@@ -653,7 +669,7 @@ CUDA = [
         "d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);",
         "d += static_cast<const Compute*>(io.products)[p.at];",
     ),
-    Mutant("CUDA: zoneout keeps the other share", MASKS, "t, unit) ? 1 : 0;", "t, unit) ? 0 : 1;"),
+    Mutant("CUDA: zoneout keeps the other share", MASKS, ">= mask.threshold ?", "< mask.threshold ?"),
     Mutant("CUDA: c zoned out, its gradient not", STEPWISE, "share.of_new(carry);", "carry;"),
     Mutant("CUDA: o does not see c", STEPWISE, "add_sum(a, p, 2, d[3] * saved[4]);", ""),
     Mutant(

@@ -33,7 +33,8 @@ const void* make_weights(const Layer& l, const Request& r, const Plan& p, Device
 }
 
 Request request_of(const Layer& l, Pass pass, bool tf32) {
-  const bool options = kCells[l.cell].is_option || l.noise.any();
+  const CellInfo& info = kCells[l.cell];
+  const Options options = options_of(info.norm, info.resets_first, info.further_count > 0, l.noise.any());
   return {static_cast<int>(l.gates), pass, precision_of(l.dtype, tf32), l.H, l.B, l.directions, options};
 }
 
@@ -72,19 +73,19 @@ struct RecurrentLaunch {
     const void* weights = nullptr;
     switch (request.precision) {
       case Precision::kBf16:
-        kernel = kernel_bf16(l.cell, pass, plan.tiling, plan.regime);
+        kernel = kernel_bf16(l.cell, pass, plan.tiling, plan.regime, request.options);
         weights = make_weights<Bf16>(l, request, plan, stream);
         break;
       case Precision::kFp16:
-        kernel = kernel_fp16(l.cell, pass, plan.tiling, plan.regime);
+        kernel = kernel_fp16(l.cell, pass, plan.tiling, plan.regime, request.options);
         weights = make_weights<Fp16>(l, request, plan, stream);
         break;
       case Precision::kTf32:
-        kernel = kernel_tf32(l.cell, pass, plan.tiling, plan.regime);
+        kernel = kernel_tf32(l.cell, pass, plan.tiling, plan.regime, request.options);
         weights = make_weights<Tf32>(l, request, plan, stream);
         break;
       case Precision::kTf32x3:
-        kernel = kernel_tf32x3(l.cell, pass, plan.tiling, plan.regime);
+        kernel = kernel_tf32x3(l.cell, pass, plan.tiling, plan.regime, request.options);
         weights = make_weights<Tf32x3>(l, request, plan, stream);
         break;
     }
@@ -104,7 +105,12 @@ struct RecurrentLaunch {
       io.c_reset = row_address(l, l.c_reset[d], l.H, 1, stream);
       io.begin = 0;
       io.end = static_cast<int>(l.T);
+      args.options.seen[d] = l.further[0][d].data;
     }
+    args.options.seed = l.noise.seed;
+    for (int kind = 0; kind < kMaskedKinds; ++kind)
+      args.options.masks[kind] = mask_of<float>(l.noise, static_cast<Masked>(kind));
+    args.options.saves_fresh_h = l.saves_fresh_h();
     args.T = static_cast<int>(l.T);
     args.B = static_cast<int>(l.B);
     args.H = static_cast<int>(l.H);
@@ -182,6 +188,8 @@ void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choic
     io.d_gates = row_address(b.d_gates[d]);
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
+    launch.args.options.d_seen[d] = b.d_further[d];
+    launch.args.options.reset_h[d] = static_cast<float*>(carries.h[d]);
     io.reset_carry = static_cast<float*>(kCells[b.layer.cell].has_c ? carries.c[d] : carries.h[d]);
   }
   launch.launch();

@@ -170,7 +170,8 @@ class CudaRunner : public Runner {
 // Asks the driver how many clusters of each size run at once, and sets the size of the largest, for the kernel that
 // takes most registers and shared memory: no other needs more of a multiprocessor.
 void ask_for_clusters(Limits& limits) {
-  const auto* kernel = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster));
+  const auto* kernel =
+      reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, {4, 8}, Regime::kCluster, Options::kNone));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
         "asking for shared memory");
@@ -223,7 +224,8 @@ Limits read_limits(int device) {
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   cudaFuncAttributes found{};
-  const auto* any = reinterpret_cast<const void*>(kernel_bf16(kCell_lstm, Pass::kForward, kGated[0], Regime::kOnchip));
+  const auto* any = reinterpret_cast<const void*>(
+      kernel_bf16(kCell_lstm, Pass::kForward, kGated[0], Regime::kOnchip, Options::kNone));
   if (cudaFuncGetAttributes(&found, any) != cudaSuccess) {
     cudaGetLastError();
     throw std::runtime_error("the device has compute capability " + std::to_string(limits.architecture / 10) + "." +

@@ -9,6 +9,11 @@
 
 namespace sf::cuda {
 
+// The batch row at a position in the order of the batch rows, or -1 beyond the last.
+SF_DEVICE int batch_row(const LaunchArgs& a, int position) {
+  return position >= a.B ? -1 : a.order ? static_cast<int>(a.order[position]) : position;
+}
+
 // Values that one instruction loads or stores.
 template <class T, int kCount>
 struct alignas(kCount == 3 ? sizeof(T) : sizeof(T) * kCount) Vector {
@@ -17,12 +22,13 @@ struct alignas(kCount == 3 ? sizeof(T) : sizeof(T) * kCount) Vector {
 
 // The constants of one kernel. The operand of a step is the matrix that R is multiplied by: h in the forward, the
 // gradients of all gates in the backward.
-template <class Cell_, class Math_, int kSplits_, int kHiddenTiles, Pass kPass_>
+template <class Cell_, class Math_, int kSplits_, int kHiddenTiles, Pass kPass_, bool kOptions_ = false>
 struct Shape {
   using Cell = Cell_;
   using Math = Math_;
   using Element = typename Math::Element;
   static constexpr Pass kPass = kPass_;
+  static constexpr bool kOptions = kOptions_;  // see options.cuh
   static constexpr Precision kPrecision = Math::kPrecision;
   static constexpr Tiling kTiling{kSplits_, kHiddenTiles};
   static constexpr int kSplits = kSplits_, kGates = Cell::kGates;
@@ -68,6 +74,26 @@ struct Lane {
     return group * kGroupUnits + (S::kSplits == 1 ? 0 : 8 * (split * S::kCells >> 1));
   }
   SF_DEVICE int slice_column(int i) const { return S::kSplits < 4 ? i : 2 * i + (split & 1); }
+};
+
+// The floats per batch tile and cell that a thread keeps in shared memory from step to step. The layout, (tiles,
+// kCount, threads, cells), lets a warp read without bank conflicts.
+template <class S, int kCount>
+struct LaneValues {
+  Shared<float> region;
+  int threads = block_threads();
+
+  SF_DEVICE LaneValues(SharedAllocator& allocator, int tiles)
+      : region(allocator.take<float>(tiles * kCount * S::kCells * block_threads())) {}
+  SF_DEVICE int index(int tile, int which) const {
+    return ((tile * kCount + which) * threads + thread_id()) * S::kCells;
+  }
+  SF_DEVICE Vector<float, S::kCells> load(int tile, int which) const {
+    return region.template load_as<Vector<float, S::kCells>>(index(tile, which));
+  }
+  SF_DEVICE void store(int tile, int which, const Vector<float, S::kCells>& v) const {
+    region.store_as(index(tile, which), v);
+  }
 };
 
 // The operands of a block's tiles in shared memory, (2 halves, tiles, planes, 8 rows, kPitch). The operand of step s is

@@ -18,10 +18,10 @@ constexpr bool kEveryRegime = true;
 constexpr bool kEveryRegime = false;
 #endif
 
-template <class Cell, class Math, Pass kPass, int kIndex>
+template <class Cell, class Math, Pass kPass, bool kOptions, int kIndex>
 RecurrentKernel kernel_of(Tiling wanted, Regime regime) {
   constexpr Tiling kTiling = tilings(Cell::kGates, Math::kPrecision).first[kIndex];
-  using S = Shape<Cell, Math, kTiling.splits, kTiling.k_tiles, kPass>;
+  using S = Shape<Cell, Math, kTiling.splits, kTiling.k_tiles, kPass, kOptions>;
   if (wanted.splits != kTiling.splits || wanted.k_tiles != kTiling.k_tiles) return nullptr;
   if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kOnchip)) {
     if (regime == Regime::kOnchip) return recur<S, Onchip>;
@@ -35,24 +35,32 @@ RecurrentKernel kernel_of(Tiling wanted, Regime regime) {
   return nullptr;
 }
 
-template <class Cell, class Math, Pass kPass, int... kIndex>
+template <class Cell, class Math, Pass kPass, bool kOptions, int... kIndex>
 RecurrentKernel kernel_of_any(Tiling tiling, Regime regime, std::integer_sequence<int, kIndex...>) {
   RecurrentKernel found = nullptr;
-  ((found = found ? found : kernel_of<Cell, Math, kPass, kIndex>(tiling, regime)), ...);
+  ((found = found ? found : kernel_of<Cell, Math, kPass, kOptions, kIndex>(tiling, regime)), ...);
   return found;
 }
 
+template <class Cell, class Math, bool kOptions>
+RecurrentKernel kernel_of_cell(Pass pass, Tiling tiling, Regime regime) {
+  constexpr std::make_integer_sequence<int, tilings(Cell::kGates, Math::kPrecision).count> kAll{};
+  return pass == Pass::kForward ? kernel_of_any<Cell, Math, Pass::kForward, kOptions>(tiling, regime, kAll)
+                                : kernel_of_any<Cell, Math, Pass::kBackward, kOptions>(tiling, regime, kAll);
+}
+
 template <class Math>
-RecurrentKernel find_kernel(int cell, Pass pass, Tiling tiling, Regime regime) {
+RecurrentKernel find_kernel(int cell, Pass pass, Tiling tiling, Regime regime, Options options) {
+  if (options != Options::kNone && options != Options::kMasks && options != Options::kPeephole) return nullptr;
   switch (cell) {
-#define SF_CASE(name, Cell)                                                                           \
-  case kCell_##name: {                                                                                \
-    constexpr std::make_integer_sequence<int, tilings(Cell::kGates, Math::kPrecision).count> kAll{};  \
-    return pass == Pass::kForward ? kernel_of_any<Cell, Math, Pass::kForward>(tiling, regime, kAll)   \
-                                  : kernel_of_any<Cell, Math, Pass::kBackward>(tiling, regime, kAll); \
-  }
+#define SF_CASE(name, Cell)                                                                    \
+  case kCell_##name:                                                                           \
+    return options == Options::kNone ? kernel_of_cell<Cell, Math, false>(pass, tiling, regime) \
+                                     : kernel_of_cell<Cell, Math, true>(pass, tiling, regime);
     SF_CELLS(SF_CASE)
 #undef SF_CASE
+    case kCell_lstm_peephole:  // the variant with options looks whether there are peepholes
+      return kernel_of_cell<Lstm, Math, true>(pass, tiling, regime);
   }
   return nullptr;
 }

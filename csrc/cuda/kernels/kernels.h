@@ -9,10 +9,10 @@ namespace sf::cuda {
 
 using RecurrentKernel = void (*)(LaunchArgs);
 
-// The kernel, or null if no plan can choose it. cell: index in SF_CELLS.
-RecurrentKernel kernel_bf16(int cell, Pass, Tiling, Regime);
-RecurrentKernel kernel_fp16(int cell, Pass, Tiling, Regime);
-RecurrentKernel kernel_tf32(int cell, Pass, Tiling, Regime);
-RecurrentKernel kernel_tf32x3(int cell, Pass, Tiling, Regime);
+// The kernel, or null if no plan can choose it. cell: index in kCells.
+RecurrentKernel kernel_bf16(int cell, Pass, Tiling, Regime, Options);
+RecurrentKernel kernel_fp16(int cell, Pass, Tiling, Regime, Options);
+RecurrentKernel kernel_tf32(int cell, Pass, Tiling, Regime, Options);
+RecurrentKernel kernel_tf32x3(int cell, Pass, Tiling, Regime, Options);
 
 }  // namespace sf::cuda

@@ -4,8 +4,8 @@
 
 namespace sf::cuda {
 
-RecurrentKernel kernel_bf16(int cell, Pass pass, Tiling tiling, Regime regime) {
-  return find_kernel<Bf16>(cell, pass, tiling, regime);
+RecurrentKernel kernel_bf16(int cell, Pass pass, Tiling tiling, Regime regime, Options options) {
+  return find_kernel<Bf16>(cell, pass, tiling, regime, options);
 }
 
 }  // namespace sf::cuda

@@ -4,8 +4,8 @@
 
 namespace sf::cuda {
 
-RecurrentKernel kernel_fp16(int cell, Pass pass, Tiling tiling, Regime regime) {
-  return find_kernel<Fp16>(cell, pass, tiling, regime);
+RecurrentKernel kernel_fp16(int cell, Pass pass, Tiling tiling, Regime regime, Options options) {
+  return find_kernel<Fp16>(cell, pass, tiling, regime, options);
 }
 
 }  // namespace sf::cuda

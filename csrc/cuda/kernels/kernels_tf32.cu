@@ -4,8 +4,8 @@
 
 namespace sf::cuda {
 
-RecurrentKernel kernel_tf32(int cell, Pass pass, Tiling tiling, Regime regime) {
-  return find_kernel<Tf32>(cell, pass, tiling, regime);
+RecurrentKernel kernel_tf32(int cell, Pass pass, Tiling tiling, Regime regime, Options options) {
+  return find_kernel<Tf32>(cell, pass, tiling, regime, options);
 }
 
 }  // namespace sf::cuda

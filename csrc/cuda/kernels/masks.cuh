@@ -15,24 +15,19 @@ SF_DEVICE typename Math::Storage stored_or_zero(const Rows& rows, int64_t b, int
   return rows.data ? *element<const typename Math::Storage>(rows, 0, b, unit) : Math::narrow(0);
 }
 
-// Whether a unit's word keeps it: it is not dropped, or takes its new state.
-SF_DEVICE bool is_kept(const Noise& noise, Masked masked, int direction, int64_t b, int64_t t, int64_t unit) {
-  const NoiseKey key = noise_key(*noise.seed, masked, direction, b, t);
-  return noise_word(key, static_cast<uint32_t>(unit)) >= noise_threshold(noise.rate(masked));
-}
-
-// By what a dropout multiplies a unit: 0 or 1 / (1 - rate) in training, else 1.
+// By what a mask multiplies a unit.
 template <class Compute>
-SF_DEVICE Compute dropout(const Noise& noise, Masked masked, int direction, int64_t b, int64_t t, int64_t unit) {
-  const double rate = noise.rate(masked);
-  if (!noise.seed || !(rate > 0)) return 1;
-  return is_kept(noise, masked, direction, b, t, unit) ? static_cast<Compute>(1 / (1 - rate)) : 0;
+SF_DEVICE Compute mask_at(const Noise& noise, Masked masked, int direction, int64_t b, int64_t t, int64_t unit) {
+  const Mask<Compute> mask = mask_of<Compute>(noise, masked);
+  if (mask.threshold == 0) return mask.kept;
+  const NoiseKey key = noise_key(*noise.seed, masked, direction, b, t);
+  return noise_word(key, static_cast<uint32_t>(unit)) >= mask.threshold ? mask.kept : 0;
 }
 
 // The mask of the state that R sees is the same at every step.
 template <class Compute>
 SF_DEVICE Compute state_mask(const Noise& noise, int direction, int64_t b, int64_t unit) {
-  return dropout<Compute>(noise, Masked::kState, direction, b, 0, unit);
+  return mask_at<Compute>(noise, Masked::kState, direction, b, 0, unit);
 }
 template <class Math>
 SF_DEVICE typename Math::Storage masked_state(const Noise& noise, int direction, int64_t b, int64_t unit,
@@ -46,11 +41,9 @@ template <class Compute>
 struct NewShare {
   Compute share;
 
-  SF_DEVICE NewShare(const Noise& noise, Masked masked, int direction, int64_t b, int64_t t, int64_t unit) : share(1) {
-    const double rate = noise.rate(masked);
-    if (!(rate > 0)) return;
-    share = !noise.seed ? static_cast<Compute>(1 - rate) : is_kept(noise, masked, direction, b, t, unit) ? 1 : 0;
-  }
+  SF_DEVICE explicit NewShare(Compute share_) : share(share_) {}
+  SF_DEVICE NewShare(const Noise& noise, Masked masked, int direction, int64_t b, int64_t t, int64_t unit)
+      : share(mask_at<Compute>(noise, masked, direction, b, t, unit)) {}
   // A share of 0 or 1 chooses, since 0 * NaN is NaN.
   SF_DEVICE Compute mix(Compute now, Compute before) const {
     return share == 1 ? now : share == 0 ? before : share * now + (1 - share) * before;

@@ -8,25 +8,6 @@
 
 namespace sf::cuda {
 
-// The two floats per batch tile and cell that a thread keeps in shared memory from step to step: h and c in the
-// forward; in the backward the part of d(loss)/dh that no step has used yet, and the cell's carry. The layout, (tiles,
-// 2, threads, cells), lets a warp read without bank conflicts.
-template <class S>
-struct States {
-  Shared<float> region;
-  int threads = block_threads();
-
-  SF_DEVICE States(SharedAllocator& allocator, const LaunchArgs& a)
-      : region(allocator.take<float>(a.tiles * 2 * S::kCells * block_threads())) {}
-  SF_DEVICE int index(int tile, int which) const { return ((tile * 2 + which) * threads + thread_id()) * S::kCells; }
-  SF_DEVICE Vector<float, S::kCells> load(int tile, int which) const {
-    return region.template load_as<Vector<float, S::kCells>>(index(tile, which));
-  }
-  SF_DEVICE void store(int tile, int which, const Vector<float, S::kCells>& v) const {
-    region.store_as(index(tile, which), v);
-  }
-};
-
 // A warp's part of R in registers, and the product of it with the operand of a batch tile.
 template <class S>
 struct WeightFragments {
@@ -122,8 +103,7 @@ struct RowTable {
   SF_DEVICE RowTable(SharedAllocator& allocator, const LaunchArgs& a, int first_row)
       : region(allocator.take<int>(a.tiles * kTileRows * 2)) {
     for (int i = thread_id(); i < a.tiles * kTileRows; i += block_threads()) {
-      const int position = first_row + i;  // in the order of the batch rows
-      const int b = position >= a.B ? -1 : a.order ? static_cast<int>(a.order[position]) : position;
+      const int b = batch_row(a, first_row + i);
       region.store(2 * i, b);
       region.store(2 * i + 1, b < 0 ? 0 : a.lengths ? static_cast<int>(a.lengths[b]) : a.T);
     }
@@ -145,7 +125,7 @@ struct RowTable {
 template <class S, template <class> class ExchangeOf>
 SF_KERNEL(S::kThreads)
 recur(SF_PARAMETER LaunchArgs a) {
-  using Step = typename StepOf<S>::Type;
+  using Step = StepOf<S>;
   using Exchange = ExchangeOf<S>;
   using Floats = Vector<float, S::kCells>;
   constexpr bool kForward = S::kPass == Pass::kForward;
@@ -155,9 +135,11 @@ recur(SF_PARAMETER LaunchArgs a) {
 
   SharedAllocator allocator;
   const RowTable<S> rows(allocator, a, team / a.directions * a.tiles * kTileRows);
-  const States<S> states(allocator, a);
+  // h and c in the forward; in the backward the part of d(loss)/dh that no step has used yet, and the cell's carry.
+  const LaneValues<S, 2> states(allocator, a.tiles);
   Exchange exchange(allocator, a, at);
   const Partials<S> partials(allocator, a);
+  const SharedOptions<S> options(allocator, a, direction, team / a.directions * a.tiles * kTileRows);
   const WeightFragments<S> weights(io, at);
   const Step step(a, io, at);
 
@@ -190,7 +172,8 @@ recur(SF_PARAMETER LaunchArgs a) {
   const auto set_first_operand = [&](int tile) {
     for (int i = thread_id(); i < kTileRows * a.H; i += block_threads()) {
       const int unit = i % a.H, column = i / a.H;
-      const float h[S::kOperands] = {state_before(0, tile * kTileRows + column, unit)};
+      const int row = tile * kTileRows + column;
+      const float h[S::kOperands] = {options.first_state(state_before(0, row, unit), row, unit)};
       store_split<S>(exchange.operand.region, h,
                      [&](int plane) { return exchange.operand.row(0, tile, plane, column) + unit; });
     }
@@ -220,6 +203,7 @@ recur(SF_PARAMETER LaunchArgs a) {
     const int now_tile = tile, now_turn = turn;
     const StepPosition<S> now = ahead;
     const typename Step::Prepared prepared = step.prepare(inputs_ahead);
+    const LaneMasks<S> masks = options.draw(at, now_tile * kTileRows + at.column(0), now.t);
     if (++tile == a.tiles) {
       tile = 0;
       ++turn;
@@ -253,13 +237,13 @@ recur(SF_PARAMETER LaunchArgs a) {
       Floats s0 = states.load(now_tile, 0), s1 = states.load(now_tile, 1);
       if (kForward || now_turn < steps) {
         float next[S::kCells][S::kOperands];
-        step.run(a, io, now, prepared, sums, s0, s1, next);
+        step.run(a, io, now, prepared, sums, options, masks, now_tile, s0, s1, next);
         if (more) SF_UNROLL
         for (int cell = 0; cell < S::kCells; ++cell)
           exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), next[cell]);
       } else {
         SF_UNROLL
-        for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += sums[cell][0];
+        for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += masks.of_state(sums[cell][0], cell);
       }
       states.store(now_tile, 0, s0);
       states.store(now_tile, 1, s1);
@@ -275,6 +259,7 @@ recur(SF_PARAMETER LaunchArgs a) {
       if (b < 0 || unit >= a.H) continue;
       if (a.last) {
         Step::finish(io, b, unit, s0.v[cell], s1.v[cell]);
+        options.finish(t, cell, b, unit, a.H);
       } else {
         a.carried_out[(static_cast<int64_t>(direction * 2) * a.B + b) * a.H + unit] = s0.v[cell];
         a.carried_out[(static_cast<int64_t>(direction * 2 + 1) * a.B + b) * a.H + unit] = s1.v[cell];

@@ -2,7 +2,9 @@
 // step. The formulas are those of core/cells.h. A step's inputs are loaded (load) before its product is ready (run).
 #pragma once
 
-#include "exchange.cuh"
+#include <type_traits>
+
+#include "options.cuh"
 
 namespace sf::cuda {
 
@@ -104,15 +106,16 @@ struct ForwardStep {
   static SF_DEVICE float start(const Prepared& k, int cell, int m) { return k.slots[cell][Cell::hidden_slot(m)]; }
 
   SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& prepared,
-                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& h,
-                     Vector<float, S::kCells>& c, float (&next)[S::kCells][S::kOperands]) const {
+                     const float (&sums)[S::kCells][S::kMTiles], const SharedOptions<S>& options,
+                     const LaneMasks<S>& masks, int, Vector<float, S::kCells>& h, Vector<float, S::kCells>& c,
+                     float (&next)[S::kCells][S::kOperands]) const {
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       const auto row_of = [&](const RowAddress& rows, int values) {
         return reinterpret_cast<Storage*>(
             rows.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
       };
-      Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, 4);
+      Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, Cell::kSaved >= 4 ? 4 : 1);
       SF_UNROLL
       for (int half = 0; half < S::kLaneHalves; ++half) {
         const int cell = S::cell_of(half, column);
@@ -122,8 +125,14 @@ struct ForwardStep {
         SF_UNROLL
         for (int g = 0; g < S::kGates; ++g)
           slots[Cell::hidden_slot(g)] = S::kStartsFromInput ? sums[cell][g] : start(prepared, cell, g) + sums[cell][g];
-        float next_h = h.v[cell], next_c = c.v[cell];
-        Cell::forward(slots, next_h, next_c, saved);
+        float next_h = h.v[cell], next_c = c.v[cell], seen[3];
+        Cell::forward(slots, next_h, next_c, saved, options.of_unit(masks, cell, unit + 8 * half, seen));
+        if constexpr (S::kOptions) {
+          if (Cell::kReadsH && a.options.saves_fresh_h && io.saved.data && live(now, cell))
+            saved_row[8 * half] = Math::narrow(next_h);
+          next_h = masks.share(Masked::kZoneoutH, cell).mix(next_h, h.v[cell]);
+          if (Cell::kHasC) saved[4] = next_c = masks.share(Masked::kZoneoutC, cell).mix(next_c, c.v[cell]);
+        }
         const Storage stored = Math::narrow(next_h);
         if (live(now, cell)) {
           h.v[cell] = Math::widen(stored);  // the next step reads h as it is stored
@@ -134,12 +143,13 @@ struct ForwardStep {
             if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
           }
         }
-        next[cell][0] = h.v[cell];
+        next[cell][0] = masks.of_state(h.v[cell], cell);
       }
     }
     if (prepared.anew)
       each_anew<S>(prepared.anew, in_layer, [&](int cell, int column, int half) {
-        h.v[cell] = next[cell][0] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+        h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+        next[cell][0] = masks.of_state(h.v[cell], cell);
         if (Cell::kHasC) c.v[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
       });
   }
@@ -160,11 +170,11 @@ struct BackwardStep {
     uint32_t anew;  // a bit for each column: whether the step starts from the reset state
   };
 
-  bool in_layer[S::kLaneHalves];
+  bool in_layer[S::kLaneHalves], fresh_h;
   int unit, fifth;
 
   SF_DEVICE BackwardStep(const LaunchArgs& a, const DirectionArgs&, const Lane<S>& at)
-      : unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
+      : fresh_h(a.options.saves_fresh_h), unit(at.unit(0)), fifth(4 * static_cast<int>(padded(a.H))) {
     SF_UNROLL
     for (int half = 0; half < S::kLaneHalves; ++half) in_layer[half] = unit + 8 * half < a.H;
   }
@@ -178,6 +188,7 @@ struct BackwardStep {
   }
   SF_DEVICE void load(const DirectionArgs& io, const StepPosition<S>& now, bool reverse, Inputs& in) const {
     in = Inputs{};
+    const RowAddress& given = S::kOptions && fresh_h ? io.saved : io.output;  // has the h that the cells gave
     const int before = reverse ? now.t + 1 : now.t - 1;
     if (io.resets.data) SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column)
@@ -194,7 +205,7 @@ struct BackwardStep {
       const Storage* fifth_now = at(io.saved.row(size * (fifth + unit), now.t_row, b));
       const Storage* fifth_before =
           at(has_before ? io.saved.row(size * (fifth + unit), now.t_row_before, b) : io.c0.row(size * unit, 0, b));
-      const Storage* h = at(io.output.row(size * unit, now.t_row, b));
+      const Storage* h = at(given.row(size * unit, now.t_row, b));
       const Storage* h_before =
           at(has_before ? io.output.row(size * unit, now.t_row_before, b) : io.h0.row(size * unit, 0, b));
       const Storage* d = at(io.d_output.row(size * unit, now.t_row, b));
@@ -216,9 +227,11 @@ struct BackwardStep {
   static SF_DEVICE float start(const Prepared&, int, int) { return 0; }
 
   SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& in,
-                     const float (&sums)[S::kCells][S::kMTiles], Vector<float, S::kCells>& pending,
+                     const float (&sums)[S::kCells][S::kMTiles], const SharedOptions<S>& options,
+                     const LaneMasks<S>& masks, int tile, Vector<float, S::kCells>& pending,
                      Vector<float, S::kCells>& carry, float (&next)[S::kCells][S::kOperands]) const {
     float h_before[S::kCells], c_before[S::kCells];
+    Vector<float, S::kCells> d_seen[3] = {};
     SF_UNROLL
     for (int cell = 0; cell < S::kCells; ++cell) {
       h_before[cell] = Cell::kReadsHPrev ? Math::widen(in.h_before[cell]) : 0;
@@ -244,13 +257,39 @@ struct BackwardStep {
         float saved[5], d[Cell::kSlots];
         if (Cell::kSaved >= 4) Math::unpack(in.four[cell], saved);
         if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
-        pending.v[cell] += sums[cell][0];
-        float next_carry = carry.v[cell];
+        pending.v[cell] += masks.of_state(sums[cell][0], cell);
+        float dh = pending.v[cell] + Math::widen(in.d[cell]), next_carry = carry.v[cell], kept_h = 0, kept_c = 0;
         const bool is_live = live(now, cell);
-        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before[cell], c_before[cell],
-                       pending.v[cell] + Math::widen(in.d[cell]), next_carry, d);
+        float seen[3];
+        const auto unit_options = options.of_unit(masks, cell, unit + 8 * half, seen);
+        if constexpr (S::kOptions) {
+          if (Cell::kCarriesH) {  // zoneout shares out the whole gradient of h
+            dh += next_carry;
+            next_carry = 0;
+          }
+          const NewShare<float> of_h = masks.share(Masked::kZoneoutH, cell),
+                                of_c = masks.share(Masked::kZoneoutC, cell);
+          kept_h = of_h.of_old(dh);
+          dh = of_h.of_new(dh);
+          if constexpr (Cell::kHasC) {
+            kept_c = of_c.of_old(next_carry);
+            next_carry = of_c.of_new(next_carry);
+            if (options.changes(Masked::kZoneoutC))
+              saved[4] = Cell::next_c(saved[0], saved[1], saved[2], c_before[cell], unit_options);
+          }
+        }
+        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before[cell], c_before[cell], dh, next_carry, d,
+                       unit_options);
+        if constexpr (S::kOptions && Cell::kHasC) {
+          next_carry += kept_c;
+          if (is_live) {
+            d_seen[0].v[cell] = d[0] * c_before[cell];
+            d_seen[1].v[cell] = d[1] * c_before[cell];
+            d_seen[2].v[cell] = d[3] * saved[4];
+          }
+        }
         if (is_live) {
-          pending.v[cell] = 0;
+          pending.v[cell] = kept_h;
           carry.v[cell] = next_carry;
           SF_UNROLL
           for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
@@ -259,12 +298,17 @@ struct BackwardStep {
         for (int g = 0; g < S::kGates; ++g) next[cell][g] = is_live ? d[Cell::hidden_slot(g)] : 0;
       }
     }
+    if constexpr (S::kOptions && Cell::kHasC)
+      if (options.adds_up()) SF_UNROLL
+    for (int gate = 0; gate < 3; ++gate) options.add_seen(tile, gate, d_seen[gate]);
     // Nothing flows back over a reset.
     if (in.anew)
       each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
         if ((Cell::kHasC || Cell::kCarriesH) && io.reset_carry)
           io.reset_carry[static_cast<int64_t>(now.b[column]) * a.H + unit + 8 * half] += carry.v[cell];
         carry.v[cell] = 0;
+        if constexpr (S::kOptions)
+          pending.v[cell] = options.to_reset_h(pending.v[cell], now.b[column], unit + 8 * half, a.H);
         SF_UNROLL
         for (int g = 0; g < S::kGates; ++g) next[cell][g] = 0;
       });
@@ -276,12 +320,6 @@ struct BackwardStep {
 };
 
 template <class S>
-struct StepOf {
-  using Type = ForwardStep<S>;
-};
-template <class Cell, class Math, int kSplits, int kHiddenTiles>
-struct StepOf<Shape<Cell, Math, kSplits, kHiddenTiles, Pass::kBackward>> {
-  using Type = BackwardStep<Shape<Cell, Math, kSplits, kHiddenTiles, Pass::kBackward>>;
-};
+using StepOf = std::conditional_t<S::kPass == Pass::kForward, ForwardStep<S>, BackwardStep<S>>;
 
 }  // namespace sf::cuda

@@ -85,7 +85,7 @@ SF_DEVICE auto stepwise_options(const StepwiseArgs& a, const StepwisePlace& p, t
     return NoOptions{};
   } else {
     const StepwiseDirectionArgs& io = a.direction[p.d];
-    const Compute mask = dropout<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
+    const Compute mask = mask_at<Compute>(a.noise, Masked::kCandidate, p.d, p.b, io.t, p.unit);
     if constexpr (OptionsOf<Cell>::kPeephole) {
       SF_UNROLL
       for (int k = 0; k < 3; ++k)

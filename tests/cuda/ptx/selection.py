@@ -1,6 +1,7 @@
 """The recurrent kernels in the PTX, and for each a layer that plan.h runs with it.
 
-A kernel is named by cell, precision, regime and tiling; its forward and its backward are two kernels of one layer. A
+A kernel is named by cell, precision, regime, tiling and whether it is the variant with options; its forward and its
+backward are two kernels of one layer. A
 layer whose H is the smallest that takes the tiling has the most padding; one whose H is the largest has none.
 """
 
@@ -20,11 +21,12 @@ from support.cases import FLOATS, HALVES, Case
 DTYPES = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32x3": "float32", "Tf32": "tf32"}
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32x3", "tf32": "tf32"}
 CELLS = {"TanhActivation": "rnn_tanh", "ReluActivation": "rnn_relu", "Gru": "gru", "Lstm": "lstm"}
+OPTION_DTYPES = ("bfloat16", "float32")  # of the sample of kernels with options
 REGIMES = ("onchip", "cluster", "grid", "stepwise")
 DEVICE = {"architecture": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16, "warps": 16}
 MANGLED = re.compile(
     r"_ZN2sf4cuda5recurINS0_5ShapeI(?:NS_5ElmanI)?NS_\d+(?P<cell>[A-Z][a-zA-Z]+?)E+NS0_\d+(?P<precision>Bf16|Fp16|Tf32x3|Tf32)E"
-    r"Li(?P<splits>\d+)ELi(?P<k_tiles>\d+)ELNS0_4PassE(?P<backward>[01])EEENS0_\d+(?P<regime>Onchip|Cluster|Grid)EEE"
+    r"Li(?P<splits>\d+)ELi(?P<k_tiles>\d+)ELNS0_4PassE(?P<backward>[01])ELb(?P<options>[01])EEENS0_\d+(?P<regime>Onchip|Cluster|Grid)EEE"
 )
 
 
@@ -34,9 +36,16 @@ class Recurrent(NamedTuple):
     regime: str
     splits: int
     k_tiles: int
+    options: bool = False
 
     def __str__(self) -> str:
-        return f"{self.cell}-{self.dtype}-{self.regime}-{self.splits}x{self.k_tiles}"
+        name = f"{self.cell}-{self.dtype}-{self.regime}-{self.splits}x{self.k_tiles}"
+        return f"{name}-options" if self.options else name
+
+    @property
+    def layer(self) -> str:
+        """The cell of a layer that runs it and uses all of it."""
+        return "lstm_peephole" if self.options and self.cell == "lstm" else self.cell
 
 
 @cache
@@ -54,6 +63,7 @@ def recurrent() -> dict[Recurrent, tuple[str, str]]:
             parts["regime"].lower(),
             int(parts["splits"]),
             int(parts["k_tiles"]),
+            parts["options"] == "1",
         )
         found.setdefault(kernel, {})[parts["backward"]] = name
     return {kernel: (passes["0"], passes["1"]) for kernel, passes in found.items()}
@@ -62,7 +72,7 @@ def recurrent() -> dict[Recurrent, tuple[str, str]]:
 def plan(kernel: Recurrent, H: int, B: int, directions: int, back: bool) -> dict[str, Any]:
     assert _ext.C is not None
     precision = PRECISIONS[kernel.dtype]
-    return _ext.C.plan(kernel.cell, H, B, precision, directions, back, kernel.regime, DEVICE)
+    return _ext.C.plan(kernel.layer, H, B, precision, directions, back, kernel.regime, DEVICE, kernel.options)
 
 
 def runs(kernel: Recurrent, H: int, B: int = 1, directions: int = 1) -> bool:
@@ -87,12 +97,13 @@ def sizes(kernel: Recurrent) -> tuple[int, int]:
 def cases(kernel: Recurrent) -> Iterator[Case]:
     """Two layers that run the kernel: one ragged, with padding and several tiles, in two directions; one without."""
     smallest, largest = sizes(kernel)
-    common: dict[str, Any] = {"cell": kernel.cell, "dtype": kernel.dtype, "I": 3}
+    common: dict[str, Any] = {"dtype": kernel.dtype, "I": 3}
+    noise = ("all", "zoneout") if kernel.options else ("none", "none")
     several = {"B": 19, "T": 4, "lengths": "zeros", "directions": 2}
     while not runs(kernel, smallest, several["B"], several["directions"]):
         several |= {"B": 9} if several["B"] == 19 else {"directions": 1}
-    yield Case(H=smallest, resets="some", learnt=True, **common, **several)
-    yield Case(H=largest, T=5, B=3, lengths="random", layout="packed", **common)
+    yield Case(kernel.layer, H=smallest, resets="some", learnt=True, noise=noise[0], **common, **several)
+    yield Case(kernel.cell, H=largest, T=5, B=3, lengths="random", layout="packed", noise=noise[1], **common)
 
 
 def implementation(kernel: Recurrent) -> str:
@@ -100,10 +111,12 @@ def implementation(kernel: Recurrent) -> str:
 
 
 def sample() -> list[Recurrent]:
-    """For each cell, precision and regime the kernel of the smallest tiling, which runs fastest."""
-    first: dict[tuple[str, str, str], Recurrent] = {}
+    """For each cell, precision and regime the kernel of the smallest tiling, which runs fastest; with options in two of
+    the precisions."""
+    first: dict[tuple[str, str, str, bool], Recurrent] = {}
     for kernel in sorted(recurrent(), key=lambda kernel: kernel.splits * kernel.k_tiles):
-        first.setdefault((kernel.cell, kernel.dtype, kernel.regime), kernel)
+        if not kernel.options or kernel.dtype in OPTION_DTYPES:
+            first.setdefault((kernel.cell, kernel.dtype, kernel.regime, kernel.options), kernel)
     return list(first.values())
 
 
