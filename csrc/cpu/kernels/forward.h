@@ -268,7 +268,7 @@ class ForwardPass {
   // Computes one step with weights that are not packed. A few rows, the rows of one tile, use them as they lie in
   // memory; with more rows, the blocks of each tile are packed just before they are used.
   void tiles_in_place(ForwardStep<F>& s) {
-    if constexpr (F::kPack == 1) {
+    if constexpr (!kInferenceAlone && F::kPack == 1) {
       if (s.rows <= Shape::kRows) {
         const Matrix &w_ih = layer_.w_ih[direction_], &w_hh = layer_.w_hh[direction_];
         s.w_x = reinterpret_cast<const E*>(w_ih.data), s.row_stride_x = w_ih.row_stride;

@@ -6,6 +6,15 @@
 
 namespace sf {
 
+// The runtime (csrc/runtime) compiles the kernels with SF_INFERENCE. They then lack what it never asks for, and take a
+// fifth of the space: training, float64, weights that are not packed, and in a build for bfloat16 products other
+// formats.
+#if defined(SF_INFERENCE)
+constexpr bool kInferenceAlone = true;
+#else
+constexpr bool kInferenceAlone = false;
+#endif
+
 // Rows are in descending order of length, so that those which have ended are at the end of the list.
 struct Task {
   int direction;
@@ -74,7 +83,7 @@ struct Bytes {
   int64_t size;
 };
 
-// All sizes are in bytes.
+// All sizes are in bytes. With kInferenceAlone the functions for training are null.
 struct Kernels {
   const char* name;
   void (*pack_forward)(const Layer&, int direction, char* to);

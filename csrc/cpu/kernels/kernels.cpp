@@ -29,13 +29,13 @@ auto with_cell(const Layer& layer, Function&& function) {
 }
 template <class Function>
 auto with_format(const Layer& layer, Function&& function) {
-  if (layer.dtype == Dtype::kFloat64) return with_cell<Plain<double>>(layer, function);
+  if (!kInferenceAlone && layer.dtype == Dtype::kFloat64) return with_cell<Plain<double>>(layer, function);
   return with_cell<Plain<float>>(layer, function);
 }
 template <class Function>
 auto with_forward_format(const Layer& layer, Function&& function) {
 #if defined(__AVX512BF16__)
-  if (layer.dtype == Dtype::kBFloat16) return with_cell<Bfloat16Pairs>(layer, function);
+  if (kInferenceAlone || layer.dtype == Dtype::kBFloat16) return with_cell<Bfloat16Pairs>(layer, function);
 #endif
   return with_format(layer, function);
 }
@@ -113,7 +113,7 @@ PackedBackward packed_backward(const Layer& layer, const char* p) {
 }
 
 bool forward_in_place(const Layer& layer) {
-  if (layer.row_wise) return false;
+  if (kInferenceAlone || layer.row_wise) return false;
   return with_forward_format(layer, [&](auto f, auto) { return readable_in_place<decltype(f)>(layer); });
 }
 // These two call function(Pass<F, Cell>), with a value of the type of the pass that runs a layer. Cells that are
@@ -277,21 +277,21 @@ const Kernels SF_ISA = {
     .pack_forward = pack_forward,
     .packed_forward_size = packed_forward_size,
     .packed_forward = packed_forward,
-    .pack_backward = pack_backward,
-    .packed_backward_size = packed_backward_size,
-    .packed_backward = packed_backward,
+    .pack_backward = kInferenceAlone ? nullptr : pack_backward,
+    .packed_backward_size = kInferenceAlone ? nullptr : packed_backward_size,
+    .packed_backward = kInferenceAlone ? nullptr : packed_backward,
     .forward_in_place = forward_in_place,
     .forward_scratch = forward_scratch,
     .forward_shared = forward_shared,
     .forward = forward,
-    .backward_in_place = backward_in_place,
-    .backward_scratch = backward_scratch,
-    .backward = backward,
-    .input_grad_scratch = input_grad_scratch,
-    .input_grad = input_grad,
-    .weight_grad_scratch = weight_grad_scratch,
-    .weight_grad = weight_grad,
-    .sum_rows = sum_rows,
+    .backward_in_place = kInferenceAlone ? nullptr : backward_in_place,
+    .backward_scratch = kInferenceAlone ? nullptr : backward_scratch,
+    .backward = kInferenceAlone ? nullptr : backward,
+    .input_grad_scratch = kInferenceAlone ? nullptr : input_grad_scratch,
+    .input_grad = kInferenceAlone ? nullptr : input_grad,
+    .weight_grad_scratch = kInferenceAlone ? nullptr : weight_grad_scratch,
+    .weight_grad = kInferenceAlone ? nullptr : weight_grad,
+    .sum_rows = kInferenceAlone ? nullptr : sum_rows,
     .packed_linear_size = packed_linear_size,
     .pack_linear = pack_linear,
     .linear_scratch = linear_scratch,
@@ -302,7 +302,7 @@ const Kernels SF_ISA = {
     .pool_steps = pool_steps,
     .softmax_scratch = softmax_scratch,
     .softmax = softmax,
-    .fingerprint = fingerprint,
+    .fingerprint = kInferenceAlone ? nullptr : fingerprint,
 };
 
 }  // namespace sf
