@@ -12,7 +12,6 @@ colons between them; 0 means none. Without it there is one for the torch that bu
 from __future__ import annotations
 
 import os
-import platform
 import re
 import runpy
 import shlex
@@ -29,31 +28,8 @@ from setuptools.errors import CompileError, LinkError
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
-X86 = platform.machine() in ("x86_64", "AMD64")
-
-# Contraction is off, so that the compiler forms no fused multiply-add by itself: a sum must have the same bits in every
-# tile, and the sources write each fused multiply-add as one.
-FLAGS = [
-    "-O2",
-    "-g0",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-    f"-ffile-prefix-map={ROOT.resolve()}=.",
-]
-COMPILER = shlex.split(os.environ.get("CXX", "c++"))
-HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
-# For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
-# convert between types need the vectorizer, which GCC uses little at -O2.
-GNU = HAVE_COMPILER and "Free Software Foundation" in subprocess.run(
-    [*COMPILER, "--version"], capture_output=True, text=True, check=False
-).stdout  # fmt: skip
-VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if GNU else []
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
-ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+_flags = runpy.run_path(str(ROOT / "csrc/flags.py"))
+FLAGS, COMPILER, HAVE_COMPILER = _flags["FLAGS"], _flags["COMPILER"], _flags["HAVE_COMPILER"]
 
 COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series")
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
@@ -180,21 +156,14 @@ class BuildPerIsa(BuildExtension):
         self.build_temp = "build/temp"  # kept for the next build; pip's own folder would be empty each time
 
     def build_extension(self, ext: CppExtension) -> None:
-        wanted = (self.isas.split(",") if self.isas else list(ISAS)) if X86 else []
-        unknown = set(wanted) - set(ISAS)
-        if unknown:
-            raise SystemExit(f"--isas: expected some of {', '.join(ISAS)} but got {', '.join(sorted(unknown))}")
-        names = ["base", *(name for name in ISAS if name in wanted and name != "base")]
+        names = _flags["chosen_isas"](self.isas, "--isas")
 
         def compile_isa(name: str) -> list[str]:
-            macros = [f"-DSF_ISA=kernels_{name}", f'-DSF_ISA_NAME="{name}"']
-            # GCC 12 warns about its own AVX-512 headers
-            flags = [*FLAGS, *VECTORIZE, *ISAS[name], "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
             return self.compiler.compile(
                 [str(ROOT / "csrc/cpu/kernels/kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
                 depends=ext.depends,
-                extra_postargs=[*flags, *macros],
+                extra_postargs=_flags["kernel_flags"](name),
             )
 
         if ext.name != "seqcls_fast._C":

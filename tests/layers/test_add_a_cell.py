@@ -207,9 +207,9 @@ def test_a_fifth_cell(tmp_path: Path) -> None:
             assert text.count(f"\n{before}") == 1, (name, before)
             text = text.replace(f"\n{before}", f"\n{inserted}{before}")
         (tmp_path / name).write_text(text)
-    setup = (tmp_path / "setup.py").read_text()
-    assert setup.count('"-O2"') == 1
-    (tmp_path / "setup.py").write_text(setup.replace('"-O2"', '"-O0"'))
+    flags = (tmp_path / "csrc/flags.py").read_text()
+    assert flags.count('"-O2"') == 1
+    (tmp_path / "csrc/flags.py").write_text(flags.replace('"-O2"', '"-O0"'))
 
     def run(*command: str) -> str:
         environment = os.environ | {

@@ -1,0 +1,54 @@
+"""The compiler's flags and the instruction sets, for setup.py and for csrc/runtime/build.py, which needs no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+# Contraction is off, so that the compiler forms no fused multiply-add by itself: a sum must have the same bits in every
+# tile, and the sources write each fused multiply-add as one.
+FLAGS = [
+    "-O2",
+    "-g0",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    f"-ffile-prefix-map={ROOT}=.",
+]
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))
+HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
+# For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
+# convert between types need the vectorizer, which GCC uses little at -O2.
+GNU = HAVE_COMPILER and "Free Software Foundation" in subprocess.run(
+    [*COMPILER, "--version"], capture_output=True, text=True, check=False
+).stdout  # fmt: skip
+VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if GNU else []
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+
+def chosen_isas(wanted: str | None, option: str) -> list[str]:
+    """The instruction sets to build: "base", and those of a list with commas, or all of them without one."""
+    names = (wanted.split(",") if wanted else list(ISAS)) if X86 else []
+    unknown = set(names) - set(ISAS)
+    if unknown:
+        raise SystemExit(f"{option}: expected some of {', '.join(ISAS)} but got {', '.join(sorted(unknown))}")
+    return ["base", *(name for name in ISAS if name in names and name != "base")]
+
+
+def kernel_flags(isa: str) -> list[str]:
+    """The flags of csrc/cpu/kernels/kernels.cpp for one instruction set."""
+    macros = [f"-DSF_ISA=kernels_{isa}", f'-DSF_ISA_NAME="{isa}"']
+    # GCC 12 warns about its own AVX-512 headers
+    return [*FLAGS, *VECTORIZE, *ISAS[isa], "-Wno-uninitialized", "-Wno-maybe-uninitialized", *macros]
