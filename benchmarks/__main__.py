@@ -21,12 +21,18 @@ QUESTIONS = (
     "layers", "random_shapes", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "classifier",
     "scaling", "per_sample", "compile_time", "import_time", "memory",
 )  # fmt: skip
+ALONE = "quality"  # a question with options and results of its own, which runs only where it is named
 AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # the number of threads makes no difference
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
-    found.add_argument("questions", nargs="*", metavar="QUESTION", help=f"any of {', '.join(QUESTIONS)} (default: all)")
+    found.add_argument(
+        "questions",
+        nargs="*",
+        metavar="QUESTION",
+        help=f"any of {', '.join(QUESTIONS)} (default: all), or {ALONE} alone",
+    )
     counts = "1,2" if (os.cpu_count() or 1) > 1 else "1"
     found.add_argument("--threads", metavar="N,...", default=counts, help=f"thread counts (default: {counts})")
     found.add_argument("--quick", action="store_true", help="one thread, small sizes, few short rounds")
@@ -84,6 +90,9 @@ def answer(arguments: argparse.Namespace, threads: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == [ALONE]:
+        bind(1)
+        return int(importlib.import_module(f"benchmarks.questions.{ALONE}").main(argv[1:]))
     arguments = parser().parse_args(argv)
     arguments.questions = arguments.questions or list(QUESTIONS)
     if unknown := [name for name in arguments.questions if name not in QUESTIONS]:

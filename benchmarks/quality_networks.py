@@ -115,7 +115,7 @@ class SkorchSeries(Skorch):
 
 
 def skorch_text(seed: int) -> Skorch:
-    return SkorchText(seed, epochs=10)
+    return SkorchText(seed, epochs=5)
 
 
 def skorch_series(seed: int) -> Skorch:

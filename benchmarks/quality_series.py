@@ -63,7 +63,9 @@ def digits() -> tuple[Rows, Rows]:
 # -- made here --------------------------------------------------------------------------------------------------------
 
 
-def made(draw: Callable[[np.random.Generator, bool], tuple[np.ndarray, str]], train: int, test: int) -> tuple[Rows, Rows]:
+def made(
+    draw: Callable[[np.random.Generator, bool], tuple[np.ndarray, str]], train: int, test: int
+) -> tuple[Rows, Rows]:
     """Rows of one generator, those for testing drawn with True."""
     rng = np.random.default_rng(23)
     parts = [[draw(rng, testing) for _ in range(count)] for count, testing in ((train, False), (test, True))]
@@ -104,7 +106,7 @@ FIGURES = {
 
 
 def strokes(rng: np.random.Generator, _: bool) -> tuple[np.ndarray, str]:
-    """Which figure does the pen draw? Each is turned a little, squeezed, drawn at a changing speed and from either end."""
+    """Which figure does the pen draw? Turned a little, squeezed, at a changing speed and from either end."""
     name = str(rng.choice(list(FIGURES)))
     corners = np.array(FIGURES[name], float) + rng.normal(0, 0.06, (len(FIGURES[name]), 2))
     corners = corners[:: rng.choice([-1, 1])]
@@ -125,10 +127,25 @@ CARRIED = (
 SETS: dict[str, Callable[[], tuple[Rows, Rows]]] = {
     **{name: partial(carried, name) for name in CARRIED},
     "digits": digits,
-    "adding": lambda: made(adding, 1000, 1000),
-    "copying": lambda: made(copying, 1000, 1000),
+    "adding": lambda: made(adding, 500, 1000),
+    "copying": lambda: made(copying, 500, 1000),
     "parity": lambda: made(parity, 1000, 1000),
-    "strokes": lambda: made(strokes, 600, 1000),
+    "strokes": lambda: made(strokes, 400, 1000),
+}
+WORDS = {
+    "ACSF1": "power that devices use; from aeon",
+    "ArrowHead": "outlines of arrow heads; from aeon",
+    "BasicMotions": "a watch's accelerometer and gyroscope; from aeon",
+    "GunPoint": "a hand that draws a gun or points; from aeon",
+    "ItalyPowerDemand": "a day of power, in summer or winter; from aeon",
+    "JapaneseVowels": "the speaker of a vowel, unequal lengths; from aeon",
+    "OSULeaf": "outlines of leaves; from aeon",
+    "PickupGestureWiimoteZ": "gestures, unequal lengths; from aeon",
+    "digits": "pictures of handwritten digits, a line a step; from scikit-learn",
+    "adding": "is the sum of two marked numbers out of 50 above 1? made here",
+    "copying": "which of 8 symbols came 20 to 60 steps ago? made here",
+    "parity": "is the number of ones even? learnt from 2 to 12 bits, asked of 13 to 24; made here",
+    "strokes": "which of 8 figures does a pen draw? made here",
 }
 
 

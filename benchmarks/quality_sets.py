@@ -237,13 +237,23 @@ CHOSEN_ON = ("debian-sections", "python-packages")
 # name -> (rows, number of classes, rows of training)
 SETS: dict[str, tuple[Callable[[], Iterable[Row]], int, int]] = {
     "debian-sections": (lambda: sections(_available(), long=False), 20, 12_000),
-    "python-packages": (lambda: docstrings(packages()), 16, 12_000),
+    "python-packages": (lambda: docstrings(packages()), 16, 8_000),
     "debian-teams": (lambda: teams(_available()), 20, 6_000),
     "debian-roles": (lambda: tagged(_available(), "role"), 8, 6_000),
     "debian-languages": (lambda: tagged(_available(), "implemented-in"), 8, 6_000),
     "message-languages": (lambda: messages(_translations()), 40, 6_000),
     "python-docstrings": (lambda: docstrings(packages(), whole=True), 16, 6_000),
     "debian-long": (lambda: sections(_available(), long=True), 20, 6_000),
+}
+WORDS = {
+    "debian-sections": "lines that describe packages: the section of the archive",
+    "python-packages": "sentences of docstrings: the Python package",
+    "debian-teams": "lines that describe packages: the team that looks after it",
+    "debian-roles": "lines that describe packages: program, library, documentation, ...",
+    "debian-languages": "lines that describe packages: the language that it is written in",
+    "message-languages": "translated messages of programs: the human language",
+    "python-docstrings": "whole docstrings: the Python package",
+    "debian-long": "paragraphs that describe packages: the section of the archive",
 }
 
 
@@ -256,5 +266,6 @@ def build(name: str) -> TextSet:
         raise RuntimeError(f"{name}: this machine cannot make the set ({error})") from None
     sizes = {part: len(kept) for part, kept in found.parts.items()}
     if sizes["test"] < FEWEST_TESTS or not sizes["dev"]:
-        raise RuntimeError(f"{name}: this machine has too few texts for the set: {sizes}")
+        why = "; apt lists of some machines are without long descriptions" if name == "debian-long" else ""
+        raise RuntimeError(f"{name}: this machine has too few texts for the set: {sizes}{why}")
     return found
