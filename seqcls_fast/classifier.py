@@ -22,6 +22,7 @@ from ._frozen import Frozen, can_freeze, flat, unfreeze
 from ._inputs import autocasts
 from ._options import class_of_cell
 from ._shapes import CELLS
+from .convolutions import ConvolutionScores
 
 __all__ = ["CELLS", "POOLINGS", "SequenceClassifier"]
 
@@ -138,6 +139,7 @@ class SequenceClassifier(nn.Module):
         elif wide_features is not None:
             self.wide = nn.Linear(wide_features, num_classes, bias=False, **where)
             nn.init.zeros_(self.wide.weight)  # training begins with the encoder's logits alone
+        self.convolutions: ConvolutionScores | None = None  # scores of a series, which are added to the logits
         self._tables: list[Tensor] | None = None
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, *, wide: Any = None) -> Tensor:
@@ -147,7 +149,7 @@ class SequenceClassifier(nn.Module):
         pooled = self._pool(output, h_n, lengths)
         if self.dropout:
             pooled = dropout(pooled, self.dropout, self.training)
-        logits = _head.linear(self.head, pooled)
+        logits = self._logits(pooled, x, lengths)
         return logits if beside is None else logits + beside
 
     def prepare_inference(self) -> SequenceClassifier:
@@ -236,6 +238,10 @@ class SequenceClassifier(nn.Module):
         if output is None:
             return h_n[-2:].transpose(0, 1).flatten(1) if self.bidirectional else h_n[-1]
         return _head.pool_steps(output, lengths, self.pooling, self.attention)
+
+    def _logits(self, pooled: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
+        logits = _head.linear(self.head, pooled)
+        return logits if self.convolutions is None else logits + self.convolutions(x, lengths)
 
     # -- the table of projections -------------------------------------------------------------------------------------
 

@@ -78,9 +78,16 @@ class RandomConvolutions(nn.Module):
 
     def __init__(self, channels: int, dilations: Sequence[int], counts: Sequence[int]) -> None:
         super().__init__()
+        if len(dilations) != len(counts):
+            raise ValueError(f"counts: expected one for each of {len(dilations)} dilations but got {len(counts)}")
         self.channels, self.dilations, self.counts = channels, tuple(dilations), tuple(counts)
         self.register_buffer("uses", torch.ones(len(self.dilations), KERNELS, channels))
         self.register_buffer("biases", torch.zeros(KERNELS * sum(self.counts)))
+
+    @property
+    def sizes(self) -> dict[str, int | list[int]]:
+        """The arguments of the constructor, in types of JSON."""
+        return {"channels": self.channels, "dilations": list(self.dilations), "counts": list(self.counts)}
 
     def draw(self, series: Sequence[Tensor], seed: int) -> RandomConvolutions:
         """Draws the channels that each kernel reads, and the biases: quantiles of convolutions of these series."""
@@ -119,8 +126,8 @@ class RandomConvolutions(nn.Module):
             if C is not None and x.is_cpu:
                 sizes = [torch.tensor(self.dilations), torch.tensor(self.counts)]
                 given = [x, lengths.long(), *sizes, self.uses.float(), self.biases.float()]
-                given = [each.contiguous().numpy() for each in given]
-                return torch.from_numpy(C.random_convolutions(*given, torch.get_num_threads()))
+                arrays = [each.contiguous().numpy() for each in given]
+                return torch.from_numpy(C.random_convolutions(*arrays, torch.get_num_threads()))
             rows = max(1, _AT_ONCE // (KERNELS * TAPS * max(1, x.size(1))))
             pieces = zip(x.split(rows), lengths.split(rows), strict=True)
             return torch.cat([self.in_pytorch(*piece) for piece in pieces])
@@ -201,10 +208,17 @@ class ConvolutionScores(nn.Module):
         count = KERNELS * sum(convolutions.counts) + (2 * _PARTS + 1) * convolutions.channels + 1
         self.register_buffer("middle", torch.zeros(count))
         self.register_buffer("scale", torch.ones(count))
+        self.register_buffer("weight", torch.ones(()))
         self.linear = nn.Linear(count, classes).requires_grad_(False)
 
     middle: Tensor
     scale: Tensor
+    weight: Tensor
+
+    def weighted(self, weight: float) -> ConvolutionScores:
+        """Sets the number that scores are multiplied by."""
+        self.weight.fill_(weight)
+        return self
 
     def features(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What the linear model reads, before it is standardised: ``(B, features)``."""
@@ -219,7 +233,8 @@ class ConvolutionScores(nn.Module):
         return ((features - self.middle) * self.scale).clamp(-5, 5)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return _head.linear(self.linear, self.standardised(self.features(x, lengths)).to(self.linear.weight.dtype))
+        read = self.standardised(self.features(x, lengths)).to(self.linear.weight.dtype)
+        return self.weight * _head.linear(self.linear, read)
 
 
 def summaries(x: Tensor, lengths: Tensor) -> Tensor:

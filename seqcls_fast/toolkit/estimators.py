@@ -323,6 +323,8 @@ class SeriesClassifier(_SequenceEstimator):
         standardize: whether each feature is scaled so that it has mean 0 and deviation 1 in the training data.
         missing: what replaces NaN: ``"error"`` (NaN is refused), ``"zero"``, ``"mean"``, ``"forward"`` (the value
             before) or ``"mask"`` (the mean, and one more feature that marks it).
+        convolutions: about how many random convolutions (as MiniRocket's) the wide part has, a linear model beside the
+            network that is fitted in closed form; 0 for no such part.
         others: as in :class:`TextClassifier`.
 
     Example::
@@ -342,7 +344,7 @@ class SeriesClassifier(_SequenceEstimator):
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 64, num_layers: int = 1, bidirectional: bool = True,
         pooling: str = "max", dropout: float = 0.2, standardize: bool = True, missing: str = "error",
-        max_length: int | None = None, epochs: int = 20, batch_size: int | None = None,
+        convolutions: int = 10_000, max_length: int | None = None, epochs: int = 20, batch_size: int | None = None,
         learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
         max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
@@ -352,7 +354,8 @@ class SeriesClassifier(_SequenceEstimator):
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
         self.pooling, self.dropout, self.standardize, self.missing = pooling, dropout, standardize, missing
-        self.max_length, self.epochs, self.batch_size = max_length, epochs, batch_size
+        self.convolutions, self.max_length, self.epochs = convolutions, max_length, epochs
+        self.batch_size = batch_size
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule
         self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ from .training.loop import train
 from .training.options import Options, best_epoch_of
 from .training.prepare import FitData, prepare
 from .training.resume import check_content
+from .training.wide import add_wide, refit
 
 __all__ = ["batch_size_for", "fit", "learning_rate_for"]
+
+_HELD = 0.2  # the share of few series that is held out, to learn how much the network may say
 
 Stop = Callable[[list[dict[str, Any]]], bool]
 
@@ -68,7 +72,8 @@ def _fit(
     seed = parameters["seed"]
     if seed is None:
         seed = saved["about"]["seed"] if saved else ranks.from_writer(torch.Generator().seed() % 2**31)
-    prepared = prepare(inputs, parameters, given, seed)
+    wide = parameters.get("convolutions")
+    prepared = prepare(inputs, parameters, replace(given, usual=_HELD) if wide else given, seed)
     about = prepared.about | {"seed": seed, "parameters": lasting_parameters(parameters)}
     if any(other != about for other in ranks.all(about)):
         raise ValueError("fit: expected the same data and parameters in every process but got different ones")
@@ -102,6 +107,10 @@ def _fit(
     finally:
         prepared.close()
     keep(learned())
+    if wide:
+        add_wide(model, prepared, parameters, seed, ranks)
+        prepared.close()
+        keep(learned())
     baseline, predicted = None, None
     if parameters["baseline"] and ranks.writer:
         features = features_for(prepared.encoder, len(prepared.classes))
@@ -111,7 +120,10 @@ def _fit(
         prepared.close()
     fitted = learned(baseline)
     keep(fitted)
-    keep(fitted.validated(prepared.held, ranks, predicted))
+    fitted = fitted.validated(prepared.held, ranks, predicted)
+    if wide and given.validation is None and prepared.held is not None:
+        refit(model, prepared, parameters, seed, ranks)
+    keep(fitted)
 
 
 def _options(parameters: Mapping[str, Any], rows: int, steps: Callable[[int], int], seed: int) -> Options:

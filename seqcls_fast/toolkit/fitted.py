@@ -19,6 +19,7 @@ from torch import Tensor
 from .._head import softmax
 from .._version import __version__
 from ..classifier import SequenceClassifier
+from ..convolutions import ConvolutionScores, RandomConvolutions
 from . import store
 from ._terminal import shown
 from .about import about_model
@@ -213,6 +214,7 @@ class Fitted:
             "classes": labels.to_json(self.classes), "encoder": self.encoder.to_json(),
             "history": self.history, "best_epoch": self.best_epoch, "seed": self.seed, "data": self.data,
             "validation_report": self.validation_report,
+            "convolutions": None if self.model.convolutions is None else self.model.convolutions.convolutions.sizes,
             "temperature": calibration.checked_temperature(self.temperature),
             "threshold": None if self.threshold is None else self.threshold.to_json(),
         }  # fmt: skip
@@ -251,7 +253,8 @@ class Fitted:
         for name, most in {"num_layers": len(saved.header), "hidden_size": largest, "embedding_dim": largest}.items():
             if parameters.get(name, 0) > most:
                 raise ValueError(f"{name}: expected at most {most} but got {shown(parameters[name])}")
-        expected = make_model(inputs, parameters, encoder, count, device="meta").state_dict()
+        sizes = config.get("convolutions")
+        expected = make_model(inputs, parameters, encoder, count, device="meta", convolutions=sizes).state_dict()
         features = features_for(encoder, count)
         baseline_tensors = tensors_for(features, count)
         has_baseline = not baseline_tensors.keys().isdisjoint(saved.header)
@@ -261,7 +264,7 @@ class Fitted:
             | (baseline_tensors if has_baseline else {})
         )
         tensors = saved.tensors()
-        model = make_model(inputs, parameters, encoder, count)
+        model = make_model(inputs, parameters, encoder, count, convolutions=sizes)
         model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
         seen = Fingerprints(*(frozenset(tensors[f"seen.{each.name}"].tolist()) for each in fields(Fingerprints)))
         return cls(
@@ -274,14 +277,22 @@ class Fitted:
 
 
 def make_model(
-    inputs: Inputs, parameters: Mapping[str, Any], encoder: Any, classes: int, seed: int = 0, device: str = "cpu"
-) -> SequenceClassifier:
-    """A model with fresh weights, for the data that ``encoder`` makes and a number of classes."""
+    inputs: Inputs, parameters: Mapping[str, Any], encoder: Any, classes: int, seed: int = 0, device: str = "cpu",
+    convolutions: Mapping[str, Any] | None = None,
+) -> SequenceClassifier:  # fmt: skip
+    """A model with fresh weights, for the data that ``encoder`` makes and a number of classes.
+
+    ``convolutions`` are the sizes of a wide part.
+    """
     size, options = inputs.model_size(parameters, encoder)
     names = ("cell", "num_layers", "bidirectional", "pooling", "dropout")
     options |= {name: parameters[name] for name in names}
     with seeded(seed, torch.device("cpu")):
-        return SequenceClassifier(size, parameters["hidden_size"], classes, device=device, **options)
+        model = SequenceClassifier(size, parameters["hidden_size"], classes, device=device, **options)
+    if convolutions is not None:
+        with torch.device(device):
+            model.convolutions = ConvolutionScores(RandomConvolutions(**convolutions), classes)
+    return model
 
 
 def _softmax(logits: Tensor, temperature: float) -> np.ndarray:

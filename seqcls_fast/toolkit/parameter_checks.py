@@ -41,8 +41,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     if not is_available(device):
         wanted = "auto or a device that this machine has"
         raise ValueError(f"device: expected {wanted} but got {shown(device)}{_about_gpus(device)}")
-    for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1, "workers": 0}.items():
-        _require_int(name, parameters[name], least)
+    for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1, "workers": 0, "convolutions": 0}.items():
+        if name in parameters:
+            _require_int(name, parameters[name], least)
     if not isinstance(parameters["baseline"], bool):
         raise TypeError(f"baseline: expected a bool but got {kind_of(parameters['baseline'])}")
     for name in ("batch_size", "patience", "max_length"):

@@ -59,6 +59,7 @@ PARAMETERS = (
         'what NaN means: "error", "zero", "mean", "forward" (the value before) or "mask" (the mean, and one more '
         "feature that marks it)", SERIES,
     ),
+    Parameter("convolutions", int, 10_000, "how many random convolutions a wide part has; 0 for no such part", SERIES),
     Parameter("max_length", int | None, 256, "tokens or steps beyond this many are cut off", TEXT),
     Parameter("max_length", int | None, None, "tokens or steps beyond this many are cut off", SERIES),
     Parameter("max_vocab", int, 20_000, "how many different tokens are known at most", TEXT),

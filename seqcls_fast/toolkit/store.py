@@ -100,6 +100,9 @@ _REPORT = record(
         "interval_methods": mapping(text), "baseline": optional(_BASELINE),
     },
 )  # fmt: skip
+_SIZES = record(
+    {"channels": whole(1, 1 << 20), "dilations": listed(whole(1, 1 << 20)), "counts": listed(whole(1, 1 << 20))}
+)
 _DESCRIPTION = record(
     {
         "sha256": text, "kind": text, "parameters": mapping(plain(20)), "classes": listed(anything), "encoder": text,
@@ -107,7 +110,7 @@ _DESCRIPTION = record(
     },
     {
         "seed": optional(SEED), "data": optional(_DATA), "validation_report": optional(_REPORT),
-        "temperature": anything, "threshold": anything,
+        "temperature": anything, "threshold": anything, "convolutions": optional(_SIZES),
     },
     others=anything,
 )  # fmt: skip

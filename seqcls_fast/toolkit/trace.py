@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._head import linear, softmax
+from .._head import softmax
 from .._wide import logits_of
 from ._extras import need
 from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
@@ -198,13 +198,14 @@ def _stages(fitted: Fitted, inputs: Inputs) -> Iterator[Stage]:
     # A private method, as a copy of the pooling here could come to differ from the model's.
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
-    logits = linear(model.head, pooled)
+    logits = model._logits(pooled, x, lengths)
+    note = "" if model.convolutions is None else "those of the head and of the convolutions"
     beside = logits_of(model.wide, wide, 1)
     if beside is not None:
         what = "weighted ids of the whole text" if isinstance(wide, tuple) else "features of the whole series"
         yield Stage("wide", beside.float().cpu(), f"logits from {what}")
         logits = logits + beside
-    yield Stage("logits", logits.float().cpu())
+    yield Stage("logits", logits.float().cpu(), note)
     notes = [] if fitted.temperature == 1 else [f"of the logits / {fitted.temperature:.4g}, the temperature"]
     if fitted.threshold is not None:
         label, value = fitted.threshold.label, fitted.threshold.value

@@ -58,7 +58,7 @@ class TorchTwin(nn.Module):
         features = x if model.embedding is None else model.embedding(x)
         output, h_n = (self._encode_packed if self.packed else self._encode_padded)(features, lengths)
         pooled = model._pool(output, h_n, lengths)
-        logits: Tensor = model.head(dropout(pooled, model.dropout, self.training) if model.dropout else pooled)
+        logits = model._logits(dropout(pooled, model.dropout, self.training) if model.dropout else pooled, x, lengths)
         return logits if beside is None else logits + beside
 
     def _encode_packed(self, features: Tensor, lengths: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -24,7 +24,7 @@ __all__ = ["FitData", "Prepared", "prepare"]
 
 Raws = tuple[list[Any] | None, list[Any] | None]
 
-_ENOUGH = 20  # rows, from which on labels are expected to repeat
+_ENOUGH = 20  # rows, from which on labels are expected to repeat, and some are held out where that is usual
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,16 @@ class FitData:
     y: Any = None
     validation: Any = None
     sample_weight: Any = None
+    usual: float | None = None  # the share of X that is held out if no validation is given
 
     @property
     def share(self) -> float | None:
         """The share of X to hold out, if the validation is one."""
         return float(self.validation) if isinstance(self.validation, float | np.floating) else None
+
+    def share_of(self, rows: int) -> float | None:
+        """The share of X to hold out, of which there are so many rows in memory."""
+        return self.usual if self.validation is None and rows >= _ENOUGH else self.share
 
 
 @dataclass
@@ -63,6 +68,16 @@ class Prepared:
         data = encoded(self.data, self.raw[0])
         assert data is not None
         return data, encoded(self.held, self.raw[1])
+
+    def alone(self) -> tuple[Data, Data | None]:
+        """The training data and the validation data as one process reads them, after the training."""
+
+        def alone(data: Data | None) -> Data | None:
+            return data.encoded_by(self.encoder) if isinstance(data, Streamed) else data
+
+        data = alone(self.data)
+        assert data is not None
+        return data, alone(self.held)
 
     def close(self) -> None:
         """Ends the processes that read a Stream ahead."""
@@ -97,8 +112,9 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs: list[Any] | None = None
     held_targets = None
-    if given.share is not None:
-        kept, out = labels.stratified(targets, given.share, seed)
+    share = given.share_of(len(X))
+    if share is not None:
+        kept, out = labels.stratified(targets, share, seed)
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
@@ -110,7 +126,7 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     elif given.validation is not None:
         held, held_inputs = _validation(inputs, parameters, given.validation, encoder, classes)
     seen = fingerprints(inputs.plain(X))
-    about = _about(examples, held, given.share)
+    about = _about(examples, held, share)
     return Prepared(encoder, classes, examples, held, seen, about, (X, held_inputs))
 
 
