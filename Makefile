@@ -20,6 +20,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 SIDE_BY_SIDE = -n $(JOBS) --dist worksteal
 DEMO ?=
 BENCH ?=
+RUNTIME ?=
 CUDA_CHECK ?=
 
 VENV := .venv
@@ -34,7 +35,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick report bench-compare mutants \
   mutants-sample asan asan-build fuzz fuzz-sample fuzz-files tsan clean distclean simt-full ptx-full ptx-sample \
-  package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
+  runtime example-stream package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -86,6 +87,16 @@ test: setup ## every test, and the examples in docstrings, README and docs
 test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed, and against the layers of Keras
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/layers/test_oracle_keras.py \
 	  tests/project/test_docs.py $(PYTEST)
+
+# -- runtime ----------------------------------------------------------------------------------------------------------
+
+# It needs a compiler and Python, but neither torch nor .venv.
+runtime: ## libseqcls, which runs saved models without torch: build/runtime/libseqcls.so, .a and seqcls.h
+	$(PYTHON) csrc/runtime/build.py $(RUNTIME)
+
+example-stream: runtime ## examples/stream.c as build/runtime/stream: follows numbers with a saved model, in C alone
+	$(CC) -std=c11 -O2 -Wall -Wextra examples/stream.c -Ibuild/runtime build/runtime/libseqcls.a -lstdc++ -lm \
+	  -o build/runtime/stream
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 

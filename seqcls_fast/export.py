@@ -1,5 +1,7 @@
 """``to_onnx``: writes a model that holds our layers as a file of standard ONNX operators.
 
+``to_runtime``, which writes a file for the runtime, is in ``_runtime_file.py``.
+
 torch's exporter turns every layer into one ``seqcls_fast::rnn_layer``, which becomes one ONNX RNN, GRU or LSTM. The
 file holds the weights in ONNX's order, so that nothing is rearranged when it is loaded.
 """
@@ -21,13 +23,14 @@ from ._cells import Rates
 from ._ext import C, why_missing
 from ._files import replacing
 from ._recurrent import RecurrentCell, RecurrentLayers
+from ._runtime_file import to_runtime
 from ._shapes import by_kind
 from .ops import use_impl
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-__all__ = ["to_onnx"]
+__all__ = ["to_onnx", "to_runtime"]
 
 # Our index of each gate, in ONNX's order. The cells that are missing here have no operator in ONNX.
 _GATES = {

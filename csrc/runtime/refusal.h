@@ -1,0 +1,26 @@
+// An error of the runtime: a status for programs and a sentence for people. It never leaves the library: api.cpp turns
+// every exception into a status.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "../bindings/checks.h"
+#include "seqcls.h"
+
+namespace sf::runtime {
+
+struct Refusal : std::runtime_error {
+  seqcls_status status;
+  Refusal(seqcls_status given, const std::string& sentence) : std::runtime_error(sentence), status(given) {}
+};
+
+template <class... Parts>
+[[noreturn]] __attribute__((cold)) void refuse(seqcls_status status, const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw Refusal(status, sentence.str());
+}
+
+}  // namespace sf::runtime

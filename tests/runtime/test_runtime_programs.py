@@ -1,0 +1,83 @@
+"""Programs in C with the library: the example, and one in which every allocation and system call is deadly."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from c_library import BUILD, ROOT, library
+
+import seqcls_fast as sf
+from seqcls_fast.export import to_runtime
+
+COMPILER = shlex.split(os.environ.get("CC", "cc"))
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C compiler")
+
+
+@lru_cache
+def alone() -> Path:
+    library()
+    program = BUILD / f"alone-{os.getpid()}"
+    options = ["-std=c11", "-O1", "-fno-builtin", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    sources = [str(ROOT / "tests/runtime/alone.c"), f"-I{BUILD}", str(BUILD / "libseqcls.a"), "-lstdc++", "-lm"]
+    subprocess.run([*COMPILER, *options, *sources, "-o", str(program)], check=True)
+    return program
+
+
+def models() -> dict[str, Any]:
+    return {
+        "lstm": sf.LSTM(3, 20, num_layers=2),
+        "projected": sf.LSTM(3, 20, proj_size=5, learn_initial_state=True),
+        "normed gru": sf.GRU(3, 20, layer_norm=True, zoneout=0.1),
+        "two directions": sf.GRU(3, 20, bidirectional=True),
+        "classifier": sf.SequenceClassifier(5, 20, 4, pooling="mean"),
+        "ids": sf.SequenceClassifier(5, 20, 4, vocab_size=9, pooling="max"),
+        "attention": sf.SequenceClassifier(5, 20, 4, pooling="attention"),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is of Linux")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(models()))
+def test_a_stream_allocates_nothing_and_makes_no_system_call(name: str, dtype: str, tmp_path: Path) -> None:
+    to_runtime(models()[name], tmp_path / "model.sfm", dtype)
+    done = subprocess.run([alone(), tmp_path / "model.sfm"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is of Linux")
+@pytest.mark.parametrize(("how", "died"), [("malloc", {signal.SIGILL, signal.SIGTRAP}), ("call", {signal.SIGSYS})])
+def test_the_program_notices_them(how: str, died: set[int], tmp_path: Path) -> None:
+    to_runtime(sf.GRU(3, 4), tmp_path / "model.sfm")
+    done = subprocess.run([alone(), tmp_path / "model.sfm", how], capture_output=True, check=False)
+    assert -done.returncode in died
+
+
+def test_the_example_streams(tmp_path: Path) -> None:
+    library()
+    make = ["make", "--no-print-directory", "example-stream", f"PYTHON={sys.executable}"]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    torch.manual_seed(0)
+    model = sf.SequenceClassifier(3, 8, 2).eval()
+    to_runtime(model, tmp_path / "model.sfm")
+    x = torch.randn(1, 6, 3)
+    lines = "\n".join(" ".join(f"{value:.9g}" for value in step) for step in x[0].tolist())
+    program = [BUILD / "stream", tmp_path / "model.sfm"]
+    done = subprocess.run(program, input=lines, capture_output=True, text=True, check=True)
+    found = np.array([[float(word) for word in line.split()] for line in done.stdout.splitlines()])
+    with torch.no_grad():
+        expected = np.concatenate([model(x[:, : t + 1]).softmax(1).numpy() for t in range(6)])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    failing = subprocess.run([BUILD / "stream", tmp_path], input="", capture_output=True, text=True, check=False)
+    assert failing.returncode == 1
+    assert "it is not a regular file" in failing.stderr
