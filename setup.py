@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent
 _flags = runpy.run_path(str(ROOT / "csrc/flags.py"))
 FLAGS, COMPILER, HAVE_COMPILER = _flags["FLAGS"], _flags["COMPILER"], _flags["HAVE_COMPILER"]
 
-COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series")
+COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series", "csrc/text")
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 CUDA_HEADERS = [path for glob in ("bindings/*.h", "core/*.h", "cuda/**/*.*h") for path in (ROOT / "csrc").glob(glob)]
 NVCC_FLAGS = [

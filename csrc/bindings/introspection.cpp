@@ -1,6 +1,6 @@
 // The pybind11 module seqcls_fast._C: how the extension was built, which implementations and memory it has, how a layer
-// would run on a GPU, and functions on numpy arrays, which need nothing of torch. The ops are in ops.cpp: torch 2.11
-// refuses its stable ABI and pybind11 in one file.
+// would run on a GPU, and features of texts and of series, which need nothing of torch. The ops are in ops.cpp: torch
+// 2.11 refuses its stable ABI and pybind11 in one file.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checks.h"
@@ -16,6 +17,7 @@
 #include "../cpu/host/backend.h"
 #include "../cuda/plan.h"
 #include "../series/random_convolutions.h"
+#include "../text/hashed_ngrams.h"
 #include "runner.h"
 #if defined(SF_WITH_CUDA)
 #include "../cuda/host/runner.h"
@@ -147,6 +149,50 @@ Array<float> random_convolutions(const Array<float>& x, const Array<int64_t>& le
   return out;
 }
 
+// The UTF-8 of a string of Python's. Most strings have theirs at hand; `kept` holds the bytes made for the others,
+// which have half of a character of UTF-16.
+std::string_view utf8_of(const py::handle& given, std::vector<py::bytes>& kept) {
+  if (!PyUnicode_Check(given.ptr())) throw py::type_error("texts: expected strings but got something else");
+  Py_ssize_t bytes = 0;
+  if (const char* found = PyUnicode_AsUTF8AndSize(given.ptr(), &bytes)) return {found, static_cast<size_t>(bytes)};
+  PyErr_Clear();
+  PyObject* const made = PyUnicode_AsEncodedString(given.ptr(), "utf-8", "surrogatepass");
+  if (!made) throw py::error_already_set();
+  kept.push_back(py::reinterpret_steal<py::bytes>(made));
+  return {PyBytes_AS_STRING(made), static_cast<size_t>(PyBytes_GET_SIZE(made))};
+}
+
+template <class T>
+py::bytearray as_bytes(const std::vector<T>& numbers) {
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)};
+}
+
+// Ids and counts of the n-grams of all texts, int32, and how many different ones each text has, int64.
+py::tuple hashed_ngrams_of(const py::list& texts, int bits) {
+  if (bits < 1 || bits > texts::kMostBits)
+    fail("bits: expected a number from 1 to ", texts::kMostBits, " but got ", bits);
+  std::vector<std::string_view> given;
+  std::vector<py::bytes> kept;
+  given.reserve(texts.size());
+  for (const py::handle& each : texts) given.push_back(utf8_of(each, kept));
+  std::vector<texts::Ngram> found;
+  std::vector<int32_t> ids, counts;
+  std::vector<int64_t> lengths;
+  {
+    const py::gil_scoped_release released;
+    for (const std::string_view& each : given) {
+      const size_t before = found.size();
+      texts::hashed_ngrams(each.data(), each.size(), bits, found);
+      lengths.push_back(static_cast<int64_t>(found.size() - before));
+    }
+    for (const texts::Ngram& each : found) {
+      ids.push_back(static_cast<int32_t>(each.id));
+      counts.push_back(static_cast<int32_t>(each.count));
+    }
+  }
+  return py::make_tuple(as_bytes(ids), as_bytes(counts), as_bytes(lengths));
+}
+
 }  // namespace
 }  // namespace sf
 
@@ -216,6 +262,9 @@ PYBIND11_MODULE(_C, m) {
       "device_limits", [](int device) { return sf::to_dict(sf::cuda::limits_of(device)); },
       "The limits of a CUDA device of this machine.");
 #endif
+  m.def("hashed_ngrams", &sf::hashed_ngrams_of, py::arg("texts"), py::arg("bits"),
+        "The hashed n-grams of texts, see csrc/text/hashed_ngrams.h: ids and counts of all of them as int32, and how "
+        "many each text has as int64, each as bytes.");
   m.def(
       "register_plugin",
       [](const py::object& plugin) {

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ._extras import need
 from .data.datasets import Data
-from .data.features import HashedText, SeriesSummary
+from .data.features import SeriesSummary
+from .data.ngrams import HashedText
 from .data.ragged import Ragged
 from .data.series import SeriesEncoder
 from .data.stream import Stream
@@ -163,7 +164,7 @@ def fit_baseline(inputs: Inputs, features: Any, data: Data, classes: NDArray[Any
 def _amount(count: int, classes: int, epochs: int) -> tuple[int, int]:
     """The rows and the passes to learn from, for less than a fifth of the time of a network of common sizes."""
     rows = max(1, min(count, _MOST_ROWS, _MOST_WORK // classes))
-    passes = min(20, max(5, 20_000 // rows)) if rows <= _FEW else min(5, epochs // 4)
+    passes = min(20, max(5, 20_000 // rows)) if rows <= _FEW else min(5, epochs)
     return rows, max(1, min(passes, _MOST_ROWS // rows, _MOST_WORK // (rows * classes)))
 
 

@@ -1,13 +1,9 @@
-"""Features for a linear model: hashed n-grams of texts, and summaries of series. Both are encoders, as those of the
-network are, so that they read lists and Streams alike.
-
-An n-gram is known by its hash alone, so that memory does not grow with the data. Everything is computed for many texts
-at once with numpy, without a loop over n-grams in Python.
+"""Features of series for a linear model: summaries. They are an encoder, as that of the network is, so that they read
+lists and Streams alike. Those of texts are in ngrams.py.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,107 +14,9 @@ from numpy.typing import NDArray
 from .ragged import Ragged
 from .series import SeriesEncoder
 
-__all__ = ["HashedText", "SeriesSummary"]
+__all__ = ["SeriesSummary"]
 
-_MOST_CHARACTERS = 10_000  # of a text that are read
-_CHARACTERS = (2, 3, 4, 5)  # lengths of n-grams of characters
 _SEGMENTS = 8  # equal parts of a series whose means are features
-_SPACE = 32
-
-Words = NDArray[np.uint64]
-
-
-class HashedText:
-    """Texts as ids of their words, pairs of words, and n-grams of 2 to 5 characters within words.
-
-    Args:
-        bits: ids are below ``2**bits``. Different n-grams may share an id.
-        lowercase, normalization: as of :class:`~seqcls_fast.toolkit.data.text.TextEncoder`.
-
-    Example::
-
-        >>> from seqcls_fast.toolkit.data.features import HashedText
-        >>> one, other = HashedText(18).encode(["a film", "film"]).split()
-        >>> set(other.tolist()) < set(one.tolist()), len(other)
-        (True, 15)
-    """
-
-    def __init__(self, bits: int, *, lowercase: bool = True, normalization: str | None = "NFKC") -> None:
-        self.bits, self.lowercase, self.normalization = bits, lowercase, normalization
-
-    @property
-    def count(self) -> int:
-        """How many different ids there are."""
-        return 1 << self.bits
-
-    def encode(self, texts: Sequence[str]) -> Ragged:
-        padded = [f" {self._normal(text)} " for text in texts]
-        lengths = np.array([len(text) for text in padded], np.int64)
-        codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
-        rows = np.repeat(np.arange(len(padded)), lengths)
-        in_word, is_space = _kinds(codes)
-        codes = np.where(is_space, np.uint64(_SPACE), codes)
-        found = [*_words(codes, rows, in_word), *_characters(codes, rows, is_space)]
-        hashes = np.concatenate([_mixed(each + np.uint64(kind << 40)) for kind, (each, _) in enumerate(found)])
-        owners = np.concatenate([owner for _, owner in found])
-        order = np.argsort(owners, kind="stable")
-        ids = (hashes[order] >> np.uint64(64 - self.bits)).astype(np.int64)
-        return Ragged(torch.from_numpy(ids), torch.from_numpy(np.bincount(owners, minlength=len(padded))))
-
-    def _normal(self, text: str) -> str:
-        text = text[:_MOST_CHARACTERS]
-        if self.normalization is not None and not text.isascii():
-            text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
-        return text.lower() if self.lowercase else text
-
-
-def _kinds(codes: Words) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which characters are part of words (letters, digits and marks), and which are spaces."""
-    distinct, places = np.unique(codes, return_inverse=True)
-    signs = [chr(code) for code in distinct.tolist()]
-    in_word = np.array([sign.isalnum() or unicodedata.category(sign)[0] == "M" for sign in signs], bool)
-    is_space = np.array([sign.isspace() for sign in signs], bool)
-    return in_word[places], is_space[places]
-
-
-def _words(codes: Words, rows: NDArray[np.int64], in_word: NDArray[np.bool_]) -> list[tuple[Words, Any]]:
-    """Hashes of the words and of the pairs of neighbours in a text, each with the numbers of the texts."""
-    inside = np.flatnonzero(in_word)
-    if not len(inside):
-        return []
-    first = np.diff(inside, prepend=-2) > 1  # no word goes on into another text, as there are spaces between
-    starts = np.flatnonzero(first)
-    position = inside - inside[starts][np.cumsum(first) - 1]
-    signs = _mixed(codes[inside] | (position.astype(np.uint64) << np.uint64(32)))
-    words, owners = np.add.reduceat(signs, starts), rows[inside[starts]]
-    near = owners[1:] == owners[:-1]
-    pairs = words[:-1] * np.uint64(0x9E3779B97F4A7C15) + words[1:]
-    return [(words, owners), (pairs[near], owners[1:][near])]
-
-
-def _characters(codes: Words, rows: NDArray[np.int64], is_space: NDArray[np.bool_]) -> list[tuple[Words, Any]]:
-    """Hashes of n-grams that have no space but at their ends, each with the numbers of the texts."""
-    spaces = np.concatenate([[0], np.cumsum(is_space)])  # before each character
-    found, hashes = [], codes
-    for n in range(2, max(_CHARACTERS) + 1):
-        count = len(codes) - n + 1
-        if count <= 0:
-            break
-        hashes = hashes[:count] * np.uint64(0xD1342543DE82EF95) + codes[n - 1 :]
-        starts = np.arange(count)
-        fine = spaces[starts + n - 1] == spaces[starts + 1]
-        if n == 2:
-            fine &= ~(is_space[:-1] & is_space[1:])
-        if n in _CHARACTERS:
-            found.append((hashes[fine], rows[:count][fine]))
-    return found
-
-
-def _mixed(values: Words) -> Words:
-    """Bits of a hash that all depend on all bits of the value: the finaliser of splitmix64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 class SeriesSummary:
