@@ -131,7 +131,7 @@ constexpr int option_bytes(const Request& r, const Plan& p) {
   if (r.options == Options::kNone) return 0;
   const int keys = p.tiles * kTileRows * 4 * 8;
   if (r.options != Options::kPeephole) return keys;
-  const int weights = 3 * p.block_groups * kGroupUnits * 4;
+  const int weights = 4 * p.block_groups * kGroupUnits * 4;
   const int sums = p.tiles * 3 * cells_per_lane(p.tiling.splits) * p.block_groups * p.tiling.splits * 32 * 4;
   return keys + weights + (r.pass == Pass::kBackward ? sums : 0);
 }

@@ -393,7 +393,7 @@ def test_options_of_units_take_the_regimes_of_the_cell(capsys: pytest.CaptureFix
             keys = noisy["tiles"] * 8 * 4 * 8  # of four masks for each row, of 8 bytes
             units = noisy["block_groups"] * 16
             # Weights of peepholes, and their gradients for 8 rows; of 8 warps that share units, 4 hold none.
-            of_c = 3 * 4 * units + backward * noisy["tiles"] * 3 * 4 * 8 * units * max(noisy["splits"] // 4, 1)
+            of_c = 4 * 4 * units + backward * noisy["tiles"] * 3 * 4 * 8 * units * max(noisy["splits"] // 4, 1)
             wanted = keys + of_c * (cell != base) if noisy["threads"] and noisy["fits"] else 0
             assert noisy["shared_bytes"] - plain["shared_bytes"] == wanted
     assert told(capsys, f"--cell {cell} --hidden 64 --noisy").startswith(f"{cell}, with zoneout or dropouts, hidden 64")

@@ -575,7 +575,12 @@ CUDA = [
     Mutant("CUDA: d_h0 of dropped states", RECURRENCE, "masks.of_state(sums[cell][0], cell)", "sums[cell][0]"),
     Mutant("CUDA: another state is dropped each step", OPTIONS, "masked == Masked::kState ? of_row : of_row", "of_row"),
     Mutant("CUDA: zoneout over a reset", OPTIONS, "* H + unit] += d;", "* H + unit] += 0;"),
-    Mutant("CUDA: peepholes of the first block", OPTIONS, "k * units + unit - first_unit", "k * units + unit"),
+    Mutant(
+        "CUDA: peepholes of the first block",
+        OPTIONS,
+        "4 * (at.unit(0) - at.block * a.block_groups * kGroupUnits)",
+        "4 * at.unit(0)",
+    ),
     Mutant("CUDA: peepholes of one tile", OPTIONS, "d_seen.load(tile, gate);", "d_seen.load(0, gate);"),
     Mutant("CUDA: a step beyond the length", STEPS, "return t < length[column];", "return t <= length[column];"),
     Mutant("CUDA: before a reverse step", STEPS, "reverse ? before < now.length[column] : before >= 0", "before >= 0"),

@@ -45,7 +45,7 @@ struct LaneMasks<S, false> {
 };
 
 // In shared memory: the keys of the rows of a team's tiles, (tiles, 8, kinds of masks, 2), and the weights by which the
-// gates see c, (3, units of the block). There are weights only where the layer has peepholes. The backward adds up
+// gates see c, (units of the block, 4). There are weights only where the layer has peepholes. The backward adds up
 // their gradients there too, as each cell's sums over the steps.
 template <class S, bool kOptions = S::kOptions>
 struct SharedOptions {
@@ -53,18 +53,18 @@ struct SharedOptions {
   const OptionArgs& o;
   Shared<uint32_t> keys;
   Shared<float> seen;
+  int lane_seen;  // where the weights of the lane's first unit begin
   LaneValues<S, 3> d_seen;
   int direction;
-  int units, first_unit;  // of the block
 
-  SF_DEVICE SharedOptions(SharedAllocator& allocator, const LaunchArgs& a, int direction_, int first_row)
+  SF_DEVICE SharedOptions(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>& at, int direction_,
+                          int first_row)
       : o(a.options),
         keys(allocator.take<uint32_t>(a.tiles * kTileRows * kRowWords)),
-        seen(allocator.take<float>(a.options.seen[0] ? 3 * a.block_groups * kGroupUnits : 0)),
+        seen(allocator.take<float>(a.options.seen[0] ? 4 * a.block_groups * kGroupUnits : 0)),
+        lane_seen(4 * (at.unit(0) - at.block * a.block_groups * kGroupUnits)),
         d_seen(allocator, adds_up() ? a.tiles : 0),
-        direction(direction_),
-        units(a.block_groups * kGroupUnits),
-        first_unit(block_id() % a.blocks * units) {
+        direction(direction_) {
     for (int i = 0; adds_up() && i < 3 * a.tiles; ++i) d_seen.store(i / 3, i % 3, {});
     for (int i = thread_id(); o.seed && i < a.tiles * kTileRows * kMaskedKinds; i += block_threads()) {
       const auto masked = static_cast<Masked>(i % kMaskedKinds);
@@ -73,9 +73,11 @@ struct SharedOptions {
       keys.store_as(2 * i, key);
     }
     const auto* weights = static_cast<const typename S::Math::Storage*>(o.seen[direction]);
-    for (int i = thread_id(); weights && i < 3 * units; i += block_threads()) {
-      const int unit = first_unit + i % units;
-      seen.store(i, unit < a.H ? S::Math::widen(weights[i / units * a.H + unit]) : 0);
+    for (int i = thread_id(); weights && i < a.block_groups * kGroupUnits; i += block_threads()) {
+      const int unit = at.block * a.block_groups * kGroupUnits + i;
+      Vector<float, 4> of_unit{};
+      for (int k = 0; k < 3 && unit < a.H; ++k) of_unit.v[k] = S::Math::widen(weights[k * a.H + unit]);
+      seen.store_as(4 * i, of_unit);
     }
   }
   SF_DEVICE NoiseKey key(int row, Masked masked) const {
@@ -110,11 +112,11 @@ struct SharedOptions {
     return draws && noise_word(key(row, Masked::kState), static_cast<uint32_t>(unit)) < mask.threshold ? 0
                                                                                                        : h * mask.kept;
   }
-  SF_DEVICE LaneUnitOptions of_unit(const LaneMasks<S>& masks, int cell, int unit, float (&memory)[3]) const {
+  // The options of a cell's unit. `memory` is for the weights by which its gates see c.
+  SF_DEVICE LaneUnitOptions of_unit(const LaneMasks<S>& masks, int cell, Vector<float, 4>& memory) const {
     const bool sees = S::Cell::kHasC && o.seen[0];
-    SF_UNROLL
-    for (int k = 0; k < 3; ++k) memory[k] = sees ? seen.load(k * units + unit - first_unit) : 0;
-    return {{masks.at(Masked::kCandidate, cell), memory}, sees};
+    if (sees) memory = seen.template load_as<Vector<float, 4>>(lane_seen + 32 * S::half_of(cell));
+    return {{masks.at(Masked::kCandidate, cell), memory.v}, sees};
   }
 
   SF_DEVICE bool changes(Masked masked) const { return o.masks[static_cast<int>(masked)].changes(); }
@@ -143,10 +145,10 @@ struct SharedOptions {
 };
 template <class S>
 struct SharedOptions<S, false> {
-  SF_DEVICE SharedOptions(SharedAllocator&, const LaunchArgs&, int, int) {}
+  SF_DEVICE SharedOptions(SharedAllocator&, const LaunchArgs&, const Lane<S>&, int, int) {}
   SF_DEVICE LaneMasks<S> draw(const Lane<S>&, int, int) const { return {}; }
   SF_DEVICE float first_state(float h, int, int) const { return h; }
-  SF_DEVICE NoOptions of_unit(const LaneMasks<S>&, int, int, float (&)[3]) const { return {}; }
+  SF_DEVICE NoOptions of_unit(const LaneMasks<S>&, int, Vector<float, 4>&) const { return {}; }
   SF_DEVICE void finish(int, int, int64_t, int, int) const {}
 };
 

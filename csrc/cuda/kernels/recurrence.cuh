@@ -138,7 +138,7 @@ recur(SF_PARAMETER LaunchArgs a) {
   // h and c in the forward; in the backward the part of d(loss)/dh that no step has used yet, and the cell's carry.
   const LaneValues<S, 2> states(allocator, a.tiles);
   Exchange exchange(allocator, a, at);
-  const SharedOptions<S> options(allocator, a, direction, team / a.directions * a.tiles * kTileRows);
+  const SharedOptions<S> options(allocator, a, at, direction, team / a.directions * a.tiles * kTileRows);
   const Partials<S> partials(allocator, a);  // the last, since a plan counts none where one warp has all of K
   const WeightFragments<S> weights(io, at);
   const Step step(a, io, at);

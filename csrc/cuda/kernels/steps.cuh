@@ -125,8 +125,9 @@ struct ForwardStep {
         SF_UNROLL
         for (int g = 0; g < S::kGates; ++g)
           slots[Cell::hidden_slot(g)] = S::kStartsFromInput ? sums[cell][g] : start(prepared, cell, g) + sums[cell][g];
-        float next_h = h.v[cell], next_c = c.v[cell], seen[3];
-        Cell::forward(slots, next_h, next_c, saved, options.of_unit(masks, cell, unit + 8 * half, seen));
+        float next_h = h.v[cell], next_c = c.v[cell];
+        Vector<float, 4> seen{};
+        Cell::forward(slots, next_h, next_c, saved, options.of_unit(masks, cell, seen));
         if constexpr (S::kOptions) {
           if (Cell::kReadsH && a.options.saves_fresh_h && io.saved.data && live(now, cell))
             saved_row[8 * half] = Math::narrow(next_h);
@@ -260,8 +261,8 @@ struct BackwardStep {
         pending.v[cell] += masks.of_state(sums[cell][0], cell);
         float dh = pending.v[cell] + Math::widen(in.d[cell]), next_carry = carry.v[cell], kept_h = 0, kept_c = 0;
         const bool is_live = live(now, cell);
-        float seen[3];
-        const auto unit_options = options.of_unit(masks, cell, unit + 8 * half, seen);
+        Vector<float, 4> seen{};
+        const auto unit_options = options.of_unit(masks, cell, seen);
         if constexpr (S::kOptions) {
           if (Cell::kCarriesH) {  // zoneout shares out the whole gradient of h
             dh += next_carry;
