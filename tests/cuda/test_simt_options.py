@@ -72,6 +72,7 @@ def runs() -> list[Run]:
         chosen += [Run(f"simt-{regime}", Case(cell, dtype="float16", **many)) for regime in REGIMES[:-1]]
         wide = {"H": 200, "T": 3, "B": 9, "I": 2, "dtype": "bfloat16", "noise": "all", "resets": "some"}
         chosen += [Run(f"simt-{regime}-full", Case(cell, **wide)) for regime in ("cluster", "grid")]
+        chosen.append(Run("simt-auto-crowded", Case(cell, T=9, lengths="zeros", noise="all", **busy)))
     chosen += [Run("simt-grid", Case("lstm", T=6, B=99, I=2, H=33, resets="some", layout="batch_first", learnt=True))]
     # a row wider than a block of threads
     chosen += [Run("simt-stepwise", Case(c, T=2, B=2, I=2, H=300)) for c in BUILT_IN if c.endswith("_norm")]
