@@ -33,7 +33,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # torch's build looks for ninja on the PATH only
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick report bench-compare mutants \
+.PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
+  bench-compare mutants \
   mutants-sample asan asan-build fuzz fuzz-sample fuzz-files tsan clean distclean simt-full ptx-full ptx-sample \
   runtime example-stream package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
@@ -267,6 +268,22 @@ bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/res
 bench-quick: setup ## each benchmark at a small size, against the installed peers, to see that it runs (a minute)
 	$(PY) -m benchmarks --quick $(BENCH)
 
+# The peers of quality need other versions of some packages than ours, so they have an environment of their own, which
+# finds the rest in .venv. What a results file has is not measured again: make quality QUALITY="--sets GunPoint"
+QUALITY_VENV ?= .venv-quality
+QUALITY ?=
+QUALITY_PEERS := aeon sktime skorch fasttext-wheel spacy keras jax
+$(QUALITY_VENV)/.made: | $(VENV)/.toolkit
+	$(PY) -m venv $(QUALITY_VENV)
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(QUALITY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/linked.pth
+	for name in $(QUALITY_PEERS); do $(QUALITY_VENV)/bin/python -m pip install --quiet $$name || true; done
+	touch $@
+
+quality: $(QUALITY_VENV)/.made ## how good the classifiers are on real data, beside others (about 20 minutes), and its page
+	$(QUALITY_VENV)/bin/python -m benchmarks quality $(QUALITY)
+	$(PY) -m benchmarks.report
+
 report: $(VENV)/.torch ## docs/performance.md, docs/machines and the charts from benchmarks/results
 	$(PY) -m benchmarks.report
 
@@ -301,4 +318,4 @@ clean: ## remove builds and caches, but not .venv
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environments
-	rm -rf $(VENV) $(FLOOR_VENV) $(CUDA_VENV)
+	rm -rf $(VENV) $(FLOOR_VENV) $(CUDA_VENV) $(QUALITY_VENV)

@@ -124,14 +124,13 @@ CARRIED = (
     "ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels", "OSULeaf",
     "PickupGestureWiimoteZ",
 )  # fmt: skip
-SETS: dict[str, Callable[[], tuple[Rows, Rows]]] = {
-    **{name: partial(carried, name) for name in CARRIED},
-    "digits": digits,
+MADE: dict[str, Callable[[], tuple[Rows, Rows]]] = {
     "adding": lambda: made(adding, 500, 1000),
     "copying": lambda: made(copying, 500, 1000),
     "parity": lambda: made(parity, 1000, 1000),
     "strokes": lambda: made(strokes, 400, 1000),
 }
+SETS = {**{name: partial(carried, name) for name in CARRIED}, "digits": digits, **MADE}
 WORDS = {
     "ACSF1": "power that devices use; from aeon",
     "ArrowHead": "outlines of arrow heads; from aeon",

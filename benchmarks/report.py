@@ -1,4 +1,4 @@
-"""Writes docs/performance.md, the pages of docs/machines and the charts, all from benchmarks/results/*.json alone.
+"""Writes docs/performance.md, docs/quality.md, docs/machines and the charts, all from benchmarks/results/*.json.
 
 The performance page says where we are faster and where another library is, on the machine that was measured last. Each
 machine has a page with every row, and before the tables a list of every comparison that is lost. A row that was
@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from . import charts, goals, reasons, rows
+from . import charts, goals, quality_report, quality_rows, reasons, rows
 from .reasons import ENOUGH
 from .rows import Measured, Ratio, Row, amount, mean_of, number, percent
 
@@ -362,6 +362,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, report in others
         ]
     between(arguments.docs / "performance.md", BEGIN, END, "\n".join(parts))
+    if loaded := quality_report.newest(arguments.results):
+        text = wrapped(quality_report.page(loaded, quality_rows.our_version())).rstrip()
+        between(arguments.docs / "quality.md", quality_report.BEGIN, quality_report.END, text)
     return 0
 
 

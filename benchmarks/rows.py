@@ -184,8 +184,8 @@ class Measured:
 
 
 def files(results: Path = RESULTS) -> list[Path]:
-    """The files of measurements on CPUs; other files there have another format."""
-    named = (file for file in sorted(results.glob("*.json")) if not file.name.startswith("gpu-"))
+    """The files of speeds on CPUs; other files there have another format."""
+    named = (file for file in sorted(results.glob("*.json")) if not file.name.startswith(("gpu-", "quality-")))
     return [file for file in named if file.read_text().startswith('{"run":')]
 
 

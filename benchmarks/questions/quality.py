@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,14 @@ def figures(
     return accuracy, f1, float(loss), float(np.sum(gaps) / len(truth))
 
 
+# All metadata of the environment is read for it, which takes a second.
+distributions = cache(importlib.metadata.packages_distributions)
+
+
 def version_of(engine: Engine) -> str:
     if engine.name == OURS:
         return quality_rows.our_version()
-    dists = importlib.metadata.packages_distributions()
-    names = {dists.get(name, [name])[0] for name in engine.packages}
+    names = {distributions().get(name, [name])[0] for name in engine.packages}
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names)) + f"; {engine.words}"
 
 
@@ -263,6 +267,7 @@ def facts(absent: dict[str, str], engines: Iterable[Engine]) -> dict[str, Any]:
         "engines": {f"{engine.kind}: {engine.name}": engine.words for engine in engines},
         "most": {f"{engine.kind}: {engine.name}": engine.most for engine in engines if engine.most < float("inf")},
         "sets": quality_sets.WORDS | quality_series.WORDS,
+        "made": list(quality_series.MADE),
         "chosen_on": list(quality_sets.CHOSEN_ON),
     }
 
