@@ -24,6 +24,12 @@ LABELS = ["a", "b", "c"] * 20
 TASK = Task("tiny", "text", "digest", ([f"text {k}" for k in range(60)], LABELS), (["text"] * 9, ["a", "b", "c"] * 3))
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of each measurement, which no test needs."""
+    monkeypatch.setattr(quality.gc, "collect", lambda: 0)
+
+
 class Constant:
     """Says the same of every row: the probabilities, or the first class."""
 

@@ -1109,6 +1109,7 @@ GPU_RUN = [
     Mutant("a run that ends late", SUPERVISOR, "worker.hear(min(seconds, left))", "worker.hear(seconds)"),
 ]
 
+QUESTION = "benchmarks/questions/quality.py"
 BENCHMARKS = [
     Mutant("a read of the weights is a rival", "benchmarks/rows.py", '("ours", FLOOR)', '("ours",)'),
     Mutant(
@@ -1127,6 +1128,12 @@ BENCHMARKS = [
     Mutant("a split that keeps the state", "benchmarks/questions/resets.py", "keep[first].mul", "torch.ones(()).mul"),
     Mutant("masks that a loop does not read", "benchmarks/option_loops.py", "h * masks.state", "h"),
     Mutant("a missed goal is reached", "benchmarks/goals.py", "ratio >= goal", "ratio < goal"),
+    Mutant("rows that straddle are used", QUESTION, "seen.setdefault((what, value), part) != part", "False"),
+    Mutant("an engine may change the rows", QUESTION, "task.fingerprint() != before", "False"),
+    Mutant("a loss of quality is none", "benchmarks/quality_report.py", "if found[peer] < 0", "if found[peer] > 0"),
+    Mutant(
+        "peers of other rows count", "benchmarks/quality_report.py", "score.digest == digests.get(score.set)", "True"
+    ),
 ]
 
 MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS
