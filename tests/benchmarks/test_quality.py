@@ -13,12 +13,12 @@ import pytest
 from sklearn.metrics import f1_score, log_loss
 
 from benchmarks import __main__ as program
-from benchmarks import quality_peers, quality_report, quality_rows, quality_series, report, rows
+from benchmarks import quality_peers, quality_report, quality_rows, quality_series, quality_tasks, report, rows
 from benchmarks.quality_peers import Engine
 from benchmarks.quality_rows import Loaded, Score, Spread
 from benchmarks.quality_sets import Row, TextSet
+from benchmarks.quality_tasks import Task
 from benchmarks.questions import quality
-from benchmarks.questions.quality import Task
 
 LABELS = ["a", "b", "c"] * 20
 TASK = Task("tiny", "text", "digest", ([f"text {k}" for k in range(60)], LABELS), (["text"] * 9, ["a", "b", "c"] * 3))
@@ -99,12 +99,12 @@ def test_calibration() -> None:
 )
 def test_sets_that_are_refused(second: Row, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"tiny: {message}"):
-        quality.check_parts(TextSet("tiny", {"train": [Row("a text", "x", "s1")], "test": [second]}))
+        quality_tasks.check_parts(TextSet("tiny", {"train": [Row("a text", "x", "s1")], "test": [second]}))
 
 
 def test_a_label_of_the_test_alone_is_refused() -> None:
     with pytest.raises(RuntimeError, match="tiny: the test has labels that training has not: d"):
-        quality.checked(dataclasses.replace(TASK, test=(["t"], ["d"])))
+        quality_tasks.checked(dataclasses.replace(TASK, test=(["t"], ["d"])))
 
 
 class Swaps(Constant):
@@ -204,7 +204,7 @@ def test_forecast() -> None:
 
 def test_a_small_task_has_labels_that_both_parts_know() -> None:
     sorted_by_class = dataclasses.replace(TASK, train=(TASK.train[0], sorted(LABELS)))
-    small = quality.smaller(sorted_by_class, 6)
+    small = quality_tasks.smaller(sorted_by_class, 6)
     assert len(small.train[1]) == len(small.test[1]) == 6
     assert set(small.test[1]) <= set(small.train[1]) == {"a", "b", "c"}
     assert small.digest != TASK.digest
@@ -247,7 +247,7 @@ def test_a_file_of_series(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*quality_series.MADE, "digits"])
 def test_series_are_the_same_every_time(name: str) -> None:
-    first, second = (quality.series_task(name) for _ in range(2))
+    first, second = (quality_tasks.series_task(name) for _ in range(2))
     assert first.digest == second.digest
     assert set(first.test[1]) == set(first.train[1])
     assert not {x.tobytes() for x in first.train[0]} & {x.tobytes() for x in first.test[0]}

@@ -1128,7 +1128,12 @@ BENCHMARKS = [
     Mutant("a split that keeps the state", "benchmarks/questions/resets.py", "keep[first].mul", "torch.ones(()).mul"),
     Mutant("masks that a loop does not read", "benchmarks/option_loops.py", "h * masks.state", "h"),
     Mutant("a missed goal is reached", "benchmarks/goals.py", "ratio >= goal", "ratio < goal"),
-    Mutant("rows that straddle are used", QUESTION, "seen.setdefault((what, value), part) != part", "False"),
+    Mutant(
+        "rows that straddle are used",
+        "benchmarks/quality_tasks.py",
+        "seen.setdefault((what, value), part) != part",
+        "False",
+    ),
     Mutant("an engine may change the rows", QUESTION, "task.fingerprint() != before", "False"),
     Mutant("a loss of quality is none", "benchmarks/quality_report.py", "if found[peer] < 0", "if found[peer] > 0"),
     Mutant(

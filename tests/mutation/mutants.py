@@ -73,7 +73,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "benchmarks/goals.py": ("test_bench_options.py",),
     "benchmarks/rows.py": ("test_bench_report.py",),
     "benchmarks/questions/quality.py": ("test_quality.py",),
-    "benchmarks/quality_report.py": ("test_quality.py",),
+    "benchmarks/quality_": ("test_quality.py", "test_quality_sets.py"),
     "seqcls_fast/ops.py": (
         "test_ops.py",
         "test_torch_layer.py",
