@@ -34,8 +34,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
-  bench-compare mutants \
-  mutants-sample asan asan-build fuzz fuzz-sample fuzz-files tsan clean distclean simt-full ptx-full ptx-sample \
+  bench-compare mutants mutants-sample asan asan-build asan-runtime fuzz fuzz-sample fuzz-files fuzz-runtime tsan clean \
+  distclean simt-full ptx-full ptx-sample \
   runtime example-stream package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
 help: ## this list
@@ -114,7 +114,7 @@ lint: setup workflows ## ruff, mypy, clang-format, the greps that hold the depen
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt tests/cuda/ptx tests/tsan benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx tests/fuzz tests/tsan benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
@@ -157,6 +157,11 @@ asan: asan-build ## kernel tests on an extension with AddressSanitizer and UBSan
 	PYTHONPATH=build/asan/lib ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" \
 	  $(VENV)/bin/pytest -p no:cacheprovider tests/layers/test_backends.py tests/layers/test_limits.py $(PYTEST)
 
+# The library that these tests load is compiled with the sanitizers, the extension that they compare it with is not.
+asan-runtime: setup ## tests of the runtime, its C library with both sanitizers
+	SEQCLS_RUNTIME_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" $(PY) -m pytest \
+	  -p no:cacheprovider $(addprefix tests/runtime/,test_runtime_bits.py test_runtime_calls.py test_runtime_files.py) $(PYTEST)
+
 # When memory cannot be allocated, malloc() returns null and operator new (of fuzz_new.cpp) throws, as without the
 # sanitizers. New memory is filled with NaN.
 FUZZ ?=
@@ -189,6 +194,9 @@ $(VENV)/.atheris: | $(VENV)/.dev
 
 fuzz-files: setup $(VENV)/.atheris ## fuzz each reader of files, guided by coverage, for SECONDS=300 each
 	$(PY) tests/fuzz/fuzz_files.py --seconds $(SECONDS) $(FUZZ_FILES)
+
+fuzz-runtime: setup ## fuzz the runtime's reader of files with both sanitizers, for SECONDS=300
+	$(PY) tests/fuzz/fuzz_runtime.py --seconds $(SECONDS)
 
 # -- other releases of torch ------------------------------------------------------------------------------------------
 

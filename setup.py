@@ -1,5 +1,6 @@
 """Builds ``seqcls_fast._C``: csrc/cpu/kernels once per instruction set, csrc/cuda where there is nvcc, the rest once.
-And the eager entry, csrc/eager, a library for each release of torch that it shall work with.
+The eager entry, csrc/eager, is a library for each release of torch that it shall work with. ``seqcls_fast._runtime`` is
+csrc/runtime, which needs no torch to run.
 
 ``python setup.py build_ext --inplace --isas=avx2`` builds fewer instruction sets, as the mutation tests do; "base",
 which runs on every CPU, is always built. SEQCLS_CUDA=0 or 1 decides whether the CUDA part is built. Without it, the
@@ -166,6 +167,13 @@ class BuildPerIsa(BuildExtension):
                 extra_postargs=_flags["kernel_flags"](name),
             )
 
+        if ext.name == "seqcls_fast._runtime":
+            runtime = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
+            parts = runtime["objects"](
+                Path(self.build_temp) / "runtime", names, shlex.split(os.environ.get("CFLAGS", ""))
+            )
+            ext.extra_objects = list(map(str, parts))
+            return super().build_extension(ext)
         if ext.name != "seqcls_fast._C":
             return self.build_eager(ext)
         toolkit = cuda_toolkit()
@@ -244,6 +252,13 @@ def extensions() -> list[Extension]:
             [str(path.relative_to(ROOT)) for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))],
             extra_compile_args=FLAGS,
             depends=depends,
+        ),
+        Extension(
+            "seqcls_fast._runtime",
+            ["csrc/runtime/python.cpp"],
+            extra_compile_args=[*FLAGS, "-std=c++17"],
+            depends=depends,
+            language="c++",
         ),
         *eager_entries(depends),
     ]

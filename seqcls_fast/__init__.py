@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from . import reference as reference
+    from . import runtime as runtime
     from ._from_haste import from_haste
     from ._from_keras import from_keras
     from ._frozen import freeze, frozen, unfreeze
@@ -63,7 +64,7 @@ _HOME |= {"SequenceClassifier": "classifier", "from_keras": "_from_keras", "from
 _HOME |= dict.fromkeys(("convert", "revert", "ConvertReport"), "conversion")
 _HOME |= dict.fromkeys(("TextClassifier", "SeriesClassifier"), "toolkit.estimators")
 _HOME |= {"evaluate_predictions": "toolkit.evaluation.evaluate", "Report": "toolkit.evaluation.report"}
-_SUBMODULES = ("export", "nn", "ops", "reference")
+_SUBMODULES = ("export", "nn", "ops", "reference", "runtime")
 
 
 def __getattr__(name: str) -> Any:

@@ -29,9 +29,18 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 
 
 def newest(*folders: str) -> float:
-    """When a header of these folders, or how they are compiled, changed last."""
-    headers = [path for folder in folders for path in (ROOT / "csrc" / folder).rglob("*.h")]
-    return max(path.stat().st_mtime for path in (*headers, ROOT / "csrc/flags.py", Path(__file__)))
+    """When a header of these folders changed last."""
+    return max(path.stat().st_mtime for folder in folders for path in (ROOT / "csrc" / folder).rglob("*.h"))
+
+
+def is_current(built: Path, how: str, inputs_changed: float) -> bool:
+    """Whether a file was made in the same way, which is written beside it, after its inputs changed last."""
+    said = built.with_name(f"{built.name}.how")
+    current = built.exists() and said.exists() and said.read_text() == how and built.stat().st_mtime > inputs_changed
+    if not current:
+        built.unlink(missing_ok=True)
+        said.write_text(how)
+    return current
 
 
 def run(*command: str | Path) -> None:
@@ -52,11 +61,10 @@ def objects(folder: Path, isas: list[str], extra: list[str]) -> list[Path]:
         source, name, flags = task
         built = folder / name
         headers = of_kernels if source == KERNELS else of_others
-        if not built.exists() or built.stat().st_mtime < max(headers, source.stat().st_mtime):
+        words = [*FLAGS["COMPILER"], "-std=c++17", "-fPIC", *flags, *extra, "-c", str(source.relative_to(ROOT))]
+        if not is_current(built, shlex.join(words), max(headers, source.stat().st_mtime)):
             partial = built.with_suffix(".partial.o")  # so that a file half written is never taken for an object
-            run(
-                *FLAGS["COMPILER"], "-std=c++17", "-fPIC", *flags, *extra, "-c", source.relative_to(ROOT), "-o", partial
-            )
+            run(*words, "-o", partial)
             partial.replace(built)
         return built
 
@@ -76,7 +84,7 @@ def build(folder: Path, isas: list[str], sanitize: bool) -> None:
     extra = SANITIZE if sanitize else []
     parts = objects(folder / "objects", isas, extra)
     library = folder / SHARED
-    if library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in parts):
+    if is_current(library, shlex.join(map(str, parts)), max(path.stat().st_mtime for path in parts)):
         return
     archive(folder, parts)
     how = (

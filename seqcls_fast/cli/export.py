@@ -1,4 +1,4 @@
-"""`export`: a saved model's network as ONNX or as torch.export's program."""
+"""`export`: a saved model's network as ONNX, as torch.export's program, or as a file of the runtime."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ The file also holds classes, temperature, threshold and about as JSON: metadata 
 examples:
   seqcls-fast export model --out model.onnx  standard ONNX, for onnxruntime and others
   seqcls-fast export model --out model.pt2   torch.export: torch.export.load("model.pt2") after import seqcls_fast
+  seqcls-fast export model --out model.sfm   for libseqcls and seqcls_fast.runtime, which need no torch
 """
 
 
@@ -28,14 +29,14 @@ def add(commands: Any) -> None:
     purpose = "write a saved model's network for other programs: ids or features and lengths in, logits out"
     parser = add_command(commands, "export", purpose, EXAMPLES, _export)
     parser.add_argument("model", help="directory that train wrote")
-    words = "a name that ends in .onnx or .pt2"
+    words = "a name that ends in .onnx, .pt2 or .sfm"
     parser.add_argument("--out", "--to", dest="to", required=True, metavar="FILE", help=words)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     path = Path(arguments.to)
-    if path.suffix not in (".onnx", ".pt2"):
-        raise UsageError(f"--out: expected a name that ends in .onnx or .pt2 but got {shown(arguments.to)}")
+    if path.suffix not in (".onnx", ".pt2", ".sfm"):
+        raise UsageError(f"--out: expected a name that ends in .onnx, .pt2 or .sfm but got {shown(arguments.to)}")
     check_folder(path)
     estimator, _ = load(arguments.model)
     import torch
@@ -53,7 +54,11 @@ def _export(arguments: argparse.Namespace) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that our models lack
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about its own code
-        if path.suffix == ".onnx":
+        if path.suffix == ".sfm":
+            from ..export import to_runtime
+
+            to_runtime(estimator, path)
+        elif path.suffix == ".onnx":
             from ..export import to_onnx
 
             names: dict[str, Any] = {"input_names": inputs, "output_names": ["logits"]}

@@ -14,6 +14,7 @@ import torch
 from seqcls_fast import _ext
 from seqcls_fast.classifier import CELLS, POOLINGS, SequenceClassifier
 from seqcls_fast.cli import shared
+from seqcls_fast.ops import available_impls
 from seqcls_fast.toolkit import estimators, parameter_table, twin
 from seqcls_fast.toolkit.twin import TorchTwin
 from support.commands import refused, told
@@ -46,6 +47,16 @@ def test_export(
     assert (json.loads(extra["temperature"]), json.loads(extra["threshold"])) == (1, None)
     assert json.loads(extra["about"])["model"] == model.fitted_.about["model"]
     np.testing.assert_allclose(logits.detach().double().softmax(1).numpy(), model.predict_proba(data), atol=1e-5)
+
+
+def test_export_for_the_runtime(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from seqcls_fast.runtime import Model
+
+    path, series = tmp_path / "m.sfm", [np.ones((n, 2)) for n in (4, 1, 11)]
+    told(capsys, "export", made.series_model, "--out", str(path))
+    expected = estimators.SeriesClassifier.load(made.series_model).predict_proba(series)
+    found = Model.open(path, available_impls()[-1]).predict_proba(series)
+    assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

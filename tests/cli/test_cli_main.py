@@ -62,7 +62,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("train data.csv --out m --report r.html", "--report: expected with --validation or --validation-share"),
         ("train --out m", "data: expected a file but got none"),
         ("train data.csv", "--out"),
-        ("export m --to m.txt", "--out: expected a name that ends in .onnx or .pt2 but got 'm.txt'"),
+        ("export m --to m.txt", "--out: expected a name that ends in .onnx, .pt2 or .sfm but got 'm.txt'"),
         ("predict m --format xml", "'xml'"),
         ("predict m --batch 0", "expected a number of at least 1 but got '0'"),
         ("trace m", "example"),

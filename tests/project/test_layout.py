@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "seqcls_fast"
 LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
-    ("_C", "_after_import", "_cells", "_noise", "_version", "_files"),
-    ("_ext", "_inputs"),
+    ("_C", "_runtime", "_after_import", "_cells", "_noise", "_version", "_files"),
+    ("_ext", "_inputs", "runtime"),
     ("reference", "_shapes", "_spec"),
     ("_autograd",),
     ("_eager", "_exported", "_flops", "_torch_layer"),

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from seqcls_fast._files import locked
+from seqcls_fast.ops import available_impls
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "runtime"
+SANITIZED = "SEQCLS_RUNTIME_SANITIZED" in os.environ  # set by `make asan-runtime`
+BUILD = ROOT / "build" / ("runtime-asan" if SANITIZED else "runtime")
 STATUS = ("ok", "bad argument", "no file", "bad file", "unknown part", "not streamable", "no memory")
 
 
@@ -51,7 +53,8 @@ def library() -> ctypes.CDLL:
     build = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
     BUILD.mkdir(parents=True, exist_ok=True)
     with locked(BUILD / "lock", BUILD):
-        build["build"](BUILD, build["FLAGS"]["chosen_isas"](os.environ.get("SEQCLS_RUNTIME_ISAS"), "isas"), False)
+        names = [name for name in build["FLAGS"]["ISAS"] if name in available_impls()]  # those of the module
+        build["build"](BUILD, build["FLAGS"]["chosen_isas"](",".join(names), "isas"), SANITIZED)
     found = ctypes.CDLL(str(BUILD / ("libseqcls.dylib" if sys.platform == "darwin" else "libseqcls.so")))
     found.seqcls_error.restype = ctypes.c_char_p
     found.seqcls_stream_bytes.restype = ctypes.c_size_t

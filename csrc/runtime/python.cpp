@@ -1,0 +1,287 @@
+// The Python module seqcls_fast._runtime: the C functions of seqcls.h for seqcls_fast/runtime.py. It includes neither
+// pybind11 nor numpy: arrays come as buffers, and each is checked here for its size, so that no call can leave memory.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "seqcls.h"
+
+namespace {
+
+constexpr const char* kModelCapsule = "seqcls_fast._runtime.model";
+// Multiply-adds from which on a step takes longer than letting other threads of Python run costs.
+constexpr int64_t kWorkToRelease = 20'000;
+
+PyObject* raise(seqcls_status status) {
+  PyObject* const kind = status == SEQCLS_NO_FILE          ? PyExc_OSError
+                         : status == SEQCLS_NO_MEMORY      ? PyExc_MemoryError
+                         : status == SEQCLS_NOT_STREAMABLE ? PyExc_RuntimeError
+                                                           : PyExc_ValueError;
+  PyErr_SetString(kind, seqcls_error());
+  return nullptr;
+}
+
+seqcls_model* model_of(PyObject* capsule) {
+  return static_cast<seqcls_model*>(PyCapsule_GetPointer(capsule, kModelCapsule));
+}
+
+// A buffer of Python's, given back at the end. None counts as absent.
+class Buffer {
+ public:
+  Buffer() { view_.obj = nullptr; }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (view_.obj) PyBuffer_Release(&view_);
+  }
+  // Whether `from` has `count` contiguous elements of a format, one of the letters of `formats`. An error is set where
+  // not.
+  bool take(PyObject* from, const char* name, int64_t count, const char* formats, bool writable) {
+    if (from == Py_None) return true;
+    if (PyObject_GetBuffer(from, &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)))
+      return false;
+    const char* const format = view_.format ? view_.format : "B";
+    const int64_t have = view_.itemsize ? view_.len / view_.itemsize : 0;
+    if (std::strlen(format) == 1 && std::strchr(formats, *format) && have == count) return true;
+    PyErr_Format(PyExc_ValueError, "%s: expected %lld contiguous numbers of format %c but got %lld of %s", name,
+                 static_cast<long long>(count), *formats, static_cast<long long>(have), format);
+    return false;
+  }
+  template <class T>
+  T* data() const {
+    return view_.obj ? static_cast<T*>(view_.buf) : nullptr;
+  }
+
+ private:
+  Py_buffer view_{};
+};
+
+struct StreamObject {
+  PyObject_HEAD seqcls_stream* stream;
+  seqcls_info info;
+  int64_t rows;
+  bool releases;  // whether a step lets other threads of Python run meanwhile
+  std::atomic<bool> busy;
+};
+
+// Marks a stream as in use; a second thread gets an error instead of another thread's states.
+class Use {
+ public:
+  explicit Use(StreamObject* stream) : stream_(stream), mine_(!stream->busy.exchange(true)) {
+    if (!mine_)
+      PyErr_SetString(PyExc_RuntimeError, "stream: expected one call at a time but another thread is using it");
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+  ~Use() {
+    if (mine_) stream_->busy = false;
+  }
+  explicit operator bool() const { return mine_; }
+
+ private:
+  StreamObject* stream_;
+  bool mine_;
+};
+
+template <class Function>
+seqcls_status without_lock(bool release, Function&& function) {
+  if (!release) return function();
+  PyThreadState* const state = PyEval_SaveThread();
+  const seqcls_status status = function();
+  PyEval_RestoreThread(state);
+  return status;
+}
+
+bool check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
+  if (given == wanted) return true;
+  PyErr_Format(PyExc_TypeError, "%s: expected %zd arguments but got %zd", name, wanted, given);
+  return false;
+}
+
+// step(x, out): True if it ran; False if x is not an array of float32 that can be read in place.
+PyObject* stream_step(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  auto* const me = reinterpret_cast<StreamObject*>(self);
+  if (!check_count("step", count, 2)) return nullptr;
+  Buffer x, out;
+  const int64_t numbers = me->rows * me->info.features;
+  if (given[0] == Py_None || !x.take(given[0], "x", numbers, "f", false)) {
+    PyErr_Clear();
+    Py_RETURN_FALSE;
+  }
+  if (!out.take(given[1], "out", me->rows * me->info.outputs, "f", true)) return nullptr;
+  const Use use(me);
+  if (!use) return nullptr;
+  const seqcls_status status =
+      without_lock(me->releases, [&] { return seqcls_step(me->stream, x.data<const float>(), out.data<float>()); });
+  if (status) return raise(status);
+  Py_RETURN_TRUE;
+}
+
+// run(count, steps, x, x_double, ids, lengths, resets, rows, out, logits, probabilities, classes)
+PyObject* stream_run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  auto* const me = reinterpret_cast<StreamObject*>(self);
+  if (!check_count("run", count, 12)) return nullptr;
+  seqcls_call call = {};
+  call.count = PyLong_AsLongLong(given[0]);
+  call.steps = PyLong_AsLongLong(given[1]);
+  if (PyErr_Occurred()) return nullptr;
+  if (call.count < 0 || call.count > me->rows || (given[7] == Py_None && call.count != me->rows)) {
+    PyErr_Format(PyExc_ValueError, "x: expected %s%lld rows, those of the stream, but got %lld",
+                 given[7] == Py_None ? "" : "at most ", static_cast<long long>(me->rows),
+                 static_cast<long long>(call.count));
+    return nullptr;
+  }
+  constexpr int64_t kMostSteps = 1 << 22;  // so that no product below overflows
+  if (call.steps < 0 || call.steps > kMostSteps) {
+    PyErr_Format(PyExc_ValueError, "x: expected at most %lld steps but got %lld", static_cast<long long>(kMostSteps),
+                 static_cast<long long>(call.steps));
+    return nullptr;
+  }
+  const int64_t width = me->info.outputs * (me->info.is_classifier ? 1 : call.steps);
+  const int64_t cells = call.count * call.steps;
+  Buffer x, x_double, ids, lengths, resets, rows, out, logits, probabilities, classes;
+  if (!x.take(given[2], "x", cells * me->info.features, "f", false) ||
+      !x_double.take(given[3], "x", cells * me->info.features, "d", false) ||
+      !ids.take(given[4], "x", cells, "lq", false) || !lengths.take(given[5], "lengths", call.count, "lq", false) ||
+      !resets.take(given[6], "resets", cells, "?B", false) || !rows.take(given[7], "rows", call.count, "lq", false) ||
+      !out.take(given[8], "out", call.count * width, "f", true) ||
+      !logits.take(given[9], "logits", call.count * me->info.outputs, "f", true) ||
+      !probabilities.take(given[10], "probabilities", call.count * me->info.outputs, "d", true) ||
+      !classes.take(given[11], "classes", call.count, "lq", true))
+    return nullptr;
+  call.x = x.data<const float>();
+  call.x_double = x_double.data<const double>();
+  call.ids = ids.data<const int64_t>();
+  call.lengths = lengths.data<const int64_t>();
+  call.resets = resets.data<const uint8_t>();
+  call.rows = rows.data<const int64_t>();
+  call.out = out.data<float>();
+  call.logits = logits.data<float>();
+  call.probabilities = probabilities.data<double>();
+  call.classes = classes.data<int64_t>();
+  const Use use(me);
+  if (!use) return nullptr;
+  const seqcls_status status = without_lock(true, [&] { return seqcls_run(me->stream, &call); });
+  if (status) return raise(status);
+  Py_RETURN_NONE;
+}
+
+PyObject* stream_reset(PyObject* self, PyObject* row) {
+  auto* const me = reinterpret_cast<StreamObject*>(self);
+  const int64_t which = PyLong_AsLongLong(row);
+  if (PyErr_Occurred()) return nullptr;
+  const Use use(me);
+  if (!use) return nullptr;
+  if (const seqcls_status status = seqcls_reset(me->stream, which)) return raise(status);
+  Py_RETURN_NONE;
+}
+
+PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
+  PyObject* capsule = nullptr;
+  long long rows = 0, steps = 0;
+  if (!PyArg_ParseTuple(arguments, "OLL:Stream", &capsule, &rows, &steps)) return nullptr;
+  const seqcls_model* const model = model_of(capsule);
+  if (!model) return nullptr;
+  auto* const me = reinterpret_cast<StreamObject*>(type->tp_alloc(type, 0));
+  if (!me) return nullptr;
+  seqcls_status status = seqcls_describe(model, &me->info);
+  if (!status) status = seqcls_stream_new(model, rows, steps, &me->stream);
+  if (status) {
+    Py_DECREF(me);
+    return raise(status);
+  }
+  me->rows = rows;
+  const int64_t weights = me->info.hidden * (me->info.features + me->info.hidden) * me->info.layers * 3;
+  me->releases = weights > kWorkToRelease / rows;
+  return reinterpret_cast<PyObject*>(me);
+}
+
+void stream_dealloc(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  seqcls_stream_close(reinterpret_cast<StreamObject*>(self)->stream);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyObject* open_model(PyObject*, PyObject* arguments) {
+  PyObject* path = nullptr;
+  const char* isa = nullptr;
+  if (!PyArg_ParseTuple(arguments, "O&s:open", PyUnicode_FSConverter, &path, &isa)) return nullptr;
+  seqcls_model* model = nullptr;
+  const char* const name = PyBytes_AS_STRING(path);
+  const seqcls_status status = without_lock(true, [&] { return seqcls_open(name, isa, &model); });
+  Py_DECREF(path);
+  if (status) return raise(status);
+  PyObject* const capsule = PyCapsule_New(model, kModelCapsule, [](PyObject* of) { seqcls_close(model_of(of)); });
+  if (!capsule) seqcls_close(model);
+  return capsule;
+}
+
+PyObject* describe(PyObject*, PyObject* capsule) {
+  const seqcls_model* const model = model_of(capsule);
+  seqcls_info info;
+  if (!model) return nullptr;
+  if (const seqcls_status status = seqcls_describe(model, &info)) return raise(status);
+  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:L,s:L,s:L,s:N,s:N,s:i,s:i,s:L,s:L}", "cell", info.cell, "dtype", info.dtype,
+                       "isa", info.isa, "about", info.about, "features", static_cast<long long>(info.features),
+                       "vocabulary", static_cast<long long>(info.vocabulary), "outputs",
+                       static_cast<long long>(info.outputs), "is_classifier", PyBool_FromLong(info.is_classifier),
+                       "is_streamable", PyBool_FromLong(info.is_streamable), "layers", info.layers, "directions",
+                       info.directions, "hidden", static_cast<long long>(info.hidden), "projection",
+                       static_cast<long long>(info.projection));
+}
+
+PyObject* stream_bytes(PyObject*, PyObject* arguments) {
+  PyObject* capsule = nullptr;
+  long long rows = 0, steps = 0;
+  if (!PyArg_ParseTuple(arguments, "OLL:stream_bytes", &capsule, &rows, &steps)) return nullptr;
+  const seqcls_model* const model = model_of(capsule);
+  if (!model) return nullptr;
+  const size_t bytes = seqcls_stream_bytes(model, rows, steps);
+  return bytes ? PyLong_FromSize_t(bytes) : raise(SEQCLS_BAD_ARGUMENT);
+}
+
+PyMethodDef stream_methods[] = {
+    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream_step)), METH_FASTCALL, nullptr},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream_run)), METH_FASTCALL, nullptr},
+    {"reset", stream_reset, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot stream_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(stream_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(stream_dealloc)},
+    {Py_tp_methods, stream_methods},
+    {0, nullptr},
+};
+PyType_Spec stream_type = {"seqcls_fast._runtime.Stream", sizeof(StreamObject), 0, Py_TPFLAGS_DEFAULT, stream_slots};
+
+PyMethodDef functions[] = {
+    {"open", open_model, METH_VARARGS, "The model in a file: open(path, isa)."},
+    {"describe", describe, METH_O, "What a model is, as a dict."},
+    {"stream_bytes", stream_bytes, METH_VARARGS, "The memory that a stream takes: stream_bytes(model, rows, steps)."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                      "_runtime",
+                      "libseqcls for Python; see seqcls_fast/runtime.py.",
+                      -1,
+                      functions,
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__runtime() {
+  PyObject* const made = PyModule_Create(&module);
+  PyObject* const type = made ? PyType_FromSpec(&stream_type) : nullptr;
+  if (!type || PyModule_AddObject(made, "Stream", type)) {
+    Py_XDECREF(type);
+    Py_XDECREF(made);
+    return nullptr;
+  }
+  return made;
+}

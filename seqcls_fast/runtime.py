@@ -1,0 +1,259 @@
+"""Runs files of :func:`seqcls_fast.export.to_runtime` with numpy alone: neither torch nor scikit-learn is imported.
+
+It is the face of libseqcls (csrc/runtime), whose functions are in the extension ``_runtime``. Results have the bits of
+the module that was written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+try:
+    from . import _runtime
+except ImportError as error:
+    sentence = (
+        f"seqcls_fast.runtime needs its compiled module, which is missing ({error}): install with a C++17 compiler"
+    )
+    raise ImportError(sentence, name=error.name) from error
+
+__all__ = ["Model", "Stream"]
+
+_AT_ONCE = 64  # sequences of a batch in prediction
+_STEPS = 64  # steps of a piece, for which a stream has memory
+
+
+class Model:
+    """A model in a file. It never changes: any number of threads may use it at a time.
+
+    Args:
+        path: a file that :func:`seqcls_fast.export.to_runtime` wrote.
+        isa: the kernels, ``"auto"`` for the fastest that this CPU has, else one of ``"base"``, ``"avx2"``,
+            ``"avx512"``, ``"avx512_bf16"``.
+
+    Attributes: ``features`` of a step (0 where it is an id), ``vocabulary`` (0 where it is not), ``outputs`` (how many
+    classes, or the width of a step of the output), ``classes`` (the labels of a classifier, or None),
+    ``is_classifier``, ``is_streamable``, ``cell``, ``dtype``, ``isa``, ``layers``, ``directions``, ``hidden``,
+    ``projection``.
+
+    Example::
+
+        >>> import tempfile, numpy as np, seqcls_fast as sf
+        >>> from seqcls_fast.export import to_runtime
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> to_runtime(sf.SequenceClassifier(3, 8, 2), folder.name + "/model.sfm")
+        >>> from seqcls_fast.runtime import Model
+        >>> model = Model.open(folder.name + "/model.sfm")
+        >>> model.predict_proba([np.zeros((5, 3)), np.zeros((2, 3))]).shape
+        (2, 2)
+        >>> stream = model.stream()
+        >>> stream.step(np.zeros(3)).shape, stream.push(np.zeros((10, 3))).shape
+        ((2,), (2,))
+    """
+
+    features: int
+    vocabulary: int
+    outputs: int
+    is_classifier: bool
+    is_streamable: bool
+    cell: str
+    dtype: str
+    isa: str
+    layers: int
+    directions: int
+    hidden: int
+    projection: int
+
+    def __init__(self, path: str | os.PathLike[str], isa: str = "auto") -> None:
+        self._model = _runtime.open(path, isa)
+        found = _runtime.describe(self._model)
+        self.about: dict[str, Any] = json.loads(found.pop("about"))
+        vars(self).update(found)
+        labels = self.about.get("labels")
+        if labels is None and self.is_classifier:
+            labels = range(self.outputs)
+        self.classes = None if labels is None else np.array(labels)
+        self._is_series = "series" in self.about
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], isa: str = "auto") -> Model:
+        """The same as the constructor."""
+        return cls(path, isa)
+
+    def __repr__(self) -> str:
+        return f"Model({self.cell!r}, layers={self.layers}, hidden={self.hidden}, outputs={self.outputs})"
+
+    def predict_proba(self, X: Sequence[ArrayLike] | NDArray[Any]) -> NDArray[np.float64]:
+        """The probabilities of the classes, ``(len(X), classes)``.
+
+        Args:
+            X: sequences of any lengths: arrays ``(T, features)``, or ids ``(T,)``. A series of one feature may be
+                ``(T,)``, and None or NaN in it is a missing value.
+        """
+        return self._predicted(X)[0]
+
+    def predict(self, X: Sequence[ArrayLike] | NDArray[Any]) -> NDArray[Any]:
+        """The labels that are predicted, by the threshold where the model has one."""
+        _, columns = self._predicted(X)
+        assert self.classes is not None
+        found: NDArray[Any] = self.classes[columns]
+        return found
+
+    def run(
+        self, x: ArrayLike, lengths: ArrayLike | None = None, resets: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """The output of layers without a head, as the module gives it with ``batch_first=True``.
+
+        Args:
+            x: ``(B, T, features)``.
+            lengths: ``(B,)``, how many steps each row has; the output beyond is zero. None: all of them.
+            resets: booleans ``(B, T)``, where a row begins anew before the step.
+        """
+        if self.is_classifier:
+            raise TypeError("run: expected layers without a head but got a classifier, which has predict_proba()")
+        values = np.ascontiguousarray(x, np.float32)
+        if values.ndim != 3 or values.shape[2] != self.features:
+            raise ValueError(f"x: expected (B, T, {self.features}) but got {values.shape}")
+        if not len(values):
+            return np.zeros((0, values.shape[1], self.outputs), np.float32)
+        stream = self.stream(len(values), max(values.shape[1], 1) if not self.is_streamable else _STEPS)
+        return stream._run(values, lengths, resets)["out"]
+
+    def stream(self, rows: int = 1, steps: int = _STEPS) -> Stream:
+        """Follows ``rows`` sequences side by side; each may begin anew at any time.
+
+        Args:
+            rows: how many sequences.
+            steps: how many steps of each the stream has memory for. Longer chunks are cut into pieces of so many; a
+                model that needs whole sequences (``is_streamable`` is False) takes no longer ones.
+        """
+        return Stream(self, rows, steps)
+
+    def stream_bytes(self, rows: int = 1, steps: int = _STEPS) -> int:
+        """The memory that such a stream takes, in bytes."""
+        found: int = _runtime.stream_bytes(self._model, rows, steps)
+        return found
+
+    # -- prediction ---------------------------------------------------------------------------------------------------
+
+    def _predicted(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if not self.is_classifier:
+            raise TypeError("predict_proba: expected a classifier but got layers without a head, which have run()")
+        if isinstance(X, str | bytes) or not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
+            raise TypeError(f"X: expected a list of sequences but got {type(X).__name__}")
+        sequences = [self._sequence(each, index) for index, each in enumerate(X)]
+        probabilities = np.empty((len(sequences), self.outputs))
+        columns = np.empty(len(sequences), np.int64)
+        for begin, batch in self._batches(sequences):
+            lengths = np.array([len(each) for each in batch])
+            x = np.zeros((len(batch), max(lengths), *batch[0].shape[1:]), batch[0].dtype)
+            for row, each in zip(x, batch, strict=True):
+                row[: len(each)] = each
+            stream = self.stream(len(batch), _STEPS if self.is_streamable else max(x.shape[1], 1))
+            found = stream._run(x, lengths, None)
+            end = begin + len(batch)
+            probabilities[begin:end], columns[begin:end] = found["probabilities"], found["classes"]
+        return probabilities, columns
+
+    def _batches(self, sequences: list[NDArray[Any]]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        for begin in range(0, len(sequences), _AT_ONCE):
+            yield begin, sequences[begin : begin + _AT_ONCE]
+
+    def _sequence(self, given: Any, index: int) -> NDArray[Any]:
+        """One sequence as an array in the type that the library takes."""
+        if isinstance(given, str):
+            raise TypeError(f"X[{index}]: expected ids, as the runtime has no tokenizers yet, but got a string")
+        try:
+            if self.vocabulary:
+                ids = np.asarray(given)
+                if ids.size and ids.dtype.kind not in "iu":
+                    raise TypeError(f"X[{index}]: expected integers, the ids of tokens, but got {ids.dtype}")
+                ids = ids.astype(np.int64)
+            else:
+                ids = np.asarray(given, np.float64 if self._is_series else np.float32)
+        except (ValueError, TypeError) as error:
+            if str(error).startswith("X["):
+                raise
+            raise ValueError(f"X[{index}]: expected an array of numbers but got what numpy refuses: {error}") from None
+        if not self.vocabulary and ids.ndim == 1 and (self.features == 1 or not ids.size):
+            ids = ids.reshape(-1, self.features)
+        if ids.ndim != (1 if self.vocabulary else 2) or (ids.ndim == 2 and ids.shape[1] != self.features):
+            wanted = "ids (T,)" if self.vocabulary else f"an array (T, {self.features})"
+            raise ValueError(f"X[{index}]: expected {wanted} but got {ids.shape}")
+        return ids
+
+
+class Stream:
+    """Sequences that grow step by step; made by :meth:`Model.stream`. One thread at a time may use it."""
+
+    def __init__(self, model: Model, rows: int, steps: int) -> None:
+        self.model, self.rows = model, rows
+        self._stream = _runtime.Stream(model._model, rows, steps)
+        self._step, self._shape = self._stream.step, (model.outputs,) if rows == 1 else (rows, model.outputs)
+
+    def step(self, x: ArrayLike) -> NDArray[np.float32]:
+        """Feeds one step: ``(features,)``, or ``(rows, features)``; for ids a number, or ``(rows,)``.
+
+        Returns:
+            the output of layers, or the probabilities of a classifier so far: ``(outputs,)``, or ``(rows, outputs)``.
+        """
+        out = np.empty(self._shape, np.float32)
+        if self._step(x, out):  # an array of float32 that is read in place
+            return out
+        if self.model.vocabulary:
+            return self.push(np.reshape(np.asarray(x), (1,) if self.rows == 1 else (self.rows, 1)), out)
+        values = np.ascontiguousarray(x, np.float64 if self.model._is_series else np.float32)
+        if values.size != self.rows * self.model.features:
+            raise ValueError(f"x: expected {self._wanted()} but got {values.shape}")
+        if self.model._is_series:
+            return self.push(values.reshape((1, -1) if self.rows == 1 else (self.rows, 1, -1)), out)
+        self._step(values, out)
+        return out
+
+    def push(self, chunk: ArrayLike, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Feeds some steps: ``(T, features)``, or ``(rows, T, features)``; for ids ``(T,)``, or ``(rows, T)``.
+
+        Returns:
+            the output of layers at each step, ``(T, outputs)`` or ``(rows, T, outputs)``; the probabilities of a
+            classifier after the last one, ``(outputs,)`` or ``(rows, outputs)``.
+        """
+        kind: Any = np.int64 if self.model.vocabulary else np.float64 if self.model._is_series else np.float32
+        if self.model.vocabulary and np.asarray(chunk).dtype.kind not in "iu":
+            raise TypeError(f"chunk: expected integers, the ids of tokens, but got {np.asarray(chunk).dtype}")
+        values = np.ascontiguousarray(chunk, kind)
+        dims = (2 if self.rows == 1 else 3) - (1 if self.model.vocabulary else 0)
+        width = () if self.model.vocabulary else (self.model.features,)
+        if values.ndim != dims or values.shape[dims - len(width) :] != width:
+            raise ValueError(f"chunk: expected {self._wanted('T, ')} but got {values.shape}")
+        if self.rows == 1:
+            values = values[None]
+        found = self._run(values, None, None)["out"]
+        return found[0] if self.rows == 1 else found
+
+    def reset(self, row: int | None = None) -> None:
+        """Lets a row begin anew, or all of them."""
+        self._stream.reset(-1 if row is None else row)
+
+    def _wanted(self, steps: str = "") -> str:
+        rows = "" if self.rows == 1 else f"{self.rows}, "
+        return f"ids ({rows}{steps[:1]})" if self.model.vocabulary else f"({rows}{steps}{self.model.features})"
+
+    def _run(self, x: NDArray[Any], lengths: Any, resets: Any) -> dict[str, NDArray[Any]]:
+        model, (count, steps) = self.model, x.shape[:2]
+        shape = (count, model.outputs) if model.is_classifier else (count, steps, model.outputs)
+        found: dict[str, NDArray[Any]] = {"out": np.empty(shape, np.float32)}
+        if model.is_classifier:
+            found |= {"probabilities": np.empty(shape), "classes": np.empty(count, np.int64)}
+        lengths = None if lengths is None else np.ascontiguousarray(lengths, np.int64)
+        resets = None if resets is None else np.ascontiguousarray(resets, np.bool_)
+        inputs = [x if x.dtype == kind else None for kind in (np.float32, np.float64, np.int64)]
+        self._stream.run(
+            count, steps, *inputs, lengths, resets, None, found["out"], None, found.get("probabilities"),
+            found.get("classes"),
+        )  # fmt: skip
+        return found

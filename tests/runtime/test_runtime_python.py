@@ -1,0 +1,181 @@
+"""seqcls_fast.runtime: the results of the modules and estimators, without an import of torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import seqcls_fast as sf
+from seqcls_fast.export import to_runtime
+from seqcls_fast.runtime import Model
+from support.corpora import sentences, waves
+
+
+def open_model(module: Any, tmp_path: Path, dtype: str = "float32") -> Model:
+    to_runtime(module, tmp_path / "model.sfm", dtype)
+    return Model.open(tmp_path / "model.sfm", sf.available_impls()[-1])  # the kernels that the module has
+
+
+def test_nothing_of_torch_is_imported(tmp_path: Path) -> None:
+    open_model(sf.SequenceClassifier(3, 8, 2), tmp_path)
+    program = (
+        "import sys, seqcls_fast, numpy\n"
+        "model = seqcls_fast.runtime.Model.open(sys.argv[1])\n"
+        "model.predict([numpy.zeros((4, 3))]), model.stream().step(numpy.zeros(3))\n"
+        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "model.sfm")], check=True)
+
+
+@pytest.mark.parametrize("pooling", ["max", "attention"])
+def test_series(pooling: str, tmp_path: Path) -> None:
+    estimator = sf.SeriesClassifier(hidden_size=6, epochs=2, pooling=pooling, bidirectional=pooling == "attention")
+    estimator.fit(*waves(count=40))
+    model, new = open_model(estimator, tmp_path), waves(seed=3, count=150)[0]
+    assert model.predict_proba(new).tobytes() == estimator.predict_proba(new).tobytes()
+    assert model.predict(new).tolist() == estimator.predict(new).tolist()
+    assert model.predict_proba([each.tolist() for each in new]).tobytes() == estimator.predict_proba(new).tobytes()
+    if not model.is_streamable:
+        with pytest.raises(ValueError, match="expected at most 64, for which the stream was made"):
+            model.stream().push(np.zeros((65, 2)))
+        return
+    stream = model.stream()
+    for step in new[0]:
+        last = stream.step(step)
+    expected = estimator.predict_proba(new[:1])[0].astype(np.float32)
+    np.testing.assert_array_equal(last, expected)
+    stream.reset()
+    np.testing.assert_array_equal(stream.push(new[0]), expected)
+
+
+def test_ids_and_labels(tmp_path: Path) -> None:
+    estimator = sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1)
+    texts, labels = sentences(count=40)
+    estimator.fit(texts, labels)
+    model = open_model(estimator, tmp_path)
+    ids = [[estimator.encoder_._tokens.index(word) + 2 for word in text.split()] for text in texts]
+    assert model.predict_proba(ids).tobytes() == estimator.predict_proba(texts).tobytes()
+    assert model.predict(ids).tolist() == estimator.predict(texts).tolist()
+    assert model.classes is not None
+    assert model.classes.tolist() == estimator.classes_.tolist()
+    with pytest.raises(
+        TypeError, match=r"X\[0\]: expected ids, as the runtime has no tokenizers yet, but got a string"
+    ):
+        model.predict(texts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers(dtype: str, tmp_path: Path) -> None:
+    module = sf.LSTM(3, 20, num_layers=2, batch_first=True)
+    model = open_model(module, tmp_path, dtype)
+    kind = getattr(torch, dtype)
+    x, resets = torch.randn(4, 90, 3), torch.rand(4, 90) < 0.1
+    with torch.no_grad():
+        expected = module.to(kind)(x.to(kind), lengths=[90, 4, 0, 77], resets=resets)[0].float().numpy()
+        full = module(x.to(kind))[0].float().numpy()
+    np.testing.assert_array_equal(model.run(x.numpy(), [90, 4, 0, 77], resets.numpy()), expected)
+    one, four = model.stream(), model.stream(4)
+    np.testing.assert_array_equal(np.stack([one.step(x[0, t].numpy()) for t in range(90)]), full[0])
+    np.testing.assert_array_equal(np.stack([four.step(x[:, t].double().numpy()) for t in range(90)], 1), full)
+    four.reset()
+    np.testing.assert_array_equal(four.push(x.numpy()), full)
+    four.reset(1)
+    again = four.push(x.numpy())
+    np.testing.assert_array_equal(again[1], full[1])
+    assert (again[0] != full[0]).any()
+    assert model.stream_bytes(1, 1) < model.stream_bytes(1, 64) < model.stream_bytes(2, 64)
+
+
+def test_streams_of_ids(tmp_path: Path) -> None:
+    module = sf.SequenceClassifier(4, 6, 3, vocab_size=9, padding_idx=None).eval()
+    model, ids = open_model(module, tmp_path), torch.randint(9, (2, 5))
+    with torch.inference_mode():
+        expected = sf._head.softmax(module(ids).double()).float().numpy()
+    one, two = model.stream(), model.stream(2)
+    np.testing.assert_array_equal([one.step(int(each)) for each in ids[0]][-1], expected[0])
+    np.testing.assert_array_equal([two.step(ids[:, t].numpy()) for t in range(5)][-1], expected)
+    two.reset()
+    np.testing.assert_array_equal(two.push(ids.numpy()), expected)
+
+
+def test_empty_input(tmp_path: Path) -> None:
+    module = sf.SequenceClassifier(3, 6, 2).eval()
+    model = open_model(module, tmp_path)
+    assert model.predict_proba([]).shape == (0, 2)
+    with torch.inference_mode():
+        expected = sf._head.softmax(module(torch.zeros(1, 1, 3), [0]).double()).numpy()
+    np.testing.assert_array_equal(model.predict_proba([np.zeros((0, 3))]), expected)
+    assert open_model(sf.GRU(3, 4), tmp_path).run(np.zeros((0, 5, 3))).shape == (0, 5, 4)
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="path: expected a file that can be read"):
+        Model.open(tmp_path / "none.sfm")
+    (tmp_path / "other.sfm").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"file: expected one that seqcls_fast.export.to_runtime\(\) wrote"):
+        Model.open(tmp_path / "other.sfm")
+    layers = open_model(sf.GRU(3, 4), tmp_path)
+    with pytest.raises(ValueError, match="impl: expected one of auto, base"):
+        Model.open(tmp_path / "model.sfm", isa="mmx")
+    for function, kind, words in (
+        (lambda: layers.predict([]), TypeError, "predict_proba: expected a classifier but got layers without a head"),
+        (lambda: layers.run(np.zeros((2, 3))), ValueError, r"x: expected \(B, T, 3\) but got \(2, 3\)"),
+        (lambda: layers.run(np.zeros((1, 2, 3)), [3]), ValueError, "lengths: expected 0 to 2 but got 3 at 0"),
+        (lambda: layers.run(np.zeros((1, 2, 3)), [1, 2]), ValueError, "lengths: expected 1 contiguous numbers"),
+        (lambda: layers.stream(0), ValueError, "rows: expected 1 to 1048576 but got 0"),
+        (lambda: layers.stream().step(np.zeros(4)), ValueError, r"x: expected \(3\) but got \(4,\)"),
+        (lambda: layers.stream(2).push(np.zeros((2, 3))), ValueError, r"chunk: expected \(2, T, 3\) but got \(2, 3\)"),
+        (lambda: layers.stream().reset(1), ValueError, "row: expected -1 to 0 but got 1"),
+    ):
+        with pytest.raises(kind, match=words):
+            function()
+    model = open_model(sf.SequenceClassifier(3, 4, 2, bidirectional=True), tmp_path)
+    with pytest.raises(RuntimeError, match=r"step: expected a model that reads its input once.* has two directions"):
+        model.stream().step(np.zeros(3))
+    for given, kind, words in (
+        ([np.zeros((2, 4))], ValueError, r"X\[0\]: expected an array \(T, 3\) but got \(2, 4\)"),
+        ([np.zeros((2, 3)), "x"], TypeError, r"X\[1\]: expected ids, as the runtime"),
+        ("x", TypeError, "X: expected a list of sequences but got str"),
+        ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected an array of numbers but got what numpy refuses"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=words):
+            model.predict_proba(given)
+    with pytest.raises(TypeError, match="run: expected layers without a head but got a classifier"):
+        model.run(np.zeros((1, 1, 3)))
+    ids = open_model(sf.SequenceClassifier(3, 4, 2, vocab_size=5), tmp_path)
+    with pytest.raises(ValueError, match="ids: expected 0 to 4 but got 5 in row 0 at step 1"):
+        ids.predict([[1, 5]])
+    with pytest.raises(TypeError, match="chunk: expected integers, the ids of tokens, but got float64"):
+        ids.stream().push([0.5])
+
+
+def test_one_thread_at_a_time_uses_a_stream(tmp_path: Path) -> None:
+    """Others get an error instead of another thread's states; a model takes any number of threads."""
+    model = open_model(sf.LSTM(64, 256), tmp_path)
+    stream, refused, wrong = model.stream(), [], []
+    chunk = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    expected = model.run(chunk[None])[0]
+
+    def work(shared: bool) -> None:
+        for _ in range(4):
+            try:
+                found = (stream if shared else model.stream()).push(chunk)
+                if not shared and found.tobytes() != expected.tobytes():
+                    wrong.append(1)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(k % 2 == 0,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert set(refused) <= {"stream: expected one call at a time but another thread is using it"}
