@@ -99,7 +99,9 @@ class Kind:
             means.append(f"**{text}**" if lost else text)
             same.append("" if engine == OURS or ours is None else measure.text(ours))
         yield f"| {' | '.join(means)} |"
-        yield f"| {' | '.join(same)} |\n"
+        if set(same[1:]) - {"", means[1]}:  # some were not asked about every set that ours was
+            yield f"| {' | '.join(same)} |"
+        yield ""
 
     def cell(self, name: str, engine: str, measure: Measure) -> str:
         spread = self.values(name, engine, measure.field)

@@ -315,6 +315,14 @@ def test_every_loss_is_bold_and_in_words() -> None:
     assert "earlier version" in text_of(score(), version="another")
 
 
+def test_the_mean_is_beside_that_of_ours_on_the_same_sets() -> None:
+    some = [score(accuracy=0.5), score("debian-sections", accuracy=0.7), score(engine="LinearSVC tuned", accuracy=0.4)]
+    assert "| mean | 60.0 | 40.0 |\n| ours on the same sets |  | 50.0 |" in text_of(*some)
+    all_of_them = text_of(*some[::2])
+    assert "| mean | 50.0 | 40.0 |" in all_of_them
+    assert "on the same sets" not in all_of_them
+
+
 def test_peers_of_other_rows_do_not_count() -> None:
     text = text_of(score(), score(engine="LinearSVC tuned", digest="other", accuracy=0.9))
     assert "90.0" not in text
