@@ -126,7 +126,7 @@ void TensorFile::read(const char* data, size_t size) {
   const Json* const about = header.find("__metadata__");
   if (!about) not_ours();
   for (const auto& [name, value] : about->members) {
-    const std::string& text = words(value, "file: __metadata__." + name);
+    const std::string& text = words(value, "file: " + quoted(name) + " in __metadata__");
     if (name == "format" && text != "seqcls-fast") not_ours();
     if (name == "version" && text != std::to_string(SEQCLS_VERSION))
       refuse(SEQCLS_UNKNOWN_PART, "file: expected version ", SEQCLS_VERSION,

@@ -1141,4 +1141,22 @@ BENCHMARKS = [
     ),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS
+RUNTIME = [
+    Mutant("a mean without the chain at hand", "csrc/runtime/pooling.h", "value += from.part[i]", "value += 0"),
+    Mutant(
+        "resets of the first piece alone",
+        "csrc/runtime/stream.cpp",
+        "call.resets + i * call.steps + begin",
+        "call.resets + i * call.steps",
+    ),
+    Mutant("ids are not checked", "csrc/runtime/stream_checks.cpp", "id < 0 || id >= d.vocabulary", "id < 0"),
+    Mutant("infinite weights", "csrc/runtime/tensor_file.cpp", "(bits & exponent) != exponent", "true"),
+    Mutant(
+        "the checksum is not compared",
+        "csrc/runtime/tensor_file.cpp",
+        "digits, data + kCrcAt, kCrcSize",
+        "digits, digits, 0",
+    ),
+]
+
+MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS + RUNTIME

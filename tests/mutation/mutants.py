@@ -63,6 +63,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_simt.py",
     ),
     "csrc/cuda": ("test_simt.py", "test_simt_options.py"),
+    "csrc/runtime": ("test_runtime_bits.py", "test_runtime_calls.py", "test_runtime_files.py"),
     "csrc": KERNELS,
     "benchmarks/gpu/supervisor.py": ("test_gpu_command.py",),
     "benchmarks/harness.py": ("test_bench_harness.py",),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from c_library import Call, Info, Model, Refused, done, library
+from c_library import FASTEST, Call, Info, Model, Refused, done, library
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -137,7 +137,7 @@ def test_sizes_of_streams(layer: Model) -> None:
 def test_models_that_need_whole_sequences(more: Any, words: str, tmp_path: Path) -> None:
     model = sf.SequenceClassifier(3, 4, 2, **more).eval()
     to_runtime(model, tmp_path / "model.sfm")
-    stream = Model(tmp_path / "model.sfm").stream(1, 5)
+    stream = Model(tmp_path / "model.sfm", FASTEST).stream(1, 5)
     refused(
         "not streamable",
         f"step: expected a model that reads its input once, from its beginning on, but this one {words}: run whole "
@@ -150,7 +150,7 @@ def test_models_that_need_whole_sequences(more: Any, words: str, tmp_path: Path)
         stream.run, np.zeros((1, 6, 3)),
     )  # fmt: skip
     x = torch.randn(1, 5, 3)
-    with torch.no_grad():
+    with sf.use_impl(FASTEST), torch.no_grad():
         expected = model(x).numpy()
     for _ in range(2):  # each call is a sequence from its beginning
         np.testing.assert_array_equal(stream.run(x.numpy())["logits"], expected)
@@ -183,8 +183,8 @@ def test_many_threads_over_one_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = sf.LSTM(5, 24, num_layers=2, batch_first=True)
     to_runtime(module, tmp_path / "model.sfm")
-    model, x = Model(tmp_path / "model.sfm"), torch.randn(6, 200, 5)
-    with torch.no_grad():
+    model, x = Model(tmp_path / "model.sfm", FASTEST), torch.randn(6, 200, 5)
+    with sf.use_impl(FASTEST), torch.no_grad():
         expected = module(x)[0].numpy()
     wrong = []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from c_library import Model, Refused
+from c_library import FASTEST, Model, Refused
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -46,7 +46,7 @@ def test_series(missing: str, bidirectional: bool, tmp_path: Path) -> None:
     )
     fitted(estimator, (train, labels))
     to_runtime(estimator, tmp_path / "model.sfm")
-    model, (x, lengths) = Model(tmp_path / "model.sfm"), padded(holes)
+    model, (x, lengths) = Model(tmp_path / "model.sfm", FASTEST), padded(holes)
     assert model.info.is_streamable != bidirectional
     stream = model.stream(12, x.shape[1] if bidirectional else 4)
     found = stream.run(x, lengths, double=True)
@@ -67,7 +67,7 @@ def test_series(missing: str, bidirectional: bool, tmp_path: Path) -> None:
 def test_values_that_a_series_cannot_have(tmp_path: Path) -> None:
     estimator = fitted(sf.SeriesClassifier(hidden_size=3, epochs=1, bidirectional=False), waves(count=20))
     to_runtime(estimator, tmp_path / "model.sfm")
-    stream = Model(tmp_path / "model.sfm").stream(2)
+    stream = Model(tmp_path / "model.sfm", FASTEST).stream(2)
     stream.run(np.ones((2, 3, 2)), double=True)
     x = np.zeros((2, 3, 2))
     for value, words in {
@@ -88,7 +88,7 @@ def test_texts_as_ids(pooling: str, tmp_path: Path) -> None:
     data = sentences(count=40)
     estimator = fitted(sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1, pooling=pooling), data)
     to_runtime(estimator, tmp_path / "model.sfm")
-    model = Model(tmp_path / "model.sfm")
+    model = Model(tmp_path / "model.sfm", FASTEST)
     texts = data[0][:9]
     ragged = estimator.encoder_.encode(texts)
     ids, lengths = padded_ids(ragged)
@@ -117,5 +117,5 @@ def test_threshold(tmp_path: Path) -> None:
         estimator.threshold_ = DecisionThreshold(1, value, "recall", 0.9, 0.5, 1.0, 40)
         to_runtime(estimator, tmp_path / "model.sfm")
         x, lengths = padded(train)
-        found = Model(tmp_path / "model.sfm").stream(30).run(x, lengths, double=True)["classes"]
+        found = Model(tmp_path / "model.sfm", FASTEST).stream(30).run(x, lengths, double=True)["classes"]
         assert estimator.classes_[found].tolist() == estimator.predict(train).tolist()
