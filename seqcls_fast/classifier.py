@@ -47,6 +47,7 @@ class SequenceClassifier(nn.Module):
         pooling: the input of the head: ``"last"`` (the state at a row's end, or at both ends for two directions),
             ``"mean"`` or ``"max"`` over the steps, or ``"attention"`` (their mean, weighted by a learnt score).
         dropout: probability of dropping a value between layers and in front of the head, in training.
+        embedding_dropout: probability of dropping a value of the embedding, in all steps of a row, in training.
         wide_ids: number of ids of a wide part, which adds to the logits a row of them for each id of a sequence (see
             ``wide`` below); None for no such part.
         wide_features: number of features of a wide part that is linear in them; None for no such part.
@@ -91,6 +92,7 @@ class SequenceClassifier(nn.Module):
         bidirectional: bool = False,
         pooling: str = "last",
         dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
         wide_ids: int | None = None,
         wide_features: int | None = None,
         device: torch.device | str | int | None = None,
@@ -109,8 +111,9 @@ class SequenceClassifier(nn.Module):
             raise ValueError(f"cell: expected one of {', '.join(CELLS)} but got {cell!r:.80}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)} but got {pooling!r:.80}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: expected a probability from 0 to below 1 but got {dropout!r:.80}")
+        for name, share in {"dropout": dropout, "embedding_dropout": embedding_dropout}.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}: expected a probability from 0 to below 1 but got {share!r:.80}")
         if wide_ids is not None and wide_features is not None:
             raise ValueError(f"wide_features: expected None with wide_ids but got {wide_features}")
         if vocab_size is None:
@@ -122,6 +125,7 @@ class SequenceClassifier(nn.Module):
         self.input_size, self.hidden_size, self.num_classes = input_size, hidden_size, num_classes
         self.cell, self.vocab_size, self.padding_idx, self.num_layers = cell, vocab_size, padding_idx, num_layers
         self.bidirectional, self.pooling, self.dropout = bidirectional, pooling, dropout
+        self.embedding_dropout = embedding_dropout
         self.wide_ids, self.wide_features = wide_ids, wide_features
 
         where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -217,9 +221,17 @@ class SequenceClassifier(nn.Module):
         elif (tables := self._tables_for(x)) is not None:
             output, final = self._encode_ids(x, tables, lengths, want_output)
         else:
-            features = self.embedding(_checked_ids(x, lengths, self.embedding.num_embeddings))
+            features = self._embedded(_checked_ids(x, lengths, self.embedding.num_embeddings))
             output, final = self.encoder(features, lengths=lengths, want_output=want_output)
         return output, final if isinstance(final, Tensor) else final[0]
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        assert self.embedding is not None
+        features: Tensor = self.embedding(ids)
+        if self.embedding_dropout:
+            kept = features.new_ones(features.size(0), 1, features.size(2))  # the same values in each step of a row
+            features = features * dropout(kept, self.embedding_dropout, self.training)
+        return features
 
     def _encode_ids(
         self, ids: Tensor, tables: list[Tensor], lengths: Tensor | None, want_output: bool
@@ -247,7 +259,7 @@ class SequenceClassifier(nn.Module):
 
     def _tables_for(self, ids: Tensor) -> list[Tensor] | None:
         """The tables, one for each direction, if they are kept or cost less than projecting each step; else None."""
-        if _head.in_graph() or not ops.takes_ids(ids):
+        if _head.in_graph() or not ops.takes_ids(ids) or (self.training and self.embedding_dropout):
             return None  # a graph must not depend on the sizes of the example it was made from
         if not needs_graph(self.parameters()):
             if not self._has_exact_tables():

@@ -65,8 +65,9 @@ def _bench(arguments: argparse.Namespace) -> None:
     else:
         model = SequenceClassifier(50, 64, 4, vocab_size=10_000, bidirectional=True, pooling="max")
     for module in model.modules():  # dropout would draw different values in each
-        if hasattr(module, "dropout"):
-            module.dropout = 0.0
+        for name in ("dropout", "embedding_dropout"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     batch = random_batch(model, arguments.rows, longest=200)
     y = torch.randint(model.num_classes, (arguments.rows,))
     models = {"seqcls_fast": model, "torch.nn": TorchTwin(model)}

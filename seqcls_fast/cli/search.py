@@ -11,7 +11,7 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -44,13 +44,20 @@ def searched_parameters(asked: TrainOptions) -> list[str]:
     return found
 
 
+def _epochs(chosen: Mapping[str, Any], rows: int) -> int:
+    from ..toolkit.training.options import batch_size_for, epochs_for
+
+    found: int = chosen["epochs"] or epochs_for(math.ceil(rows / (chosen["batch_size"] or batch_size_for(rows))))
+    return found
+
+
 def changes_of_trials(asked: TrainOptions, searched: list[str], rows: int, wanted: int) -> list[dict[str, Any]]:
     """The parameters that each trial changes; the first changes none. All differ; if values run out, they are fewer."""
-    from ..toolkit.fit import batch_size_for, learning_rate_for
+    from ..toolkit.training.options import batch_size_for, learning_rate_for
 
     chosen = asked.parameters
     batches = math.ceil(rows / (chosen["batch_size"] or batch_size_for(rows)))
-    rate = learning_rate_for(batches * chosen["epochs"])
+    rate = learning_rate_for(batches * _epochs(chosen, rows))
     different: dict[str, dict[str, Any]] = {"{}": {}}
     for number in range(2, wanted * _REDRAWS):
         if len(different) == wanted:
@@ -90,7 +97,8 @@ def run(
     from ..toolkit.training.loop import TrainingError
 
     chosen = asked.parameters
-    rule, best, failure = MedianRule(chosen["metric"], chosen["epochs"]), None, None
+    epochs = _epochs(chosen, rows)
+    rule, best, failure = MedianRule(chosen["metric"], epochs), None, None
     trials = changes_of_trials(asked, searched, rows, wanted)
     table: list[dict[str, Any]] = []
     for number, changes in enumerate(trials, 1):
@@ -104,7 +112,7 @@ def run(
         else:
             history = estimator.history_
             row |= {"epochs": len(history), rule.name: history[estimator.best_epoch_ - 1][rule.name]}
-            row["ended"] = "complete" if len(history) == chosen["epochs"] else "patience"
+            row["ended"] = "complete" if len(history) == epochs else "patience"
             if rule.stops(history):  # worse than the median, and so never the best
                 row["ended"] = "stopped"
             if best is None or _rank(rule, row) < _rank(rule, best[0]):

@@ -230,7 +230,8 @@ def save(
     device = next(estimator.model_.parameters()).device
     learnt_from, split = estimator.data_, None
     if learnt_from["validation"] is not None:
-        by_share = {"share": asked.validation_share, "seed": asked.parameters["seed"]}
+        share = asked.validation_share or learnt_from["validation"].get("share")
+        by_share = {"share": share, "seed": asked.parameters["seed"]}
         split = by_share if asked.validation is None else {"file": str(asked.validation)}
         split["rows"] = learnt_from["validation"]["rows"]
     ranks = learnt_from["ranks"]

@@ -44,4 +44,6 @@ def about_model(
     }
     if data is not None:
         found["training"] += f" on {data['rows']:,} examples (digest {data['digest']})"
+        if "refit" in data:
+            found["training"] += f", then again for {best_epoch} on all {data['refit']:,}, of which this model is"
     return found

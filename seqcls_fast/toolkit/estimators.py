@@ -249,21 +249,31 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
 
 
 class TextClassifier(_SequenceEstimator):
-    """Classifies texts: a tokenizer, an embedding, a recurrent encoder and a linear head.
+    """Classifies texts: a tokenizer, an embedding, a recurrent encoder and a linear head; beside them hashed n-grams of
+    words and characters, which go straight to the logits.
 
     Args:
-        cell, hidden_size, num_layers, bidirectional, pooling, dropout: of :class:`seqcls_fast.SequenceClassifier`.
+        cell, hidden_size, num_layers, bidirectional, pooling, dropout, embedding_dropout: of
+            :class:`seqcls_fast.SequenceClassifier`.
         embedding_dim: width of a token's embedding.
+        word_dropout: the share of the tokens that training replaces by the unknown one, which is so trained.
+        wide: whether there are hashed n-grams; False leaves the recurrent encoder alone.
+        wide_dropout: the share of the n-grams that training leaves out of each text.
         tokenizer: ``"word"``, ``"char"`` or ``"bpe"`` (byte pairs, learned from the texts).
         lowercase, normalization: whether case is ignored; the Unicode form that texts are converted to, or None.
         max_length: the tokens that are read of a text; later ones are cut off.
         max_vocab, min_frequency: the most tokens of the vocabulary; how often a token must occur to be in it.
-        epochs: the number of passes over the training data.
+        epochs: the number of passes over the training data; None chooses by the number of texts.
         batch_size, learning_rate: None chooses by the number of texts.
         weight_decay, schedule, warmup: the decay of AdamW; ``"cosine"``, ``"one_cycle"`` or ``"constant"``; the share
             of the steps in which the learning rate rises.
         max_grad_norm: gradients of a larger norm are scaled down to it; None leaves them.
+        label_smoothing: the share of each target that is spread over all classes, in training.
         class_weight: None, ``"balanced"`` or a dict from label to weight.
+        holdout: the share of the data that is held out to choose the best epoch, where fit() gets no ``validation`` and
+            there are 200 texts or more; None trains on all of them and keeps the last epoch.
+        refit: whether the model is then trained again on all of the data, for as many epochs as were best; not for a
+            Stream.
         patience: with validation, training ends after that many epochs without a better ``metric``; None trains all.
         metric: what makes an epoch the best in validation: ``"loss"``, ``"accuracy"``, ``"balanced_accuracy"`` or
             ``"macro_f1"``.
@@ -293,12 +303,15 @@ class TextClassifier(_SequenceEstimator):
 
     @_suggests
     def __init__(
-        self, *, cell: str = "gru", hidden_size: int = 64, embedding_dim: int = 64, num_layers: int = 1,
-        bidirectional: bool = True, pooling: str = "max", dropout: float = 0.2, tokenizer: str = "word",
+        self, *, cell: str = "gru", hidden_size: int = 96, embedding_dim: int = 96, num_layers: int = 1,
+        bidirectional: bool = True, pooling: str = "max", dropout: float = 0.5, embedding_dropout: float = 0.3,
+        word_dropout: float = 0.3, wide: bool = True, wide_dropout: float = 0.0, tokenizer: str = "word",
         lowercase: bool = True, normalization: str | None = "NFKC", max_length: int | None = 256,
-        max_vocab: int = 20_000, min_frequency: int = 1, epochs: int = 20, batch_size: int | None = None,
+        max_vocab: int = 20_000,
+        min_frequency: int = 1, epochs: int | None = None, batch_size: int | None = None,
         learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
-        max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
+        max_grad_norm: float | None = 1.0, label_smoothing: float = 0.0, class_weight: Any = None,
+        holdout: float | None = 0.1, refit: bool = True, patience: int | None = None, metric: str = "loss",
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
@@ -306,6 +319,9 @@ class TextClassifier(_SequenceEstimator):
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.embedding_dim, self.num_layers = cell, hidden_size, embedding_dim, num_layers
         self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
+        self.embedding_dropout, self.word_dropout, self.wide = embedding_dropout, word_dropout, wide
+        self.wide_dropout, self.label_smoothing = wide_dropout, label_smoothing
+        self.holdout, self.refit = holdout, refit
         self.lowercase, self.normalization, self.max_length = lowercase, normalization, max_length
         self.max_vocab, self.min_frequency, self.epochs, self.batch_size = max_vocab, min_frequency, epochs, batch_size
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule

@@ -5,7 +5,6 @@ In a group of torch.distributed all processes call it together.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..classifier import SequenceClassifier
 from ._terminal import escaped
 from .baseline import Baseline, features_for, fit_baseline
 from .fitted import Fitted, make_model
@@ -22,14 +22,12 @@ from .parameter_checks import device_of, lasting_parameters
 from .ranks import Ranks, current
 from .training.checkpoint import CheckpointError, Checkpoints
 from .training.loop import train
-from .training.options import Options, best_epoch_of
-from .training.prepare import FitData, prepare
+from .training.options import Options, batch_size_for, best_epoch_of, learning_rate_for
+from .training.prepare import FitData, Prepared, prepare
 from .training.resume import check_content
 from .training.wide import add_wide, refit
 
-__all__ = ["batch_size_for", "fit", "learning_rate_for"]
-
-_HELD = 0.2  # the share of few series that is held out, to learn how much the network may say
+__all__ = ["fit"]
 
 Stop = Callable[[list[dict[str, Any]]], bool]
 
@@ -73,7 +71,7 @@ def _fit(
     if seed is None:
         seed = saved["about"]["seed"] if saved else ranks.from_writer(torch.Generator().seed() % 2**31)
     wide = parameters.get("convolutions")
-    prepared = prepare(inputs, parameters, replace(given, usual=_HELD) if wide else given, seed)
+    prepared = prepare(inputs, parameters, given, seed)
     about = prepared.about | {"seed": seed, "parameters": lasting_parameters(parameters)}
     if any(other != about for other in ranks.all(about)):
         raise ValueError("fit: expected the same data and parameters in every process but got different ones")
@@ -83,8 +81,8 @@ def _fit(
         _check_same(saved["about"], about)
 
     device = device_of(parameters["device"])
-    options = _options(parameters, len(prepared.data), prepared.data.steps, seed)
-    model = make_model(inputs, parameters, prepared.encoder, len(prepared.classes), seed).to(device)
+    options = _options(parameters, len(prepared.data), prepared.epochs, prepared.data.steps, seed)
+    model = _new_model(inputs, parameters, prepared, seed, device)
     history: list[dict[str, Any]] = []
 
     def learned(baseline: Baseline | None = None) -> Fitted:
@@ -115,7 +113,7 @@ def _fit(
     if parameters["baseline"] and ranks.writer:
         features = features_for(prepared.encoder, len(prepared.classes))
         data, held = prepared.encoded_by(features)
-        baseline = fit_baseline(inputs, features, data, prepared.classes, seed, parameters["epochs"])
+        baseline = fit_baseline(inputs, features, data, prepared.classes, seed, options.epochs)
         predicted = None if held is None else baseline.targets_of(held, ranks)
         prepared.close()
     fitted = learned(baseline)
@@ -124,33 +122,45 @@ def _fit(
     if wide and given.validation is None and prepared.held is not None:
         refit(model, prepared, parameters, seed, ranks)
     keep(fitted)
+    if prepared.held_from_all and parameters.get("refit"):
+        keep(_refitted(fitted, given, options, ranks))
 
 
-def _options(parameters: Mapping[str, Any], rows: int, steps: Callable[[int], int], seed: int) -> Options:
+def _refitted(fitted: Fitted, given: FitData, options: Options, ranks: Ranks) -> Fitted:
+    """A model of all data, those that were held out included, trained for as many epochs as were best without them."""
+    parameters = fitted.parameters | {"holdout": None, "patience": None}
+    prepared = prepare(fitted.inputs, parameters, given, options.seed)
+    device = device_of(parameters["device"])
+    model = _new_model(fitted.inputs, parameters, prepared, options.seed, device)
+    options = replace(options, epochs=fitted.best_epoch, patience=None, log_dir=None)
+    train(model, prepared.data, options, device, None, [], ranks=ranks)
+    assert fitted.data is not None
+    data = fitted.data | {"refit": len(prepared.data)}
+    return replace(fitted, encoder=prepared.encoder, model=model, seen=prepared.seen, data=data)
+
+
+def _new_model(
+    inputs: Inputs, parameters: Mapping[str, Any], prepared: Prepared, seed: int, device: torch.device
+) -> SequenceClassifier:
+    model = make_model(inputs, parameters, prepared.encoder, len(prepared.classes), seed)
+    inputs.prepare_model(model, prepared.encoder)
+    return model.to(device)
+
+
+def _options(
+    parameters: Mapping[str, Any], rows: int, epochs: int, steps: Callable[[int], int], seed: int
+) -> Options:  # fmt: skip
     batch_size, log_dir = parameters["batch_size"] or batch_size_for(rows), parameters["log_dir"]
-    rate = parameters["learning_rate"] or learning_rate_for(steps(batch_size) * parameters["epochs"])
+    rate = parameters["learning_rate"] or learning_rate_for(steps(batch_size) * epochs)
     names = (
-        "epochs", "weight_decay", "schedule", "warmup", "max_grad_norm", "patience", "metric", "amp", "on_nan",
-        "verbose",
+        "weight_decay", "schedule", "warmup", "max_grad_norm", "patience", "metric", "amp", "on_nan",
+        "verbose", "word_dropout", "wide_dropout", "label_smoothing",
     )  # fmt: skip
     return Options(
-        batch_size=batch_size, learning_rate=rate, seed=seed,
+        epochs=epochs, batch_size=batch_size, learning_rate=rate, seed=seed,
         log_dir=None if log_dir is None else os.fspath(log_dir),
-        **{name: parameters[name] for name in names},
+        **{name: parameters[name] for name in names if name in parameters},
     )  # fmt: skip
-
-
-def batch_size_for(count: int) -> int:
-    """A power of two near the root of the number of sequences, from 4 to 256.
-
-    Few sequences then still make some steps an epoch, and many make batches that the kernels are fast with.
-    """
-    return 2 ** min(8, max(2, int(math.log2(max(count, 1)) / 2)))
-
-
-def learning_rate_for(steps: int) -> float:
-    """The learning rate, larger for fewer steps: 1e-2 for 100, 2e-3 from 2,500 on."""
-    return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

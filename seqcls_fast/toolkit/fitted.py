@@ -26,6 +26,7 @@ from .about import about_model
 from .baseline import Baseline, features_for, tensors_for
 from .data import labels
 from .data.datasets import Data
+from .data.errors import renumbered
 from .data.leakage import Fingerprints, leaks, shared
 from .data.ragged import Ragged
 from .data.stream import Stream
@@ -42,6 +43,7 @@ from .training.loop import seeded
 
 __all__ = ["Fitted", "make_model"]
 
+_ENCODED = 1 << 14  # sequences that are encoded at once
 _AT_ONCE = 256  # sequences of a batch in prediction
 _USER = 3  # the stack level of a warning for the caller of an estimator's method, seen from a method here
 
@@ -75,7 +77,16 @@ class Fitted:
             pieces = X.pieces(self.encoder, workers=self.workers)
             return torch.cat([none, *(self._logits_of(piece.sequences) for piece in pieces)])
         X, _ = self.inputs.read(X, None, labelled=False)
-        return self._logits_of(self.encoder.encode(X))
+        starts = range(0, len(X), _ENCODED) if len(X) > _ENCODED else (0,)
+        return torch.cat([self._logits_of(self._encoded(X[k : k + _ENCODED], k)) for k in starts])
+
+    def _encoded(self, X: list[Any], first: int) -> Ragged:
+        """These sequences, which are numbered from ``first`` on in messages."""
+        try:
+            found: Ragged = self.encoder.encode(X)
+        except ValueError as error:
+            raise type(error)(renumbered(error, first)) from None
+        return found
 
     def probabilities(self, logits: Tensor) -> np.ndarray:
         return _softmax(logits, self.temperature)
@@ -285,8 +296,8 @@ def make_model(
     ``convolutions`` are the sizes of a wide part.
     """
     size, options = inputs.model_size(parameters, encoder)
-    names = ("cell", "num_layers", "bidirectional", "pooling", "dropout")
-    options |= {name: parameters[name] for name in names}
+    names = ("cell", "num_layers", "bidirectional", "pooling", "dropout", "embedding_dropout")
+    options |= {name: parameters[name] for name in names if name in parameters}
     with seeded(seed, torch.device("cpu")):
         model = SequenceClassifier(size, parameters["hidden_size"], classes, device=device, **options)
     if convolutions is not None:

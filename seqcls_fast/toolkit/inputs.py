@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .._wide import WeightedIds
+from ..classifier import SequenceClassifier
 from ._terminal import kind_of, shown
 from .data import labels
 from .data.columns import items, missing
@@ -25,6 +27,7 @@ class Inputs:
 
     kind: str  # "text" or "series"
     encoder_type: Any
+    enough_to_hold: int  # rows, from which on a share of them is held out where no validation is given
 
     def make_encoder(self, parameters: Mapping[str, Any]) -> Any:
         """A new encoder, made from the parameters of the estimator, which has learned nothing yet."""
@@ -33,6 +36,13 @@ class Inputs:
     def model_size(self, parameters: Mapping[str, Any], encoder: Any) -> tuple[int, dict[str, Any]]:
         """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and its arguments for this kind alone."""
         raise NotImplementedError
+
+    def learnt(self, encoder: Any, classes: int) -> Any:
+        """The encoder, once it has learnt from data of that many classes."""
+        return encoder
+
+    def prepare_model(self, model: SequenceClassifier, encoder: Any) -> None:
+        """Gives a new model what the encoder has learnt, before training."""
 
     def sequences(self, X: Any) -> list[Any]:
         """The values of X as a list, after a check."""
@@ -68,13 +78,23 @@ class Inputs:
 class TextInputs(Inputs):
     kind = "text"
     encoder_type = TextEncoder
+    enough_to_hold = 200  # fewer do not tell one epoch from another
 
     def make_encoder(self, parameters: Mapping[str, Any]) -> TextEncoder:
-        names = ("lowercase", "normalization", "max_length", "max_vocab", "min_frequency")
+        names = ("lowercase", "normalization", "max_length", "max_vocab", "min_frequency", "wide")
         return TextEncoder(parameters["tokenizer"], **{name: parameters[name] for name in names})
 
     def model_size(self, parameters: Mapping[str, Any], encoder: TextEncoder) -> tuple[int, dict[str, Any]]:
-        return parameters["embedding_dim"], {"vocab_size": encoder.vocab_size}
+        options: dict[str, Any] = {"vocab_size": encoder.vocab_size}
+        return parameters["embedding_dim"], options | ({"wide_ids": 1 << encoder.bits} if encoder.wide else {})
+
+    def learnt(self, encoder: TextEncoder, classes: int) -> TextEncoder:
+        encoder.choose_bits(classes)
+        return encoder
+
+    def prepare_model(self, model: SequenceClassifier, encoder: TextEncoder) -> None:
+        if isinstance(model.wide, WeightedIds):
+            model.wide.scale.copy_(encoder.scale())
 
     def sequences(self, X: Any) -> list[str]:
         hint = "; for one text pass predict([text]), for a file pathlib.Path(name)"
@@ -90,6 +110,7 @@ class TextInputs(Inputs):
 class SeriesInputs(Inputs):
     kind = "series"
     encoder_type = SeriesEncoder
+    enough_to_hold = 20
 
     def make_encoder(self, parameters: Mapping[str, Any]) -> SeriesEncoder:
         return SeriesEncoder(**{name: parameters[name] for name in ("standardize", "missing", "max_length")})

@@ -24,6 +24,11 @@ __all__ = [
 ]  # fmt: skip
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
+# Of models of texts that were saved before there were these parameters.
+_NOT_YET = {
+    "wide": False, "wide_dropout": 0.0, "word_dropout": 0.0, "embedding_dropout": 0.0, "label_smoothing": 0.0,
+    "holdout": None, "refit": False,
+}  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "schedule": SCHEDULES,
     "metric": METRICS, "on_nan": ("raise", "restore"),
@@ -41,13 +46,16 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     if not is_available(device):
         wanted = "auto or a device that this machine has"
         raise ValueError(f"device: expected {wanted} but got {shown(device)}{_about_gpus(device)}")
-    for name, least in {"epochs": 1, "hidden_size": 1, "num_layers": 1, "workers": 0, "convolutions": 0}.items():
+    for name, least in {"hidden_size": 1, "num_layers": 1, "workers": 0, "convolutions": 0}.items():
         if name in parameters:
             _require_int(name, parameters[name], least)
     if not isinstance(parameters["baseline"], bool):
         raise TypeError(f"baseline: expected a bool but got {kind_of(parameters['baseline'])}")
-    for name in ("batch_size", "patience", "max_length"):
-        if parameters[name] is not None:
+    for name in ("wide", "refit"):
+        if not isinstance(parameters.get(name, False), bool):
+            raise TypeError(f"{name}: expected a bool but got {kind_of(parameters[name])}")
+    for name in ("batch_size", "patience", "max_length", "epochs"):
+        if parameters[name] is not None or (name == "epochs" and "wide" not in parameters):
             _require_int(name, parameters[name], 1)
     for name, choices in _CHOICES.items():
         if name in parameters and parameters[name] not in choices:
@@ -57,9 +65,16 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         ("checkpoint_every", 0.0, math.inf, "seconds, at least 0,"),
         ("weight_decay", 0, math.inf, "a number of at least 0"),
         ("warmup", 0, 1, "a share of the steps, from 0 to below 1,"),
+        ("word_dropout", 0, 1, "a share of the tokens, from 0 to below 1,"),
+        ("wide_dropout", 0, 1, "a share of the n-grams, from 0 to below 1,"),
+        ("embedding_dropout", 0, 1, "a probability, from 0 to below 1,"),
+        ("label_smoothing", 0, 1, "a share, from 0 to below 1,"),
+        ("holdout", math.ulp(0), 1, "None or a share of the data, from above 0 to below 1,"),
         ("learning_rate", math.ulp(0), math.inf, "None or a number above 0"),
         ("max_grad_norm", math.ulp(0), math.inf, "None or a number above 0"),
     ):
+        if name not in parameters:  # of the other estimator
+            continue
         value = parameters[name]
         if value is not None or not words.startswith("None"):
             _require_number(name, value, low, below, words)
@@ -131,11 +146,12 @@ def parameters_to_json(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters_from_json(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`parameters_to_json`."""
+    """The inverse of :func:`parameters_to_json`. What a model was saved without, it did not have either."""
     weights = parameters.get("class_weight")
     if isinstance(weights, dict):
         keys, values = weights.get("labels"), weights.get("weights")
         if not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
             raise ValueError(f"class_weight: expected as many labels as weights but got {shown(weights)}")
         weights = dict(zip(labels.from_json(keys).tolist(), values, strict=True))
-    return parameters | {"class_weight": weights}
+    earlier = _NOT_YET if "embedding_dim" in parameters else {}
+    return earlier | parameters | {"class_weight": weights}

@@ -14,6 +14,7 @@ from .._cells import BUILT_IN
 __all__ = ["ESTIMATORS", "PARAMETERS", "Parameter", "parameters_of"]
 
 ESTIMATORS = {"text": "TextClassifier", "series": "SeriesClassifier"}
+_DROPOUT = "probability of dropping a value between layers and before the head, in training"
 BOTH, TEXT, SERIES = ("text", "series"), ("text",), ("series",)
 
 
@@ -37,8 +38,9 @@ class Parameter(NamedTuple):
 
 PARAMETERS = (
     Parameter("cell", str, "gru", "the recurrent cell: " + ", ".join(f'"{name}"' for name in BUILT_IN)),
-    Parameter("hidden_size", int, 64, "units of each layer and direction"),
-    Parameter("embedding_dim", int, 64, "width of a token's embedding", TEXT),
+    Parameter("hidden_size", int, 96, "units of each layer and direction", TEXT),
+    Parameter("hidden_size", int, 64, "units of each layer and direction", SERIES),
+    Parameter("embedding_dim", int, 96, "width of a token's embedding", TEXT),
     Parameter("num_layers", int, 1, "layers of the encoder"),
     Parameter("bidirectional", bool, True, "whether the encoder reads from both ends"),
     Parameter(
@@ -46,7 +48,14 @@ PARAMETERS = (
         'input of the head: "last" (the state at the end of a sequence, at both ends for two directions), "mean" or '
         '"max" over the steps, or "attention" (their mean, weighted by a learnt score)',
     ),
-    Parameter("dropout", float, 0.2, "probability of dropping a value between layers and before the head, in training"),
+    Parameter("dropout", float, 0.5, _DROPOUT, TEXT),
+    Parameter("dropout", float, 0.2, _DROPOUT, SERIES),
+    Parameter("embedding_dropout", float, 0.3, "probability of dropping a value of the embedding, in training", TEXT),
+    Parameter("word_dropout", float, 0.3, "share of the tokens that become unknown ones, in training", TEXT),
+    Parameter(
+        "wide", bool, True, "whether hashed words, pairs of words and n-grams of characters go to the logits too", TEXT
+    ),
+    Parameter("wide_dropout", float, 0.0, "share of these n-grams that is left out of each text, in training", TEXT),
     Parameter("tokenizer", str, "word", '"word", "char" or "bpe" (byte pairs, learnt from the texts)', TEXT),
     Parameter("lowercase", bool, True, "whether case is ignored", TEXT),
     Parameter("normalization", str | None, "NFKC", "the Unicode form that texts are converted to, or None", TEXT),
@@ -64,14 +73,30 @@ PARAMETERS = (
     Parameter("max_length", int | None, None, "tokens or steps beyond this many are cut off", SERIES),
     Parameter("max_vocab", int, 20_000, "how many different tokens are known at most", TEXT),
     Parameter("min_frequency", int, 1, "how often a token must occur to be known", TEXT),
-    Parameter("epochs", int, 20, "how often training goes through the data"),
+    Parameter(
+        "epochs", int | None, None, "how often training goes through the data; None chooses by their number", TEXT
+    ),
+    Parameter("epochs", int, 20, "how often training goes through the data", SERIES),
     Parameter("batch_size", int | None, None, "sequences of a batch; None chooses by the number of sequences"),
     Parameter("learning_rate", float | None, None, "the highest learning rate; None chooses by the number of steps"),
     Parameter("weight_decay", float, 0.01, "weight decay of AdamW"),
     Parameter("schedule", str, "cosine", 'how the learning rate changes: "cosine", "one_cycle" or "constant"'),
     Parameter("warmup", float, 0.1, "the share of the steps in which the learning rate rises"),
     Parameter("max_grad_norm", float | None, 1.0, "longer gradients are scaled down to this norm; None leaves them"),
+    Parameter(
+        "label_smoothing", float, 0.0, "share of each target that is spread over all classes, in training", TEXT
+    ),
     Parameter("class_weight", dict | str | None, None, 'None, "balanced" or an object from label to weight'),
+    Parameter(
+        "holdout", float | None, 0.1,
+        "share of the data that is held out to choose the best epoch, where there is no validation and there are 200 "
+        "examples or more; None trains on all and keeps the last epoch", TEXT,
+    ),
+    Parameter(
+        "refit", bool, True,
+        "whether the model is trained again on all of the data, those of holdout included, for as many epochs as were "
+        "best; not for streams", TEXT,
+    ),
     Parameter(
         "patience", int | None, None,
         "with a validation: how many epochs to go on without a better metric; None trains all epochs",

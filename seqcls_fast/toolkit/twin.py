@@ -55,7 +55,7 @@ class TorchTwin(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, *, wide: Any = None) -> Tensor:
         model = self.model
         beside = logits_of(model.wide, wide, x.size(0))
-        features = x if model.embedding is None else model.embedding(x)
+        features = x if model.embedding is None else model._embedded(x)
         output, h_n = (self._encode_packed if self.packed else self._encode_padded)(features, lengths)
         pooled = model._pool(output, h_n, lengths)
         logits = model._logits(dropout(pooled, model.dropout, self.training) if model.dropout else pooled, x, lengths)

@@ -34,14 +34,21 @@ def test_export(
     model = getattr(estimators, parameter_table.ESTIMATORS[kind]).load(folder)
     assert answer["classes"] == model.classes_.tolist()
     data = ["a good film", "bad", "the plot of the film"] if kind == "text" else [np.ones((n, 2)) for n in (4, 1, 11)]
-    x, lengths = model.encoder_.encode(data).pad([0, 1, 2])
+    x, lengths, wide = model.encoder_.encode(data).inputs([0, 1, 2])
+    given = {} if wide is None else {"wide": (wide[0].long(), wide[1])}
+    assert bool(given) == (kind == "text")
     if suffix == ".onnx":
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         extra = session.get_modelmeta().custom_metadata_map
-        logits = torch.from_numpy(session.run(["logits"], {"x": x.numpy(), "lengths": lengths.numpy()})[0])
+        named = {
+            "x": x,
+            "lengths": lengths,
+            **dict(zip(("wide_ids", "wide_weights"), given.get("wide", ()), strict=False)),
+        }
+        logits = torch.from_numpy(session.run(["logits"], {name: each.numpy() for name, each in named.items()})[0])
     else:
         files = {f"{name}.json": "" for name in ("classes", "temperature", "threshold", "about")}
-        logits = torch.export.load(path, extra_files=files).module()(x, lengths)
+        logits = torch.export.load(path, extra_files=files).module()(x, lengths, **given)
         extra = {name.removesuffix(".json"): content for name, content in files.items()}
     assert json.loads(extra["classes"]) == answer["classes"]
     assert (json.loads(extra["temperature"]), json.loads(extra["threshold"])) == (1, None)

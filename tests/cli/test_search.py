@@ -30,7 +30,7 @@ import seqcls_fast as sf
 from seqcls_fast import __main__
 from seqcls_fast.cli import search
 from seqcls_fast.cli.options import TrainOptions
-from seqcls_fast.toolkit import fit
+from seqcls_fast.toolkit.training import options
 from seqcls_fast.toolkit.training.loop import TrainingError
 from seqcls_fast.toolkit.training.options import best_epoch_of
 from support.corpora import sentences, waves
@@ -139,7 +139,7 @@ def test_trials_differ_and_stay_in_the_space() -> None:
     sizes = {(changes.get("hidden_size", 64), changes.get("embedding_dim", 64)) for changes in trials}
     assert len(sizes) == 9  # what one is says nothing about the other
     rates = [changes["learning_rate"] for changes in trials[1:]]
-    default = fit.learning_rate_for(-(-1000 // fit.batch_size_for(1000)) * 6)
+    default = options.learning_rate_for(-(-1000 // options.batch_size_for(1000)) * 6)
     assert default / 4.01 < min(rates) < default / 2.5
     assert default * 2.5 < max(rates) < default * 4.01
     assert sum(rate < default for rate in rates) in range(10, 30)  # log-uniform: as many below as above

@@ -105,6 +105,20 @@ def test_exported_program_agrees() -> None:
     torch.testing.assert_close(program.module()(x, lengths, wide=wide), model(x, lengths, wide=wide))
 
 
+def test_embedding_dropout_drops_a_value_in_all_steps_of_a_row() -> None:
+    torch.manual_seed(0)
+    model = sf.SequenceClassifier(50, 5, 3, vocab_size=9, embedding_dropout=0.5)
+    x = torch.randint(1, 9, (4, 300))  # so many steps that inference would take the table of projections
+    ratio = model._embedded(x) / model.embedding(x)
+    assert torch.equal(ratio.amin(1), ratio.amax(1))
+    assert set(ratio.unique().tolist()) == {0.0, 2.0}
+    inputs: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    model(x)
+    assert (inputs[0] == 0).any()  # and not the table, which knows no dropout
+    assert torch.equal(model.eval()._embedded(x), model.embedding(x))
+
+
 def test_the_twin_has_it_too() -> None:
     model, (x, lengths, wide) = make(wide_ids=IDS), example()
     lengths = lengths.clamp(min=1)

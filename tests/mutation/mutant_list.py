@@ -850,6 +850,9 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "other ranks' rows unused", TOOLKIT + "training/table.py", "torch.cat(rows, 1), torch.cat(values)", "*pieces[0]"
     ),
+    Mutant("words never dropped", TOOLKIT + "training/loop.py", "dropped & (x != PADDING)", "dropped & (x == UNKNOWN)"),
+    Mutant("rarity forgotten", TOOLKIT + "fit.py", "    inputs.prepare_model(model, prepared.encoder)\n", ""),
+    Mutant("held-out data lost", TOOLKIT + "fit.py", '{"holdout": None, "patience": None}', '{"patience": None}'),
     Mutant(
         "weights of ids with no size", "seqcls_fast/_wide.py", "weights = weights / sizes.clamp_min(", "weights / ("
     ),

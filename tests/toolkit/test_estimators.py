@@ -27,8 +27,8 @@ import seqcls_fast as sf
 from seqcls_fast import _files
 from seqcls_fast.toolkit import store
 from seqcls_fast.toolkit.data import labels
-from seqcls_fast.toolkit.fit import batch_size_for, learning_rate_for
 from seqcls_fast.toolkit.fitted import make_model
+from seqcls_fast.toolkit.training.options import batch_size_for, learning_rate_for
 from support.corpora import sentences, waves
 
 QUICK: dict[str, Any] = {"hidden_size": 8, "epochs": 8, "verbose": False}

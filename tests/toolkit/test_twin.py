@@ -41,7 +41,7 @@ def test_cells_that_torch_lacks_have_no_twin(cell: str) -> None:
 
 
 def test_twin_drops_out_the_same_values() -> None:
-    ours = SequenceClassifier(5, 6, 3, vocab_size=20, dropout=0.5).train()
+    ours = SequenceClassifier(5, 6, 3, vocab_size=20, dropout=0.5, embedding_dropout=0.5).train()
     ids = torch.randint(1, 20, (5, 7))
     logits = []
     for model in (ours, TorchTwin(ours).train(), TorchTwin(ours, packed=False).train()):

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from .._terminal import escaped, shown
 from ..schema import loads
 
-__all__ = ["DataError", "seal", "unseal"]
+__all__ = ["DataError", "renumbered", "seal", "unseal"]
 
 _VERSION = 1
 
 
 class DataError(ValueError):
     """A file does not have the expected content. The message names the file and, if there is one, the line."""
+
+
+def renumbered(error: Exception, first: int) -> str:
+    """A message that numbers rows from 0 on, with the numbers of rows that begin with ``first``."""
+    return re.sub(r"\[([0-9]{1,18})\]", lambda found: f"[{first + int(found[1])}]", str(error), count=1)
 
 
 def seal(kind: str, fields: dict[str, Any]) -> str:

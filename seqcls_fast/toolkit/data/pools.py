@@ -5,7 +5,6 @@ A few numbers determine each of them, so that this process or a worker process c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -19,7 +18,7 @@ from .._terminal import escaped
 from ..ranks import Ranks
 from . import labels
 from .batches import POOL_BATCHES, bucketed, generator_of
-from .errors import DataError
+from .errors import DataError, renumbered
 from .ragged import Arrays, Ragged
 from .records import Table
 from .survey import PIECE_ROWS, RowSource
@@ -199,9 +198,8 @@ def _encoded(
     """Sequences, targets and weights."""
     try:
         sequences = encoder.encode(table.texts_or_series)
-    except ValueError as error:  # its message numbers the rows of this table; make that the rows of the stream
-        said = re.sub(r"\[([0-9]{1,18})\]", lambda found: f"[{first + int(found[1])}]", str(error), count=1)
-        raise DataError(f"{escaped(source.path)}: {said}") from None
+    except ValueError as error:
+        raise DataError(f"{escaped(source.path)}: {renumbered(error, first)}") from None
     targets = None
     if classes is not None and table.labels is not None:
         targets = labels.to_targets(table.labels, labels.as_array(classes), escaped(source.path)).numpy()

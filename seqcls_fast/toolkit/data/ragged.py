@@ -90,6 +90,8 @@ class Ragged:
 
     def pad(self, rows: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Some sequences as ``(B, T)`` or ``(B, T, F)``, zeros beyond their ends, and their lengths; T is 1 or more."""
+        if len(rows) == len(self) == 1 and len(self.values):  # one sequence to predict: there is nothing to pad
+            return self.values[None], self.lengths
         rows = torch.as_tensor(rows, dtype=torch.int64)
         lengths = self.lengths[rows]
         steps = torch.arange(max(1, int(lengths.max()) if len(rows) else 1))

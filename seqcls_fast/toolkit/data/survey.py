@@ -66,7 +66,7 @@ class _Shared:
     """The surveys and fitted encoders of all streams that were split from one another."""
 
     surveys: dict[Rules, Survey | None] = field(default_factory=dict)  # None until the next pass
-    fitted: dict[tuple[Rules, str], str] = field(default_factory=dict)  # encoders as JSON, by rules and settings
+    fitted: dict[tuple[Rules, str], dict[str, Any]] = field(default_factory=dict)  # of encoders, by rules and settings
 
 
 class RowSource:
@@ -102,10 +102,10 @@ class RowSource:
                     self.files.stamps = before  # so that a file which is mended after an error can be read again
                 raise
             if encoder is not None:
-                fitted[key] = encoder.to_json()
+                fitted[key] = dict(vars(encoder))
             known = surveys[self._rules]
         elif encoder is not None:
-            vars(encoder).update(vars(type(encoder).from_json(fitted[key])))
+            vars(encoder).update(fitted[key])
         assert known is not None
         if not known.rows:
             side = " on each side of the split" if self._rules else ""

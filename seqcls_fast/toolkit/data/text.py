@@ -2,7 +2,7 @@
 
 A text is normalised, then cut into chunks (at spaces, mostly). The ids that Hugging Face's tokenizers give for a chunk
 are remembered: words repeat, and a lookup takes a tenth of the time of tokenizing them again. The vocabulary does not
-depend on the order of the corpus.
+depend on the order of the corpus. With ``wide=True`` a text also has the hashed n-grams of ngrams.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, repeat
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._extras import need, without_threads
 from .._terminal import escaped, kind_of, shown
-from ..schema import anything, record
+from ..schema import anything, optional, record, whole
 from .columns import items
 from .errors import seal, unseal
+from .ngrams import bags_of
 from .ragged import Ragged
 
 __all__ = ["TextEncoder"]
@@ -36,8 +38,11 @@ _ID = 8  # bytes of an id
 _REMEMBERED = 1 << 17  # most chunks whose ids are kept
 _LONG = 64  # characters; longer chunks hardly repeat and are not kept
 _DISTINCT = 1 << 20  # most chunks that fit() counts
+_MOST_BITS, _TABLE_BITS = 20, 24  # of the ids of n-grams; of the numbers of a table that has a row for each
+_AT_ONCE = 1024  # texts whose n-grams fit() counts at once
 _CONTENT = record(
-    {"parameters": record({"tokenizer": anything}, others=anything), "tokens": anything, "merges": anything}
+    {"parameters": record({"tokenizer": anything}, others=anything), "tokens": anything, "merges": anything},
+    {"bits": optional(whole(1, _MOST_BITS))},
 )
 _CUT = 1024  # characters; longer chunks are cut, since tokenizers take time in proportion to the square
 
@@ -67,6 +72,7 @@ class TextEncoder:
         max_length: how many tokens of a text are kept, from its start; None for all.
         max_vocab: the largest :attr:`vocab_size`, padding and unknown included.
         min_frequency: how often a token must occur to be learnt.
+        wide: whether :meth:`encode` also gives the n-grams of a text, as weighted ids.
 
     Example::
 
@@ -87,11 +93,14 @@ class TextEncoder:
         max_length: int | None = None,
         max_vocab: int = 20_000,
         min_frequency: int = 1,
+        wide: bool = False,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)} but got {shown(kind)}")
         if not isinstance(lowercase, bool):
             raise TypeError(f"lowercase: expected a bool but got {kind_of(lowercase)}")
+        if not isinstance(wide, bool):
+            raise TypeError(f"wide: expected a bool but got {kind_of(wide)}")
         if normalization is not None and normalization not in FORMS:
             raise ValueError(
                 f"normalization: expected one of {', '.join(FORMS)} or None but got {shown(normalization)}"
@@ -102,6 +111,8 @@ class TextEncoder:
         _check_int("min_frequency", min_frequency, 1)
         self.kind, self.lowercase, self.normalization = kind, lowercase, normalization
         self.max_length, self.max_vocab, self.min_frequency = max_length, max_vocab, min_frequency
+        self.wide, self.bits = wide, _MOST_BITS if wide else 0  # ids of n-grams are below 2**bits
+        self._texts, self._frequencies = 0, np.zeros(0, np.int64)  # how many texts have each id, after fit() alone
         self._tokens: list[str] = []  # the token of id 2, of id 3, ... as the tokenizer writes it
         self._merges: list[tuple[str, str]] = []
         self._tokenizer: Any = None
@@ -115,14 +126,24 @@ class TextEncoder:
         """
         chunks: Counter[str] = Counter()
         count = 0
+        self.bits = _MOST_BITS if self.wide else 0
+        self._frequencies = np.zeros(1 << self.bits, np.int64)
+        waiting: list[str] = []  # normalised texts whose n-grams are not counted yet
         for index, text in enumerate(_checked(texts)):
             normal = self._normal(text)
             if not normal.isascii():
                 _refuse_surrogates(text, index)
             chunks.update(self._chunks(normal))
             count += 1
+            if self.wide:
+                waiting.append(normal)
+                if len(waiting) == _AT_ONCE:
+                    self._count_ngrams(waiting)
+                    waiting = []
             if len(chunks) > _DISTINCT:
                 chunks = Counter(dict(chunks.most_common(_DISTINCT // 2)))
+        self._count_ngrams(waiting)
+        self._texts = count
         counts, merges = self._learn_bpe(chunks) if self.kind == "bpe" else (self._count(chunks), [])
         kept = [(-n, token) for token, n in counts.items() if n >= self.min_frequency or self.kind == "bpe"]
         if not kept or not chunks:
@@ -137,8 +158,10 @@ class TextEncoder:
         self._check_fitted()
         ids, lengths = bytearray(), array("q")  # joining bytes is faster than converting ints
         get, end = self._known.get, None if self.max_length is None else _ID * self.max_length
+        normals = []
         for index, text in enumerate(_checked(texts)):
-            chunks = self._chunks(self._normal(text))
+            normals.append(normal := self._normal(text))
+            chunks = self._chunks(normal)
             try:
                 row = b"".join(map(get, chunks))  # type: ignore[arg-type]
             except TypeError:  # get() returned None: a chunk that is not known yet
@@ -151,7 +174,27 @@ class TextEncoder:
             row = row[:end]
             ids += row
             lengths.append(len(row) // _ID)
-        return Ragged(_as_tensor(ids), _as_tensor(lengths))
+        return Ragged(_as_tensor(ids), _as_tensor(lengths), bags_of(normals, self.bits) if self.wide else None)
+
+    def choose_bits(self, classes: int) -> None:
+        """Makes the ids of n-grams suit the number of texts that were learnt from, and of classes: 16 ids for a text,
+        and a table of at most 16 million numbers."""
+        if self.wide:
+            fitting = min(4 + (self._texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
+            self.bits = max(1, fitting)
+
+    def scale(self) -> torch.Tensor:
+        """What the weight of each id of an n-gram is multiplied by: how rare it is in the texts learnt from, as
+        scikit-learn's TfidfVectorizer has it; and 2 for words and pairs, which are fewer than n-grams of characters."""
+        found = self._frequencies.reshape(1 << self.bits, -1).sum(1)
+        scale = np.log((1 + self._texts) / (1 + np.minimum(found, self._texts))) + 1
+        scale[: len(scale) // 2] *= 2
+        return torch.from_numpy(scale).float()
+
+    def _count_ngrams(self, normals: list[str]) -> None:
+        if normals:
+            ids = bags_of(normals, self.bits).ids.values.numpy()
+            self._frequencies += np.bincount(ids, minlength=len(self._frequencies))
 
     def tokens(self, text: str) -> list[str]:
         """The tokens that :meth:`encode` turns into ids; bytes that are no whole character read like ``<C3>``."""
@@ -197,7 +240,8 @@ class TextEncoder:
     def to_json(self) -> str:
         """The fitted encoder as text, for :meth:`from_json`."""
         self._check_fitted()
-        return seal("TextEncoder", {"parameters": self._parameters(), "tokens": self._tokens, "merges": self._merges})
+        content = {"parameters": self._parameters(), "tokens": self._tokens, "merges": self._merges}
+        return seal("TextEncoder", content | ({"bits": self.bits} if self.wide else {}))
 
     @classmethod
     def from_json(cls, text: str) -> TextEncoder:
@@ -209,6 +253,9 @@ class TextEncoder:
             encoder = cls(parameters.pop("tokenizer"), **parameters)
             encoder._check(tokens, merges)
             encoder._build(tokens, [(left, right) for left, right in merges])
+            if encoder.wide != (content.get("bits") is not None):
+                raise ValueError(f"the bits {shown(content.get('bits'))} where wide is {encoder.wide}")
+            encoder.bits = content.get("bits") or 0
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"TextEncoder: expected text from to_json() but got {escaped(error)}") from None
         return encoder
@@ -219,7 +266,7 @@ class TextEncoder:
         return f"TextEncoder({kind!r}, {', '.join(f'{name}={value!r}' for name, value in parameters.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_known": {}, "_frequencies": np.zeros(0, np.int64)}
 
     def _normal(self, text: str) -> str:
         if self.normalization is not None and not text.isascii():
@@ -318,6 +365,7 @@ class TextEncoder:
             "max_length": self.max_length,
             "max_vocab": self.max_vocab,
             "min_frequency": self.min_frequency,
+            **({"wide": True} if self.wide else {}),
         }
 
     def _check_fitted(self) -> None:

@@ -23,6 +23,8 @@ from torch.nn.functional import cross_entropy
 from ...classifier import SequenceClassifier
 from ..data.batches import seed_of
 from ..data.datasets import Batch, Data
+from ..data.ragged import Inputs
+from ..data.text import PADDING, UNKNOWN
 from ..evaluation.metrics import averages
 from ..ranks import ALONE, Ranks
 from .checkpoint import CheckpointError, Checkpoints
@@ -253,9 +255,13 @@ class _Training:
                 continue
             inputs = examples.sequences.inputs(rows).to(self.device)
             targets = examples.targets[rows].to(self.device)
+            inputs = _thinned(inputs, self.options)
             with autocast(self.device, self.options.amp):
                 logits = inputs.through(self.model)
-            losses = cross_entropy(logits.float() if self.options.amp else logits, targets, reduction="none")
+            losses = cross_entropy(
+                logits.float() if self.options.amp else logits, targets, reduction="none",
+                label_smoothing=self.options.label_smoothing,
+            )  # fmt: skip
             plain = loss = losses.sum()
             if examples.weights is not None:
                 loss = (losses * examples.weights[rows].to(self.device)).sum()
@@ -369,6 +375,19 @@ _CARRIED = ("restores", "micro_batches", "finished", "first_loss", "restore_poin
 
 class _Diverged(Exception):
     """Why a step or an epoch cannot be used."""
+
+
+def _thinned(inputs: Inputs, options: Options) -> Inputs:
+    """The inputs with some of their ids replaced by that of unknown words, which is so trained, and without some of the
+    weighted ids of their wide part."""
+    x, lengths, wide = inputs
+    if options.word_dropout:
+        dropped = torch.rand(x.shape, device=x.device) < options.word_dropout
+        x = x.masked_fill(dropped & (x != PADDING), UNKNOWN)
+    if options.wide_dropout and isinstance(wide, tuple):
+        ids, weights = wide
+        wide = (ids, weights.masked_fill(torch.rand(weights.shape, device=x.device) < options.wide_dropout, 0))
+    return Inputs(x, lengths, wide)
 
 
 def _copies(model: SequenceClassifier) -> dict[str, Tensor]:

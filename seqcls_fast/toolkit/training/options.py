@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["METRICS", "SCHEDULES", "History", "Options", "best_epoch_of", "learning_rate_share"]
+__all__ = [
+    "METRICS", "SCHEDULES", "History", "Options", "batch_size_for", "best_epoch_of", "epochs_for", "learning_rate_for",
+    "learning_rate_share",
+]  # fmt: skip
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 SCHEDULES = ("cosine", "one_cycle", "constant")
@@ -21,7 +24,10 @@ class Options:
     epochs: int
     batch_size: int
     learning_rate: float
-    wide_rate: float = 1.0  # the highest rate of the table of a wide part; see Table
+    wide_rate: float = 4.0  # the highest rate of the table of a wide part; see Table
+    word_dropout: float = 0.0
+    wide_dropout: float = 0.0
+    label_smoothing: float = 0.0
     weight_decay: float = 0.01
     schedule: str = "cosine"
     warmup: float = 0.1
@@ -33,6 +39,24 @@ class Options:
     seed: int = 0
     verbose: bool | None = None
     log_dir: str | None = None
+
+
+def batch_size_for(count: int) -> int:
+    """A power of two near the root of the number of sequences, from 4 to 256.
+
+    Few sequences then still make some steps an epoch, and many make batches that the kernels are fast with.
+    """
+    return 2 ** min(8, max(2, int(math.log2(max(count, 1)) / 2)))
+
+
+def learning_rate_for(steps: int) -> float:
+    """The learning rate, larger for fewer steps: 1e-2 for 100, 2e-3 from 2,500 on."""
+    return min(1e-2, max(2e-3, 0.1 / math.sqrt(max(steps, 1))))
+
+
+def epochs_for(steps: int) -> int:
+    """The number of epochs of so many steps: some 850 steps in all, and from 4 to 20 epochs."""
+    return min(20, max(4, round(850 / max(steps, 1))))
 
 
 def learning_rate_share(schedule: str, done: float, warmup: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from ..data.datasets import Data, Examples, Raw, Streamed
 from ..data.leakage import Fingerprints, fingerprints
 from ..data.stream import Stream
 from ..inputs import Inputs
+from .options import batch_size_for, epochs_for
 
 __all__ = ["FitData", "Prepared", "prepare"]
 
 Raws = tuple[list[Any] | None, list[Any] | None]
 
-_ENOUGH = 20  # rows, from which on labels are expected to repeat, and some are held out where that is usual
+_ENOUGH = 20  # rows, from which on labels are expected to repeat
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,11 @@ class FitData:
     y: Any = None
     validation: Any = None
     sample_weight: Any = None
-    usual: float | None = None  # the share of X that is held out if no validation is given
 
     @property
     def share(self) -> float | None:
         """The share of X to hold out, if the validation is one."""
         return float(self.validation) if isinstance(self.validation, float | np.floating) else None
-
-    def share_of(self, rows: int) -> float | None:
-        """The share of X to hold out, of which there are so many rows in memory."""
-        return self.usual if self.validation is None and rows >= _ENOUGH else self.share
 
 
 @dataclass
@@ -54,6 +50,8 @@ class Prepared:
     data: Data
     held: Data | None  # the validation data
     seen: Fingerprints  # of the training data
+    epochs: int
+    held_from_all: bool  # whether the validation data are a share that was held out unasked, of data in memory
     about: dict[str, Any]  # counts and digests of the data, for the model card and to recognise the data again
     raw: Raws = (None, None)  # the sequences of both as they were given, where they are in memory
 
@@ -95,12 +93,27 @@ def prepare(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed:
         given: the data.
         seed: decides which examples a share of X holds out.
     """
-    if given.validation is None and parameters["patience"] is not None:
-        raise ValueError("patience: expected None without validation but got a number of epochs")
     if given.share is not None and not 0 < given.share < 1:
         raise ValueError(f"validation: expected a share between 0 and 1 but got {shown(given.validation)}")
     make = _streamed if isinstance(given.X, Stream) else _in_memory
-    return make(inputs, parameters, given, seed)
+    prepared = make(inputs, parameters, given, seed)
+    if prepared.held is None and parameters["patience"] is not None:
+        raise ValueError("patience: expected None without validation but got a number of epochs")
+    return prepared
+
+
+def _with_holdout(inputs: Inputs, given: FitData, rows: int, parameters: Mapping[str, Any]) -> FitData:
+    """The data, of which a share is to be held out where there is no validation and there are enough rows."""
+    share = parameters["holdout"]
+    if given.validation is not None or share is None or rows < inputs.enough_to_hold:
+        return given
+    return replace(given, validation=share)
+
+
+def _epochs(parameters: Mapping[str, Any], rows: int) -> int:
+    size = parameters["batch_size"] or batch_size_for(rows)
+    found: int = parameters["epochs"] or epochs_for(-(-rows // size))
+    return found
 
 
 def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
@@ -108,17 +121,17 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     if not X:
         raise ValueError("X: expected at least two sequences but got none")
     classes = _checked(labels.classes_of(y), len(y), X)
+    asked, given = given, _with_holdout(inputs, given, len(y), parameters)
     targets = labels.to_targets(y, classes)
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs: list[Any] | None = None
     held_targets = None
-    share = given.share_of(len(X))
-    if share is not None:
-        kept, out = labels.stratified(targets, share, seed)
+    if given.share is not None:
+        kept, out = labels.stratified(targets, given.share, seed)
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
-    encoder = inputs.make_encoder(parameters).fit(X)
+    encoder = inputs.learnt(inputs.make_encoder(parameters).fit(X), len(classes))
     examples = Examples(encoder.encode(X), targets, weights)
     held: Data | None = None
     if held_inputs is not None and held_targets is not None:
@@ -126,8 +139,9 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     elif given.validation is not None:
         held, held_inputs = _validation(inputs, parameters, given.validation, encoder, classes)
     seen = fingerprints(inputs.plain(X))
-    about = _about(examples, held, share)
-    return Prepared(encoder, classes, examples, held, seen, about, (X, held_inputs))
+    about = _about(examples, held, given.share)
+    epochs = _epochs(parameters, len(examples))
+    return Prepared(encoder, classes, examples, held, seen, epochs, given is not asked, about, (X, held_inputs))
 
 
 def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
@@ -139,12 +153,15 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
     if X.label is None:
         raise ValueError("X: expected a Stream with a column of labels but got label=None")
     held_stream = None
+    if given.validation is None and parameters["holdout"] is not None:
+        given = _with_holdout(inputs, given, X.survey().rows, parameters)
     if given.share is not None:
         X, held_stream = X.split(given.share, seed)
     encoder = inputs.make_encoder(parameters)
     survey = X.survey(encoder)
     classes = _checked(labels.classes_of(list(survey.labels)), survey.rows)
-    workers, epochs = parameters["workers"], parameters["epochs"]
+    encoder = inputs.learnt(encoder, len(classes))
+    workers, epochs = parameters["workers"], _epochs(parameters, survey.rows)
     data = Streamed(X, encoder, classes, parameters["class_weight"], workers, epochs)
     held: Data | None = None
     held_inputs: list[Any] | None = None
@@ -152,7 +169,8 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
         held = Streamed(held_stream, encoder, classes, None, workers, epochs)
     elif given.validation is not None:
         held, held_inputs = _validation(inputs, parameters, given.validation, encoder, classes)
-    return Prepared(encoder, classes, data, held, survey.seen, _about(data, held, given.share), (None, held_inputs))
+    about = _about(data, held, given.share)
+    return Prepared(encoder, classes, data, held, survey.seen, epochs, False, about, (None, held_inputs))
 
 
 def _validation(
@@ -162,7 +180,7 @@ def _validation(
     if isinstance(validation, Stream):
         # Unknown labels are refused here, before a training that could only fail at its first validation.
         labels.to_targets(list(validation.survey().labels), classes, "validation")
-        return Streamed(validation, encoder, classes, None, parameters["workers"], parameters["epochs"]), None
+        return Streamed(validation, encoder, classes, None, parameters["workers"], 1), None
     pair = validation if isinstance(validation, tuple) else (validation, None)
     if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
         wanted = "(X, y), a pathlib.Path, a Stream or a share"
