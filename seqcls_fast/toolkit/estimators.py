@@ -126,7 +126,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             )
         self._check_parameters()
         given = FitData(X, y, validation, sample_weight)
-        fit(self._inputs, self.get_params(deep=False), given, resume=resume, stop=stop, keep=self._keep)
+        parameters = self.get_params(deep=False)
+        fit(self._inputs.with_parameters(parameters), parameters, given, resume=resume, stop=stop, keep=self._keep)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -224,7 +225,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             estimator._check_parameters()
             parameters = estimator.get_params(deep=False)
             check_annotated(parameters, cls)
-            estimator.fitted_ = Fitted.load(saved, cls._inputs, parameters)
+            estimator.fitted_ = Fitted.load(saved, cls._inputs.with_parameters(parameters), parameters)
             return estimator
 
     def _keep(self, fitted: Fitted) -> None:
@@ -336,11 +337,18 @@ class SeriesClassifier(_SequenceEstimator):
     """Classifies numeric series of any lengths: a recurrent encoder over standardised features, and a linear head.
 
     Args:
-        standardize: whether each feature is scaled so that it has mean 0 and deviation 1 in the training data.
+        layout: the order of the axes of the arrays in X: ``"time_channels"``, or ``"channels_time"`` as in aeon and
+            sktime. Files and Streams say themselves what is a step.
+        standardize: whether each feature is scaled so that it has mean 0 and deviation 1.
+        normalize: where it has them: ``"data"`` (in the training data), ``"series"`` (in each series), or ``"auto"``:
+            whichever the wide part does better with on series that it was not fitted on; ``"data"`` for a Stream.
+        differences, time: whether the changes from step to step, and the time, become further features of a step.
         missing: what replaces NaN: ``"error"`` (NaN is refused), ``"zero"``, ``"mean"``, ``"forward"`` (the value
             before) or ``"mask"`` (the mean, and one more feature that marks it).
         convolutions: about how many random convolutions (as MiniRocket's) the wide part has, a linear model beside the
             network that is fitted in closed form; 0 for no such part.
+        holdout: the share of the data that is held out to choose the best epoch and the network's share of the logits,
+            where fit() gets no ``validation`` and 20 series or more in memory; None trains on all.
         others: as in :class:`TextClassifier`.
 
     Example::
@@ -359,19 +367,22 @@ class SeriesClassifier(_SequenceEstimator):
     @_suggests
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 64, num_layers: int = 1, bidirectional: bool = True,
-        pooling: str = "max", dropout: float = 0.2, standardize: bool = True, missing: str = "error",
+        pooling: str = "max", dropout: float = 0.2, layout: str = "time_channels", standardize: bool = True,
+        missing: str = "error", normalize: str = "auto", differences: bool = True, time: bool = True,
         convolutions: int = 10_000, max_length: int | None = None, epochs: int = 20, batch_size: int | None = None,
         learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
-        max_grad_norm: float | None = 1.0, class_weight: Any = None, patience: int | None = None, metric: str = "loss",
-        amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
-        verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
-        baseline: bool = True,
+        max_grad_norm: float | None = 1.0, class_weight: Any = None, holdout: float | None = 0.2,
+        patience: int | None = None, metric: str = "loss", amp: bool = False, on_nan: str = "raise",
+        device: str = "auto", seed: int | None = 0, verbose: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None, checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0, workers: int = 1, baseline: bool = True,
     ) -> None:  # fmt: skip
+        self.holdout = holdout
         self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
-        self.pooling, self.dropout, self.standardize, self.missing = pooling, dropout, standardize, missing
-        self.convolutions, self.max_length, self.epochs = convolutions, max_length, epochs
-        self.batch_size = batch_size
+        self.pooling, self.dropout, self.layout = pooling, dropout, layout
+        self.standardize, self.missing = standardize, missing
+        self.normalize, self.differences, self.time, self.convolutions = normalize, differences, time, convolutions
+        self.max_length, self.epochs, self.batch_size = max_length, epochs, batch_size
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule
         self.warmup, self.max_grad_norm, self.class_weight = warmup, max_grad_norm, class_weight
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan

@@ -19,15 +19,26 @@ from .data.columns import items, missing
 from .data.series import SeriesEncoder, as_steps
 from .data.text import TextEncoder
 
-__all__ = ["Inputs", "SeriesInputs", "TextInputs"]
+__all__ = ["LAYOUTS", "Inputs", "SeriesInputs", "TextInputs"]
+
+LAYOUTS = ("time_channels", "channels_time")
+_MANY_CHANNELS, _MOST_USUAL = 4, 16  # for each step; channels that nobody wonders at
 
 
 class Inputs:
-    """How raw data of one kind are read, checked and encoded. Subclasses are stateless."""
+    """How raw data of one kind are read, checked and encoded. Nothing in it changes."""
 
     kind: str  # "text" or "series"
     encoder_type: Any
     enough_to_hold: int  # rows, from which on a share of them is held out where no validation is given
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> Inputs:
+        """The same for an estimator of these parameters."""
+        return self
+
+    def doubts(self, X: list[Any]) -> list[str]:
+        """Sentences about training data that look as if they meant something else."""
+        return []
 
     def make_encoder(self, parameters: Mapping[str, Any]) -> Any:
         """A new encoder, made from the parameters of the estimator, which has learned nothing yet."""
@@ -112,8 +123,28 @@ class SeriesInputs(Inputs):
     encoder_type = SeriesEncoder
     enough_to_hold = 20
 
+    def __init__(self, layout: str = LAYOUTS[0]) -> None:
+        self.layout = layout
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> SeriesInputs:
+        return SeriesInputs(parameters["layout"])
+
+    def doubts(self, X: list[Any]) -> list[str]:
+        shapes = {tuple(each.shape) if hasattr(each, "shape") else () for each in X}
+        if len(shapes) != 1 or len(X) < 2 or len(shape := shapes.pop()) != 2:
+            return []
+        (steps, channels), other = shape, LAYOUTS[self.layout == LAYOUTS[0]]
+        if channels < _MANY_CHANNELS * steps or channels < _MOST_USUAL:
+            return []
+        found = f"{steps} {'step' if steps == 1 else 'steps'} of {channels} channels"
+        return [f'X: the series have {found} each; if these are the steps, pass layout="{other}"']
+
     def make_encoder(self, parameters: Mapping[str, Any]) -> SeriesEncoder:
-        return SeriesEncoder(**{name: parameters[name] for name in ("standardize", "missing", "max_length")})
+        names = ("standardize", "missing", "max_length", "normalize", "differences", "time")
+        chosen = {name: parameters[name] for name in names}
+        if chosen["normalize"] == "auto":  # of a Stream, whose series are not in memory to choose by
+            chosen["normalize"] = "data"
+        return SeriesEncoder(**chosen)
 
     def model_size(self, parameters: Mapping[str, Any], encoder: SeriesEncoder) -> tuple[int, dict[str, Any]]:
         return encoder.features_out, {}
@@ -123,7 +154,11 @@ class SeriesInputs(Inputs):
         series = list(items(_one_column(X), "X", "a list of series (T, features)", hint))
         for index, each in enumerate(series):
             _refuse_record(each, index, "arrays (T, features)")
-        return series
+        if self.layout == LAYOUTS[0]:
+            return series
+        steps = [as_steps(each, f"X[{index}]") for index, each in enumerate(series)]
+        flat = [np.ndim(each) == 1 for each in series]  # a series of one channel has no order of axes
+        return [each if one else each.T for each, one in zip(steps, flat, strict=True)]
 
     def plain(self, X: list[Any]) -> list[Any]:
         return [as_steps(series, f"X[{index}]") for index, series in enumerate(X)]

@@ -15,8 +15,9 @@ import torch
 from ..classifier import CELLS, POOLINGS
 from ._terminal import did_you_mean, kind_of, shown
 from .data import labels
-from .data.series import POLICIES
+from .data.series import NORMALS, POLICIES
 from .data.text import KINDS
+from .inputs import LAYOUTS
 from .training.options import METRICS, SCHEDULES
 
 __all__ = [
@@ -30,8 +31,8 @@ _NOT_YET = {
     "holdout": None, "refit": False,
 }  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "schedule": SCHEDULES,
-    "metric": METRICS, "on_nan": ("raise", "restore"),
+    "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "normalize": ("auto", *NORMALS),
+    "layout": LAYOUTS, "schedule": SCHEDULES, "metric": METRICS, "on_nan": ("raise", "restore"),
 }  # fmt: skip
 # What other libraries call the same, or the nearest that there is here.
 _ELSEWHERE = {

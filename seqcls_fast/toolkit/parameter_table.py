@@ -60,6 +60,11 @@ PARAMETERS = (
     Parameter("lowercase", bool, True, "whether case is ignored", TEXT),
     Parameter("normalization", str | None, "NFKC", "the Unicode form that texts are converted to, or None", TEXT),
     Parameter(
+        "layout", str, "time_channels",
+        'the order of the axes of a series in memory: "time_channels", or "channels_time" as in some other libraries',
+        SERIES,
+    ),
+    Parameter(
         "standardize", bool, True,
         "whether each feature is scaled to mean 0 and deviation 1, as measured on the training data", SERIES,
     ),
@@ -68,6 +73,13 @@ PARAMETERS = (
         'what NaN means: "error", "zero", "mean", "forward" (the value before) or "mask" (the mean, and one more '
         "feature that marks it)", SERIES,
     ),
+    Parameter(
+        "normalize", str, "auto",
+        'whose mean and deviation scale a series: "data" (those of the training data), "series" (its own) or "auto" '
+        "(what a linear model does better with)", SERIES,
+    ),
+    Parameter("differences", bool, True, "whether the changes from step to step become further features", SERIES),
+    Parameter("time", bool, True, "whether the time becomes a further feature", SERIES),
     Parameter("convolutions", int, 10_000, "how many random convolutions a wide part has; 0 for no such part", SERIES),
     Parameter("max_length", int | None, 256, "tokens or steps beyond this many are cut off", TEXT),
     Parameter("max_length", int | None, None, "tokens or steps beyond this many are cut off", SERIES),
@@ -91,6 +103,11 @@ PARAMETERS = (
         "holdout", float | None, 0.1,
         "share of the data that is held out to choose the best epoch, where there is no validation and there are 200 "
         "examples or more; None trains on all and keeps the last epoch", TEXT,
+    ),
+    Parameter(
+        "holdout", float | None, 0.2,
+        "share of the data that is held out where there is no validation and there are 20 examples or more, "
+        "to choose the best epoch and the network's share of the logits; None trains on all", SERIES,
     ),
     Parameter(
         "refit", bool, True,

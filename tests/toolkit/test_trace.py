@@ -267,5 +267,5 @@ def test_of_series_with_gaps() -> None:
     clf = SeriesClassifier(hidden_size=4, epochs=1, missing="mask").fit(series, [k % 2 for k in range(12)])
     found = clf.trace(series[0])
     assert found.tokens == ["0.00 1.00", "nan 2.00", "0.00 nan"]
-    assert stage(found, "features").shape == (1, 3, 4)
+    assert stage(found, "features").shape == (1, 3, 7)  # values, marks, changes, time
     np.testing.assert_allclose(found.probabilities[-1].numpy(), clf.predict_proba(series[:1])[0], rtol=1e-6)

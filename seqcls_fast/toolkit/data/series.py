@@ -1,4 +1,4 @@
-"""Numeric series as features: standardised by the training data, with an explicit policy for missing values.
+"""Numeric series as features: standardised, with an explicit policy for missing values.
 
 All series lie one after another in one float64 array while they are checked and scaled, so that a few numpy calls do
 for all of them.
@@ -19,6 +19,7 @@ from torch import Tensor
 from .._extras import need
 from .._terminal import VALUE, escaped, kind_of, shown
 from ..schema import anything, mapping, record
+from .channels import changes, of_mean_0, times
 from .columns import items
 from .columns import missing as is_missing
 from .errors import seal, unseal
@@ -29,17 +30,18 @@ if TYPE_CHECKING:
 else:
     np = need("numpy", "SeriesEncoder")
 
-__all__ = ["SeriesEncoder", "as_steps"]
+__all__ = ["NORMALS", "POLICIES", "SeriesEncoder", "as_steps"]
 
 _AT_ONCE = 1024  # series that fit() takes from an iterator at once
 
 _CONTENT = record({"parameters": mapping(anything), "mean": anything, "scale": anything})
 
 POLICIES = ("error", "zero", "mean", "forward", "mask")
+NORMALS = ("data", "series")
 
 
 class SeriesEncoder:
-    """Turns series into features of mean 0 and deviation 1, by the means and deviations of the training data.
+    """Turns series into features of mean 0 and deviation 1, in the training data or in each series.
 
     A feature that is constant there is centred and not divided. NaN (or None) is a missing value, infinity always an
     error; steps beyond ``max_length`` are checked too.
@@ -51,6 +53,11 @@ class SeriesEncoder:
             the series, or the mean if there is none. ``"mask"``: the mean, and after the features come as many more,
             which are 1 where the value is missing and 0 elsewhere.
         max_length: how many steps of a series are kept, from its start; None for all.
+        normalize: with ``standardize`` the means and deviations are those of the training data (``"data"``), or of the
+            series at hand (``"series"``), which hides how large its values are. A missing value is then replaced by the
+            mean of its series, where the mean replaces it.
+        differences: whether the changes from step to step become further features, after all others.
+        time: whether the time becomes a last feature, which rises from -1 to 1 along each series.
 
     Example::
 
@@ -62,9 +69,15 @@ class SeriesEncoder:
         (1, 1)
     """
 
-    def __init__(self, *, standardize: bool = True, missing: str = "error", max_length: int | None = None) -> None:
-        if not isinstance(standardize, bool):
-            raise TypeError(f"standardize: expected a bool but got {kind_of(standardize)}")
+    def __init__(
+        self, *, standardize: bool = True, missing: str = "error", max_length: int | None = None,
+        normalize: str = "data", differences: bool = False, time: bool = False,
+    ) -> None:  # fmt: skip
+        for name, value in {"standardize": standardize, "differences": differences, "time": time}.items():
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: expected a bool but got {kind_of(value)}")
+        if normalize not in NORMALS:
+            raise ValueError(f"normalize: expected one of {', '.join(NORMALS)} but got {shown(normalize)}")
         if missing not in POLICIES:
             raise ValueError(f"missing: expected one of {', '.join(POLICIES)} but got {shown(missing)}")
         if max_length is not None:
@@ -73,6 +86,7 @@ class SeriesEncoder:
             if max_length < 1:
                 raise ValueError(f"max_length: expected at least 1 but got {shown(max_length)}")
         self.standardize, self.missing, self.max_length = standardize, missing, max_length
+        self.normalize, self.differences, self.time = normalize, differences, time
         self._mean: np.ndarray | None = None  # (F,), float64
         self._scale: np.ndarray | None = None
 
@@ -104,12 +118,21 @@ class SeriesEncoder:
             values[missing] = 0
         elif self.missing == "forward":
             _carry_forward(values, missing, lengths)
-        values = np.where(np.isnan(values), mean, values)
-        if self.standardize:
-            with np.errstate(over="ignore"):
-                values = (values - mean) / scale
+        if self.standardize and self.normalize == "series":
+            values = of_mean_0(values, lengths)
+            values[np.isnan(values)] = 0
+        else:
+            values = np.where(np.isnan(values), mean, values)
+            if self.standardize:
+                with np.errstate(over="ignore"):
+                    values = (values - mean) / scale
+        with np.errstate(all="ignore"):
+            further = [changes(values, lengths)] if self.differences else []
         if self.missing == "mask":
             values = np.concatenate([values, missing], 1)
+        if self.time:
+            further.append(times(lengths))
+        values = np.concatenate([values, *further], 1)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
         if not np.isfinite(narrow).all():
@@ -130,6 +153,11 @@ class SeriesEncoder:
     @property
     def features_out(self) -> int:
         """How many features a step of :meth:`encode`'s result has."""
+        return self.features_own + self.features_in * self.differences + self.time
+
+    @property
+    def features_own(self) -> int:
+        """How many of them, from the first on, are values of the series, or mark a missing one."""
         return self.features_in * (2 if self.missing == "mask" else 1)
 
     def to_json(self) -> str:
@@ -161,7 +189,8 @@ class SeriesEncoder:
         return f"SeriesEncoder({', '.join(f'{name}={value!r}' for name, value in self._parameters().items())})"
 
     def _parameters(self) -> dict[str, Any]:
-        return {"standardize": self.standardize, "missing": self.missing, "max_length": self.max_length}
+        names = ("standardize", "missing", "max_length", "normalize", "differences", "time")
+        return {name: getattr(self, name) for name in names}
 
     def _fitted(self) -> tuple[np.ndarray, np.ndarray]:
         if self._mean is None or self._scale is None:

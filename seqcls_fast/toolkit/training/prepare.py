@@ -20,6 +20,7 @@ from ..data.leakage import Fingerprints, fingerprints
 from ..data.stream import Stream
 from ..inputs import Inputs
 from .options import batch_size_for, epochs_for
+from .scores import normalized
 
 __all__ = ["FitData", "Prepared", "prepare"]
 
@@ -120,6 +121,8 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     X, y = inputs.labelled(given.X, given.y)
     if not X:
         raise ValueError("X: expected at least two sequences but got none")
+    for words in inputs.doubts(X):
+        _warn(words)
     classes = _checked(labels.classes_of(y), len(y), X)
     asked, given = given, _with_holdout(inputs, given, len(y), parameters)
     targets = labels.to_targets(y, classes)
@@ -131,7 +134,8 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
-    encoder = inputs.learnt(inputs.make_encoder(parameters).fit(X), len(classes))
+    encoder = inputs.make_encoder(normalized(inputs, parameters, X, targets, seed)).fit(X)
+    encoder = inputs.learnt(encoder, len(classes))
     examples = Examples(encoder.encode(X), targets, weights)
     held: Data | None = None
     if held_inputs is not None and held_targets is not None:
