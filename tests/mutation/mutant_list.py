@@ -1066,6 +1066,16 @@ SCALE_MUTANTS = [
 ]
 
 QUALITY_MUTANTS = [
+    Mutant("rows that are not left out", TOOLKIT + "training/ridge.py", "wanted - missed\n", "wanted - missed * 0\n"),
+    Mutant(
+        "few rows choose the share", TOOLKIT + "training/wide.py", "if len(targets) < _ENOUGH:", "if not len(targets):"
+    ),
+    Mutant(
+        "changes across series",
+        TOOLKIT + "data/channels.py",
+        "    found[(lengths.cumsum() - lengths)[lengths > 0]] = 0\n",
+        "",
+    ),
     Mutant("ids for classes", TOOLKIT + "training/prepare.py", "found > rows / 2", "found > rows"),
     Mutant("X and y swapped unsaid", TOOLKIT + "training/prepare.py", "0 < texts < found", "found < texts < 0"),
     Mutant("the least sure errors", TOOLKIT + "evaluation/mistakes.py", "np.argsort(-sure,", "np.argsort(sure,"),

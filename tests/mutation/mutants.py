@@ -37,6 +37,9 @@ KERNELS = (
 OPTIONS = ("test_options_backends.py", "test_options_bitwise.py")
 SUITES = {  # the tests that must notice a mutant: those of the first key with which its file's path begins
     "csrc/bindings/head": ("test_head.py",),
+    "seqcls_fast/toolkit/training/ridge.py": ("test_series_wide.py",),
+    "seqcls_fast/toolkit/training/wide.py": ("test_series_wide.py",),
+    "seqcls_fast/toolkit/data/channels.py": ("test_series_channels.py",),
     "csrc/cpu/host/head": ("test_head.py",),
     "csrc/cpu/kernels/head": ("test_head.py",),
     "csrc/cpu/kernels/tile": ("test_head.py", *KERNELS),

@@ -31,6 +31,7 @@ _READ = 256  # rows whose features are computed at once
 _FEW = 2_500  # rows, up to which the matrix of all pairs of rows is cheaper than that of all pairs of features
 _MOST_ROWS, _MANY_FEATURES = 10_000, 30 * KERNELS  # for more rows than that
 _SAMPLES = 256  # series of which the biases are quantiles
+_BLOCKS = (1.0, 0.3, 0.0)  # weights of the summaries, of which the rows left out choose one
 _TRIED = 1_000  # series by which it is chosen how they are scaled
 
 
@@ -106,11 +107,14 @@ def _fit(
     there = deviation > 1e-6 * matrix.double().abs().amax(0)  # others are constant but for rounding
     scores.middle.copy_(middle)
     scores.scale.copy_(torch.where(there, 1 / deviation.clamp(min=1e-300), 0.0))
-    # The summaries are few. As a block they get the weight of all convolutions together.
-    convolutions = len(scores.convolutions.biases)
-    block = np.ones(matrix.shape[1])
-    block[convolutions:] = np.sqrt(convolutions / (matrix.shape[1] - convolutions))
-    ridge = fit_ridge(scores.standardised(matrix).double().numpy() * block, targets, classes, weights)
+    # The summaries are few. As a block they get a weight beside that of all convolutions together.
+    convolutions, x = len(scores.convolutions.biases), scores.standardised(matrix).double().numpy()
+    found = []
+    for share in _BLOCKS:
+        block = np.ones(matrix.shape[1])
+        block[convolutions:] = share * np.sqrt(convolutions / (matrix.shape[1] - convolutions))
+        found.append((fit_ridge(x * block, targets, classes, weights), block))
+    ridge, block = min(found, key=lambda each: each[0].error)
     scale = logit_scale(ridge.left_out, targets)
     scores.linear.weight.copy_(torch.from_numpy((scale * ridge.weights * block[:, None]).T))
     scores.linear.bias.copy_(torch.from_numpy(scale * ridge.bias))
