@@ -25,10 +25,16 @@ __all__ = [
 ]  # fmt: skip
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
-# Of models of texts that were saved before there were these parameters.
+# Of models that were saved before there were these parameters.
 _NOT_YET = {
-    "wide": False, "wide_dropout": 0.0, "word_dropout": 0.0, "embedding_dropout": 0.0, "label_smoothing": 0.0,
-    "holdout": None, "refit": False,
+    "text": {
+        "wide": False, "wide_dropout": 0.0, "word_dropout": 0.0, "embedding_dropout": 0.0, "label_smoothing": 0.0,
+        "holdout": None, "refit": False,
+    },
+    "series": {
+        "layout": "time_channels", "normalize": "data", "differences": False, "time": False, "convolutions": 0,
+        "holdout": None,
+    },
 }  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "normalize": ("auto", *NORMALS),
@@ -154,5 +160,5 @@ def parameters_from_json(parameters: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
             raise ValueError(f"class_weight: expected as many labels as weights but got {shown(weights)}")
         weights = dict(zip(labels.from_json(keys).tolist(), values, strict=True))
-    earlier = _NOT_YET if "embedding_dim" in parameters else {}
+    earlier = _NOT_YET["text" if "embedding_dim" in parameters else "series"]
     return earlier | parameters | {"class_weight": weights}
