@@ -288,7 +288,7 @@ $(QUALITY_VENV)/.made: | $(VENV)/.toolkit
 	for name in $(QUALITY_PEERS); do $(QUALITY_VENV)/bin/python -m pip install --quiet $$name || true; done
 	touch $@
 
-quality: $(QUALITY_VENV)/.made ## how good the classifiers are on real data, beside others (about 20 minutes), and its page
+quality: $(QUALITY_VENV)/.made ## how good the classifiers are on real data, beside others (about 25 minutes), and its page
 	$(QUALITY_VENV)/bin/python -m benchmarks quality $(QUALITY)
 	$(PY) -m benchmarks.report
 

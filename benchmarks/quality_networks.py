@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 __all__ = ["KerasText", "skorch_series", "skorch_text"]
 
-WORDS, LONGEST = 20_000, 256  # in the vocabulary; of a text
+WORDS, LONGEST = 20_000, 100  # in the vocabulary; of a text
 
 
 def tokens(text: str) -> list[str]:

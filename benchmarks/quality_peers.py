@@ -290,11 +290,11 @@ ENGINES = (
         words="aeon's nearest neighbour, with a window of a tenth of the length",
     ),
     Engine(
-        "LSTM-FCN", "series", lstm_fcn, ("sktime",), seconds=2.5, most=30.0,
+        "LSTM-FCN", "series", lstm_fcn, ("sktime",), seconds=2.5, most=12.0,
         words="sktime's `LSTMFCNClassifierTorch`, 200 epochs instead of 2,000",
     ),
     Engine(
-        "skorch + nn.GRU", "series", quality_networks.skorch_series, ("skorch",), seconds=2.2, most=30.0,
+        "skorch + nn.GRU", "series", quality_networks.skorch_series, ("skorch",), seconds=2.2, most=12.0,
         words="GRU of 64 on standardised channels, both directions, the largest over the steps; 100 epochs of Adam",
     ),
     Engine(
