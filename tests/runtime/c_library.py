@@ -48,15 +48,19 @@ class Refused(Exception):
         self.status, self.sentence = STATUS[status], sentence
 
 
+def isas() -> list[str]:
+    """The instruction sets of the library: those of the module. With sanitizers the others take long to compile."""
+    known = runpy.run_path(str(ROOT / "csrc/flags.py"))["ISAS"]
+    return ["base"] if SANITIZED else [name for name in known if name in available_impls()]
+
+
 @lru_cache
 def library() -> ctypes.CDLL:
     """The library of this tree, compiled if a source has changed since."""
     build = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
     BUILD.mkdir(parents=True, exist_ok=True)
     with locked(BUILD / "lock", BUILD):
-        names = [name for name in build["FLAGS"]["ISAS"] if name in available_impls()]  # those of the module
-        names = ["base"] if SANITIZED else names  # others take long to compile
-        build["build"](BUILD, build["FLAGS"]["chosen_isas"](",".join(names), "isas"), SANITIZED)
+        build["build"](BUILD, build["FLAGS"]["chosen_isas"](",".join(isas()), "isas"), SANITIZED)
     found = ctypes.CDLL(str(BUILD / ("libseqcls.dylib" if sys.platform == "darwin" else "libseqcls.so")))
     found.seqcls_error.restype = ctypes.c_char_p
     found.seqcls_stream_bytes.restype = ctypes.c_size_t

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from c_library import BUILD, ROOT, library
+from c_library import BUILD, ROOT, isas, library
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -63,9 +63,33 @@ def test_the_program_notices_them(how: str, died: set[int], tmp_path: Path) -> N
     assert -done.returncode in died
 
 
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="reads ELF files with nm")
+def test_the_library_is_small_and_shows_no_other_name_of_ours() -> None:
+    """Two megabytes with every instruction set; no symbol that a linker could merge between instruction sets."""
+    library()
+    assert (BUILD / "libseqcls.so").stat().st_size <= 2_000_000
+
+    def symbols(*options: str | Path) -> list[list[str]]:
+        found = subprocess.run(["nm", "--format=posix", *options], capture_output=True, text=True, check=True).stdout
+        return [line.split() for line in found.splitlines()]
+
+    exported = {words[0] for words in symbols("--dynamic", "--defined-only", BUILD / "libseqcls.so")}
+    declared = {name for name in exported if name.startswith("seqcls_")}
+    assert len(declared) == 11
+    assert not {name for name in exported - declared if "2sf" in name}
+    for path in (BUILD / "objects").glob("kernels_*.o"):
+        assert [words for words in symbols(path) if words[1] in "WVu"] == [], path
+
+
 def test_the_example_streams(tmp_path: Path) -> None:
     library()
-    make = ["make", "--no-print-directory", "example-stream", f"PYTHON={sys.executable}"]
+    make = [
+        "make",
+        "--no-print-directory",
+        "example-stream",
+        f"PYTHON={sys.executable}",
+        f"RUNTIME=--isas={','.join(isas())}",
+    ]
     subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
     torch.manual_seed(0)
     model = sf.SequenceClassifier(3, 8, 2).eval()
