@@ -128,7 +128,7 @@ class RandomConvolutions(nn.Module):
                 given = [x, lengths.long(), *sizes, self.uses.float(), self.biases.float()]
                 arrays = [each.contiguous().numpy() for each in given]
                 return torch.from_numpy(C.random_convolutions(*arrays, torch.get_num_threads()))
-            rows = max(1, _AT_ONCE // (KERNELS * TAPS * max(1, x.size(1))))
+            rows = max(1, _AT_ONCE // (KERNELS * max(TAPS, *self.counts) * max(1, x.size(1))))
             pieces = zip(x.split(rows), lengths.split(rows), strict=True)
             return torch.cat([self.in_pytorch(*piece) for piece in pieces])
 
@@ -149,8 +149,8 @@ class RandomConvolutions(nn.Module):
             valid = torch.where(((odd + g) % 2 == 1)[:, None], inside[:, None], there[:, None])  # (B, 84, T)
             positions = valid.sum(2).clamp(min=1).float()
             biases = self.biases[place : place + KERNELS * count].view(KERNELS, count)
-            above = [((results > biases[:, q, None]) & valid).sum(2).float() / positions for q in range(count)]
-            found += [torch.stack(above, 2).flatten(1)] if count else []
+            above = (results[:, :, None] > biases[..., None]) & valid[:, :, None]  # (B, 84, count, T)
+            found.append((above.sum(3).float() / positions[..., None]).flatten(1))
             place += KERNELS * count
         return torch.cat(found, 1)
 
