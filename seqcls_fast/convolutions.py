@@ -244,10 +244,13 @@ def summaries(x: Tensor, lengths: Tensor) -> Tensor:
     Running sums make the bits of a row independent of the rows beside it.
     """
     with torch.no_grad():
-        x, steps = x.double(), torch.arange(x.size(1), device=x.device)
+        x, steps = x.float(), torch.arange(x.size(1), device=x.device)
         lengths = lengths.to(x.device).long()
         there = (steps < lengths[:, None])[..., None]
-        x = torch.where(there, x, 0.0)
+        lows = torch.where(there, x, torch.inf).amin(1)
+        highs = torch.where(there, x, -torch.inf).amax(1)
+        # onnxruntime chooses among float32 alone, so that the float64 below are multiplied by 0 or 1 instead.
+        x, inside = torch.where(there, x, 0.0).double(), there.double()
         count = lengths.clamp(min=1)[:, None]  # (B, 1)
         last = (count - 1)[..., None].expand(-1, 1, x.size(2))
 
@@ -258,23 +261,23 @@ def summaries(x: Tensor, lengths: Tensor) -> Tensor:
             return sums(values).gather(1, last)[:, 0] / count
 
         total, middle = sums(x), mean(x)
-        offset = torch.where(there, x - middle[:, None], 0.0)
-        time = torch.where(there, steps[:, None] - (count[..., None] - 1) / 2, torch.zeros_like(x))
+        offset = (x - middle[:, None]) * inside
+        time = (steps[:, None] - (count[..., None] - 1) / 2) * inside.expand_as(x)
         slope = mean(offset * time) / mean(time * time).clamp(min=1e-12)
         earlier = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, : x.size(1)]
-        changes = torch.where(there & (steps > 0)[:, None], x - earlier, 0.0)
+        changes = (x - earlier) * (there & (steps > 0)[:, None]).double()
         edges = [count * part // _PARTS for part in range(_PARTS + 1)]  # of the parts
         before = torch.nn.functional.pad(total, (0, 0, 1, 0))
         reached = [before.gather(1, edge[..., None].expand_as(last))[:, 0] for edge in edges]
         parts = []
         for k in range(_PARTS):
             size = edges[k + 1] - edges[k]
-            parts.append(torch.where(size > 0, (reached[k + 1] - reached[k]) / size.clamp(min=1), middle))
-        lows = torch.where(there, x, torch.inf).amin(1)
-        highs = torch.where(there, x, -torch.inf).amax(1)
+            # A part without steps has a sum of 0.
+            parts.append((reached[k + 1] - reached[k]) / size.clamp(min=1) + middle * (size == 0).double())
         found = [
             middle, mean(offset**2).sqrt(), lows, highs, x[:, 0], x.gather(1, last)[:, 0], slope,
             mean(changes.abs()), mean(changes**2).sqrt(), *parts,
         ]  # fmt: skip
         some = (lengths > 0)[:, None]
-        return torch.cat([*(torch.where(some, each, 0.0) for each in found), (lengths + 1.0).log()[:, None]], 1).float()
+        summary = torch.cat([each.float() for each in found], 1)
+        return torch.cat([torch.where(some, summary, 0.0), (lengths + 1.0).log()[:, None].float()], 1)
