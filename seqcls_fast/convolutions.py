@@ -144,9 +144,8 @@ class RandomConvolutions(nn.Module):
             results = _convolved(_added(x, self.uses[g]), dilation, range(KERNELS))
             margin = TAPS // 2 * dilation
             # Every other kernel reads no padding, where the series is long enough for that.
-            inside = there & (steps >= margin) & (steps < lengths - margin)
-            inside = torch.where(lengths > 2 * margin, inside, there)
-            valid = torch.where(((odd + g) % 2 == 1)[:, None], inside[:, None], there[:, None])  # (B, 84, T)
+            inside = ((steps >= margin) & (steps < lengths - margin)) | (lengths <= 2 * margin)  # (B, T)
+            valid = there[:, None] & (inside[:, None] | ((odd + g) % 2 == 0)[:, None])  # (B, 84, T)
             positions = valid.sum(2).clamp(min=1).float()
             biases = self.biases[place : place + KERNELS * count].view(KERNELS, count)
             above = (results[:, :, None] > biases[..., None]) & valid[:, :, None]  # (B, 84, count, T)
