@@ -101,4 +101,7 @@ def _metadata(estimator: Any) -> dict[str, str]:
         "classes": estimator.classes_, "temperature": estimator.temperature_,
         "threshold": None if threshold is None else threshold.to_json(), "about": estimator.fitted_.about,
     }  # fmt: skip
+    encoder = estimator.encoder_
+    if estimator.model_.wide_ids is not None:  # from texts to ids: docs/classifiers.md has the rule
+        found["ngrams"] = {name: getattr(encoder, name) for name in ("bits", "lowercase", "normalization")}
     return {name: json.dumps(plain(value)) for name, value in found.items()}

@@ -33,10 +33,11 @@ def about_model(
     """Lines by name. ``data`` describes the training data, as the model card has them."""
     layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
     ways = ", in both directions" if model.bidirectional else ""
+    beside = "" if model.wide_ids is None else f", {model.wide_ids:,} ids of n-grams beside it"
     kept = "" if best_epoch == epochs else f", of which the weights of epoch {best_epoch} were kept"
     found = {
         "model": f"{ESTIMATORS[kind]}: {model.cell}, {layers} of {model.hidden_size} units{ways}, {model.pooling} "
-        f"pooling, {parameter_count(model):,} parameters",
+        f"pooling{beside}, {parameter_count(model):,} parameters",
         "training": f"{epochs} {'epoch' if epochs == 1 else 'epochs'}{kept}",
         "settings": ", ".join(changed_parameters(kind, parameters)) or "the defaults",
         "date": datetime.now().astimezone().isoformat(" ", "seconds"),

@@ -29,6 +29,7 @@ def test_export(
     if suffix == ".onnx":
         pytest.importorskip("onnxscript")
         runtime = pytest.importorskip("onnxruntime")
+    of_text = ("ngrams",) if kind == "text" else ()
     path, folder = tmp_path / f"m{suffix}", made.model if kind == "text" else made.series_model
     answer = json.loads(told(capsys, "export", folder, "--to", str(path), "--json"))
     model = getattr(estimators, parameter_table.ESTIMATORS[kind]).load(folder)
@@ -47,10 +48,12 @@ def test_export(
         }
         logits = torch.from_numpy(session.run(["logits"], {name: each.numpy() for name, each in named.items()})[0])
     else:
-        files = {f"{name}.json": "" for name in ("classes", "temperature", "threshold", "about")}
+        files = {f"{name}.json": "" for name in ("classes", "temperature", "threshold", "about", *of_text)}
         logits = torch.export.load(path, extra_files=files).module()(x, lengths, **given)
         extra = {name.removesuffix(".json"): content for name, content in files.items()}
     assert json.loads(extra["classes"]) == answer["classes"]
+    if of_text:
+        assert json.loads(extra["ngrams"])["bits"] == model.encoder_.bits
     assert (json.loads(extra["temperature"]), json.loads(extra["threshold"])) == (1, None)
     assert json.loads(extra["about"])["model"] == model.fitted_.about["model"]
     np.testing.assert_allclose(logits.detach().double().softmax(1).numpy(), model.predict_proba(data), atol=1e-5)

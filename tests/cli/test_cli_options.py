@@ -64,10 +64,12 @@ def test_help_names_the_values() -> None:
 def test_types_of_parameters() -> None:
     known = parameter_table.parameters_of("text")
     assert known["seed"].types == (int, NoneType)
-    assert known["epochs"].types == (int,)
+    assert known["max_vocab"].types == (int,)
     assert [name for name in known if known[name].is_flag] == [
         "bidirectional",
+        "wide",
         "lowercase",
+        "refit",
         "amp",
         "verbose",
         "baseline",

@@ -1082,16 +1082,17 @@ QUALITY_MUTANTS = [
     Mutant("another row's id", "seqcls_fast/cli/predict.py", "number if kind", "number + 1 if kind"),
     Mutant(
         "n-grams across words",
-        TOOLKIT + "data/features.py",
+        TOOLKIT + "data/ngrams.py",
         "fine = spaces[starts + n - 1] == spaces[starts + 1]",
         "fine = starts >= 0",
     ),
     Mutant(
         "pairs of words of two texts",
-        TOOLKIT + "data/features.py",
+        TOOLKIT + "data/ngrams.py",
         "near = owners[1:] == owners[:-1]",
         "near = owners[1:] >= 0",
     ),
+    Mutant("characters among words", "csrc/text/hashed_ngrams.cpp", "kind < 2 ? 0 : half", "kind < 1 ? 0 : half"),
     Mutant("all n-grams alike", TOOLKIT + "baseline.py", "x.data *= scale[x.indices]", "x.data *= 1"),
     Mutant(
         "another order of rows",
