@@ -147,6 +147,7 @@ def main(folder: Path) -> None:
 def estimator(folder: Path, ranks: Ranks, told: dict[str, Any]) -> None:
     X, y = sentences(0, 100)
     options = {"hidden_size": 8, "embedding_dim": 8, "epochs": 5, "batch_size": 8, "dropout": 0.0, "verbose": True}
+    options |= {"embedding_dropout": 0.0, "word_dropout": 0.0}  # each rank would drop others
     classifier = sf.TextClassifier(**options, checkpoint_dir=folder / f"of-rank-{ranks.rank}", log_dir=folder / "logs")
     classifier.fit(X, y, validation=0.2)
     said = ranks.gather(
