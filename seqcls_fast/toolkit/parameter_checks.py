@@ -26,7 +26,7 @@ __all__ = [
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
 # Of models that were saved before there were these parameters.
-_NOT_YET = {
+_NOT_YET: dict[str, dict[str, Any]] = {
     "text": {
         "wide": False, "wide_dropout": 0.0, "word_dropout": 0.0, "embedding_dropout": 0.0, "label_smoothing": 0.0,
         "holdout": None, "refit": False,

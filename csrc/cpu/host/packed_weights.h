@@ -109,14 +109,16 @@ inline PackedCache::Key fingerprint(const Kernels& kernels, const Layer& layer) 
 constexpr double kRowStepsToRepack = 600;
 
 // Whether a forward pass uses the weights in place. One step uses each weight once in every tile, so nothing is gained
-// by packing all of them; from two steps on, it pays. In inference the cache is faster for more rows, whose sums hide
-// the reading of the packed weights, unless the weights and their packed copy are too large for the caches of the CPU.
-constexpr int64_t kRowsInPlace = 2;
+// by packing all of them. In inference the cache is faster for more rows, whose sums hide the reading of the packed
+// weights, unless the weights and their packed copy are too large for the caches of the CPU. Two steps of few rows read
+// the weights twice, which is still less than packing them; from three steps on, packing pays.
+constexpr int64_t kRowsInPlace = 2, kStepsInPlace = 2;
 constexpr double kBytesInPlace = 6 << 20;
 inline bool in_place(const Kernels& kernels, const Layer& layer, bool training) {
-  if (layer.T > 1 || !kernels.forward_in_place(layer)) return false;
+  const bool few = layer.B <= kRowsInPlace;
+  if (layer.T > (few ? kStepsInPlace : 1) || !kernels.forward_in_place(layer)) return false;
   const double bytes = layer.directions * weights_of(layer) * static_cast<double>(size_of(layer.dtype));
-  return training || layer.B <= kRowsInPlace || bytes >= kBytesInPlace;
+  return training || bytes >= kBytesInPlace || (few && layer.T == 1);
 }
 
 // A copy of a layer's weights, in memory that no other thread writes to.

@@ -142,8 +142,11 @@ inline Split split(const Layer& layer, double work) {
       if (groups > 1 && w / members != d) continue;
       Share share{d, {}};
       const int64_t member = w % members;
-      if (layer.lengths) {  // one row in `members`, so that each worker gets both long and short rows
-        for (int64_t i = member; i < layer.B; i += members) share.rows.push_back(s.rows[static_cast<size_t>(i)]);
+      if (layer.lengths) {  // dealt like cards, there and back, so that all workers get about as many steps
+        for (int64_t i = 0; i < layer.B; ++i) {
+          const int64_t place = i % members, owner = i / members % 2 ? members - 1 - place : place;
+          if (owner == member) share.rows.push_back(s.rows[static_cast<size_t>(i)]);
+        }
       } else {
         for (int64_t i = layer.B * member / members; i < layer.B * (member + 1) / members; ++i) {
           share.rows.push_back(s.rows[static_cast<size_t>(i)]);
