@@ -45,7 +45,16 @@ class WeightedIds(nn.Module):
         weights = weights / sizes.clamp_min(torch.finfo(weights.dtype).tiny)
         if _head.in_graph():  # exporters know no bags
             return (embedding(ids, self.weight) * weights[:, :, None]).sum(1)
-        return embedding_bag(ids, self.weight, per_sample_weights=weights, mode="sum", sparse=self.sparse)
+        if not self.sparse or not torch.is_grad_enabled():
+            return embedding_bag(ids, self.weight, per_sample_weights=weights, mode="sum")
+        # The gradient of a bag has a row for each of its ids, those of the padding included. Here the bags look up a
+        # small table, so that the gradient of the large one has a row for each id that occurs.
+        there = weights != 0
+        there[:, 0] = True  # a bag must have an id
+        count = there.sum(1)
+        rows, places = ids[there].unique(return_inverse=True)
+        table = embedding(rows, self.weight, sparse=True)
+        return embedding_bag(places, table, count.cumsum(0) - count, per_sample_weights=weights[there], mode="sum")
 
     def extra_repr(self) -> str:
         return f"{self.weight.size(0)}, {self.weight.size(1)}"

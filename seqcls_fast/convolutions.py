@@ -117,7 +117,7 @@ class RandomConvolutions(nn.Module):
         return self
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x = x.float()
+        x = x.detach().float()
         if lengths is None:
             lengths = torch.full((x.size(0),), x.size(1), dtype=torch.int64, device=x.device)
         with torch.no_grad():
@@ -167,7 +167,10 @@ def _added(x: Tensor, uses: Tensor) -> Tensor:
 
 def _convolved(sums: Tensor, dilation: int, kernels: Sequence[int]) -> Tensor:
     """``(B, kernels, T)``: each kernel's convolution of what it reads. The order of the additions is that of csrc."""
-    steps, margin = sums.size(2), TAPS // 2 * dilation
+    steps = sums.size(2)
+    if not _head.in_graph():  # beyond the longest row all taps but the middle one read zeros
+        dilation = min(dilation, max(1, steps))
+    margin = TAPS // 2 * dilation
     padded = torch.nn.functional.pad(sums, (margin, margin))
     taps = [padded[:, :, j * dilation : j * dilation + steps] for j in range(TAPS)]
     total = taps[0]

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -84,7 +86,8 @@ void transform_row(const Convolutions& given, const float* x, int64_t length, Ro
   row.result.resize(length);
   const float* bias = given.biases;
   for (int64_t g = 0; g < given.groups; ++g) {
-    const int64_t dilation = given.dilations[g], margin = kTaps / 2 * dilation;
+    // With a dilation beyond the length all taps but the middle one read zeros, whatever it is.
+    const int64_t dilation = std::min(given.dilations[g], length), margin = kTaps / 2 * dilation;
     for (int k = 0; k < kKernels; ++k) {
       row.padded.assign(length + 2 * margin, 0.0f);
       const float* uses = given.uses + (g * kKernels + k) * channels;
@@ -117,10 +120,27 @@ void transform(const Convolutions& convolutions, const float* x, const int64_t* 
       transform_row(convolutions, x + r * steps * convolutions.channels, lengths[r], row, out + r * features);
   };
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
+  // An exception, such as that of missing memory, must not leave a thread, nor this function while one is running.
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(parts));
+  const auto part = [&](int64_t p) {
+    try {
+      some(rows * p / parts, rows * (p + 1) / parts);
+    } catch (...) {
+      errors[static_cast<size_t>(p)] = std::current_exception();
+    }
+  };
   std::vector<std::thread> others;
-  for (int64_t p = 1; p < parts; ++p) others.emplace_back(some, rows * p / parts, rows * (p + 1) / parts);
-  some(0, rows / parts);
+  others.reserve(static_cast<size_t>(parts));
+  int64_t started = 1;
+  try {
+    for (; started < parts; ++started) others.emplace_back(part, started);
+  } catch (const std::system_error&) {  // no more threads can be had
+  }
+  part(0);
+  for (int64_t p = started; p < parts; ++p) part(p);
   for (std::thread& other : others) other.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace sf::series

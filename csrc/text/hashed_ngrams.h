@@ -1,5 +1,5 @@
 // Hashed n-grams of a text: the ids of its words, pairs of words, and n-grams of 2 to 5 characters within words.
-// Needs neither torch nor Python. docs/classifiers.md describes the rule; seqcls_fast/toolkit/data/features.py has the
+// Needs neither torch nor Python. docs/classifiers.md describes the rule; seqcls_fast/toolkit/data/ngrams.py has the
 // same in numpy, and the tests hold the two to the same ids.
 #pragma once
 

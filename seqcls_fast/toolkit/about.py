@@ -34,6 +34,7 @@ def about_model(
     layers = "one layer" if model.num_layers == 1 else f"{model.num_layers} layers"
     ways = ", in both directions" if model.bidirectional else ""
     beside = "" if model.wide_ids is None else f", {model.wide_ids:,} ids of n-grams beside it"
+    beside = beside if model.convolutions is None else ", random convolutions beside it"
     kept = "" if best_epoch == epochs else f", of which the weights of epoch {best_epoch} were kept"
     found = {
         "model": f"{ESTIMATORS[kind]}: {model.cell}, {layers} of {model.hidden_size} units{ways}, {model.pooling} "
@@ -46,5 +47,6 @@ def about_model(
     if data is not None:
         found["training"] += f" on {data['rows']:,} examples (digest {data['digest']})"
         if "refit" in data:
-            found["training"] += f", then again for {best_epoch} on all {data['refit']:,}, of which this model is"
+            part = "the convolutions" if model.wide_ids is None else f"again for {best_epoch}"
+            found["training"] += f", then {part} on all {data['refit']:,}, of which this model is"
     return found

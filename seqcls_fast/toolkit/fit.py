@@ -6,6 +6,7 @@ In a group of torch.distributed all processes call it together.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,12 +17,13 @@ import torch
 from ..classifier import SequenceClassifier
 from ._terminal import escaped
 from .baseline import Baseline, features_for, fit_baseline
+from .data.leakage import fingerprints
 from .fitted import Fitted, make_model
 from .inputs import Inputs
 from .parameter_checks import device_of, lasting_parameters
 from .ranks import Ranks, current
 from .training.checkpoint import CheckpointError, Checkpoints
-from .training.loop import train
+from .training.loop import TrainingError, train
 from .training.options import Options, batch_size_for, best_epoch_of, learning_rate_for
 from .training.prepare import FitData, Prepared, prepare
 from .training.resume import check_content
@@ -121,15 +123,33 @@ def _fit(
     fitted = fitted.validated(prepared.held, ranks, predicted)
     if wide and given.validation is None and prepared.held is not None:
         refit(model, prepared, parameters, seed, ranks)
+        fitted = _with_held(fitted, prepared)
     keep(fitted)
     if prepared.held_from_all and parameters.get("refit"):
-        keep(_refitted(fitted, given, options, ranks))
+        try:
+            keep(_refitted(fitted, given, options, ranks))
+        except TrainingError as error:
+            warnings.warn(
+                f"refit: the model without the held-out data is kept, as {error}", RuntimeWarning, stacklevel=4
+            )
+
+
+def _with_held(fitted: Fitted, prepared: Prepared) -> Fitted:
+    """A copy that knows that a part of the model has seen the held-out data, which are in memory."""
+    inputs = prepared.raw[1]
+    assert prepared.held is not None
+    assert inputs is not None
+    rows = len(prepared.data) + len(prepared.held)
+    seen = prepared.seen | fingerprints(fitted.inputs.plain(inputs))
+    return replace(fitted, seen=seen, data=(fitted.data or {}) | {"refit": rows})
 
 
 def _refitted(fitted: Fitted, given: FitData, options: Options, ranks: Ranks) -> Fitted:
     """A model of all data, those that were held out included, trained for as many epochs as were best without them."""
     parameters = fitted.parameters | {"holdout": None, "patience": None}
-    prepared = prepare(fitted.inputs, parameters, given, options.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first training has given them
+        prepared = prepare(fitted.inputs, parameters, given, options.seed)
     device = device_of(parameters["device"])
     model = _new_model(fitted.inputs, parameters, prepared, options.seed, device)
     options = replace(options, epochs=fitted.best_epoch, patience=None, log_dir=None)

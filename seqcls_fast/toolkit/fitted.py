@@ -265,6 +265,9 @@ class Fitted:
             if parameters.get(name, 0) > most:
                 raise ValueError(f"{name}: expected at most {most} but got {shown(parameters[name])}")
         sizes = config.get("convolutions")
+        if sizes is not None and sizes["channels"] != getattr(encoder, "features_own", None):
+            wanted = "those of the encoder's features"
+            raise ValueError(f"convolutions: expected {wanted} but got {sizes['channels']} channels")
         expected = make_model(inputs, parameters, encoder, count, device="meta", convolutions=sizes).state_dict()
         features = features_for(encoder, count)
         baseline_tensors = tensors_for(features, count)

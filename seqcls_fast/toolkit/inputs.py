@@ -31,6 +31,7 @@ class Inputs:
     kind: str  # "text" or "series"
     encoder_type: Any
     enough_to_hold: int  # rows, from which on a share of them is held out where no validation is given
+    holds_out_of_streams: bool  # whether that is done of a Stream too
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Inputs:
         """The same for an estimator of these parameters."""
@@ -90,6 +91,7 @@ class TextInputs(Inputs):
     kind = "text"
     encoder_type = TextEncoder
     enough_to_hold = 200  # fewer do not tell one epoch from another
+    holds_out_of_streams = True
 
     def make_encoder(self, parameters: Mapping[str, Any]) -> TextEncoder:
         names = ("lowercase", "normalization", "max_length", "max_vocab", "min_frequency", "wide")
@@ -122,6 +124,7 @@ class SeriesInputs(Inputs):
     kind = "series"
     encoder_type = SeriesEncoder
     enough_to_hold = 20
+    holds_out_of_streams = False
 
     def __init__(self, layout: str = LAYOUTS[0]) -> None:
         self.layout = layout

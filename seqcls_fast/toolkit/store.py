@@ -150,7 +150,7 @@ def _most_config(weights: int, shapes: Mapping[str, Shape], classes: int) -> int
     network = sum(
         4 * math.prod(shape)
         for name, shape in shapes.items()
-        if name.startswith("model.") and not name.startswith("model.wide.")
+        if name.startswith("model.") and not name.startswith(("model.wide.", "model.convolutions."))
     )
     return (1 << 25) + 64 * min(weights, network) + 16 * min(classes, 1 << 12) ** 2
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._head import softmax
+from .._head import linear, softmax
 from .._wide import logits_of
 from ._extras import need
 from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
@@ -58,9 +58,9 @@ class Trace:
         kind: ``"text"`` or ``"series"``.
         raw: the example as it was given.
         tokens: the token read at each step, or the values of a series before they are standardised.
-        stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, wide (for
-            models with a wide part), logits, softmax. Those before "pooled" have the step in dimension 1 and end with
-            padding.
+        stages: :class:`Stage` by stage: ids (for text), embedding or standardised steps, hidden, pooled, wide or
+            convolutions (for models with such a part), logits, softmax. Those before "pooled" have the step in
+            dimension 1 and end with padding.
         classes: the labels, in the order of the probabilities.
         steps: the number of tokens that each row of ``probabilities`` stands for: 0, 1, ... up to all of them.
         probabilities: (len(steps), classes), of the example cut after that many tokens.
@@ -169,7 +169,9 @@ def trace(fitted: Fitted, x: Any) -> Trace:
             stages = list(_stages(fitted, Inputs(values, lengths, wide)))
             count = min(length, PREFIXES)
             steps = [0, *(round(k * length / count) for k in range(1, count + 1))]
-            beside = None if wide is None else encoder.encode([*encoder.prefixes(x, steps[:-1]), x])
+            # A series that ends there has a mean and a time of its own, and a text other n-grams.
+            cut = wide is not None or not text
+            beside = encoder.encode([*encoder.prefixes(x, steps[:-1]), x]) if cut else None
             logits = torch.cat(list(_prefixes(model, values, steps, beside))).double()
             probabilities = softmax(logits.cpu(), fitted.temperature)
     finally:
@@ -198,14 +200,17 @@ def _stages(fitted: Fitted, inputs: Inputs) -> Iterator[Stage]:
     # A private method, as a copy of the pooling here could come to differ from the model's.
     pooled = model._pool(None if model.pooling == "last" else output, h_n, lengths)
     yield Stage("pooled", pooled.float().cpu(), f"{model.pooling} of the hidden states")
-    logits = model._logits(pooled, x, lengths)
-    note = "" if model.convolutions is None else "those of the head and of the convolutions"
+    logits = linear(model.head, pooled)
     beside = logits_of(model.wide, wide, 1)
     if beside is not None:
         what = "weighted ids of the whole text" if isinstance(wide, tuple) else "features of the whole series"
         yield Stage("wide", beside.float().cpu(), f"logits from {what}")
         logits = logits + beside
-    yield Stage("logits", logits.float().cpu(), note)
+    if model.convolutions is not None:
+        scores = model.convolutions(x, lengths)
+        yield Stage("convolutions", scores.float().cpu(), "logits from random convolutions of the whole series")
+        logits = logits + scores
+    yield Stage("logits", logits.float().cpu())
     notes = [] if fitted.temperature == 1 else [f"of the logits / {fitted.temperature:.4g}, the temperature"]
     if fitted.threshold is not None:
         label, value = fitted.threshold.label, fitted.threshold.value
@@ -218,7 +223,7 @@ def _prefixes(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Logits after each of ``steps``. A batch has prefixes of similar lengths and is cut to the longest of them.
 
-    ``beside`` has the wide parts of the prefixes, if there are any.
+    ``beside`` has the prefixes by themselves: series, or texts with their wide parts.
     """
     start = 0
     while start < len(steps):
@@ -226,8 +231,11 @@ def _prefixes(
         lengths = torch.tensor(steps[start : start + count], device=x.device)
         longest = max(1, int(lengths[-1]))
         rows = range(start, start + len(lengths))
-        wide = None if beside is None else beside.inputs(rows).to(x.device).wide
-        yield Inputs(x[:, :longest].expand(len(lengths), -1, *x.shape[2:]), lengths, wide).through(model)
+        found = None if beside is None else beside.inputs(rows).to(x.device)
+        if found is None or not x.is_floating_point():
+            wide = None if found is None else found.wide
+            found = Inputs(x[:, :longest].expand(len(lengths), -1, *x.shape[2:]), lengths, wide)
+        yield found._replace(x=found.x.to(x.dtype)).through(model)
         start += count
 
 

@@ -154,3 +154,20 @@ def test_wrong_sizes() -> None:
         sf.SequenceClassifier(4, 5, 3, wide_ids=0)
     with pytest.raises(TypeError, match="wide_features: expected an int but got float"):
         sf.SequenceClassifier(4, 5, 3, wide_features=2.0)
+
+
+def test_the_sparse_gradient_has_a_row_for_each_id_that_occurs() -> None:
+    model, (x, lengths, (ids, weights)) = make(wide_ids=IDS), example()
+    weights[:, 4:] = 0  # as padding has
+    weights[2] = 0
+    found = {}
+    for sparse in (False, True):
+        model.wide.sparse = sparse
+        model.zero_grad(set_to_none=True)
+        logits = model(x, lengths, wide=(ids, weights))
+        logits.square().sum().backward()
+        found[sparse] = logits.detach(), model.wide.weight.grad
+    assert torch.equal(found[True][0], found[False][0])
+    torch.testing.assert_close(found[True][1].to_dense(), found[False][1])
+    occurring = {*ids[:, :4][weights[:, :4] != 0].tolist(), int(ids[2, 0])}  # a bag must have an id
+    assert sorted(found[True][1]._indices()[0].tolist()) == sorted(occurring)

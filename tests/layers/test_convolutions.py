@@ -151,3 +151,18 @@ def test_the_extension_refuses_sizes_that_do_not_fit(name: str) -> None:
     wrong = {"lengths": np.array([5, 6]), "dilations": np.array([1, 2])}.get(name, given[name][:-1])
     with pytest.raises(RuntimeError, match="expected"):
         convolutions.C.random_convolutions(**given | {name: wrong}, threads=1)
+
+
+def test_a_dilation_beyond_the_length_costs_no_memory(by: str) -> None:
+    module = RandomConvolutions(1, [1 << 20], [1]).draw([torch.randn(9, 1)], seed=0)
+    near = RandomConvolutions(1, [16], [1])
+    near.load_state_dict(module.state_dict())
+    x, lengths = torch.randn(2, 9, 1), torch.tensor([9, 4])
+    assert torch.equal(module(x, lengths), near(x, lengths))
+
+
+def test_input_that_needs_a_gradient(by: str) -> None:
+    x, module = torch.randn(2, 30, 2), drawn(2)
+    found = module(x.clone().requires_grad_())
+    assert torch.equal(found, module(x))
+    assert not found.requires_grad

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from seqcls_fast import SeriesClassifier
+from seqcls_fast.convolutions import RandomConvolutions
 from seqcls_fast.toolkit.data.datasets import Examples
+from seqcls_fast.toolkit.data.ragged import Ragged
 from seqcls_fast.toolkit.data.series import SeriesEncoder
 from seqcls_fast.toolkit.store import StoreError
 from seqcls_fast.toolkit.stream import Stream
 from seqcls_fast.toolkit.training.ridge import fit_ridge, log_losses, logit_scale
-from seqcls_fast.toolkit.training.scores import fit_wide
+from seqcls_fast.toolkit.training.scores import fit_wide, in_parts
 from seqcls_fast.toolkit.training.wide import _shares
 
 QUICK = {"hidden_size": 4, "epochs": 2, "convolutions": 500, "verbose": False}
@@ -169,6 +171,15 @@ def test_the_trace_shows_the_scores() -> None:
     np.testing.assert_allclose(trace.probabilities[-1].numpy(), clf.predict_proba(series[:1])[0], rtol=1e-5)
 
 
+def test_the_trace_predicts_series_that_end_early() -> None:
+    series, labels = shapes()
+    clf = SeriesClassifier(**QUICK, normalize="series").fit(series, labels)
+    trace = clf.trace(series[0])
+    for count, probabilities in zip(trace.steps, trace.probabilities.numpy(), strict=True):
+        expected = clf.predict_proba([series[0][:count]])[0]
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
 def test_weights_of_rows_count() -> None:
     series, labels = shapes()
     encoder = SeriesEncoder().fit(series)
@@ -209,3 +220,50 @@ def test_series_without_steps_or_with_one(steps: int) -> None:
     series, labels = shapes(30)
     clf = SeriesClassifier(**QUICK).fit([*series, np.zeros((steps, 2))], [*labels, "slow"])
     assert np.isfinite(clf.predict_proba([np.zeros((steps, 2))])).all()
+
+
+def test_biases_and_dilations_are_those_of_all_lengths() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [9] * 300 + [400] * 300
+    series = [rng.normal(size=(length, 1)) for length in lengths]
+    encoder = SeriesEncoder().fit(series)
+    data = [Examples(encoder.encode(series), torch.arange(600) % 2)]
+    convolutions = fit_wide(data, 1, 2, 1_000, 0).scores.convolutions
+    assert max(convolutions.dilations) > 9
+    short = RandomConvolutions(1, convolutions.dilations, convolutions.counts)
+    short.draw([torch.from_numpy(one).float() for one in series[:300]], 0)
+    assert not torch.equal(convolutions.biases, short.biases)
+
+
+def test_parts_of_long_series_are_small() -> None:
+    sequences = Ragged(torch.zeros(3 << 21, 1), torch.tensor([1 << 21] * 3))
+    assert [part.tolist() for part in in_parts(sequences)] == [[0, 1], [2]]
+    assert in_parts(Ragged(torch.zeros(0, 2), torch.zeros(3, dtype=torch.int64)))[0].tolist() == [0, 1, 2]
+
+
+def test_what_the_wide_part_has_seen_is_told() -> None:
+    series, labels = shapes()
+    model = SeriesClassifier(**QUICK, seed=0).fit(series, labels)
+    assert model.fitted_.data["refit"] == len(series)
+    assert "then the convolutions on all 60" in model.fitted_.about["training"]
+    assert any(
+        "duplicates of training examples" in words for words in model.evaluate(series[:40], labels[:40]).warnings
+    )
+    assert model.fitted_.seen == SeriesClassifier(**QUICK, seed=0, holdout=None).fit(series, labels).fitted_.seen
+
+
+def test_series_at_fault_are_named_by_their_own_numbers() -> None:
+    series, labels = shapes()
+    series[5][3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"\[5\]"):
+        SeriesClassifier(**QUICK, holdout=None).fit(series, labels)
+
+
+def test_streams_of_series_hold_nothing_out(tmp_path: Path) -> None:
+    series, labels = shapes()
+    with (tmp_path / "series.jsonl").open("w") as file:
+        for one, label in zip(series, labels, strict=True):
+            file.write(json.dumps({"series": one.tolist(), "label": label}) + "\n")
+    model = SeriesClassifier(**QUICK).fit(Stream(tmp_path / "series.jsonl", kind="series"))
+    assert model.fitted_.data["rows"] == len(series)
+    assert model.fitted_.data["validation"] is None

@@ -41,6 +41,9 @@ class Plain:
     def encode(self, series: list[Any]) -> Ragged:
         return Ragged.of([torch.as_tensor(np.asarray(each, dtype=np.float32)).reshape(-1, FEATURES) for each in series])
 
+    def prefixes(self, series: Any, counts: Any) -> list[Any]:
+        return [np.asarray(series)[:count] for count in counts]
+
 
 def fitted(text: bool = True, classes: Any = ("neg", "pos"), **options: Any) -> Any:
     size = {"vocab_size": VOCAB} if text else {}
@@ -160,7 +163,7 @@ def test_json() -> None:
 
 def test_missing_values_of_a_series_are_shown() -> None:
     clf = fitted(False)
-    clf.encoder.encode = lambda series: Ragged.of([torch.zeros(2, FEATURES)])
+    clf.encoder.encode = lambda series: Ragged.of([torch.zeros(min(len(each), 2), FEATURES) for each in series])
     found = trace(clf, [[1.0, None, 3.0], [4.0, 5.0, 6.0]])
     assert found.tokens[0] == "1.00 nan 3.00"
 

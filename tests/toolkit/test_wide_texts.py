@@ -13,11 +13,12 @@ pytest.importorskip("sklearn")
 
 import seqcls_fast as sf
 from seqcls_fast._wide import WeightedIds
+from seqcls_fast.toolkit import fit
 from seqcls_fast.toolkit.data.ngrams import HashedText
 from seqcls_fast.toolkit.data.ragged import Inputs
 from seqcls_fast.toolkit.data.text import PADDING, UNKNOWN, TextEncoder
 from seqcls_fast.toolkit.parameter_checks import parameters_from_json
-from seqcls_fast.toolkit.training.loop import _thinned
+from seqcls_fast.toolkit.training.loop import TrainingError, _thinned
 from seqcls_fast.toolkit.training.options import Options, epochs_for
 from support.corpora import sentences
 
@@ -154,3 +155,27 @@ def test_epochs_by_the_number_of_steps() -> None:
 def test_wrong_parameters(parameters: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         sf.TextClassifier(**parameters).fit(X, Y)
+
+
+def test_classes_of_few_texts_are_not_held_out() -> None:
+    texts = [f"text number {k}" for k in range(240)]
+    with pytest.warns(UserWarning, match="expected labels that repeat"):
+        model = sf.TextClassifier(**QUICK).fit(texts, [f"label {k}" for k in range(240)])
+    assert model.fitted_.data["validation"] is None
+    pairs = sf.TextClassifier(**QUICK).fit(texts, [f"label {k // 2}" for k in range(240)])
+    assert pairs.fitted_.data["validation"] is None, "a text of each class would be half of them"
+
+
+def test_a_model_is_kept_though_it_diverges_on_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any) -> None:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(fit, "_refitted", diverge)
+    with pytest.warns(RuntimeWarning, match="refit: the model without the held-out data is kept, as the loss is nan"):
+        model = sf.TextClassifier(**QUICK).fit(X, Y)
+    assert model.fitted_.data["validation"]["rows"] == 24
+
+
+def test_other_optimizers_can_go_on() -> None:
+    model = sf.TextClassifier(**QUICK).fit(X, Y)
+    assert not model.model_.wide.sparse

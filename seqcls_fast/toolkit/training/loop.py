@@ -147,6 +147,8 @@ class _Training:
                     if self.history:
                         progress.note(f"kept the weights of epoch {best_epoch_of(self.history, options.metric)}")
                 self.model.eval()
+                if self.table is not None:
+                    self.table.close()
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
         options, sums, epoch = self.options, self.sums, len(self.history)

@@ -103,10 +103,15 @@ def prepare(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed:
     return prepared
 
 
-def _with_holdout(inputs: Inputs, given: FitData, rows: int, parameters: Mapping[str, Any]) -> FitData:
-    """The data, of which a share is to be held out where there is no validation and there are enough rows."""
+def _with_holdout(
+    inputs: Inputs, given: FitData, rows: int, classes: int, parameters: Mapping[str, Any]
+) -> FitData:  # fmt: skip
+    """The data, of which a share is to be held out where there is no validation and there are enough rows.
+
+    A share has a row of each class at least, so with many classes of few rows it would be much more than was asked.
+    """
     share = parameters["holdout"]
-    if given.validation is not None or share is None or rows < inputs.enough_to_hold:
+    if given.validation is not None or share is None or rows < max(inputs.enough_to_hold, 2 * classes / share):
         return given
     return replace(given, validation=share)
 
@@ -124,7 +129,7 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     for words in inputs.doubts(X):
         _warn(words)
     classes = _checked(labels.classes_of(y), len(y), X)
-    asked, given = given, _with_holdout(inputs, given, len(y), parameters)
+    asked, given = given, _with_holdout(inputs, given, len(y), len(classes), parameters)
     targets = labels.to_targets(y, classes)
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs: list[Any] | None = None
@@ -157,8 +162,8 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
     if X.label is None:
         raise ValueError("X: expected a Stream with a column of labels but got label=None")
     held_stream = None
-    if given.validation is None and parameters["holdout"] is not None:
-        given = _with_holdout(inputs, given, X.survey().rows, parameters)
+    if given.validation is None and parameters["holdout"] is not None and inputs.holds_out_of_streams:
+        given = _with_holdout(inputs, given, X.survey().rows, 0, parameters)
     if given.share is not None:
         X, held_stream = X.split(given.share, seed)
     encoder = inputs.make_encoder(parameters)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from ..inputs import Inputs
 from ..ranks import ALONE
 from .ridge import Ridge, fit_ridge, logit_scale
 
-__all__ = ["Wide", "fit_wide", "normalized"]
+__all__ = ["Wide", "fit_wide", "in_parts", "normalized"]
 
-_READ = 256  # rows whose features are computed at once
+_READ = 256  # rows that are read at once
+_MOST_VALUES = 1 << 22  # of series whose features are computed at once
 _FEW = 2_500  # rows, up to which the matrix of all pairs of rows is cheaper than that of all pairs of features
 _MOST_ROWS, _MANY_FEATURES = 10_000, 30 * KERNELS  # for more rows than that
 _SAMPLES = 256  # series of which the biases are quantiles
@@ -52,10 +53,19 @@ def normalized(
         rows = torch.randperm(len(X), generator=generator_of(seed, "normalize"))[:_TRIED]
         some, classes = [X[row] for row in rows.tolist()], int(targets.max()) + 1
         for normalize in NORMALS:
-            encoder = inputs.make_encoder({**parameters, "normalize": normalize}).fit(some)
-            data = [Examples(encoder.encode(some), targets[rows])]
+            try:
+                encoder = inputs.make_encoder({**parameters, "normalize": normalize}).fit(some)
+                data = [Examples(encoder.encode(some), targets[rows])]
+            except ValueError:  # encoding all series says what is wrong, with the number of the one that is
+                break
             found[normalize] = fit_wide(data, encoder.features_own, classes, _MANY_FEATURES, seed).error
     return {**parameters, "normalize": min(found, key=found.__getitem__, default=NORMALS[0])}
+
+
+def in_parts(sequences: Ragged) -> tuple[Tensor, ...]:
+    """Their numbers, in parts whose features are computed at once: few of long series."""
+    steps = max(1, int(sequences.lengths.max()) if len(sequences) else 1) * sequences.values.size(1)
+    return torch.arange(len(sequences)).split(max(1, min(_READ, _MOST_VALUES // steps)))
 
 
 def fit_wide(data: Sequence[Data], channels: int, classes: int, features: int, seed: int) -> Wide:
@@ -79,19 +89,16 @@ def fit_wide(data: Sequence[Data], channels: int, classes: int, features: int, s
                 weights = None if found.weights is None else found.weights[batch.rows]
                 yield found.sequences.take(batch.rows), found.targets[batch.rows], weights
 
-    pieces = read()
-    first: list[Any] = []
-    for piece in pieces:
-        first.append(piece)
-        if sum(len(targets) for _, targets, _ in first) >= _SAMPLES:
-            break
-    samples = [series[:, :channels] for sequences, _, _ in first for series in sequences.split()]
-    longest = max(map(len, samples), default=1)
+    pieces = list(read())
+    # A batch has series of about one length, so samples are drawn from all of them.
+    series = [one[:, :channels] for sequences, _, _ in pieces for one in sequences.split()]
+    chosen = torch.randperm(len(series), generator=generator_of(seed, "samples"))[:_SAMPLES]
+    samples, longest = [series[place] for place in chosen.tolist()], max(map(len, series), default=1)
     convolutions = RandomConvolutions(channels, *dilations_for(longest, features)).draw(samples, seed)
     scores = ConvolutionScores(convolutions, classes)
     found, targets, weights = [], [], []
-    for sequences, some, importance in chain(first, pieces):
-        found.append(scores.features(*sequences.pad(torch.arange(len(sequences)))))
+    for sequences, some, importance in pieces:
+        found += [scores.features(*sequences.pad(rows)) for rows in in_parts(sequences)]
         targets.append(some)
         weights.append(torch.ones(len(some)) if importance is None else importance)
     matrix, labels, share = torch.cat(found), torch.cat(targets).numpy(), torch.cat(weights).double().numpy()

@@ -28,7 +28,11 @@ class Table:
 
     def __init__(self, module: WeightedIds, rate: float) -> None:
         module.sparse = True
-        self.weight, self.rate = module.weight, rate
+        self.module, self.weight, self.rate = module, module.weight, rate
+
+    def close(self) -> None:
+        """Gives the table an ordinary gradient again, for other optimizers."""
+        self.module.sparse = False
 
     @classmethod
     def of(cls, model: SequenceClassifier, rate: float) -> Table | None:

@@ -22,7 +22,7 @@ from ..ranks import ALONE, Ranks
 from .logits import logits_of
 from .prepare import Prepared
 from .ridge import log_losses, logit_scale
-from .scores import Wide, fit_wide
+from .scores import Wide, fit_wide, in_parts
 
 __all__ = ["add_wide", "mix", "refit"]
 
@@ -113,6 +113,5 @@ def _shares(network: NDArray[np.float64], wide: NDArray[np.float64], targets: ND
 
 
 def _of(scores: ConvolutionScores, sequences: Ragged) -> Tensor:
-    pieces = torch.arange(len(sequences)).split(_READ)
     with torch.no_grad():
-        return torch.cat([scores(*sequences.pad(rows)) for rows in pieces])
+        return torch.cat([scores(*sequences.pad(rows)) for rows in in_parts(sequences)])
