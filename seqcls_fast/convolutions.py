@@ -211,7 +211,9 @@ class ConvolutionScores(nn.Module):
         self.register_buffer("middle", torch.zeros(count))
         self.register_buffer("scale", torch.ones(count))
         self.register_buffer("weight", torch.ones(()))
-        self.linear = nn.Linear(count, classes).requires_grad_(False)
+        self.linear = nn.Linear(count, classes, device="meta")  # which draws no random numbers
+        self.linear.weight = nn.Parameter(torch.zeros(classes, count), requires_grad=False)
+        self.linear.bias = nn.Parameter(torch.zeros(classes), requires_grad=False)
 
     middle: Tensor
     scale: Tensor

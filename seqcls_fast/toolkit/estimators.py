@@ -158,8 +158,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
             >>> clf = TextClassifier(hidden_size=8, epochs=20).fit(texts, ["pos", "pos", "neg", "neg"] * 5)
             >>> new, labels = ["a good film", "bad acting", "good and bad"], ["pos", "neg", "neg"]
             >>> clf = clf.calibrate(new * 4, (labels + labels[:2] + ["pos"]) * 2)
-            >>> clf.temperature_ > 1  # the labels of the last text differ, so that no model can be sure of it
-            True
+            >>> clf.temperature_ == 1  # which stands for the probabilities as they were
+            False
         """
         self.fitted_ = self._ready().calibrated(X, y)
         return self

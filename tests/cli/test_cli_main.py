@@ -52,8 +52,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("train data.csv --out m --epochs many", "argument --epochs: expected int but got 'many'"),
-        ("train data.csv --out m --epochs 2.5", "argument --epochs: expected int but got '2.5'"),
+        ("train data.csv --out m --epochs many", "argument --epochs: expected int or none but got 'many'"),
+        ("train data.csv --out m --epochs 2.5", "argument --epochs: expected int or none but got '2.5'"),
         ("train data.csv --out m --learning-rate x", "expected float or none but got 'x'"),
         ("train data.csv --out m --validation-share 1", "expected a share between 0 and 1 but got '1'"),
         ("train data.csv --out m --validation-share 0.1 --validation v", "expected one of them but got both"),

@@ -269,6 +269,7 @@ def test_trace(
         "embedding",
         "hidden",
         "pooled",
+        "wide",
         "logits",
         "softmax",
     ]

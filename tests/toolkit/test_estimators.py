@@ -738,7 +738,9 @@ def test_after_going_back_the_kept_weights_are_those_of_the_epoch_told() -> None
     """The epoch before a NaN is dropped, so that it cannot count as the best one."""
     X, y = waves(count=80)
     other = waves(5, 40)
-    model = series(on_nan="restore", learning_rate=0.02, batch_size=10, epochs=4, schedule="constant", warmup=0.0)
+    model = series(
+        on_nan="restore", learning_rate=0.02, batch_size=10, epochs=4, schedule="constant", warmup=0.0, convolutions=0
+    )  # fmt: skip
     steps = iter(range(10_000))
     original = sf.SequenceClassifier.forward
 

@@ -31,9 +31,9 @@ def threads_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[bool, set[int
     seen: dict[bool, set[int]] = {True: set(), False: set()}
     forward, step = sf.SequenceClassifier.forward, torch.optim.AdamW.step
 
-    def watched(self: Any, *arguments: Any) -> Any:
+    def watched(self: Any, *arguments: Any, **wide: Any) -> Any:
         seen[self.training].add(torch.get_num_threads())
-        return forward(self, *arguments)
+        return forward(self, *arguments, **wide)
 
     def watched_step(self: Any) -> Any:
         seen[True].add(torch.get_num_threads())

@@ -1,8 +1,7 @@
 // Weight gradients: d_gates^T times the rows of x, of the previous h and, with a projection, of o * tanh(c).
 // The rows (t, b) are taken in chunks that fit the caches. d_gates is read in place; of the other operand, a few
 // columns at a time are copied into a panel. Each chunk has sums of its own, which are then added to the total, in an
-// order that does not depend on the number of threads. A call of one chunk, such as that of a cell, has no total: its
-// sums are written to the gradient at once.
+// order that does not depend on the number of threads. A chunk alone is written to the gradient at once.
 #pragma once
 
 #include "kernel_table.h"
@@ -231,8 +230,7 @@ class WeightGradPass {
     chunk.hidden[k] = &hidden;
     chunk.sources[kHidden][k] = hidden.data ? address(hidden, follows ? before : 0, b) : nullptr;
     chunk.sources[kGated][k] = reinterpret_cast<const char*>(chunk.gates[k] + Cell::kSlots * layer_.H);
-    chunk.sources[kUnprojected][k] =
-        reinterpret_cast<const char*>(chunk.gates[k] + Cell::kSlots * layer_.H + layer_.P);
+    chunk.sources[kUnprojected][k] = reinterpret_cast<const char*>(chunk.gates[k] + Cell::kSlots * layer_.H + layer_.P);
   }
 
   static const char* address(const Rows& rows, int64_t t, int64_t b) {
@@ -255,7 +253,8 @@ class WeightGradPass {
   // Starts to load the share of the next chunk that belongs to one of this chunk's tiles.
   void load_ahead() {
     for (const int64_t end = next_->count * ++tile_ / tiles_; fetched_ < end; ++fetched_) {
-      for (int i = 0; i < strip_count_; ++i) prefetch<false>(next_->gates[fetched_] + strips_[i].column, strips_[i].count);
+      const A* const gates = next_->gates[fetched_];
+      for (int i = 0; i < strip_count_; ++i) prefetch<false>(gates + strips_[i].column, strips_[i].count);
       for (int source = kInput; source <= kHidden; ++source) {
         const Rows& rows = source == kInput ? layer_.x : *next_->hidden[fetched_];
         if (width_[source] && rows.data && rows.stride == 1)
@@ -267,9 +266,8 @@ class WeightGradPass {
   // How many panels of all sources the gate rows of a strip are multiplied with.
   int64_t panels_of(const Strip& s) const {
     int64_t panels = 0;
-    for (int source = 0; source < kSources; ++source) {
+    for (int source = 0; source < kSources; ++source)
       if (s.grad_row[source] >= 0) panels += (blocks_of<F>(width_[source]) + kBlocks - 1) / kBlocks;
-    }
     return panels;
   }
 
