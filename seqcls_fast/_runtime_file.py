@@ -31,6 +31,8 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _MODES = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
 _START = b'{"__metadata__":{"crc32":"'  # the eight digits of the checksum follow
 _ALIGN = 64  # bytes; where the tensors begin
+_MOST_HEADER = 1 << 20  # bytes, which csrc/runtime/tensor_file.cpp reads
+_SERIES = {"normalize": "data", "differences": False, "time": False}  # all that the runtime computes of these
 
 
 def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32") -> None:
@@ -41,7 +43,9 @@ def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32")
 
     Args:
         model: an RNN, GRU or LSTM of ours or of ``torch.nn``, with any options; a :class:`SequenceClassifier`; or a
-            fitted classifier of texts or series.
+            fitted classifier of texts or series. Those of texts need ``wide=False``, those of series
+            ``convolutions=0, normalize="data", differences=False, time=False``, as the runtime has neither wide parts
+            nor these features.
         path: where to write the file. It is replaced once everything is written.
         dtype: of the weights and of every layer's output, ``"float32"`` or ``"bfloat16"``.
 
@@ -73,6 +77,11 @@ def packed_file(about: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
         data.append(ctypes.string_at(tensor.data_ptr(), tensor.nbytes))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGN)
+    if len(text) > _MOST_HEADER:
+        raise ValueError(
+            f"model: expected a description of at most {_MOST_HEADER} bytes, with the labels of all classes and what "
+            f"scales each feature, but got {len(text)}"
+        )
     content = len(text).to_bytes(8, "little") + text + b"".join(data)
     at = 8 + len(_START)
     assert content[8:at] == _START
@@ -127,6 +136,12 @@ def _classifier(model: SequenceClassifier) -> tuple[dict[str, Any], dict[str, Te
         part = getattr(model, name)
         if part is not None and not isinstance(part, kind):
             raise TypeError(f"{name}: expected {kind.__name__} but got {type(part).__name__}")
+    for name, without in {"wide": "wide=False", "convolutions": "convolutions=0"}.items():
+        if getattr(model, name) is not None:
+            raise ValueError(
+                f"{name}: expected a model without this part, which the runtime does not compute, but got one with it; "
+                f"fit a classifier with {without}"
+            )
     encoder, tensors = _encoder(model.encoder)
     about: dict[str, Any] = {"input": {"features": model.input_size}}
     if model.embedding is not None:
@@ -156,6 +171,13 @@ def _estimator(fitted: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         saved = json.loads(encoder.to_json())
         about["input"] = {"features": encoder.features_in}
         about["series"] = saved["parameters"] | {"mean": saved["mean"], "scale": saved["scale"]}
+        for name, value in _SERIES.items():
+            got = about["series"].pop(name)
+            if got != value:
+                raise ValueError(
+                    f"{name}: expected {value!r}, which is all that the runtime computes, but got {got!r}; fit the "
+                    f"classifier with {name}={value!r}"
+                )
     return about, tensors
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,8 @@ BUILD = ROOT / "build" / "runtime-asan"
 def seeds(folder: Path) -> list[Path]:
     """A small file of each kind."""
     torch.manual_seed(0)
-    series = sf.SeriesClassifier(hidden_size=2, epochs=1, missing="mask", max_length=4, pooling="mean")
+    plain: dict[str, Any] = {"convolutions": 0, "normalize": "data", "differences": False, "time": False}
+    series = sf.SeriesClassifier(hidden_size=2, epochs=1, missing="mask", max_length=4, pooling="mean", **plain)
     series.fit([[[1.0, 2.0]], [[3.0, 4.0], [5.0, 7.0]]] * 4, [0, 1] * 4)
     models = {
         "gru": sf.GRU(2, 3),

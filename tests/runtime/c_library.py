@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 SANITIZED = "SEQCLS_RUNTIME_SANITIZED" in os.environ  # set by `make asan-runtime`
 BUILD = ROOT / "build" / ("runtime-asan" if SANITIZED else "runtime")
 FASTEST = "base" if SANITIZED else available_impls()[-1]  # the kernels that the module and the library both have
+# What of classifiers the runtime does not compute is left out.
+PLAIN_TEXT = {"wide": False}
+PLAIN_SERIES = {"convolutions": 0, "normalize": "data", "differences": False, "time": False}
 STATUS = ("ok", "bad argument", "no file", "bad file", "unknown part", "not streamable", "no memory")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from c_library import FASTEST, Model, Refused
+from c_library import FASTEST, PLAIN_SERIES, PLAIN_TEXT, Model, Refused
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -42,8 +42,9 @@ def test_series(missing: str, bidirectional: bool, tmp_path: Path) -> None:
         for each in (*train, *holes):
             each[rng.random(each.shape) < 0.3] = math.nan
     estimator = sf.SeriesClassifier(
-        hidden_size=6, epochs=1, missing=missing, max_length=9, bidirectional=bidirectional, pooling="mean"
-    )
+        hidden_size=6, epochs=1, missing=missing, max_length=9, bidirectional=bidirectional, pooling="mean",
+        **PLAIN_SERIES,
+    )  # fmt: skip
     fitted(estimator, (train, labels))
     to_runtime(estimator, tmp_path / "model.sfm")
     model, (x, lengths) = Model(tmp_path / "model.sfm", FASTEST), padded(holes)
@@ -65,7 +66,8 @@ def test_series(missing: str, bidirectional: bool, tmp_path: Path) -> None:
 
 
 def test_values_that_a_series_cannot_have(tmp_path: Path) -> None:
-    estimator = fitted(sf.SeriesClassifier(hidden_size=3, epochs=1, bidirectional=False), waves(count=20))
+    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, bidirectional=False, **PLAIN_SERIES)
+    fitted(estimator, waves(count=20))
     to_runtime(estimator, tmp_path / "model.sfm")
     stream = Model(tmp_path / "model.sfm", FASTEST).stream(2)
     stream.run(np.ones((2, 3, 2)), double=True)
@@ -86,7 +88,8 @@ def test_values_that_a_series_cannot_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
 def test_texts_as_ids(pooling: str, tmp_path: Path) -> None:
     data = sentences(count=40)
-    estimator = fitted(sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1, pooling=pooling), data)
+    estimator = sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1, pooling=pooling, **PLAIN_TEXT)
+    fitted(estimator, data)
     to_runtime(estimator, tmp_path / "model.sfm")
     model = Model(tmp_path / "model.sfm", FASTEST)
     texts = data[0][:9]
@@ -110,7 +113,7 @@ def padded_ids(ragged: Any) -> tuple[np.ndarray, list[int]]:
 
 def test_threshold(tmp_path: Path) -> None:
     train, labels = waves(count=30)
-    estimator = sf.SeriesClassifier(hidden_size=6, epochs=1)
+    estimator = sf.SeriesClassifier(hidden_size=6, epochs=1, **PLAIN_SERIES)
     estimator.fit(train, labels)
     scores = np.sort(estimator.predict_proba(train)[:, 1])
     for value in (float(scores[7]), 0.0, 1.0):
@@ -119,3 +122,27 @@ def test_threshold(tmp_path: Path) -> None:
         x, lengths = padded(train)
         found = Model(tmp_path / "model.sfm", FASTEST).stream(30).run(x, lengths, double=True)["classes"]
         assert estimator.classes_[found].tolist() == estimator.predict(train).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("convolutions", 200, "convolutions: expected a model without this part, which the runtime does not compute"),
+        ("normalize", "series", "normalize: expected 'data', which is all that the runtime computes, but got 'series'"),
+        ("differences", True, "differences: expected False, .* but got True; fit the classifier with differences=F"),
+        ("time", True, "time: expected False, which is all that the runtime computes, but got True"),
+    ],
+)
+def test_parts_of_series_that_are_refused(name: str, value: Any, words: str, tmp_path: Path) -> None:
+    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, **(PLAIN_SERIES | {name: value}))
+    estimator.fit(*waves(count=20))
+    with pytest.raises(ValueError, match=words):
+        to_runtime(estimator, tmp_path / "model.sfm")
+    assert not (tmp_path / "model.sfm").exists()
+
+
+def test_wide_parts_are_refused(tmp_path: Path) -> None:
+    texts = sf.TextClassifier(hidden_size=3, embedding_dim=3, epochs=1).fit(*sentences(count=20))
+    for model in (texts, sf.SequenceClassifier(3, 4, 2, wide_features=5), sf.SequenceClassifier(3, 4, 2, wide_ids=5)):
+        with pytest.raises(ValueError, match=r"wide: expected a model without this part.* fit a classifier with wide="):
+            to_runtime(model, tmp_path / "model.sfm")

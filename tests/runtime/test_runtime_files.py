@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from c_library import Model, Refused
+from c_library import PLAIN_SERIES, Model, Refused
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -191,6 +191,15 @@ def test_a_header_that_is_too_long(tmp_path: Path) -> None:
     long = (1 << 21).to_bytes(8, "little") + content[8:] + b" " * (1 << 22)
     assert "expected a header of at most 1048576 bytes but got 2097152" in refusal(sealed(long))
     assert "truncated or changed" in refusal(sealed((1 << 63).to_bytes(8, "little") + content[8:]))
+
+
+def test_a_header_that_the_runtime_would_not_read_is_not_written(tmp_path: Path) -> None:
+    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, **PLAIN_SERIES)
+    estimator.fit(np.random.default_rng(0).normal(size=(8, 3, 1)), [k % 2 for k in range(8)])
+    estimator.fitted_.encoder._mean = np.full(60_000, 1 / 3)
+    with pytest.raises(ValueError, match=r"model: expected a description of at most 1048576 bytes.* but got 1\d{6}"):
+        to_runtime(estimator, tmp_path / "model.sfm")
+    assert not (tmp_path / "model.sfm").exists()
 
 
 def test_every_python_model_is_refused_or_written(tmp_path: Path) -> None:

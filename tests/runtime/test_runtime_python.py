@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from c_library import PLAIN_SERIES, PLAIN_TEXT
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
@@ -36,7 +37,9 @@ def test_nothing_of_torch_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["max", "attention"])
 def test_series(pooling: str, tmp_path: Path) -> None:
-    estimator = sf.SeriesClassifier(hidden_size=6, epochs=2, pooling=pooling, bidirectional=pooling == "attention")
+    estimator = sf.SeriesClassifier(
+        hidden_size=6, epochs=2, pooling=pooling, bidirectional=pooling == "attention", **PLAIN_SERIES
+    )
     estimator.fit(*waves(count=40))
     model, new = open_model(estimator, tmp_path), waves(seed=3, count=150)[0]
     assert model.predict_proba(new).tobytes() == estimator.predict_proba(new).tobytes()
@@ -56,7 +59,7 @@ def test_series(pooling: str, tmp_path: Path) -> None:
 
 
 def test_ids_and_labels(tmp_path: Path) -> None:
-    estimator = sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1)
+    estimator = sf.TextClassifier(hidden_size=6, embedding_dim=5, epochs=1, **PLAIN_TEXT)
     texts, labels = sentences(count=40)
     estimator.fit(texts, labels)
     model = open_model(estimator, tmp_path)
