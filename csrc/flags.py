@@ -25,7 +25,7 @@ FLAGS = [
     "-Wextra",
     f"-ffile-prefix-map={ROOT}=.",
 ]
-COMPILER = shlex.split(os.environ.get("CXX", "c++"))
+COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
 # For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
 # convert between types need the vectorizer, which GCC uses little at -O2.

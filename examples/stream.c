@@ -1,6 +1,6 @@
-/* Follows a stream of numbers with a classifier, without torch and Python: reads the features of one step from each line
- * of the standard input, and prints the probabilities of the classes so far. `make example-stream MODEL=model.sfm` builds
- * it; to_runtime() in Python writes the model. */
+/* Follows a stream of numbers with a classifier, without torch and Python: reads the features of one step from each
+ * line of the standard input, and prints the probabilities of the classes so far. `make example-stream` builds it as
+ * build/runtime/stream; to_runtime() in Python writes the model. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -21,6 +21,10 @@ int main(int count, char** arguments) {
   }
   if (seqcls_open(arguments[1], NULL, &model)) return failed("seqcls_open");
   if (seqcls_describe(model, &info)) return failed("seqcls_describe");
+  if (!info.features) {
+    fprintf(stderr, "model: expected one that takes numbers but got one of ids, whose steps seqcls_run() takes\n");
+    return 1;
+  }
   if (seqcls_stream_new(model, 1, 1, &stream)) return failed("seqcls_stream_new"); /* one sequence, step by step */
   float* x = calloc((size_t)info.features + 1, sizeof *x);
   float* out = calloc((size_t)info.outputs, sizeof *out);

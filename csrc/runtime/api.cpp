@@ -1,5 +1,4 @@
 // The C functions of seqcls.h: they check handles, and turn exceptions into a status and a sentence.
-#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -75,10 +74,16 @@ seqcls_status check(const seqcls_stream* stream) {
   return SEQCLS_OK;
 }
 
+// Empties the place of a result before anything else is checked, so that it holds nothing unknown after any error.
+template <class Result>
+seqcls_status clear(const char* name, const char* what, Result* place) {
+  if (!place) return refused(SEQCLS_BAD_ARGUMENT, "%s: expected a place for the %s but got NULL", name, what);
+  *place = {};
+  return SEQCLS_OK;
+}
+
 template <class Make>
 seqcls_status open(const char* isa, seqcls_model** to, Make&& make_file) {
-  if (!to) return refused(SEQCLS_BAD_ARGUMENT, "model: expected a place for the handle but got NULL");
-  *to = nullptr;
   return guarded(SEQCLS_BAD_FILE, [&] {
     auto opened = std::make_unique<seqcls_model>();
     opened->model = std::make_shared<const Model>(make_file(), isa ? isa : "auto");
@@ -94,11 +99,13 @@ extern "C" {
 const char* seqcls_error(void) { return sentence; }
 
 seqcls_status seqcls_open(const char* path, const char* isa, seqcls_model** model) {
+  if (const seqcls_status status = clear("model", "handle", model)) return status;
   if (!path) return refused(SEQCLS_BAD_ARGUMENT, "path: expected the name of a file but got NULL");
   return open(isa, model, [&] { return std::make_unique<TensorFile>(path); });
 }
 
 seqcls_status seqcls_open_memory(const void* data, size_t size, const char* isa, seqcls_model** model) {
+  if (const seqcls_status status = clear("model", "handle", model)) return status;
   if (!data) return refused(SEQCLS_BAD_ARGUMENT, "data: expected the bytes of a file but got NULL");
   if (reinterpret_cast<uintptr_t>(data) % 8)
     return refused(SEQCLS_BAD_ARGUMENT, "data: expected memory aligned to 8 bytes");
@@ -112,10 +119,9 @@ void seqcls_close(seqcls_model* model) {
 }
 
 seqcls_status seqcls_describe(const seqcls_model* model, seqcls_info* info) {
+  if (const seqcls_status status = clear("info", "description", info)) return status;
   if (const seqcls_status status = check(model)) return status;
-  if (!info) return refused(SEQCLS_BAD_ARGUMENT, "info: expected a place for the description but got NULL");
   const Description& d = model->model->description;
-  *info = {};
   info->cell = sf::kCellNames[d.cell];
   info->dtype = d.dtype == sf::Dtype::kFloat32 ? "float32" : "bfloat16";
   info->isa = model->model->kernels.name;
@@ -133,9 +139,8 @@ seqcls_status seqcls_describe(const seqcls_model* model, seqcls_info* info) {
 }
 
 seqcls_status seqcls_stream_new(const seqcls_model* model, int64_t rows, int64_t steps, seqcls_stream** stream) {
+  if (const seqcls_status status = clear("stream", "handle", stream)) return status;
   if (const seqcls_status status = check(model)) return status;
-  if (!stream) return refused(SEQCLS_BAD_ARGUMENT, "stream: expected a place for the handle but got NULL");
-  *stream = nullptr;
   return guarded(SEQCLS_BAD_ARGUMENT, [&] {
     *stream = new seqcls_stream(model->model, rows, steps);
     return SEQCLS_OK;

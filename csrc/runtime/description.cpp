@@ -17,6 +17,12 @@ constexpr const char* kPoolings[] = {"last", "mean", "max", "attention"};
 constexpr const char* kMissing[] = {"error", "zero", "mean", "forward", "mask"};
 constexpr const char* kDtypes[] = {"float32", "bfloat16"};
 
+// The place of a name in a list, to which a later version may add names.
+template <class Names>
+int known(const char* what, const Names& names, const Json& value) {
+  return index_or_refuse(SEQCLS_UNKNOWN_PART, what, names, words(value, what));
+}
+
 // An object whose members are known: those of `needed` are there, and no others than those of `allowed`.
 class Part {
  public:
@@ -59,7 +65,7 @@ void read_input(const Json& value, Description& d) {
 void read_encoder(const Json& value, Description& d) {
   const Part part(value, "model.encoder", {"cell", "inputs", "hidden", "layers", "directions", "projection", "bias"},
                   {"zoneout", "learnt_states"});
-  d.cell = index_in("model.encoder.cell", kCellNames, words(part["cell"], part.of("cell")));
+  d.cell = known("model.encoder.cell", kCellNames, part["cell"]);
   d.inputs = part.whole("inputs", 1, kMostWidth);
   d.hidden = part.whole("hidden", 1, kMostHidden);
   d.layers = static_cast<int>(part.whole("layers", 1, kMostLayers));
@@ -97,13 +103,12 @@ void read_series(const Json& value, Description& d) {
   d.series.mean = read_numbers(part, "mean", count, std::numeric_limits<double>::lowest());
   d.series.scale = read_numbers(part, "scale", count, std::numeric_limits<double>::denorm_min());
   d.series.standardize = flag(part["standardize"], part.of("standardize"));
-  d.series.missing = static_cast<SeriesPart::Missing>(
-      index_in("model.series.missing", kMissing, words(part["missing"], part.of("missing"))));
+  d.series.missing = static_cast<SeriesPart::Missing>(known("model.series.missing", kMissing, part["missing"]));
   if (part.has("max_length")) d.series.max_length = part.whole("max_length", 1, int64_t{1} << 52);
 }
 
 void read_classifier(const Part& model, Description& d) {
-  d.pooling = static_cast<PoolKind>(1 + index_in("model.pooling", kPoolings, words(model["pooling"], "model.pooling")));
+  d.pooling = static_cast<PoolKind>(1 + known("model.pooling", kPoolings, model["pooling"]));
   const Part head(model["head"], "model.head", {"classes"});
   d.classes = head.whole("classes", 1, kMostWidth);
   if (model.has("labels") && static_cast<int64_t>(model["labels"].items.size()) != d.classes)
@@ -124,7 +129,7 @@ Description read_description(const std::string& json) {
   const Part model(value, "model", {"dtype", "input", "encoder"},
                    {"pooling", "head", "labels", "decision", "series", "text"});
   Description d;
-  d.dtype = index_in("model.dtype", kDtypes, words(model["dtype"], "model.dtype")) ? Dtype::kBFloat16 : Dtype::kFloat32;
+  d.dtype = known("model.dtype", kDtypes, model["dtype"]) ? Dtype::kBFloat16 : Dtype::kFloat32;
   read_input(model["input"], d);
   if (model.has("series")) read_series(model["series"], d);
   read_encoder(model["encoder"], d);

@@ -11,12 +11,10 @@ namespace {
 // would be the same as those of avx512.
 const Kernels& choose(const std::string& isa, Dtype dtype) {
   constexpr const char* kForBFloat16 = "avx512_bf16";
-  const Kernels* found = nullptr;
-  try {
-    found = &kernels_for(isa);
-  } catch (const std::runtime_error& error) {
-    refuse(SEQCLS_BAD_ARGUMENT, error.what());
-  }
+  std::vector<std::string> choices = impl_names();
+  choices.insert(choices.begin(), "auto");
+  index_or_refuse(SEQCLS_BAD_ARGUMENT, "isa", choices, isa);
+  const Kernels* found = &kernels_for(isa);
   if (dtype == Dtype::kBFloat16 || std::string(found->name) != kForBFloat16) return *found;
   for (const std::string& name : impl_names())
     if (name != kForBFloat16) found = &kernels_for(name);

@@ -23,4 +23,14 @@ template <class... Parts>
   throw Refusal(status, sentence.str());
 }
 
+// index_in() of ../bindings/checks.h with a status.
+template <class Names>
+int index_or_refuse(seqcls_status status, const std::string& what, const Names& names, const std::string& name) {
+  try {
+    return index_in(what.c_str(), names, name);
+  } catch (const std::runtime_error& error) {
+    refuse(status, error.what());
+  }
+}
+
 }  // namespace sf::runtime

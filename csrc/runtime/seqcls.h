@@ -4,8 +4,9 @@
  * for each group of sequences that it follows, and feeds the streams step by step or in chunks. A sequence has the same
  * bits however it is cut, and those of the module in evaluation.
  *
- * Once a stream is made, its functions allocate nothing, take no lock and make no system call. A model may be used by
- * any number of threads at a time, a stream by one at a time. No exception leaves the library.
+ * Once a stream is made, seqcls_run(), seqcls_step() and seqcls_reset() allocate nothing, take no lock and make no
+ * system call. A model may be used by any number of threads at a time, a stream by one at a time. No exception leaves
+ * the library. After an error a handle or a description that a function was to write is null or all zeros.
  */
 #ifndef SEQCLS_H
 #define SEQCLS_H
@@ -44,10 +45,12 @@ typedef struct seqcls_model seqcls_model;
 
 /* Opens a file, and checks all of it before anything is used. `isa` names the kernels: "auto" or NULL for the fastest
  * that this CPU has, else one of "base", "avx2", "avx512" and "avx512_bf16". The file is mapped into memory: while the
- * model is open it may be replaced by another file or removed, but not written to. */
+ * model, or a stream that was made from it, is open, it may be replaced by another file or removed, but not written
+ * to. */
 SEQCLS_API seqcls_status seqcls_open(const char* path, const char* isa, seqcls_model** model);
 
-/* The same for a file in memory, aligned to 8 bytes, which must stay as it is while the model is open. */
+/* The same for a file in memory, aligned to 8 bytes. It must stay as it is while the model, or a stream that was made
+ * from it, is open, since both read some of the weights there. */
 SEQCLS_API seqcls_status seqcls_open_memory(const void* data, size_t size, const char* isa, seqcls_model** model);
 
 /* Gives a model back. Streams that were made from it stay usable. NULL is allowed. */
@@ -84,16 +87,17 @@ SEQCLS_API size_t seqcls_stream_bytes(const seqcls_model* model, int64_t rows, i
 
 SEQCLS_API void seqcls_stream_close(seqcls_stream* stream);
 
-/* What a call takes and writes. Set all of it to zero first, and then the fields that are wanted. */
+/* What a call takes and writes. Set all of it to zero first, and then the fields that are wanted. The arrays have a row
+ * for each row that moves on: where the shapes below say `rows`, this is `count` if the field `rows` is given. */
 typedef struct {
-  int64_t steps;          /* of each row; 0 is allowed */
+  int64_t steps;          /* of each row, from 0 to 2^31 */
   const float* x;         /* (rows, steps, features); or */
   const double* x_double; /* the same in double, for a model of series alone, which scales its input in double; or */
   const int64_t* ids;     /* (rows, steps), for a model that takes ids */
   const int64_t* lengths; /* (rows,): how many steps each row has, from 0 to `steps`; NULL: all of them */
   const uint8_t* resets;  /* (rows, steps): not 0 where a row begins anew before the step; NULL: nowhere. For layers
                              alone: a row of a classifier begins anew by seqcls_reset() */
-  const int64_t* rows;    /* the rows of the stream that move on, each once; NULL: all of them */
+  const int64_t* rows;    /* the rows of the stream that move on, each once; NULL: all of them, whatever `count` is */
   int64_t count;          /* how many these are; not read where `rows` is NULL */
   float* out;             /* layers: (rows, steps, outputs), zeros beyond a row's length; a classifier: (rows, outputs),
                              the probabilities of the classes for each sequence up to here; or NULL */
@@ -106,7 +110,8 @@ typedef struct {
  * After an error no row has moved. */
 SEQCLS_API seqcls_status seqcls_run(seqcls_stream* stream, const seqcls_call* call);
 
-/* The shortest call: one step of every row. x is (rows, features), out as in seqcls_call, or NULL. */
+/* The shortest call: one step of every row. x is (rows, features), out as in seqcls_call, or NULL. Models that take
+ * ids, and those that need whole sequences, are refused. */
 SEQCLS_API seqcls_status seqcls_step(seqcls_stream* stream, const float* x, float* out);
 
 /* Lets a row begin anew; -1 stands for all rows. */

@@ -24,7 +24,6 @@ class Stream {
 
   seqcls_status run(const seqcls_call& call);
   seqcls_status reset(int64_t row);
-  int64_t rows() const { return rows_; }
   const Description& about() const { return model_->description; }
 
  private:

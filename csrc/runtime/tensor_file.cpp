@@ -51,6 +51,17 @@ bool all_finite(const char* data, int64_t count, Bits exponent) {
   return finite;
 }
 
+bool is_finite(const FileTensor& tensor) {
+  switch (tensor.kind) {
+    case FileTensor::Kind::kFloat32:
+      return all_finite<uint32_t>(tensor.data, tensor.count(), 0x7f800000);
+    case FileTensor::Kind::kBFloat16:
+      return all_finite<uint16_t>(tensor.data, tensor.count(), 0x7f80);
+    default:
+      return true;
+  }
+}
+
 [[noreturn]] void not_ours() {
   fail("file: expected one that seqcls_fast.export.to_runtime() wrote, but it is another");
 }
@@ -150,8 +161,8 @@ void TensorFile::read(const char* data, size_t size) {
     const std::string what = "file: tensor " + quoted(name);
     check_names(value, {"dtype", "shape", "data_offsets"}, what);
     FileTensor tensor;
-    tensor.kind =
-        static_cast<FileTensor::Kind>(index_in((what + ": dtype").c_str(), kKinds, words(*value.find("dtype"), what)));
+    tensor.kind = static_cast<FileTensor::Kind>(
+        index_or_refuse(SEQCLS_UNKNOWN_PART, what + ": dtype", kKinds, words(*value.find("dtype"), what)));
     int64_t need = size_of(tensor.kind);
     for (const Json& each : value.find("shape")->items) {
       tensor.shape.push_back(whole(each, 0, kMostSize, what + ": size"));
@@ -165,10 +176,6 @@ void TensorFile::read(const char* data, size_t size) {
     tensor.data = start + begin;
     if (reinterpret_cast<uintptr_t>(tensor.data) % static_cast<uintptr_t>(size_of(tensor.kind)))
       fail(what, ": expected data aligned to ", size_of(tensor.kind), " bytes");
-    if (!(tensor.kind == FileTensor::Kind::kFloat32    ? all_finite<uint32_t>(tensor.data, need / 4, 0x7f800000)
-          : tensor.kind == FileTensor::Kind::kBFloat16 ? all_finite<uint16_t>(tensor.data, need / 2, 0x7f80)
-                                                       : true))
-      fail(what, ": expected finite weights but got one that is not");
     ranges.push_back({begin, end});
     tensors_[name].tensor = std::move(tensor);
   }
@@ -182,6 +189,10 @@ void TensorFile::read(const char* data, size_t size) {
     next = range.end;
   }
   if (next != bytes) changed();
+  // Only now, as no byte is in two tensors: a hostile header cannot have the same bytes read again and again.
+  for (const auto& [name, entry] : tensors_)
+    if (!is_finite(entry.tensor))
+      fail("file: tensor ", quoted(name), ": expected finite weights but got one that is not");
 }
 
 const FileTensor& TensorFile::take(const std::string& name, FileTensor::Kind kind, const std::vector<int64_t>& shape) {

@@ -9,8 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "../core/args.h"
-
 namespace sf::runtime {
 
 struct FileTensor {

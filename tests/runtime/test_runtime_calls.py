@@ -117,6 +117,28 @@ def test_handles_and_places(layer: Model) -> None:
     lib.seqcls_stream_close(None)
 
 
+def test_places_are_emptied_by_every_error(layer: Model) -> None:
+    """A program that ignores a status then has a null handle and no address of something else."""
+    lib, kept = library(), np.zeros(40)
+    at = kept.ctypes.data
+    for function in (
+        lambda place: lib.seqcls_open(None, None, place),
+        lambda place: lib.seqcls_open(b"/none", None, place),
+        lambda place: lib.seqcls_open_memory(None, 9, None, place),
+        lambda place: lib.seqcls_open_memory(at + 1, 9, None, place),
+        lambda place: lib.seqcls_stream_new(None, 1, 1, place),
+        lambda place: lib.seqcls_stream_new(at, 1, 1, place),
+        lambda place: lib.seqcls_stream_new(layer.handle, 0, 1, place),
+    ):
+        handle = ctypes.c_void_p(77)
+        assert function(ctypes.byref(handle)) != 0
+        assert handle.value is None
+    for model in (None, at):
+        info = Info(cell=b"x", features=5, hidden=7)
+        assert lib.seqcls_describe(model, ctypes.byref(info)) != 0
+        assert (info.cell, info.features, info.hidden) == (None, 0, 0)
+
+
 def test_sizes_of_streams(layer: Model) -> None:
     most = 1 << 20
     refused("bad argument", f"rows: expected 1 to {most} but got 0", layer.stream, 0)

@@ -60,7 +60,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_an_unknown_instruction_set(tmp_path: Path) -> None:
     content_of(sf.GRU(2, 3), tmp_path)
-    with pytest.raises(Refused, match=r"bad argument: impl: expected one of auto, base.* but got 'sse9'"):
+    with pytest.raises(Refused, match=r"bad argument: isa: expected one of auto, base.* but got 'sse9'"):
         Model(tmp_path / "model.sfm", "sse9")
 
 
@@ -95,7 +95,7 @@ def test_a_later_version(tmp_path: Path) -> None:
         (lambda d: d.update(wide={}), "unknown part: model: this library does not know the part 'wide'; a later"),
         (lambda d: d["encoder"].update(x=1), "unknown part: model.encoder: this library does not know the part 'x'"),
         (lambda d: d.pop("encoder"), "bad file: model: expected the part 'encoder' but got none"),
-        (lambda d: d["encoder"].update(cell="sru"), "bad file: model.encoder.cell: expected one of rnn_tanh, .* 'sru'"),
+        (lambda d: d["encoder"].update(cell="sru"), "unknown part: model.encoder.cell: expected one of .* 'sru'"),
         (lambda d: d["encoder"].update(hidden=4), "bad file: file: tensor 'encoder.weight_ih_l0': expected F32"),
         (lambda d: d["encoder"].update(hidden=2**40), "hidden: expected a whole number from 1 to 65536 but got 1099"),
         (lambda d: d["encoder"].update(hidden=2.5), "hidden: expected a whole number from 1 to 65536 but got 2.5"),
@@ -106,7 +106,8 @@ def test_a_later_version(tmp_path: Path) -> None:
         (lambda d: d["encoder"].update(zoneout=[0.1, 0.1]), "zoneout: expected a number from 0 to 0 but got 0.1"),
         (lambda d: d["encoder"].update(projection=1), "projection: expected 0 for the cell gru but got 1"),
         (lambda d: d["encoder"].update(inputs=3), "inputs: expected 2, the features of the input, but got 3"),
-        (lambda d: d.update(dtype="float16"), "bad file: model.dtype: expected one of float32, bfloat16 but got"),
+        (lambda d: d.update(dtype="float16"), "unknown part: model.dtype: expected one of float32, bfloat16"),
+        (lambda d: d["encoder"].update(cell=1), "bad file: model.encoder.cell: expected a string but got 1"),
         (lambda d: d.update(dtype="bfloat16"), "tensor 'encoder.weight_ih_l0': expected BF16"),
         (lambda d: d.update(pooling="last"), "expected both pooling and head, or neither, but got pooling"),
         (lambda d: d.update(labels=[1]), "expected a head with labels and a decision but got none"),
@@ -138,7 +139,7 @@ def test_tensors(tmp_path: Path) -> None:
     assert "truncated or changed" in changed(shape=[2**39, 2**39])
     assert "size: expected a whole number from 0 to 1099511627776 but got -1" in changed(shape=[-1])
     assert "expected two data_offsets but got 3" in changed(data_offsets=[0, 1, 2])
-    assert "dtype: expected one of F32, BF16, U8 but got 'F64'" in changed(dtype="F64")
+    assert re.search("unknown part: .*dtype: expected one of F32, BF16, U8 but got 'F64'", changed(dtype="F64"))
     assert "expected a tensor of safetensors" in changed(more=1)
     header, data = header_of(content)
     header[name]["data_offsets"], header["encoder.weight_hh_l0"]["data_offsets"] = [0, 72], [0, 108]
@@ -191,6 +192,24 @@ def test_a_header_that_is_too_long(tmp_path: Path) -> None:
     long = (1 << 21).to_bytes(8, "little") + content[8:] + b" " * (1 << 22)
     assert "expected a header of at most 1048576 bytes but got 2097152" in refusal(sealed(long))
     assert "truncated or changed" in refusal(sealed((1 << 63).to_bytes(8, "little") + content[8:]))
+
+
+def test_unknown_names_of_classifiers(tmp_path: Path) -> None:
+    header, data = header_of(content_of(sf.SequenceClassifier(2, 3, 2), tmp_path))
+    about(header, lambda d: d.update(pooling="sum"))
+    assert refusal(joined(header, data)).startswith("unknown part: model.pooling: expected one of last, mean")
+    header, data = header_of(content_of(sf.SequenceClassifier(2, 3, 2), tmp_path))
+    series = {"standardize": True, "missing": "median", "max_length": None, "mean": [0, 0], "scale": [1, 1]}
+    about(header, lambda d: d.update(series=series))
+    assert refusal(joined(header, data)).startswith("unknown part: model.series.missing: expected one of error, zero")
+
+
+def test_weights_are_looked_at_once_no_byte_is_in_two_tensors(tmp_path: Path) -> None:
+    """Otherwise many tensors that span all data would have all of them read as many times."""
+    header, data = header_of(content_of(sf.GRU(2, 3), tmp_path))
+    for k in range(3):
+        header[f"more{k}"] = {"dtype": "F32", "shape": [len(data) // 4], "data_offsets": [0, len(data)]}
+    assert "expected tensors one after another" in refusal(joined(header, b"\xff" * len(data)))
 
 
 def test_a_header_that_the_runtime_would_not_read_is_not_written(tmp_path: Path) -> None:

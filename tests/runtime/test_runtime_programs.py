@@ -105,3 +105,8 @@ def test_the_example_streams(tmp_path: Path) -> None:
     failing = subprocess.run([BUILD / "stream", tmp_path], input="", capture_output=True, text=True, check=False)
     assert failing.returncode == 1
     assert "it is not a regular file" in failing.stderr
+    to_runtime(sf.SequenceClassifier(3, 8, 2, vocab_size=5), tmp_path / "ids.sfm")
+    program = [BUILD / "stream", tmp_path / "ids.sfm"]
+    failing = subprocess.run(program, input="1", capture_output=True, text=True, check=False)
+    assert failing.returncode == 1
+    assert "model: expected one that takes numbers but got one of ids" in failing.stderr

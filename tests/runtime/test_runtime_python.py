@@ -125,7 +125,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"file: expected one that seqcls_fast.export.to_runtime\(\) wrote"):
         Model.open(tmp_path / "other.sfm")
     layers = open_model(sf.GRU(3, 4), tmp_path)
-    with pytest.raises(ValueError, match="impl: expected one of auto, base"):
+    with pytest.raises(ValueError, match="isa: expected one of auto, base"):
         Model.open(tmp_path / "model.sfm", isa="mmx")
     for function, kind, words in (
         (lambda: layers.predict([]), TypeError, "predict_proba: expected a classifier but got layers without a head"),
