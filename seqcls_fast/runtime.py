@@ -170,10 +170,7 @@ class Model:
             raise TypeError(f"X[{index}]: expected ids, as the runtime has no tokenizers yet, but got a string")
         try:
             if self.vocabulary:
-                ids = np.asarray(given)
-                if ids.size and ids.dtype.kind not in "iu":
-                    raise TypeError(f"X[{index}]: expected integers, the ids of tokens, but got {ids.dtype}")
-                ids = ids.astype(np.int64)
+                ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")
             else:
                 ids = np.asarray(given, np.float64 if self._is_series else np.float32)
         except (ValueError, TypeError) as error:
@@ -195,6 +192,7 @@ class Stream:
         self.model, self.rows = model, rows
         self._stream = _runtime.Stream(model._model, rows, steps)
         self._step, self._shape = self._stream.step, (model.outputs,) if rows == 1 else (rows, model.outputs)
+        self._width = () if model.vocabulary else (model.features,)  # what a step of a row has besides
 
     def step(self, x: ArrayLike) -> NDArray[np.float32]:
         """Feeds one step: ``(features,)``, or ``(rows, features)``; for ids a number, or ``(rows,)``.
@@ -205,33 +203,23 @@ class Stream:
         out = np.empty(self._shape, np.float32)
         if self._step(x, out):  # an array of float32 that is read in place
             return out
-        if self.model.vocabulary:
-            return self.push(np.reshape(np.asarray(x), (1,) if self.rows == 1 else (self.rows, 1)), out)
-        values = np.ascontiguousarray(x, np.float64 if self.model._is_series else np.float32)
-        if values.size != self.rows * self.model.features:
+        values = self._values(x, "x")
+        if values.shape != (self.rows, *self._width) and (self.rows > 1 or values.shape != self._width):
             raise ValueError(f"x: expected {self._wanted()} but got {values.shape}")
-        if self.model._is_series:
-            return self.push(values.reshape((1, -1) if self.rows == 1 else (self.rows, 1, -1)), out)
-        self._step(values, out)
-        return out
+        found = self._run(values.reshape(self.rows, 1, *self._width), None, None)["out"]
+        return found.reshape(self._shape)
 
-    def push(self, chunk: ArrayLike, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def push(self, chunk: ArrayLike) -> NDArray[np.float32]:
         """Feeds some steps: ``(T, features)``, or ``(rows, T, features)``; for ids ``(T,)``, or ``(rows, T)``.
 
         Returns:
             the output of layers at each step, ``(T, outputs)`` or ``(rows, T, outputs)``; the probabilities of a
             classifier after the last one, ``(outputs,)`` or ``(rows, outputs)``.
         """
-        kind: Any = np.int64 if self.model.vocabulary else np.float64 if self.model._is_series else np.float32
-        if self.model.vocabulary and np.asarray(chunk).dtype.kind not in "iu":
-            raise TypeError(f"chunk: expected integers, the ids of tokens, but got {np.asarray(chunk).dtype}")
-        values = np.ascontiguousarray(chunk, kind)
-        dims = (2 if self.rows == 1 else 3) - (1 if self.model.vocabulary else 0)
-        width = () if self.model.vocabulary else (self.model.features,)
-        if values.ndim != dims or values.shape[dims - len(width) :] != width:
-            raise ValueError(f"chunk: expected {self._wanted('T, ')} but got {values.shape}")
-        if self.rows == 1:
-            values = values[None]
+        given = self._values(chunk, "chunk")
+        values = given[None] if self.rows == 1 else given
+        if len(values) != self.rows or values.ndim != 2 + len(self._width) or values.shape[2:] != self._width:
+            raise ValueError(f"chunk: expected {self._wanted('T, ')} but got {given.shape}")
         found = self._run(values, None, None)["out"]
         return found[0] if self.rows == 1 else found
 
@@ -243,17 +231,36 @@ class Stream:
         rows = "" if self.rows == 1 else f"{self.rows}, "
         return f"ids ({rows}{steps[:1]})" if self.model.vocabulary else f"({rows}{steps}{self.model.features})"
 
+    def _values(self, given: ArrayLike, name: str) -> NDArray[Any]:
+        """Some steps in the type that the library takes; a number alone is an array of one."""
+        if self.model.vocabulary:
+            return _integers(given, name, "integers, the ids of tokens,")
+        return np.ascontiguousarray(given, np.float64 if self.model._is_series else np.float32)
+
     def _run(self, x: NDArray[Any], lengths: Any, resets: Any) -> dict[str, NDArray[Any]]:
         model, (count, steps) = self.model, x.shape[:2]
         shape = (count, model.outputs) if model.is_classifier else (count, steps, model.outputs)
         found: dict[str, NDArray[Any]] = {"out": np.empty(shape, np.float32)}
         if model.is_classifier:
             found |= {"probabilities": np.empty(shape), "classes": np.empty(count, np.int64)}
-        lengths = None if lengths is None else np.ascontiguousarray(lengths, np.int64)
-        resets = None if resets is None else np.ascontiguousarray(resets, np.bool_)
+        if lengths is not None:
+            lengths = _integers(lengths, "lengths", "integers")
+        if resets is not None:
+            resets = np.ascontiguousarray(resets, np.bool_)
+        for name, array, expected in (("lengths", lengths, (count,)), ("resets", resets, (count, steps))):
+            if array is not None and array.shape != expected:
+                raise ValueError(f"{name}: expected {expected} but got {array.shape}")
         inputs = [x if x.dtype == kind else None for kind in (np.float32, np.float64, np.int64)]
         self._stream.run(
             count, steps, *inputs, lengths, resets, None, found["out"], None, found.get("probabilities"),
             found.get("classes"),
         )  # fmt: skip
         return found
+
+
+def _integers(given: ArrayLike, name: str, expected: str) -> NDArray[np.int64]:
+    """An array of integers, or an empty one, as int64."""
+    found = np.asarray(given)
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected {expected} but got {found.dtype}")
+    return np.ascontiguousarray(found, np.int64)

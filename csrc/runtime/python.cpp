@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 
 #include "seqcls.h"
 
@@ -27,32 +28,50 @@ seqcls_model* model_of(PyObject* capsule) {
   return static_cast<seqcls_model*>(PyCapsule_GetPointer(capsule, kModelCapsule));
 }
 
-// A buffer of Python's, given back at the end. None counts as absent.
-class Buffer {
+// The letters for a type in the formats of buffers.
+template <class T>
+constexpr const char* kFormats = nullptr;
+template <>
+constexpr const char* kFormats<float> = "f";
+template <>
+constexpr const char* kFormats<double> = "d";
+template <>
+constexpr const char* kFormats<int64_t> = "lq";
+template <>
+constexpr const char* kFormats<uint8_t> = "?B";
+
+// An array in a buffer of Python's, given back at the end. None counts as absent. It is written to if T is not const.
+template <class T>
+class Array {
  public:
-  Buffer() { view_.obj = nullptr; }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() {
+  Array() { view_.obj = nullptr; }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() {
     if (view_.obj) PyBuffer_Release(&view_);
   }
-  // Whether `from` has `count` contiguous elements of a format, one of the letters of `formats`. An error is set where
-  // not.
-  bool take(PyObject* from, const char* name, int64_t count, const char* formats, bool writable) {
+  // Whether `from` has `count` contiguous elements of type T. An error is set where not.
+  bool take(PyObject* from, const char* name, int64_t count) {
     if (from == Py_None) return true;
-    if (PyObject_GetBuffer(from, &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)))
-      return false;
+    constexpr const char* formats = kFormats<std::remove_const_t<T>>;
+    constexpr int kWritable = std::is_const_v<T> ? 0 : PyBUF_WRITABLE;
+    if (PyObject_GetBuffer(from, &view_, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | kWritable)) return false;
     const char* const format = view_.format ? view_.format : "B";
     const int64_t have = view_.itemsize ? view_.len / view_.itemsize : 0;
-    if (std::strlen(format) == 1 && std::strchr(formats, *format) && have == count) return true;
+    const bool is_of_type =
+        std::strlen(format) == 1 && std::strchr(formats, *format) && view_.itemsize == Py_ssize_t{sizeof(T)};
+    if (is_of_type && have == count) return true;
     PyErr_Format(PyExc_ValueError, "%s: expected %lld contiguous numbers of format %c but got %lld of %s", name,
                  static_cast<long long>(count), *formats, static_cast<long long>(have), format);
     return false;
   }
-  template <class T>
-  T* data() const {
-    return view_.obj ? static_cast<T*>(view_.buf) : nullptr;
+  // Whether it is (rows, width), or, for one row, (width,).
+  bool has_shape(int64_t rows, int64_t width) const {
+    const Py_ssize_t* const shape = view_.shape;
+    return (view_.ndim == 2 && shape[0] == rows && shape[1] == width) ||
+           (view_.ndim == 1 && rows == 1 && shape[0] == width);
   }
+  T* data() const { return view_.obj ? static_cast<T*>(view_.buf) : nullptr; }
 
  private:
   Py_buffer view_{};
@@ -100,21 +119,23 @@ bool check_count(const char* name, Py_ssize_t given, Py_ssize_t wanted) {
   return false;
 }
 
-// step(x, out): True if it ran; False if x is not an array of float32 that can be read in place.
+// step(x, out): True if it ran; False if x is not an array of float32, of the right shape, that can be read in place.
 PyObject* stream_step(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   auto* const me = reinterpret_cast<StreamObject*>(self);
   if (!check_count("step", count, 2)) return nullptr;
-  Buffer x, out;
-  const int64_t numbers = me->rows * me->info.features;
-  if (given[0] == Py_None || !x.take(given[0], "x", numbers, "f", false)) {
+  if (!me->info.is_streamable) return raise(seqcls_step(me->stream, nullptr, nullptr));
+  Array<const float> x;
+  Array<float> out;
+  if (given[0] == Py_None || !x.take(given[0], "x", me->rows * me->info.features) ||
+      !x.has_shape(me->rows, me->info.features)) {
     PyErr_Clear();
     Py_RETURN_FALSE;
   }
-  if (!out.take(given[1], "out", me->rows * me->info.outputs, "f", true)) return nullptr;
+  if (!out.take(given[1], "out", me->rows * me->info.outputs)) return nullptr;
   const Use use(me);
   if (!use) return nullptr;
   const seqcls_status status =
-      without_lock(me->releases, [&] { return seqcls_step(me->stream, x.data<const float>(), out.data<float>()); });
+      without_lock(me->releases, [&] { return seqcls_step(me->stream, x.data(), out.data()); });
   if (status) return raise(status);
   Py_RETURN_TRUE;
 }
@@ -125,6 +146,7 @@ PyObject* stream_run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
   if (!check_count("run", count, 12)) return nullptr;
   seqcls_call call = {};
   call.count = PyLong_AsLongLong(given[0]);
+  if (PyErr_Occurred()) return nullptr;
   call.steps = PyLong_AsLongLong(given[1]);
   if (PyErr_Occurred()) return nullptr;
   if (call.count < 0 || call.count > me->rows || (given[7] == Py_None && call.count != me->rows)) {
@@ -133,34 +155,40 @@ PyObject* stream_run(PyObject* self, PyObject* const* given, Py_ssize_t count) {
                  static_cast<long long>(call.count));
     return nullptr;
   }
-  constexpr int64_t kMostSteps = 1 << 22;  // so that no product below overflows
-  if (call.steps < 0 || call.steps > kMostSteps) {
-    PyErr_Format(PyExc_ValueError, "x: expected at most %lld steps but got %lld", static_cast<long long>(kMostSteps),
+  int64_t cells = 0, numbers = 0, outputs = 0;  // of the input, and of a result that is of each step
+  if (call.steps < 0 || __builtin_mul_overflow(call.count, call.steps, &cells) ||
+      __builtin_mul_overflow(cells, me->info.features, &numbers) ||
+      __builtin_mul_overflow(cells, me->info.outputs, &outputs)) {
+    PyErr_Format(PyExc_ValueError, "x: expected a number of steps that memory holds but got %lld",
                  static_cast<long long>(call.steps));
     return nullptr;
   }
-  const int64_t width = me->info.outputs * (me->info.is_classifier ? 1 : call.steps);
-  const int64_t cells = call.count * call.steps;
-  Buffer x, x_double, ids, lengths, resets, rows, out, logits, probabilities, classes;
-  if (!x.take(given[2], "x", cells * me->info.features, "f", false) ||
-      !x_double.take(given[3], "x", cells * me->info.features, "d", false) ||
-      !ids.take(given[4], "x", cells, "lq", false) || !lengths.take(given[5], "lengths", call.count, "lq", false) ||
-      !resets.take(given[6], "resets", cells, "?B", false) || !rows.take(given[7], "rows", call.count, "lq", false) ||
-      !out.take(given[8], "out", call.count * width, "f", true) ||
-      !logits.take(given[9], "logits", call.count * me->info.outputs, "f", true) ||
-      !probabilities.take(given[10], "probabilities", call.count * me->info.outputs, "d", true) ||
-      !classes.take(given[11], "classes", call.count, "lq", true))
+  const int64_t of_rows = call.count * me->info.outputs;
+  Array<const float> x;
+  Array<const double> x_double;
+  Array<const int64_t> ids, lengths, rows;
+  Array<const uint8_t> resets;
+  Array<float> out, logits;
+  Array<double> probabilities;
+  Array<int64_t> classes;
+  if (!x.take(given[2], "x", numbers) || !x_double.take(given[3], "x", numbers) || !ids.take(given[4], "x", cells) ||
+      !lengths.take(given[5], "lengths", call.count) || !resets.take(given[6], "resets", cells) ||
+      !rows.take(given[7], "rows", call.count) ||
+      !out.take(given[8], "out", me->info.is_classifier ? of_rows : outputs) ||
+      !logits.take(given[9], "logits", of_rows) || !probabilities.take(given[10], "probabilities", of_rows) ||
+      !classes.take(given[11], "classes", call.count))
     return nullptr;
-  call.x = x.data<const float>();
-  call.x_double = x_double.data<const double>();
-  call.ids = ids.data<const int64_t>();
-  call.lengths = lengths.data<const int64_t>();
-  call.resets = resets.data<const uint8_t>();
-  call.rows = rows.data<const int64_t>();
-  call.out = out.data<float>();
-  call.logits = logits.data<float>();
-  call.probabilities = probabilities.data<double>();
-  call.classes = classes.data<int64_t>();
+  if (!call.count) Py_RETURN_NONE;  // no row moves; an empty array may lie at NULL, which would stand for all rows
+  call.x = x.data();
+  call.x_double = x_double.data();
+  call.ids = ids.data();
+  call.lengths = lengths.data();
+  call.resets = resets.data();
+  call.rows = rows.data();
+  call.out = out.data();
+  call.logits = logits.data();
+  call.probabilities = probabilities.data();
+  call.classes = classes.data();
   const Use use(me);
   if (!use) return nullptr;
   const seqcls_status status = without_lock(true, [&] { return seqcls_run(me->stream, &call); });
@@ -187,7 +215,7 @@ PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
   auto* const me = reinterpret_cast<StreamObject*>(type->tp_alloc(type, 0));
   if (!me) return nullptr;
   seqcls_status status = seqcls_describe(model, &me->info);
-  if (!status) status = seqcls_stream_new(model, rows, steps, &me->stream);
+  if (!status) status = without_lock(true, [&] { return seqcls_stream_new(model, rows, steps, &me->stream); });
   if (status) {
     Py_DECREF(me);
     return raise(status);
@@ -200,7 +228,7 @@ PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
 
 void stream_dealloc(PyObject* self) {
   PyTypeObject* const type = Py_TYPE(self);
-  seqcls_stream_close(reinterpret_cast<StreamObject*>(self)->stream);
+  without_lock(true, [&] { return seqcls_stream_close(reinterpret_cast<StreamObject*>(self)->stream), SEQCLS_OK; });
   type->tp_free(self);
   Py_DECREF(type);
 }
@@ -214,7 +242,10 @@ PyObject* open_model(PyObject*, PyObject* arguments) {
   const seqcls_status status = without_lock(true, [&] { return seqcls_open(name, isa, &model); });
   Py_DECREF(path);
   if (status) return raise(status);
-  PyObject* const capsule = PyCapsule_New(model, kModelCapsule, [](PyObject* of) { seqcls_close(model_of(of)); });
+  PyObject* const capsule = PyCapsule_New(model, kModelCapsule, [](PyObject* of) {
+    seqcls_model* const closed = model_of(of);
+    without_lock(true, [&] { return seqcls_close(closed), SEQCLS_OK; });
+  });
   if (!capsule) seqcls_close(model);
   return capsule;
 }
@@ -240,7 +271,9 @@ PyObject* stream_bytes(PyObject*, PyObject* arguments) {
   const seqcls_model* const model = model_of(capsule);
   if (!model) return nullptr;
   const size_t bytes = seqcls_stream_bytes(model, rows, steps);
-  return bytes ? PyLong_FromSize_t(bytes) : raise(SEQCLS_BAD_ARGUMENT);
+  if (bytes) return PyLong_FromSize_t(bytes);
+  seqcls_stream* none = nullptr;
+  return raise(seqcls_stream_new(model, rows, steps, &none));  // refuses the same sizes, with a status
 }
 
 PyMethodDef stream_methods[] = {

@@ -1166,6 +1166,22 @@ RUNTIME = [
     Mutant("ids are not checked", "csrc/runtime/stream_checks.cpp", "id < 0 || id >= d.vocabulary", "id < 0"),
     Mutant("infinite weights", "csrc/runtime/tensor_file.cpp", "(bits & exponent) != exponent", "true"),
     Mutant(
+        "weights are read by every tensor", "csrc/runtime/tensor_file.cpp", "if (range.begin != next)", "if (false)"
+    ),
+    Mutant(
+        "no rows are all rows",
+        "csrc/runtime/python.cpp",
+        "if (!call.count) Py_RETURN_NONE;",
+        "if (false) Py_RETURN_NONE;",
+    ),
+    Mutant("wide parts are dropped", "seqcls_fast/_runtime_file.py", "getattr(model, name) is not None", "False"),
+    Mutant(
+        "resets of any shape",
+        "seqcls_fast/runtime.py",
+        "array.shape != expected",
+        "array.size != np.prod(expected)",
+    ),
+    Mutant(
         "the checksum is not compared",
         "csrc/runtime/tensor_file.cpp",
         "digits, data + kCrcAt, kCrcSize",

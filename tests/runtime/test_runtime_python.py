@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import torch
 from c_library import PLAIN_SERIES, PLAIN_TEXT
 
 import seqcls_fast as sf
+from seqcls_fast import _runtime
 from seqcls_fast.export import to_runtime
 from seqcls_fast.runtime import Model
 from support.corpora import sentences, waves
@@ -48,6 +50,8 @@ def test_series(pooling: str, tmp_path: Path) -> None:
     if not model.is_streamable:
         with pytest.raises(ValueError, match="expected at most 64, for which the stream was made"):
             model.stream().push(np.zeros((65, 2)))
+        with pytest.raises(RuntimeError, match="step: expected a model that reads its input once"):
+            model.stream().step(np.zeros(2))
         return
     stream = model.stream()
     for step in new[0]:
@@ -131,7 +135,20 @@ def test_errors(tmp_path: Path) -> None:
         (lambda: layers.predict([]), TypeError, "predict_proba: expected a classifier but got layers without a head"),
         (lambda: layers.run(np.zeros((2, 3))), ValueError, r"x: expected \(B, T, 3\) but got \(2, 3\)"),
         (lambda: layers.run(np.zeros((1, 2, 3)), [3]), ValueError, "lengths: expected 0 to 2 but got 3 at 0"),
-        (lambda: layers.run(np.zeros((1, 2, 3)), [1, 2]), ValueError, "lengths: expected 1 contiguous numbers"),
+        (lambda: layers.run(np.zeros((1, 2, 3)), [1, 2]), ValueError, r"lengths: expected \(1,\) but got \(2,\)"),
+        (lambda: layers.run(np.zeros((1, 2, 3)), [1.5]), TypeError, "lengths: expected integers but got float64"),
+        (lambda: layers.run(np.zeros((1, 2, 3)), [[2]]), ValueError, r"lengths: expected \(1,\) but got \(1, 1\)"),
+        (
+            lambda: layers.run(np.zeros((2, 3, 3)), None, np.zeros((3, 2))),
+            ValueError,
+            r"resets: expected \(2, 3\) but got \(3, 2\)",
+        ),
+        (lambda: layers.stream(2).step(np.zeros((3, 2), "f4")), ValueError, r"x: expected \(2, 3\) but got \(3, 2\)"),
+        (lambda: layers.stream(2).step(np.zeros(6)), ValueError, r"x: expected \(2, 3\) but got \(6,\)"),
+        (lambda: layers.stream().step(np.zeros((3, 1))), ValueError, r"x: expected \(3\) but got \(3, 1\)"),
+        (lambda: layers.stream(2).push(np.zeros((3, 2, 3))), ValueError, r"expected \(2, T, 3\) but got \(3, 2, 3\)"),
+        (lambda: layers.stream_bytes(1 << 20, 1 << 31), MemoryError, "steps: expected at most"),
+        (lambda: layers.stream_bytes(0, 1), ValueError, "rows: expected 1 to 1048576 but got 0"),
         (lambda: layers.stream(0), ValueError, "rows: expected 1 to 1048576 but got 0"),
         (lambda: layers.stream().step(np.zeros(4)), ValueError, r"x: expected \(3\) but got \(4,\)"),
         (lambda: layers.stream(2).push(np.zeros((2, 3))), ValueError, r"chunk: expected \(2, T, 3\) but got \(2, 3\)"),
@@ -157,6 +174,29 @@ def test_errors(tmp_path: Path) -> None:
         ids.predict([[1, 5]])
     with pytest.raises(TypeError, match="chunk: expected integers, the ids of tokens, but got float64"):
         ids.stream().push([0.5])
+    with pytest.raises(TypeError, match="x: expected integers, the ids of tokens, but got float64"):
+        ids.stream().step(0.5)
+    with pytest.raises(ValueError, match=r"x: expected ids \(2, \) but got \(1, 2\)"):
+        ids.stream(2).step([[1, 2]])
+
+
+def test_rows_of_length_0_are_no_rows(tmp_path: Path) -> None:
+    """An empty array may lie at NULL, which stands for all rows in C."""
+    model = open_model(sf.GRU(3, 4), tmp_path)
+    stream, held = _runtime.Stream(model._model, 2, 8), np.full((2, 1, 4), 7, np.float32)
+    x, rows = np.ones((2, 1, 3), np.float32), memoryview((ctypes.c_int64 * 0).from_address(0)).cast("B").cast("q")
+    stream.run(0, 1, x[:0], None, None, None, None, rows, held[:0], None, None, None)
+    assert (held == 7).all()
+
+
+def test_calls_of_many_steps(tmp_path: Path) -> None:
+    model = open_model(sf.GRU(1, 1), tmp_path)
+    x = np.ones((1, (1 << 22) + 1, 1), np.float32)
+    np.testing.assert_array_equal(model.run(x, [3])[:, :3], model.run(x[:, :3]))
+    stream = _runtime.Stream(model._model, 1, 8)
+    for steps in (-1, 1 << 62):
+        with pytest.raises(ValueError, match="x: expected"):
+            stream.run(1, steps, x, None, None, None, None, None, None, None, None, None)
 
 
 def test_one_thread_at_a_time_uses_a_stream(tmp_path: Path) -> None:
