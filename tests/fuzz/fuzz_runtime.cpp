@@ -76,6 +76,7 @@ std::string change(std::string file, const std::string& other) {
                                      "attention",
                                      "lstm_peephole",
                                      "rnn_tanh_layer_norm"};
+  if (file.size() < 8) return file + std::string(8, '\0');
   std::string header = file.substr(8, header_length(file)),
               data = file.substr(std::min(file.size(), 8 + header.size()));
   switch (below(9)) {
@@ -86,7 +87,7 @@ std::string change(std::string file, const std::string& other) {
       for (size_t n = 1 + below(8); n && !data.empty(); --n) data[below(data.size())] = static_cast<char>(rng());
       break;
     case 2:  // a length that is not that of the header
-      file[below(std::min<size_t>(8, file.size()))] ^= static_cast<char>(1 + below(255));
+      if (!file.empty()) file[below(std::min<size_t>(8, file.size()))] ^= static_cast<char>(1 + below(255));
       return file;
     case 3:  // a shorter or longer file
       if (below(2))
@@ -104,7 +105,7 @@ std::string change(std::string file, const std::string& other) {
       break;
     }
     case 5: {  // a part of another header
-      const std::string theirs = other.substr(8, header_length(other));
+      const std::string theirs = other.substr(std::min<size_t>(8, other.size()), header_length(other));
       header.insert(below(header.size() + 1), theirs.substr(below(theirs.size() + 1), below(60)));
       break;
     }
@@ -132,24 +133,30 @@ void seal(std::string& file) {
 
 // Runs a model that opened. Its numbers may be anything; its calls must stay within their arrays.
 std::string use(seqcls_model* model) {
-  constexpr int64_t kRows = 2, kSteps = 3;
+  constexpr int64_t kRows = 3, kSteps = 5;
   seqcls_info info;
   if (seqcls_describe(model, &info)) std::abort();
-  const size_t bytes = seqcls_stream_bytes(model, kRows, kSteps);
+  const int64_t at_once = info.is_streamable ? 2 : kSteps;  // so that a call has several pieces where it can
+  const size_t bytes = seqcls_stream_bytes(model, kRows, at_once);
   if (!bytes || bytes > (size_t{256} << 20)) return "large";
   seqcls_stream* stream;
-  if (seqcls_stream_new(model, kRows, kSteps, &stream)) return std::string("stream: ") + seqcls_error();
+  if (seqcls_stream_new(model, kRows, at_once, &stream)) return std::string("stream: ") + seqcls_error();
   std::vector<float> x(static_cast<size_t>(kRows * kSteps * info.features), 0.5f);
   std::vector<int64_t> ids(kRows * kSteps, 0), classes(kRows);
   std::vector<float> out(static_cast<size_t>(kRows * (info.is_classifier ? 1 : kSteps) * info.outputs));
-  const int64_t lengths[kRows] = {static_cast<int64_t>(below(kSteps + 1)), kSteps};
+  // Arrays on the heap and of the exact size, so that the sanitizers see every step beyond them.
+  std::vector<uint8_t> resets(kRows * kSteps);
+  for (uint8_t& each : resets) each = below(3) == 0;
+  std::vector<int64_t> lengths(kRows, kSteps), rows = {2, 0};
+  lengths[0] = static_cast<int64_t>(below(kSteps + 1));
   seqcls_call call = {};
   call.steps = kSteps;
   if (info.vocabulary)
     call.ids = ids.data();
   else
     call.x = x.data();
-  if (below(2)) call.lengths = lengths;
+  if (below(2)) call.lengths = lengths.data();
+  if (!info.is_classifier && below(2)) call.resets = resets.data();
   call.out = out.data();
   if (info.is_classifier) call.classes = classes.data();
   const seqcls_status status = seqcls_run(stream, &call);
@@ -157,6 +164,12 @@ std::string use(seqcls_model* model) {
   if (!status && info.is_classifier)
     for (const int64_t each : classes)
       if (each < 0 || each >= info.outputs) std::abort();
+  call.rows = rows.data();
+  call.count = static_cast<int64_t>(below(rows.size() + 1));
+  if (seqcls_run(stream, &call) != status) std::abort();  // some rows are taken as all rows are
+  if (seqcls_reset(stream, static_cast<int64_t>(below(kRows + 1)) - 1)) std::abort();
+  const bool steps = info.is_streamable && !info.vocabulary;
+  if ((seqcls_step(stream, x.data(), out.data()) == SEQCLS_OK) != (steps && !status)) std::abort();
   seqcls_stream_close(stream);
   return found;
 }
