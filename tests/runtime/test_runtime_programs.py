@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -110,3 +111,8 @@ def test_the_example_streams(tmp_path: Path) -> None:
     failing = subprocess.run(program, input="1", capture_output=True, text=True, check=False)
     assert failing.returncode == 1
     assert "model: expected one that takes numbers but got one of ids" in failing.stderr
+
+
+def test_an_empty_name_of_a_compiler_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    assert runpy.run_path(str(ROOT / "csrc/flags.py"))["COMPILER"] == ["c++"]
