@@ -464,8 +464,14 @@ COMPILED = [
     Mutant(
         "weight gradient without its last chunk",
         WEIGHTS,
-        "if (count || (one_chunk_",
-        "if (count > 1 || (one_chunk_",
+        "if (now_->count || one_chunk_) add_chunk();",
+        "if (one_chunk_) add_chunk();",
+    ),
+    Mutant(
+        "weight gradient of its last chunk alone",
+        WEIGHTS,
+        "if (now_->count) add_chunk();\n    Chunk*",
+        "Chunk*",
     ),
     Mutant("rows in the order of the batch", SCHEDULE, "return layer.lengths[a] > layer.lengths[b];", "return false;"),
     Mutant(
