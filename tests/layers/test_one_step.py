@@ -94,10 +94,12 @@ def test_other_layers(case: Case, compiled: str) -> None:
         compare(only(at, ids=True)[0], compiled, "ids")
 
 
-@pytest.mark.parametrize("case", only(*(c for c in CASES if c.H in (8, 20, 100)), T=3), ids=str)
+@pytest.mark.parametrize(
+    "case", [at for T in (2, 3) for at in only(*(c for c in CASES if c.H in (8, 20, 100)), T=T)], ids=str
+)
 def test_few_steps(case: Case, compiled: str) -> None:
-    """The gradient of the input, too, uses the weights in place for few steps of rows, and packed for many."""
-    for batch in (1, 5, 21, 22):
+    """Two steps of few rows use the weights in place, and so does the gradient of the input for few steps of rows."""
+    for batch in (1, 2, 3, 5, 21, 22):
         compare(only(case, B=batch)[0], compiled)
 
 
@@ -122,15 +124,17 @@ def test_weights_of_any_strides(case: Case, layout: str, compiled: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_threads_that_share_the_units(cell: str, compiled: str) -> None:
-    for batch in (1, 2, 7):
-        case = Case(cell, 1, batch, 290, 277)
+    for T, batch in ((1, 1), (1, 2), (1, 7), (2, 1), (2, 2)):
+        case = Case(cell, T, batch, 290, 277)
         torch.set_num_threads(1)
         problem = build(case)
         inputs, cotangents = arguments(case, problem), cotangents_of(case, problem)
         wanted = one_step(inputs, cotangents, case, compiled)
         for threads in (2, 3):
             torch.set_num_threads(threads)
-            assert_same_bits(one_step(inputs, cotangents, case, compiled), wanted, f"{threads} threads, B={batch}")
+            assert_same_bits(
+                one_step(inputs, cotangents, case, compiled), wanted, f"{threads} threads, T={T}, B={batch}"
+            )
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.H in (8, 100)], ids=str)
