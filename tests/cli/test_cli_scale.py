@@ -24,7 +24,7 @@ from support.processes import ROOT, torchrun
 pytestmark = pytest.mark.alone  # it starts several processes at a time
 
 OPTIONS = ["--hidden-size", "8", "--embedding-dim", "8", "--epochs", "6", "--batch-size", "16", "--dropout", "0"]
-OPTIONS += ["--learning-rate", "0.02", "--validation-share", "0.2"]
+OPTIONS += ["--word-dropout", "0", "--embedding-dropout", "0", "--learning-rate", "0.02", "--validation-share", "0.2"]
 
 
 def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
