@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..toolkit.timing import timed, turns
 from .bench_module import bench_module, input_sizes, is_module_name
-from .shared import UsageError, add_command, add_out, count, load, print_json, random_batch
+from .shared import UsageError, add_command, add_out, count, load, median_seconds, print_json, random_batch
 
 __all__ = ["add"]
 
@@ -75,14 +73,14 @@ def _bench(arguments: argparse.Namespace) -> None:
     losses = {name: step() for name, step in steps.items()}
     if not math.isclose(*losses.values(), rel_tol=1e-3, abs_tol=1e-4):
         raise RuntimeError(f"bench: expected equal first losses but got {losses}, so no timing is shown")
-    answer = {"training step": _median_seconds(steps, arguments.rounds)}
+    answer = {"training step": median_seconds(steps, arguments.rounds)}
     for each in models.values():
         each.eval()
     model.prepare_inference()
     for name, inputs in {"inference": batch, "one row": random_batch(model, 1, longest=30)}.items():
         with torch.inference_mode():
             calls = {key: partial(inputs.through, each) for key, each in models.items()}
-            answer[name] = _median_seconds(calls, arguments.rounds)
+            answer[name] = median_seconds(calls, arguments.rounds)
     described = {
         "model": f"{model.cell}, {model.num_layers} x {model.hidden_size}{' both ways' * model.bidirectional}",
         "rows": arguments.rows, "steps": int(batch.lengths.sum()), "threads": torch.get_num_threads(),
@@ -111,10 +109,3 @@ def _step(model: Any, optimizer: Any, batch: Any, y: Any) -> Callable[[], float]
         return loss.item()
 
     return step
-
-
-def _median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _, name in turns(calls, rounds):
-        samples[name].append(timed(calls[name])[0])
-    return {name: statistics.median(seconds) for name, seconds in samples.items()}

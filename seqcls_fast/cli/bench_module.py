@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .shared import UsageError, print_json
+from ..toolkit.timing import timed
+from .shared import UsageError, median_seconds, print_json
 
 __all__ = ["bench_module", "input_sizes", "is_module_name"]
 
@@ -173,18 +174,12 @@ def _train(model: Any, x: Any) -> None:
 
 
 def _medians(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median seconds of each call, timed in turns."""
-    import statistics
-
-    from ..toolkit.timing import timed, turns
-
+    """The median seconds of each call. Short calls are repeated, as many times for each."""
     repeats = max(1, round(MIN_SECONDS / max(1e-9, *(timed(call)[0] for call in calls.values()))))
 
     def repeated(call: Callable[[], Any]) -> None:
         for _ in range(repeats):
             call()
 
-    samples: dict[str, list[float]] = {key: [] for key in calls}
-    for _, key in turns(calls, rounds):
-        samples[key].append(timed(partial(repeated, calls[key]))[0] / repeats)
-    return {key: statistics.median(seconds) for key, seconds in samples.items()}
+    found = median_seconds({key: partial(repeated, call) for key, call in calls.items()}, rounds)
+    return {key: seconds / repeats for key, seconds in found.items()}

@@ -9,7 +9,8 @@ import argparse
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from .. import _files
 from ..toolkit._extras import need
 from ..toolkit._terminal import escaped, json_text, shown
 from ..toolkit.parameter_table import ESTIMATORS
+from ..toolkit.timing import timed, turns
 
 __all__ = [
     "UsageError", "add_columns", "add_command", "add_labelled", "add_out", "check_folder", "check_new", "claimed",
-    "count", "labelled", "labels_of", "load", "own_format", "plain", "print_json", "random_batch", "read_examples",
-    "replacing", "result_file", "save_pictures", "write_text", "written_to",
+    "count", "labelled", "labels_of", "load", "median_seconds", "own_format", "plain", "print_json", "random_batch",
+    "read_examples", "replacing", "result_file", "save_pictures", "write_text", "written_to",
 ]  # fmt: skip
 
 
@@ -199,6 +201,14 @@ def load(path: str) -> tuple[Any, str]:
         kind = saved.config["kind"]
     name = ESTIMATORS.get(kind, ESTIMATORS["text"])  # its load() says that it does not know such a kind
     return getattr(estimators, name).load(path), kind
+
+
+def median_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """The median time of each call, timed in turns."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _, name in turns(calls, rounds):
+        samples[name].append(timed(calls[name])[0])
+    return {name: statistics.median(seconds) for name, seconds in samples.items()}
 
 
 def random_batch(model: Any, rows: int, longest: int) -> Any:
