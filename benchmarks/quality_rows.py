@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 from . import rows
 
 OURS = "ours"
-PREFIX = "quality-"  # of the names of the files
+PREFIX = rows.QUALITY  # of the names of the files
 
 
 @dataclass(frozen=True)

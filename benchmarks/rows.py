@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TextIO
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RESAMPLES = 300
+QUALITY = "quality-"  # begins the names of the files of quality_rows.py, which have another format
 FROZEN = "ours frozen"  # the side with frozen weights, until a row of its own has it
 FLOOR = "torch.sum of as many bytes"  # the side that reads what the weights take, which is nobody's result
 
@@ -185,7 +186,7 @@ class Measured:
 
 def files(results: Path = RESULTS) -> list[Path]:
     """The files of speeds on CPUs; other files there have another format."""
-    named = (file for file in sorted(results.glob("*.json")) if not file.name.startswith(("gpu-", "quality-")))
+    named = (file for file in sorted(results.glob("*.json")) if not file.name.startswith(("gpu-", QUALITY)))
     return [file for file in named if file.read_text().startswith('{"run":')]
 
 
