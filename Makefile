@@ -104,7 +104,7 @@ example-stream: runtime ## examples/stream.c as build/runtime/stream: follows nu
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
 	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
-	  cuda-setup cuda-check cuda-build mutants-sample; do \
+	  arm cuda-setup cuda-check cuda-build mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -114,7 +114,7 @@ lint: setup workflows ## ruff, mypy, clang-format, the greps that hold the depen
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt tests/cuda/ptx tests/fuzz tests/tsan benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx tests/fuzz tests/tsan tests/arm benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema
@@ -184,6 +184,20 @@ fuzz-sample: asan-build build/asan/new.so ## 2,000 of these calls, and 40 races
 # What threads share in csrc/cpu/host. It needs neither torch nor .venv.
 tsan: ## the CPU engine's cache, pool, barrier and splits with ThreadSanitizer, and 14 planted faults (two minutes)
 	$(PYTHON) tests/tsan/tsan.py
+
+# The cross compiler and the emulator are packages of Debian and Ubuntu. Where they are neither there nor can be
+# installed, `make arm` says so and checks nothing, unless REQUIRE_ARM=1 makes it fail.
+ARM_TOOLS = aarch64-linux-gnu-g++ qemu-aarch64
+arm-tools:
+	@for tool in $(ARM_TOOLS); do command -v $$tool >/dev/null || missing=1; done; [ -z "$$missing" ] || { \
+	  apt-get update -qq; apt-get install -y -qq --no-install-recommends g++-aarch64-linux-gnu qemu-user; \
+	} >build-arm-tools.log 2>&1 || { tail -3 build-arm-tools.log; [ -z "$(REQUIRE_ARM)" ]; }
+	@rm -f build-arm-tools.log
+
+arm: setup arm-tools ## the CPU kernels and the runtime on an emulated 64-bit ARM: a sample of cases (five minutes)
+	$(PY) tests/arm/arm.py $(ARM)
+
+arm-full: ; $(MAKE) arm ARM=--all  ## the same with every case
 
 # The tests replay the committed inputs. This looks for further ones, on Linux, with atheris (libFuzzer for Python).
 SECONDS ?= 300

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -11,8 +10,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-X86 = platform.machine() in ("x86_64", "AMD64")
-
 # Contraction is off, so that the compiler forms no fused multiply-add by itself: a sum must have the same bits in every
 # tile, and the sources write each fused multiply-add as one.
 FLAGS = [
@@ -29,18 +26,27 @@ COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
 # For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
 # convert between types need the vectorizer, which GCC uses little at -O2.
+# What it compiles for, which is another machine where it is a cross compiler.
+TARGET = subprocess.run(
+    [*COMPILER, "-dumpmachine"], capture_output=True, text=True, check=False
+).stdout.split("-")[0].strip() if HAVE_COMPILER else ""  # fmt: skip
 GNU = HAVE_COMPILER and "Free Software Foundation" in subprocess.run(
     [*COMPILER, "--version"], capture_output=True, text=True, check=False
 ).stdout  # fmt: skip
 VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if GNU else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
-ISAS = {"base": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+OF_TARGET = {
+    "x86_64": {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]},
+    "aarch64": {"neon": ["-DSF_NEON"], "neon_bf16": ["-DSF_NEON", "-march=armv8.2-a+bf16"]},
+}
+OF_TARGET["amd64"], OF_TARGET["arm64"] = OF_TARGET["x86_64"], OF_TARGET["aarch64"]
+ISAS: dict[str, list[str]] = {"base": [], **OF_TARGET.get(TARGET, {})}
 
 
 def chosen_isas(wanted: str | None, option: str) -> list[str]:
     """The instruction sets to build: "base", and those of a list with commas, or all of them without one."""
-    names = (wanted.split(",") if wanted else list(ISAS)) if X86 else []
+    names = wanted.split(",") if wanted else list(ISAS)
     unknown = set(names) - set(ISAS)
     if unknown:
         raise SystemExit(f"{option}: expected some of {', '.join(ISAS)} but got {', '.join(sorted(unknown))}")

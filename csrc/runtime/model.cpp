@@ -7,17 +7,20 @@
 namespace sf::runtime {
 namespace {
 
-// The kernels for a model. Those of avx512_bf16 are compiled for bfloat16 alone (see kInferenceAlone); for float32 they
-// would be the same as those of avx512.
+// The kernels for a model. Those of an instruction set for bfloat16 are compiled for it alone (see kInferenceAlone);
+// for float32 they would be the same as those of the set before it.
 const Kernels& choose(const std::string& isa, Dtype dtype) {
-  constexpr const char* kForBFloat16 = "avx512_bf16";
+  const auto is_for_bfloat16 = [](const std::string& name) {
+    const std::string end = "_bf16";
+    return name.size() > end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+  };
   std::vector<std::string> choices = impl_names();
   choices.insert(choices.begin(), "auto");
   index_or_refuse(SEQCLS_BAD_ARGUMENT, "isa", choices, isa);
   const Kernels* found = &kernels_for(isa);
-  if (dtype == Dtype::kBFloat16 || std::string(found->name) != kForBFloat16) return *found;
+  if (dtype == Dtype::kBFloat16 || !is_for_bfloat16(found->name)) return *found;
   for (const std::string& name : impl_names())
-    if (name != kForBFloat16) found = &kernels_for(name);
+    if (!is_for_bfloat16(name)) found = &kernels_for(name);
   return *found;
 }
 

@@ -44,9 +44,9 @@ SEQCLS_API const char* seqcls_error(void);
 typedef struct seqcls_model seqcls_model;
 
 /* Opens a file, and checks all of it before anything is used. `isa` names the kernels: "auto" or NULL for the fastest
- * that this CPU has, else one of "base", "avx2", "avx512" and "avx512_bf16". The file is mapped into memory: while the
- * model, or a stream that was made from it, is open, it may be replaced by another file or removed, but not written
- * to. */
+ * that this CPU has, else one of "base", "avx2", "avx512" and "avx512_bf16", on ARM of "base", "neon" and "neon_bf16".
+ * The file is mapped into memory: while the model, or a stream that was made from it, is open, it may be replaced by
+ * another file or removed, but not written to. */
 SEQCLS_API seqcls_status seqcls_open(const char* path, const char* isa, seqcls_model** model);
 
 /* The same for a file in memory, aligned to 8 bytes. It must stay as it is while the model, or a stream that was made

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import seqcls_fast as sf
-from benchmarks import compare, guard, harness, instructions, layer_cases, peers, rows
+from benchmarks import compare, guard, harness, instructions, layer_cases, loops, peers, rows
 from benchmarks.rows import Row, Side
 from seqcls_fast.toolkit.timing import MIN_ROUNDS
 
@@ -337,6 +337,18 @@ def test_the_bound_on_instructions() -> None:
         "a: 116 instructions, 1.16 times the recorded 100"
     ]
     assert set(instructions.recorded()) == {f"{c} {p}" for c in instructions.CELLS for p in instructions.PASSES}
+
+
+def test_loops_of_a_product() -> None:
+    lines = [
+        (0, "vmovups (%rax),%zmm0"), (4, "vfmadd231ps %zmm0,%zmm1,%zmm2"), (8, "vfmadd231ps %zmm0,%zmm1,%zmm3"),
+        (12, "add $0x40,%rax"), (16, "jne 0 <f>"), (20, "vfmadd231ps %zmm0,%zmm1,%zmm4"), (24, "jmp 0 <f>"),
+        (28, "jne 40 <f>"), (64, "ret"),
+    ]  # fmt: skip
+    assert loops.busiest(lines) == loops.Loop(3, 4)  # from 0 to 24 it is 3 of 7, from 0 to 16 2 of 5
+    assert loops.busiest(lines[-2:]) is None
+    recorded = [line.split("\t")[0] for line in loops.RECORD.read_text().splitlines()[1:]]
+    assert {f"{isa} {kind}" for isa in ("avx2", "avx512", "neon") for kind in loops.TILES} <= set(recorded)
 
 
 def test_instructions_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,12 @@
 #include <string>
 #include <vector>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include "../../bindings/checks.h"
 #include "backend.h"
 
@@ -19,6 +25,12 @@ extern const Kernels kernels_avx512;
 #endif
 #if defined(SF_WITH_AVX512_BF16)
 extern const Kernels kernels_avx512_bf16;
+#endif
+#if defined(SF_WITH_NEON)
+extern const Kernels kernels_neon;
+#endif
+#if defined(SF_WITH_NEON_BF16)
+extern const Kernels kernels_neon_bf16;
 #endif
 
 namespace {
@@ -36,6 +48,14 @@ std::vector<std::string> detect_features() {
   if (__builtin_cpu_supports(#name)) found.emplace_back(#name);
   SF_FEATURES(SF_TEST)
 #undef SF_TEST
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kBfloat16 = 1UL << 14;  // HWCAP2_BF16, which older headers lack
+  if (getauxval(AT_HWCAP2) & kBfloat16) found.emplace_back("bf16");
+#elif defined(__aarch64__) && defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  if (!sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) && has) found.emplace_back("bf16");
+#endif
   return found;
 }
 
@@ -57,6 +77,12 @@ std::vector<const Kernels*> usable_kernels() {
   if (have({"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "avx512bf16"})) {
     found.push_back(&kernels_avx512_bf16);
   }
+#endif
+#if defined(SF_WITH_NEON)
+  found.push_back(&kernels_neon);  // every 64-bit ARM has it
+#endif
+#if defined(SF_WITH_NEON_BF16)
+  if (have({"bf16"})) found.push_back(&kernels_neon_bf16);
 #endif
   return found;
 }

@@ -34,7 +34,7 @@ auto with_format(const Layer& layer, Function&& function) {
 }
 template <class Function>
 auto with_forward_format(const Layer& layer, Function&& function) {
-#if defined(__AVX512BF16__)
+#if defined(SF_BFLOAT16_PAIRS)
   if (kInferenceAlone || layer.dtype == Dtype::kBFloat16) return with_cell<Bfloat16Pairs>(layer, function);
 #endif
   return with_format(layer, function);
@@ -185,7 +185,7 @@ auto with_sums(Dtype dtype, Function&& function) {
 }
 template <class Function>
 auto with_product(Dtype dtype, Function&& function) {
-#if defined(__AVX512BF16__)
+#if defined(SF_BFLOAT16_PAIRS)
   if (dtype == Dtype::kBFloat16) return function(Bfloat16Pairs{});
 #endif
   return with_sums(dtype, function);

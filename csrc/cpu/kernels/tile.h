@@ -25,22 +25,31 @@ struct Plain {
   static SF_FN void write(E* p, V v, int n) { n >= kLanes ? store(p, v) : store(p, v, n); }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(SF_BFLOAT16_PAIRS)
 // Two bfloat16 at neighbouring k, which one instruction multiplies and adds to a float sum.
 struct Bfloat16Pairs {
   using A = float;
   using E = Bits16;
   using V = FloatVec;
-  using Weight = __m512bh;
-  static constexpr int kLanes = 16, kPack = 2;
-  static SF_FN Weight weight(const E* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static SF_FN __m512bh broadcast(const E* p) {
-    int pair;
-    __builtin_memcpy(&pair, p, 4);
-    return (__m512bh)_mm512_set1_epi32(pair);
+  static constexpr int kLanes = sizeof(V) / sizeof(A), kPack = 2;
+#if defined(SF_NEON)
+  using Weight = bfloat16x8_t;
+  static SF_FN Weight weight(const E* p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }
+  static SF_FN Weight spread(uint32_t pair) { return vreinterpretq_bf16_u32(vdupq_n_u32(pair)); }
+  static SF_FN V add(V acc, Weight a, Weight w) { return (V)vbfdotq_f32(neon(acc), a, w); }
+  static SF_FN V read(const E* p, int n) {
+    V v{};
+    for (int i = 0; i < kLanes && i < n; ++i) v[i] = bfloat16_to_float(p[i]);
+    return v;
   }
-  static SF_FN __m512bh broadcast_last(const E* p) { return (__m512bh)_mm512_set1_epi32(*p); }
-  static SF_FN V add(V acc, __m512bh a, Weight w) { return _mm512_dpbf16_ps(acc, a, w); }
+  static SF_FN void write(E* p, V v, int n) {
+    for (int i = 0; i < kLanes && i < n; ++i) p[i] = float_to_bfloat16(v[i]);
+  }
+#else
+  using Weight = __m512bh;
+  static SF_FN Weight weight(const E* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static SF_FN Weight spread(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)); }
+  static SF_FN V add(V acc, Weight a, Weight w) { return _mm512_dpbf16_ps(acc, a, w); }
   static SF_FN V read(const E* p, int n) {
     const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
     return (FloatVec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
@@ -49,6 +58,13 @@ struct Bfloat16Pairs {
     const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
   }
+#endif
+  static SF_FN Weight broadcast(const E* p) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    return spread(pair);
+  }
+  static SF_FN Weight broadcast_last(const E* p) { return spread(*p); }
 };
 #endif
 

@@ -5,6 +5,12 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(SF_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512BF16__) || (defined(SF_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC))
+#define SF_BFLOAT16_PAIRS  // one instruction multiplies pairs of bfloat16 and adds them up
 #endif
 
 #if defined(__AVX512F__)
@@ -143,6 +149,36 @@ SF_FN V portable_interleave(V a, V b, int first) {
   return v;
 }
 constexpr int kF = SF_VECTOR_BYTES / 4, kD = SF_VECTOR_BYTES / 8;
+SF_FN FloatVec load(const float* p, int n) { return portable_load<FloatVec>(p, n); }
+SF_FN DoubleVec load(const double* p, int n) { return portable_load<DoubleVec>(p, n); }
+SF_FN void store(float* p, FloatVec v, int n) { portable_store(p, v, n); }
+SF_FN void store(double* p, DoubleVec v, int n) { portable_store(p, v, n); }
+#if defined(SF_NEON)
+// NEON has no type that is both its own and the compiler's, so that each operand is converted, which takes no time.
+SF_FN float32x4_t neon(FloatVec v) { return (float32x4_t)v; }
+SF_FN float64x2_t neon(DoubleVec v) { return (float64x2_t)v; }
+SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return (FloatVec)vfmaq_f32(neon(c), neon(a), neon(b)); }
+SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return (DoubleVec)vfmaq_f64(neon(c), neon(a), neon(b)); }
+SF_FN FloatVec nearest(FloatVec x) { return (FloatVec)vrndnq_f32(neon(x)); }
+SF_FN DoubleVec nearest(DoubleVec x) { return (DoubleVec)vrndnq_f64(neon(x)); }
+// If an operand is NaN, so is the result of min and max here.
+SF_FN FloatVec clamp(FloatVec x, float low, float high) {
+  return (FloatVec)vmaxq_f32(vdupq_n_f32(low), vminq_f32(vdupq_n_f32(high), neon(x)));
+}
+SF_FN DoubleVec clamp(DoubleVec x, double low, double high) {
+  return (DoubleVec)vmaxq_f64(vdupq_n_f64(low), vminq_f64(vdupq_n_f64(high), neon(x)));
+}
+SF_FN FloatVec max0(FloatVec x) { return (FloatVec)vmaxq_f32(vdupq_n_f32(0), neon(x)); }
+SF_FN DoubleVec max0(DoubleVec x) { return (DoubleVec)vmaxq_f64(vdupq_n_f64(0), neon(x)); }
+SF_FN FloatVec load(const float* p) { return (FloatVec)vld1q_f32(p); }
+SF_FN DoubleVec load(const double* p) { return (DoubleVec)vld1q_f64(p); }
+SF_FN void store(float* p, FloatVec v) { vst1q_f32(p, neon(v)); }
+SF_FN void store(double* p, DoubleVec v) { vst1q_f64(p, neon(v)); }
+SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) { return (FloatVec)vzip1q_f32(neon(a), neon(b)); }
+SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) { return (FloatVec)vzip2q_f32(neon(a), neon(b)); }
+SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) { return (DoubleVec)vzip1q_f64(neon(a), neon(b)); }
+SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return (DoubleVec)vzip2q_f64(neon(a), neon(b)); }
+#else
 #if defined(__aarch64__)
 template <class V>
 SF_FN V portable_fma(V a, V b, V c) {
@@ -172,14 +208,11 @@ SF_FN FloatVec load(const float* p) { return portable_load<FloatVec>(p, kF); }
 SF_FN DoubleVec load(const double* p) { return portable_load<DoubleVec>(p, kD); }
 SF_FN void store(float* p, FloatVec v) { portable_store(p, v, kF); }
 SF_FN void store(double* p, DoubleVec v) { portable_store(p, v, kD); }
-SF_FN FloatVec load(const float* p, int n) { return portable_load<FloatVec>(p, n); }
-SF_FN DoubleVec load(const double* p, int n) { return portable_load<DoubleVec>(p, n); }
-SF_FN void store(float* p, FloatVec v, int n) { portable_store(p, v, n); }
-SF_FN void store(double* p, DoubleVec v, int n) { portable_store(p, v, n); }
 SF_FN FloatVec interleave_low(FloatVec a, FloatVec b) { return portable_interleave(a, b, 0); }
 SF_FN FloatVec interleave_high(FloatVec a, FloatVec b) { return portable_interleave(a, b, kF / 2); }
 SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, 0); }
 SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return portable_interleave(a, b, kD / 2); }
+#endif  // SF_NEON
 #endif
 
 #if SF_VECTOR_BYTES < 64

@@ -1,0 +1,227 @@
+"""Builds the CPU backend for 64-bit ARM with Debian's cross compiler, and runs it under qemu: `make arm`.
+
+The backend's own scheduling runs on the stand-in for torch's threads that tests/tsan has, since torch itself cannot be
+cross-compiled here. Inputs and expected results are written on this machine: the cases of tests/support/cases.py, and
+the float64 reference, compared as on every other instruction set. Then examples/stream.c runs a saved model with the
+cross-compiled runtime, and must print what it prints here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "build" / "arm"
+COMPILER, EMULATOR, LIBRARIES = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
+KERNELS = "csrc/cpu/kernels/kernels.cpp"
+HOST = ("csrc/cpu/host/run.cpp", "csrc/cpu/host/pool.cpp", "csrc/cpu/host/isa.cpp", "tests/arm/driver.cpp")
+
+sys.path.insert(0, str(ROOT / "tests"))
+from seqcls_fast._cells import BUILT_IN  # noqa: E402
+from support.cases import Case, Problem, build, pairwise  # noqa: E402
+from support.checks import compare, expected, padding  # noqa: E402
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")  # as csrc/core/args.h numbers them
+CELLS = tuple(BUILT_IN)
+Named = dict[str, Tensor]
+
+
+def missing() -> str:
+    """Why nothing can run here; empty if it can."""
+    names = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
+    return f"no {' and no '.join(names)} on the PATH: `make arm-tools` installs them on Debian" if names else ""
+
+
+def run(*words: str | Path, **options: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([str(word) for word in words], cwd=ROOT, check=True, **options)  # type: ignore[call-overload]
+
+
+def compiled(source: str, name: str, flags: Sequence[str]) -> Path:
+    """The object of a source, which is kept until a source of the backend changes."""
+    built, said = OUT / f"{name}.o", shlex.join(flags)
+    how = built.with_suffix(".how")
+    folders = ("csrc/core", "csrc/cpu/kernels", "csrc/cpu/host", "tests/arm", "tests/tsan/stand_in")
+    newest = max(path.stat().st_mtime for folder in folders for path in (ROOT / folder).rglob("*.*"))
+    if not (built.exists() and how.exists() and how.read_text() == said and built.stat().st_mtime > newest):
+        run(COMPILER, *flags, "-Itests/tsan/stand_in", "-c", source, "-o", built)
+        how.write_text(said)
+    return built
+
+
+def driver(isas: Sequence[str], flags: dict[str, object]) -> Path:
+    """The program that runs cases, with all instruction sets."""
+    kernel_flags = flags["kernel_flags"]
+    assert callable(kernel_flags)
+    common = ["-std=c++17", *map(str, flags["FLAGS"])]  # type: ignore[call-overload]
+    macros = [f"-DSF_WITH_{name.upper()}" for name in isas]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        tasks = [
+            pool.submit(compiled, KERNELS, f"kernels_{name}", ["-std=c++17", *kernel_flags(name)]) for name in isas
+        ]
+        tasks += [pool.submit(compiled, source, Path(source).stem, [*common, *macros]) for source in HOST]
+        objects = [task.result() for task in tasks]
+    program = OUT / "driver"
+    run(COMPILER, "-static", *objects, "-o", program)
+    return program
+
+
+# ---- What the driver reads and writes: see driver.cpp
+
+
+def numbers(*values: int) -> bytes:
+    return torch.tensor(values, dtype=torch.int64).numpy().tobytes()
+
+
+def raw(t: Tensor) -> bytes:
+    t = t.contiguous()
+    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy().tobytes()
+
+
+def given(case: Case, problem: Problem) -> bytes:
+    """A case as the driver reads it. Steps beyond a row's length hold NaN, or an id that does not exist."""
+    beyond = padding(problem.lengths, case.T)
+    parts = [
+        numbers(
+            CELLS.index(case.cell), DTYPES.index(case.dtype), case.directions, case.T, case.B, case.I, case.H, case.P,
+            case.bias, case.state, problem.lengths is not None, case.want_output, case.ids,
+        )
+    ]  # fmt: skip
+    if problem.lengths is not None:
+        parts.append(raw(problem.lengths.long()))
+
+    def hidden(t: Tensor) -> Tensor:
+        poison = float("nan") if t.is_floating_point() else 1 << 40
+        mask = beyond if t.dim() == 2 or beyond is None else beyond[:, :, None]
+        return t if mask is None else t.masked_fill(mask, poison)
+
+    for name, t in problem.inputs.items():
+        parts.append(raw(hidden(t) if case.ids else hidden(t).to(case.torch_dtype)) if name == "x" else
+                     raw(t.to(case.torch_dtype)))  # fmt: skip
+    for name, t in problem.cotangents.items():
+        parts.append(raw((hidden(t) if name == "output" else t).to(case.torch_dtype)))
+    return b"".join(parts)
+
+
+def results(case: Case, wanted: Named, data: memoryview) -> tuple[Named, memoryview]:
+    """The results of a case by name, and what follows them."""
+    found = {}
+    for name, t in wanted.items():
+        size = t.numel() * case.torch_dtype.itemsize
+        flat = torch.frombuffer(bytearray(data[:size]), dtype=case.torch_dtype) if size else torch.empty(0)
+        found[name], data = flat.to(case.torch_dtype).view(t.shape), data[size:]
+    return found, data
+
+
+def check(program: Path, isa: str, threads: int, cases: Iterable[Case]) -> int:
+    """Runs cases and compares their results with the reference; returns how many differ."""
+    cases = list(cases)
+    data = b"".join(given(case, build(case)) for case in cases)
+    command = [EMULATOR, "-cpu", "max", "-L", LIBRARIES, program, isa, str(threads)]
+    done = subprocess.run(list(map(str, command)), input=data, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"arm: the driver ended with {done.returncode}: {done.stderr.decode()[-2000:]}")
+    left, wrong = memoryview(done.stdout), 0
+    for case in cases:
+        wanted = expected(case)
+        found, left = results(case, wanted, left)
+        try:
+            compare(found, wanted, case, isa)
+            beyond = padding(build(case).lengths, case.T)
+            for name in {"output", "d x"} & found.keys() if beyond is not None else ():
+                assert not found[name][beyond].any(), f"{name} is not exactly 0 beyond the lengths"
+        except AssertionError as error:
+            wrong += 1
+            print(f"{isa} {case}: {error}", flush=True)
+    if left:
+        raise SystemExit(f"arm: the driver wrote {len(left)} bytes too many")
+    return wrong
+
+
+# ---- The runtime
+
+
+def stream_here_and_there(isas: Sequence[str]) -> int:
+    """What examples/stream.c prints with a saved model here and on ARM: 0 if it is the same up to rounding."""
+    import seqcls_fast as sf
+
+    torch.manual_seed(0)
+    model = OUT / "model.sfm"
+    sf.export.to_runtime(torch.nn.Sequential(sf.LSTM(3, 24))[0], model)
+    build_here = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
+    build_here["build"](OUT / "here", ["base"], False)
+    run(sys.executable, "csrc/runtime/build.py", "--out", OUT / "there", "--isas", ",".join(isas),
+        env=os.environ | {"CXX": COMPILER, "AR": "aarch64-linux-gnu-ar"})  # fmt: skip
+    printed = []
+    for compiler, folder, before in (
+        ("cc", "here", []),
+        ("aarch64-linux-gnu-gcc", "there", [EMULATOR, "-L", LIBRARIES]),
+    ):
+        program = OUT / folder / "stream"
+        run(compiler, "-O2", f"-I{OUT / folder}", "examples/stream.c", OUT / folder / "libseqcls.a", "-lstdc++", "-lm",
+            "-lpthread", "-o", program)  # fmt: skip
+        lines = "\n".join(f"{k * 0.1} {k * -0.2} {k % 3}" for k in range(20)) + "\n"
+        done = run(*before, program, model, input=lines.encode(), capture_output=True)
+        printed.append(done.stdout.decode())
+    numbers_of = [[float(word) for word in text.split() if _is_number(word)] for text in printed]
+    close = len(numbers_of[0]) == len(numbers_of[1]) > 20 and all(
+        abs(a - b) <= 1e-5 * max(1.0, abs(a)) for a, b in zip(*numbers_of, strict=True)
+    )
+    print(f"examples/stream.c: {len(numbers_of[0])} numbers, {'as here' if close else 'OTHER THAN HERE'}")
+    return 0 if close else 1
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the CPU backend on an emulated 64-bit ARM.")
+    parser.add_argument("--all", action="store_true", help="every case instead of a sample")
+    parser.add_argument("--max-cost", type=int, default=400_000, help="multiply-adds of a case's forward pass, at most")
+    chosen = parser.parse_args()
+    if why := missing():
+        print(f"arm: nothing is checked: {why}", file=sys.stderr)
+        return 3 if os.environ.get("REQUIRE_ARM") else 0
+    torch.set_num_threads(1)
+    OUT.mkdir(parents=True, exist_ok=True)
+    os.environ["CXX"] = COMPILER
+    flags = runpy.run_path(str(ROOT / "csrc/flags.py"))
+    del os.environ["CXX"]
+    isas = list(flags["ISAS"])
+    start = time.monotonic()
+    program = driver(isas, flags)
+    print(f"built for {', '.join(isas)} in {time.monotonic() - start:.0f} s", flush=True)
+    cases = [replace(case, layout="time_first") for case in pairwise() if case.cost <= chosen.max_cost]
+    cases = [case for case in cases if case.valid]
+    cases = cases if chosen.all else cases[::2]
+    wrong = 0
+    for isa in isas:
+        for threads in (1, 3):
+            some = cases if threads == 1 else cases[::4]
+            start = time.monotonic()
+            faults = check(program, isa, threads, some)
+            print(f"{isa}, {threads} thread(s): {len(some)} cases, {faults} wrong, {time.monotonic() - start:.0f} s")
+            wrong += faults
+    return 1 if wrong + stream_here_and_there(isas) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
