@@ -16,7 +16,8 @@ from .shared import UsageError, add_command, check_folder, load, plain, print_js
 __all__ = ["add"]
 
 EXAMPLES = """\
-The file also holds classes, temperature, threshold and about as JSON: metadata of ONNX, or extra files of torch.export.
+The file also holds classes, temperature, threshold, about and, for texts, tokenizer as JSON: metadata of ONNX, or extra
+files of torch.export.
 
 examples:
   seqcls-fast export model --out model.onnx  standard ONNX, for onnxruntime and others
@@ -77,6 +78,8 @@ def _export(arguments: argparse.Namespace) -> None:
         "lengths": "int64 (batch)", **_about_wide(model), "logits": f"float32 (batch, {model.num_classes})",
         "classes": estimator.classes_,
     }  # fmt: skip
+    if model.vocab_size is not None:
+        answer["tokenizer"] = estimator.encoder_.description
     if estimator.temperature_ != 1:
         answer["temperature"] = estimator.temperature_  # the user divides the logits by it
     if estimator.threshold_ is not None:
@@ -102,6 +105,8 @@ def _metadata(estimator: Any) -> dict[str, str]:
         "threshold": None if threshold is None else threshold.to_json(), "about": estimator.fitted_.about,
     }  # fmt: skip
     encoder = estimator.encoder_
+    if estimator.model_.vocab_size is not None:
+        found["tokenizer"] = encoder.description
     if estimator.model_.wide_ids is not None:  # from texts to ids: docs/classifiers.md has the rule
         found["ngrams"] = {name: getattr(encoder, name) for name in ("bits", "lowercase", "normalization")}
     return {name: json.dumps(plain(value)) for name, value in found.items()}

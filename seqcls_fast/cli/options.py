@@ -70,6 +70,12 @@ class TrainOptions:
     def validated(self) -> bool:
         return self.validation is not None or self.validation_share is not None
 
+    @property
+    def files(self) -> list[str]:
+        """The files that parameters name, where they are there; fit() says what is wrong with others."""
+        named = [self.parameters.get(name) for name in ("vectors", "tokenizer")]
+        return [path for path in named if isinstance(path, str) and Path(path).suffix and os.path.isfile(path)]
+
     def replace(self, **fields: Any) -> TrainOptions:
         return dataclasses.replace(self, **fields)
 

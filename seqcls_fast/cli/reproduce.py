@@ -121,6 +121,13 @@ def _recorded_options(path: Path, record: dict[str, Any], arguments: argparse.Na
                 f"but got {found} (--{name} names another file)"
             )
         asked = asked.replace(**{name: now})
+    for file in asked.files:
+        expected = record["sha256"].get(file)
+        if expected is not None and (found := train.sha256(file)) != expected:
+            raise ValueError(
+                f"{escaped(file)}: expected the file that the model was trained with, of SHA-256 {escaped(expected)}, "
+                f"but got {found}"
+            )
     return asked
 
 

@@ -178,8 +178,7 @@ def _seed_of(checkpoints: str | None, drawn: int) -> int:
 def read(asked: TrainOptions) -> TrainingData:
     columns = {name: getattr(asked, name) for name in ("kind", "text", "label", "weight", "delimiter")}
     columns["format"] = asked.input_format
-    names = [asked.data, *([asked.validation] if asked.validation else [])]
-    digests = {str(name): sha256(name) for name in names}
+    digests = {str(name): sha256(name) for name in (asked.data, asked.validation, *asked.files) if name}
     seed = asked.parameters["seed"]
     if asked.stream:
         return _stream(asked, columns, seed, digests)

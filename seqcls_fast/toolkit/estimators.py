@@ -260,7 +260,11 @@ class TextClassifier(_SequenceEstimator):
         word_dropout: the share of the tokens that training replaces by the unknown one, which is so trained.
         wide: whether there are hashed n-grams; False leaves the recurrent encoder alone.
         wide_dropout: the share of the n-grams that training leaves out of each text.
-        tokenizer: ``"word"``, ``"char"`` or ``"bpe"`` (byte pairs, learned from the texts).
+        tokenizer: ``"word"``, ``"char"`` or ``"bpe"`` (byte pairs, learned from the texts); or the path of a
+            ``tokenizer.json`` as Hugging Face's tokenizers save it, which is kept with the model.
+        vectors: the file of pretrained vectors that the embedding begins with, ``embedding_dim`` numbers for a word:
+            text (``.vec`` or ``.txt``, as of word2vec, GloVe and fastText), or an array ``.npy`` beside the list of its
+            words, a file of the same name that ends in ``.words``. Words that are not in it begin at random.
         lowercase, normalization: whether case is ignored; the Unicode form that texts are converted to, or None.
         max_length: the tokens that are read of a text; later ones are cut off.
         max_vocab, min_frequency: the most tokens of the vocabulary; how often a token must occur to be in it.
@@ -306,10 +310,10 @@ class TextClassifier(_SequenceEstimator):
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 96, embedding_dim: int = 96, num_layers: int = 1,
         bidirectional: bool = True, pooling: str = "max", dropout: float = 0.5, embedding_dropout: float = 0.3,
-        word_dropout: float = 0.3, wide: bool = True, wide_dropout: float = 0.0, tokenizer: str = "word",
+        word_dropout: float = 0.3, wide: bool = True, wide_dropout: float = 0.0,
+        tokenizer: str | os.PathLike[str] = "word", vectors: str | os.PathLike[str] | None = None,
         lowercase: bool = True, normalization: str | None = "NFKC", max_length: int | None = 256,
-        max_vocab: int = 20_000,
-        min_frequency: int = 1, epochs: int | None = None, batch_size: int | None = None,
+        max_vocab: int = 20_000, min_frequency: int = 1, epochs: int | None = None, batch_size: int | None = None,
         learning_rate: float | None = None, weight_decay: float = 0.01, schedule: str = "cosine", warmup: float = 0.1,
         max_grad_norm: float | None = 1.0, label_smoothing: float = 0.0, class_weight: Any = None,
         holdout: float | None = 0.1, refit: bool = True, patience: int | None = None, metric: str = "loss",
@@ -322,7 +326,7 @@ class TextClassifier(_SequenceEstimator):
         self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
         self.embedding_dropout, self.word_dropout, self.wide = embedding_dropout, word_dropout, wide
         self.wide_dropout, self.label_smoothing = wide_dropout, label_smoothing
-        self.holdout, self.refit = holdout, refit
+        self.vectors, self.holdout, self.refit = vectors, holdout, refit
         self.lowercase, self.normalization, self.max_length = lowercase, normalization, max_length
         self.max_vocab, self.min_frequency, self.epochs, self.batch_size = max_vocab, min_frequency, epochs, batch_size
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule

@@ -249,7 +249,7 @@ class Fitted:
         if len(set(classes.tolist())) != count or count < 2:
             raise ValueError(f"classes: expected at least two different ones but got {count}")
         labels.class_factors(torch.ones(count), classes.tolist(), parameters["class_weight"])
-        encoder = inputs.encoder_type.from_json(config["encoder"])
+        encoder = inputs.encoder_from_json(config["encoder"])
         history, best_epoch = config["history"], config["best_epoch"]
         if best_epoch > len(history):
             raise ValueError(f"best_epoch: expected one of {len(history)} but got {best_epoch}")

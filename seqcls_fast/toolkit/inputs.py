@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from .._wide import WeightedIds
 from ..classifier import SequenceClassifier
@@ -17,7 +18,9 @@ from ._terminal import kind_of, shown
 from .data import labels
 from .data.columns import items, missing
 from .data.series import SeriesEncoder, as_steps
-from .data.text import TextEncoder
+from .data.text import UNKNOWN, TextEncoder
+from .data.tokenizer_file import TokenizerFile, is_tokenizer_file, text_encoder_from_json
+from .data.vectors import check_vectors, read_vectors
 
 __all__ = ["LAYOUTS", "Inputs", "SeriesInputs", "TextInputs"]
 
@@ -44,6 +47,10 @@ class Inputs:
     def make_encoder(self, parameters: Mapping[str, Any]) -> Any:
         """A new encoder, made from the parameters of the estimator, which has learned nothing yet."""
         raise NotImplementedError
+
+    def encoder_from_json(self, text: str) -> Any:
+        """The encoder that its to_json() wrote; a ValueError for any other text."""
+        return self.encoder_type.from_json(text)
 
     def model_size(self, parameters: Mapping[str, Any], encoder: Any) -> tuple[int, dict[str, Any]]:
         """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and its arguments for this kind alone."""
@@ -93,9 +100,25 @@ class TextInputs(Inputs):
     enough_to_hold = 200  # fewer do not tell one epoch from another
     holds_out_of_streams = True
 
+    def __init__(self, vectors: str | os.PathLike[str] | None = None) -> None:
+        self.vectors = vectors  # the file of pretrained vectors
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> TextInputs:
+        return TextInputs(parameters["vectors"])
+
     def make_encoder(self, parameters: Mapping[str, Any]) -> TextEncoder:
+        if self.vectors is not None:  # before texts are read, which may take long
+            check_vectors(self.vectors, parameters["embedding_dim"])
         names = ("lowercase", "normalization", "max_length", "max_vocab", "min_frequency", "wide")
-        return TextEncoder(parameters["tokenizer"], **{name: parameters[name] for name in names})
+        tokenizer, options = parameters["tokenizer"], {name: parameters[name] for name in names}
+        return (
+            TokenizerFile.read(tokenizer, **options)
+            if is_tokenizer_file(tokenizer)
+            else TextEncoder(tokenizer, **options)
+        )
+
+    def encoder_from_json(self, text: str) -> TextEncoder:
+        return text_encoder_from_json(text)
 
     def model_size(self, parameters: Mapping[str, Any], encoder: TextEncoder) -> tuple[int, dict[str, Any]]:
         options: dict[str, Any] = {"vocab_size": encoder.vocab_size}
@@ -108,6 +131,8 @@ class TextInputs(Inputs):
     def prepare_model(self, model: SequenceClassifier, encoder: TextEncoder) -> None:
         if isinstance(model.wide, WeightedIds):
             model.wide.scale.copy_(encoder.scale())
+        if self.vectors is not None and model.embedding is not None:
+            _set_vectors(model.embedding.weight.detach(), encoder, self.vectors)
 
     def sequences(self, X: Any) -> list[str]:
         hint = "; for one text pass predict([text]), for a file pathlib.Path(name)"
@@ -165,6 +190,21 @@ class SeriesInputs(Inputs):
 
     def plain(self, X: list[Any]) -> list[Any]:
         return [as_steps(series, f"X[{index}]") for index, series in enumerate(X)]
+
+
+def _set_vectors(weight: torch.Tensor, encoder: TextEncoder, path: str | os.PathLike[str]) -> None:
+    """Puts pretrained vectors in the place of the first weights of an embedding.
+
+    Words that the file lacks keep their random weights, whose deviation becomes that of the vectors.
+    """
+    ids: dict[str, list[int]] = {}  # by word: a token may stand for it with a space before it and without
+    for i in [*range(UNKNOWN + 1, encoder.vocab_size), UNKNOWN]:
+        ids.setdefault(encoder.id_to_token(i).strip(), []).append(i)
+    found = read_vectors(path, ids.keys(), weight.size(1), encoder.normal)
+    matrix = np.stack(list(found.values()))
+    weight[UNKNOWN:] *= float(matrix.std()) or 1.0
+    for word, vector in zip(found, torch.from_numpy(matrix), strict=True):
+        weight[ids[word]] = vector.to(weight)
 
 
 def _one_column(X: Any) -> Any:

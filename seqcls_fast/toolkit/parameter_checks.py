@@ -17,6 +17,7 @@ from ._terminal import did_you_mean, kind_of, shown
 from .data import labels
 from .data.series import NORMALS, POLICIES
 from .data.text import KINDS
+from .data.tokenizer_file import is_tokenizer_file
 from .inputs import LAYOUTS
 from .training.options import METRICS, SCHEDULES
 
@@ -64,9 +65,13 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     for name in ("batch_size", "patience", "max_length", "epochs"):
         if parameters[name] is not None or (name == "epochs" and "wide" not in parameters):
             _require_int(name, parameters[name], 1)
+    if not isinstance(parameters.get("vectors"), str | os.PathLike | None):
+        raise TypeError(f"vectors: expected None or the path of a file but got {kind_of(parameters['vectors'])}")
     for name, choices in _CHOICES.items():
+        if name == "tokenizer" and is_tokenizer_file(parameters.get(name)):
+            continue
         if name in parameters and parameters[name] not in choices:
-            near = did_you_mean(parameters[name], choices, _ELSEWHERE)
+            near = did_you_mean(parameters[name], choices, _ELSEWHERE) or _as_file(name, parameters[name])
             raise ValueError(f"{name}: expected one of {', '.join(choices)} but got {shown(parameters[name])}{near}")
     for name, low, below, words in (
         ("checkpoint_every", 0.0, math.inf, "seconds, at least 0,"),
@@ -85,6 +90,12 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         value = parameters[name]
         if value is not None or not words.startswith("None"):
             _require_number(name, value, low, below, words)
+
+
+def _as_file(name: str, value: Any) -> str:
+    """The end of a message about a tokenizer that may be the name of a folder, or of a model in the network."""
+    is_name = name == "tokenizer" and isinstance(value, str) and re.search(r"[/\\.\-]", value)
+    return "; for a tokenizer of Hugging Face's pass the path of its tokenizer.json" if is_name else ""
 
 
 def _require_int(name: str, value: Any, least: int) -> None:

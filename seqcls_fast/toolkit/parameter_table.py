@@ -56,7 +56,16 @@ PARAMETERS = (
         "wide", bool, True, "whether hashed words, pairs of words and n-grams of characters go to the logits too", TEXT
     ),
     Parameter("wide_dropout", float, 0.0, "share of these n-grams that is left out of each text, in training", TEXT),
-    Parameter("tokenizer", str, "word", '"word", "char" or "bpe" (byte pairs, learnt from the texts)', TEXT),
+    Parameter(
+        "tokenizer", str, "word",
+        '"word", "char" or "bpe" (byte pairs, learnt from the texts), or the path of a Hugging Face tokenizer.json',
+        TEXT,
+    ),
+    Parameter(
+        "vectors", str | None, None,
+        "file of pretrained vectors of words to begin with: .vec or .txt (word2vec, GloVe, fastText), or .npy beside a "
+        ".words file; None for random ones", TEXT,
+    ),
     Parameter("lowercase", bool, True, "whether case is ignored", TEXT),
     Parameter("normalization", str | None, "NFKC", "the Unicode form that texts are converted to, or None", TEXT),
     Parameter(

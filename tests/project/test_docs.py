@@ -97,7 +97,7 @@ def test_named_files_exist(page: Path) -> None:
     """A file in backticks is one of the tree, by its path or by the end of it."""
     if not tracked():
         pytest.skip("no file is tracked here")
-    examples = {"reviews/", "new/", "model.pt2", "config.json", "command.json"}  # of a reader's own
+    examples = {"reviews/", "new/", "model.pt2", "config.json", "command.json", "tokenizer.json"}  # of a reader's own
     examples |= {"gpu.json", "FOLDER/gpu.json", "report.txt"}  # what a run on a GPU writes
     missing = []
     for name in NAMED.findall(prose(page)):

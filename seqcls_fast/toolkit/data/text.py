@@ -28,7 +28,7 @@ from .errors import seal, unseal
 from .ngrams import bags_of
 from .ragged import Ragged
 
-__all__ = ["TextEncoder"]
+__all__ = ["CONTENT", "TextEncoder", "id_bytes", "refuse_surrogates"]
 
 KINDS = ("word", "char", "bpe")
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -40,7 +40,7 @@ _LONG = 64  # characters; longer chunks hardly repeat and are not kept
 _DISTINCT = 1 << 20  # most chunks that fit() counts
 _MOST_BITS, _TABLE_BITS = 20, 24  # of the ids of n-grams; of the numbers of a table that has a row for each
 _AT_ONCE = 1024  # texts whose n-grams fit() counts at once
-_CONTENT = record(
+CONTENT = record(
     {"parameters": record({"tokenizer": anything}, others=anything), "tokens": anything, "merges": anything},
     {"bits": optional(whole(1, _MOST_BITS))},
 )
@@ -130,10 +130,10 @@ class TextEncoder:
         self._frequencies = np.zeros(1 << self.bits, np.int64)
         waiting: list[str] = []  # normalised texts whose n-grams are not counted yet
         for index, text in enumerate(_checked(texts)):
-            normal = self._normal(text)
+            normal = self.normal(text)
             if not normal.isascii():
-                _refuse_surrogates(text, index)
-            chunks.update(self._chunks(normal))
+                refuse_surrogates(text, index)
+            chunks.update(self._cut(text, normal, index))
             count += 1
             if self.wide:
                 waiting.append(normal)
@@ -160,8 +160,8 @@ class TextEncoder:
         get, end = self._known.get, None if self.max_length is None else _ID * self.max_length
         normals = []
         for index, text in enumerate(_checked(texts)):
-            normals.append(normal := self._normal(text))
-            chunks = self._chunks(normal)
+            normals.append(normal := self.normal(text))
+            chunks = self._cut(text, normal, index)
             try:
                 row = b"".join(map(get, chunks))  # type: ignore[arg-type]
             except TypeError:  # get() returned None: a chunk that is not known yet
@@ -201,17 +201,17 @@ class TextEncoder:
         self._check_fitted()
         if not isinstance(text, str):
             raise TypeError(f"text: expected a string but got {kind_of(text)}")
-        _refuse_surrogates(text, None)
+        refuse_surrogates(text, None)
         if self.kind == "bpe":
-            chunks = self._chunks(self._normal(text))
+            chunks = self._chunks(self.normal(text))
             found = [_shown(token) for chunk in chunks for token in self._tokenizer.encode(chunk).tokens]
         else:
-            found = [token for chunk in self._chunks(self._normal(text)) for token in self._split(chunk)]
+            found = [token for chunk in self._chunks(self.normal(text)) for token in self._split(chunk)]
         return found[: self.max_length]
 
     def prefixes(self, text: str, counts: Sequence[int]) -> list[str]:
         """The normalised text, cut after each of these numbers of its tokens, which rise."""
-        normal = self._normal(text)
+        normal = self.normal(text)
         if self.kind == "bpe":  # a token stands for bytes, and all tokens together for all of them
             sizes = [len(token) for chunk in self._chunks(normal) for token in self._tokenizer.encode(chunk).tokens]
             ends, content = [0, *accumulate(sizes)], normal.encode()
@@ -241,24 +241,37 @@ class TextEncoder:
         """The fitted encoder as text, for :meth:`from_json`."""
         self._check_fitted()
         content = {"parameters": self._parameters(), "tokens": self._tokens, "merges": self._merges}
-        return seal("TextEncoder", content | ({"bits": self.bits} if self.wide else {}))
+        return seal("TextEncoder", content | self._bits())
 
     @classmethod
     def from_json(cls, text: str) -> TextEncoder:
         """The encoder that :meth:`to_json` wrote; a ValueError for any other text."""
         content = unseal("TextEncoder", text)
         try:
-            _CONTENT(content, "content")
-            parameters, tokens, merges = content["parameters"], content["tokens"], content["merges"]
+            CONTENT(content, "content")
+            parameters = content["parameters"]
             encoder = cls(parameters.pop("tokenizer"), **parameters)
-            encoder._check(tokens, merges)
-            encoder._build(tokens, [(left, right) for left, right in merges])
-            if encoder.wide != (content.get("bits") is not None):
-                raise ValueError(f"the bits {shown(content.get('bits'))} where wide is {encoder.wide}")
-            encoder.bits = content.get("bits") or 0
+            encoder._restore(content)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"TextEncoder: expected text from to_json() but got {escaped(error)}") from None
         return encoder
+
+    def _bits(self) -> dict[str, int]:
+        return {"bits": self.bits} if self.wide else {}
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        """Takes over what fit() had learnt, from JSON, after a check."""
+        tokens, merges = content["tokens"], content["merges"]
+        self._check(tokens, merges)
+        self._build(tokens, [(left, right) for left, right in merges])
+        if self.wide != (content.get("bits") is not None):
+            raise ValueError(f"the bits {shown(content.get('bits'))} where wide is {self.wide}")
+        self.bits = content.get("bits") or 0
+
+    @property
+    def description(self) -> str:
+        """What tokens are, in a few words."""
+        return self.kind
 
     def __repr__(self) -> str:
         parameters = self._parameters()
@@ -268,10 +281,15 @@ class TextEncoder:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": {}, "_frequencies": np.zeros(0, np.int64)}
 
-    def _normal(self, text: str) -> str:
+    def normal(self, text: str) -> str:
+        """The text in the Unicode form, and in lower case, if these are asked for."""
         if self.normalization is not None and not text.isascii():
             text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
         return text.lower() if self.lowercase else text
+
+    def _cut(self, text: str, normal: str, index: int | None) -> Iterable[str]:
+        """The chunks of a text, which is also given in its normalised form; ``index`` is its number in messages."""
+        return self._chunks(normal)
 
     def _chunks(self, text: str) -> Iterable[str]:
         """The strings that are tokenized by themselves: characters, or words (for BPE with the spaces before them)."""
@@ -294,7 +312,7 @@ class TextEncoder:
         try:
             ids = array("q", self._tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
         except TypeError:  # how tokenizers reports surrogates
-            _refuse_surrogates(text, index)
+            refuse_surrogates(text, index)
             raise
         if len(chunk) <= _LONG:
             if len(self._known) >= _REMEMBERED:
@@ -336,11 +354,7 @@ class TextEncoder:
         self._tokenizer = self._make_tokenizer({token: i for i, token in enumerate(tokens, len(_NAMES))}, merges)
         self._known = {}
         if self.kind != "bpe" and len(tokens) < _REMEMBERED:  # a word or character is often a chunk by itself
-            self._known = {
-                token: i.to_bytes(_ID, sys.byteorder)
-                for i, token in enumerate(tokens, len(_NAMES))
-                if len(token) <= _LONG
-            }
+            self._known = {token: id_bytes(i) for i, token in enumerate(tokens, len(_NAMES)) if len(token) <= _LONG}
 
     def _make_tokenizer(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
         tokenizers = need("tokenizers", "TextEncoder")
@@ -376,7 +390,7 @@ class TextEncoder:
         """Raises a ValueError for a vocabulary that fit() could not have learnt."""
         if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and t for t in tokens):
             raise ValueError("tokens that are no list of strings")
-        _refuse_surrogates("".join(tokens), None)
+        refuse_surrogates("".join(tokens), None)
         known = set(tokens)
         if len(known) != len(tokens):
             raise ValueError("a token twice")
@@ -413,7 +427,7 @@ def _checked(texts: Any) -> Iterator[str]:
         yield text
 
 
-def _refuse_surrogates(text: str, index: int | None) -> None:
+def refuse_surrogates(text: str, index: int | None) -> None:
     """Raises a ValueError for a lone surrogate: half of a character in UTF-16, which a str can hold."""
     try:
         text.encode()
@@ -421,6 +435,11 @@ def _refuse_surrogates(text: str, index: int | None) -> None:
         name = "text" if index is None else f"texts[{index}]"
         half = f"U+{ord(text[error.start]):04X}"
         raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {half}, at {error.start}") from None
+
+
+def id_bytes(place: int) -> bytes:
+    """An id as :meth:`TextEncoder.encode` collects them."""
+    return place.to_bytes(_ID, sys.byteorder)
 
 
 def _as_tensor(numbers: array[int] | bytearray) -> torch.Tensor:
