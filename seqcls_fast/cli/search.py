@@ -1,7 +1,9 @@
 """`train --search N`: a small random search, which stops trials that do worse than most.
 
-The values of a trial depend on the seed, the trial's number and the parameter's name alone. So a longer search begins
-with the trials of a shorter one, and giving one parameter does not change how the others are drawn.
+Trials are ranked by the whole model's value on the validation data. The baseline, and the wide part of series, are the
+same in all of them and are fitted once. The values of a trial depend on the seed, the trial's number and the
+parameter's name alone. So a longer search begins with the trials of a shorter one, and giving one parameter does not
+change how the others are drawn.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def run(
             failure = failure or error
         else:
             history = estimator.history_
-            row |= {"epochs": len(history), rule.name: history[estimator.best_epoch_ - 1][rule.name]}
+            row |= {"epochs": len(history), rule.name: _held_out(estimator, chosen["metric"])}
             row["ended"] = "complete" if len(history) == epochs else "patience"
             if rule.stops(history):  # worse than the median, and so never the best
                 row["ended"] = "stopped"
@@ -126,6 +128,18 @@ def run(
     table.sort(key=lambda row: _rank(rule, row))
     answer = {"metric": rule.name, "seed": chosen["seed"], "saved": best[0]["trial"], "trials": table}
     return best[1], asked.with_parameters(**best[0]["settings"]), answer
+
+
+def _held_out(estimator: Any, metric: str) -> float:
+    """The whole model's value on the validation data. The history has that of the network, to which a wide part of
+    series is added after the training."""
+    from ..toolkit.ranks import current
+
+    report = estimator.validation_report_
+    if report is not None:  # in the process that writes
+        report = report | {"loss": report["log_loss"], "macro_f1": report["macro"]["f1"]}
+    found: float = current().from_writer(report and report[metric])
+    return found
 
 
 def _output_of_trial(chosen: dict[str, Any], number: int) -> dict[str, Any]:

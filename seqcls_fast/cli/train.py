@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..toolkit._extras import need
 from ..toolkit._terminal import escaped
@@ -38,6 +38,9 @@ from .shared import (
     save_pictures,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from ..toolkit.fit import Shared
 
 __all__ = ["TrainingData", "add", "learn", "read", "save", "sha256"]
 
@@ -100,6 +103,7 @@ def _train(arguments: argparse.Namespace) -> None:
     check_folder(arguments.report)
     need("numpy", "seqcls-fast train")
     from ..toolkit import store
+    from ..toolkit.fit import Shared
     from ..toolkit.ranks import join
 
     store.check_target(out)
@@ -115,7 +119,8 @@ def _train(arguments: argparse.Namespace) -> None:
         start = time.perf_counter()
         if arguments.search:
             rows = data.x.survey().rows if data.streamed else len(data.x)
-            estimator, asked, table = search.run(partial(learn, data), asked, searched, rows, arguments.search)
+            learn_trial = partial(learn, data, shared=Shared())
+            estimator, asked, table = search.run(learn_trial, asked, searched, rows, arguments.search)
         else:
             estimator = _learn_with_checkpoints(data, asked, checkpoints, arguments.resume, ranks.writer)
         seconds = time.perf_counter() - start
@@ -207,14 +212,16 @@ def learn(
     asked: TrainOptions,
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     resume: bool = False,
+    shared: Shared | None = None,
 ) -> Any:
-    """The estimator, fitted."""
+    """The estimator, fitted. What trainings on the same data have in common is kept in ``shared``."""
     from ..toolkit import estimators
+    from ..toolkit.training.prepare import FitData
 
     estimator = getattr(estimators, ESTIMATORS[asked.kind])(**asked.parameters | _class_weight(asked, data))
     validation = data.validation[0] if data.validation is not None and data.streamed else data.validation
-    more = {"stop": stop, "resume": resume}
-    return estimator.fit(data.x, data.y, validation=validation, sample_weight=data.weight, **more)
+    estimator._fit(FitData(data.x, data.y, validation, data.weight), resume, stop, shared)
+    return estimator
 
 
 def save(

@@ -46,6 +46,8 @@ def about_model(
     }
     if data is not None:
         found["training"] += f" on {data['rows']:,} examples (digest {data['digest']})"
+        if "earlier" in data:
+            found["training"] += f", after an earlier training on {data['earlier']:,}"
         if "refit" in data:
             part = "the convolutions" if model.wide_ids is None else f"again for {best_epoch}"
             found["training"] += f", then {part} on all {data['refit']:,}, of which this model is"

@@ -110,13 +110,15 @@ def _data(fitted: Fitted, command: dict[str, Any]) -> list[str]:
     if data is None:
         return []
     rows = [("training", data["rows"], _code(data["digest"]))]
+    if "earlier" in data:
+        rows.append(("training before that", data["earlier"], ""))
     held = data["validation"]
     if held is not None:
         share = f" (a share of {held['share']:g})" if "share" in held else ""
         rows.append(("validation" + share, held["rows"], _code(held["digest"])))
     split = command.get("split") or {}
     if "share" in split and held is not None:
-        rows[1] = (f"validation (a share of {split['share']:g}, drawn with seed {split['seed']})", *rows[1][1:])
+        rows[-1] = (f"validation (a share of {split['share']:g}, drawn with seed {split['seed']})", *rows[-1][1:])
     files = [f"- {_code(name)}, SHA-256 {_code(digest)}" for name, digest in command.get("sha256", {}).items()]
     return [
         "## Data",

@@ -22,7 +22,7 @@ from .card import model_card
 from .data import labels
 from .data.stream import Stream
 from .evaluation.report import Report
-from .fit import fit
+from .fit import Shared, fit, partial_fit
 from .fitted import Fitted
 from .inputs import Inputs, SeriesInputs, TextInputs
 from .parameter_checks import check_parameters, is_available, parameters_from_json
@@ -124,10 +124,47 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
                 "fit: expected validation= and sample_weight= by their names but got a third argument without one; "
                 f"did you mean {name}={shown(further[0], 40)}?"
             )
+        self._fit(FitData(X, y, validation, sample_weight), resume, stop)
+        return self
+
+    def _fit(
+        self, given: FitData, resume: bool, stop: Callable[[list[dict[str, Any]]], bool] | None,
+        shared: Shared | None = None,
+    ) -> None:  # fmt: skip
+        """As :meth:`fit`; with ``shared`` for several trainings on the same data."""
         self._check_parameters()
-        given = FitData(X, y, validation, sample_weight)
         parameters = self.get_params(deep=False)
-        fit(self._inputs.with_parameters(parameters), parameters, given, resume=resume, stop=stop, keep=self._keep)
+        start = vars(self).get("fitted_") if self.warm_start else None
+        inputs = self._inputs.with_parameters(parameters)
+        fit(inputs, parameters, given, resume=resume, stop=stop, keep=self._keep, start=start, shared=shared)
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> _SequenceEstimator:
+        """Trains on with a batch of labelled sequences, in one pass, without looking at what came before.
+
+        The first call learns the vocabulary of texts, or the means and deviations of series, which stay as they are; so
+        its batch should not be small. A fitted or loaded estimator is trained on, with the classes that it has. The
+        learning rate stays the same (0.002 unless ``learning_rate`` says otherwise), nothing is held out, and there is
+        no baseline. A temperature and a threshold are forgotten.
+
+        Args:
+            X, y: sequences and their labels, or the ``pathlib.Path`` of a file with both; not a Stream.
+            classes: all labels that may ever come; needed in the first call alone.
+            sample_weight: the weight of each sequence, beside the others of this call.
+
+        Example::
+
+            >>> from seqcls_fast import TextClassifier
+            >>> texts = ["good film", "great film", "bad film", "awful film"] * 20
+            >>> clf = TextClassifier(hidden_size=8)
+            >>> for _ in range(5):
+            ...     clf = clf.partial_fit(texts, ["pos", "pos", "neg", "neg"] * 20, classes=["neg", "pos"])
+            >>> clf.predict(["a great one", "awful"]).tolist()
+            ['pos', 'neg']
+        """
+        self._check_parameters()
+        parameters = self.get_params(deep=False)
+        inputs, start = self._inputs.with_parameters(parameters), vars(self).get("fitted_")
+        self.fitted_ = partial_fit(inputs, parameters, FitData(X, y, None, sample_weight), classes, start)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -294,6 +331,8 @@ class TextClassifier(_SequenceEstimator):
         workers: processes that read and encode a Stream ahead; 0 does it in the training process.
         baseline: whether a linear model on simple features (n-grams of a text, summaries of a series) is fitted too, as
             ``baseline_``, with which reports compare the network.
+        warm_start: whether fit() of an estimator that is fitted, or loaded, goes on from its weights, with its
+            vocabulary and its classes, in place of new ones.
 
     Example::
 
@@ -320,7 +359,7 @@ class TextClassifier(_SequenceEstimator):
         amp: bool = False, on_nan: str = "raise", device: str = "auto", seed: int | None = 0,
         verbose: bool | None = None, log_dir: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: float = 60.0, workers: int = 1,
-        baseline: bool = True,
+        baseline: bool = True, warm_start: bool = False,
     ) -> None:  # fmt: skip
         self.cell, self.hidden_size, self.embedding_dim, self.num_layers = cell, hidden_size, embedding_dim, num_layers
         self.bidirectional, self.pooling, self.dropout, self.tokenizer = bidirectional, pooling, dropout, tokenizer
@@ -334,7 +373,7 @@ class TextClassifier(_SequenceEstimator):
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
         self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
-        self.baseline = baseline
+        self.baseline, self.warm_start = baseline, warm_start
 
 
 class SeriesClassifier(_SequenceEstimator):
@@ -380,6 +419,7 @@ class SeriesClassifier(_SequenceEstimator):
         device: str = "auto", seed: int | None = 0, verbose: bool | None = None,
         log_dir: str | os.PathLike[str] | None = None, checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: float = 60.0, workers: int = 1, baseline: bool = True,
+        warm_start: bool = False,
     ) -> None:  # fmt: skip
         self.holdout = holdout
         self.cell, self.hidden_size, self.num_layers, self.bidirectional = cell, hidden_size, num_layers, bidirectional
@@ -392,7 +432,7 @@ class SeriesClassifier(_SequenceEstimator):
         self.patience, self.metric, self.amp, self.on_nan = patience, metric, amp, on_nan
         self.device, self.seed, self.verbose, self.log_dir = device, seed, verbose, log_dir
         self.checkpoint_dir, self.checkpoint_every, self.workers = checkpoint_dir, checkpoint_every, workers
-        self.baseline = baseline
+        self.baseline, self.warm_start = baseline, warm_start
 
     @property
     def n_features_in_(self) -> int:

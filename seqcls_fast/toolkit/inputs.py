@@ -56,8 +56,8 @@ class Inputs:
         """The ``input_size`` of the :class:`~seqcls_fast.SequenceClassifier`, and its arguments for this kind alone."""
         raise NotImplementedError
 
-    def learnt(self, encoder: Any, classes: int) -> Any:
-        """The encoder, once it has learnt from data of that many classes."""
+    def learnt(self, encoder: Any, classes: int, rows: int = 0) -> Any:
+        """The encoder, once it has learnt from data of that many classes, of which so many rows may come at least."""
         return encoder
 
     def prepare_model(self, model: SequenceClassifier, encoder: Any) -> None:
@@ -124,8 +124,8 @@ class TextInputs(Inputs):
         options: dict[str, Any] = {"vocab_size": encoder.vocab_size}
         return parameters["embedding_dim"], options | ({"wide_ids": 1 << encoder.bits} if encoder.wide else {})
 
-    def learnt(self, encoder: TextEncoder, classes: int) -> TextEncoder:
-        encoder.choose_bits(classes)
+    def learnt(self, encoder: TextEncoder, classes: int, rows: int = 0) -> TextEncoder:
+        encoder.choose_bits(classes, rows)
         return encoder
 
     def prepare_model(self, model: SequenceClassifier, encoder: TextEncoder) -> None:

@@ -22,10 +22,17 @@ from .inputs import LAYOUTS
 from .training.options import METRICS, SCHEDULES
 
 __all__ = [
-    "check_parameters", "device_of", "is_available", "lasting_parameters", "parameters_from_json", "parameters_to_json",
+    "check_kept", "check_parameters", "device_of", "is_available", "lasting_parameters",
+    "parameters_from_json", "parameters_to_json",
 ]  # fmt: skip
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
+# What the network, or the encoder of its data, is made with.
+_SHAPING = (
+    "cell", "hidden_size", "embedding_dim", "num_layers", "bidirectional", "pooling", "wide", "tokenizer", "lowercase",
+    "normalization", "max_length", "max_vocab", "min_frequency", "standardize", "missing", "normalize", "differences",
+    "time",
+)  # fmt: skip
 # Of models that were saved before there were these parameters.
 _NOT_YET: dict[str, dict[str, Any]] = {
     "text": {
@@ -59,7 +66,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             _require_int(name, parameters[name], least)
     if not isinstance(parameters["baseline"], bool):
         raise TypeError(f"baseline: expected a bool but got {kind_of(parameters['baseline'])}")
-    for name in ("wide", "refit"):
+    for name in ("wide", "refit", "warm_start"):
         if not isinstance(parameters.get(name, False), bool):
             raise TypeError(f"{name}: expected a bool but got {kind_of(parameters[name])}")
     for name in ("batch_size", "patience", "max_length", "epochs"):
@@ -90,6 +97,16 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         value = parameters[name]
         if value is not None or not words.startswith("None"):
             _require_number(name, value, low, below, words)
+
+
+def check_kept(now: Mapping[str, Any], before: Mapping[str, Any], method: str) -> None:
+    """Raises a ValueError unless a model that was made with the parameters ``before`` can be trained on with others."""
+    for name in _SHAPING:
+        if name in now and now[name] != before[name]:
+            raise ValueError(
+                f"{method}: expected {name}={shown(before[name])}, as the model was made with, but got "
+                f"{shown(now[name])}; a new estimator begins anew"
+            )
 
 
 def _as_file(name: str, value: Any) -> str:

@@ -151,6 +151,7 @@ PARAMETERS = (
     ),
     Parameter("workers", int, 1, "processes that read and encode a stream ahead; 0 uses the training process"),
     Parameter("baseline", bool, True, "whether a linear model on simple features is fitted too, to compare with"),
+    Parameter("warm_start", bool, False, "whether fit() goes on from the weights of an estimator that is fitted"),
 )  # fmt: skip
 
 

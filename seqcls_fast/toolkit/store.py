@@ -82,7 +82,7 @@ def check_history(value: Any, name: str) -> None:
 HELD = record({"rows": whole(0), "digest": text}, {"share": _SHARE})
 _DATA = record(
     {"rows": whole(0), "digest": text, "validation": optional(HELD)},
-    {"ranks": whole(1), "threads": whole(1), "refit": whole(1)},
+    {"ranks": whole(1), "threads": whole(1), "refit": whole(1), "earlier": whole(0)},
 )
 _FIGURES = ("roc_auc", "pr_auc", "log_loss", "brier", "expected_calibration_error")
 _ADDED = record({"value": number(-1, 1), "interval": listed(number(), least=2)})

@@ -30,7 +30,8 @@ import seqcls_fast as sf
 from seqcls_fast import __main__
 from seqcls_fast.cli import search
 from seqcls_fast.cli.options import TrainOptions
-from seqcls_fast.toolkit.training import options
+from seqcls_fast.toolkit import fit
+from seqcls_fast.toolkit.training import options, wide
 from seqcls_fast.toolkit.training.loop import TrainingError
 from seqcls_fast.toolkit.training.options import best_epoch_of
 from support.corpora import sentences, waves
@@ -212,7 +213,9 @@ class Script:
             done.append(record)
             if stop(done):
                 break
-        return SimpleNamespace(history_=done, best_epoch_=best_epoch_of(done, chosen["metric"]), number=len(self.asked))
+        best = done[best_epoch_of(done, chosen["metric"]) - 1][f"val_{chosen['metric']}"]
+        report = {"log_loss": best, "macro": {"f1": best}, "accuracy": best}
+        return SimpleNamespace(history_=done, validation_report_=report, number=len(self.asked))
 
 
 def test_the_best_trial_is_kept_and_rule_are_stopped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +304,8 @@ def test_the_best_is_saved_as_if_trained_alone(data: str, searched: Path, tmp_pa
     assert losses == sorted(losses)
     assert not any({"hidden_size", "embedding_dim", "num_layers"} & set(row["settings"]) for row in table["trials"])
     model = sf.TextClassifier.load(searched)
-    assert model.history_[model.best_epoch_ - 1]["val_loss"] == losses[0]
+    assert model.validation_report_["log_loss"] == losses[0]
+    assert model.history_[model.best_epoch_ - 1]["val_loss"] == pytest.approx(losses[0])
     record = json.loads((searched / "command.json").read_text())
     assert "--search" not in record["command"]
     assert record["settings"].items() >= table["trials"][0]["settings"].items()
@@ -341,3 +345,31 @@ def test_a_search_that_cannot_be(data: str, searched: Path, capsys: pytest.Captu
     checkpoints = [*words, "--validation-share", "0.5", "--checkpoint-dir", "c"]
     assert "--search: expected without --checkpoint-dir" in misused(capsys, *checkpoints)
     assert "expected a number of at least 1 but got '0'" in misused(capsys, data, "--search", "0", "--out", "model")
+
+
+# -- series -----------------------------------------------------------------------------------------------------------
+
+
+def test_series_are_ranked_by_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wide part and the baseline are fitted once, and the model that is saved is as if it was trained alone."""
+    calls: list[str] = []
+    for module, name in ((fit, "fit_baseline"), (wide, "fit_wide")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, real=real, name=name: calls.append(name) or real(*given))
+    X, y = waves(count=40)
+    rows = [json.dumps({"series": series.tolist(), "label": label}) for series, label in zip(X, y, strict=True)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    words = [str(tmp_path / "data.jsonl"), "--kind", "series", "--validation-share", "0.5", "--epochs", "2"]
+    words += ["--hidden-size", "4", "--convolutions", "84", "--normalize", "data"]
+    assert __main__.main(["train", *words, "--search", "3", "--out", str(tmp_path / "model")]) == 0
+    assert sorted(calls) == ["fit_baseline", "fit_wide"]
+    model = sf.SeriesClassifier.load(tmp_path / "model")
+    table = json.loads((tmp_path / "model" / "search.json").read_text())
+    assert table["trials"][0]["val_loss"] == model.validation_report_["log_loss"]
+    assert model.history_[model.best_epoch_ - 1]["val_loss"] != pytest.approx(model.validation_report_["log_loss"])
+    assert len({row["val_loss"] for row in table["trials"]}) == 3
+    config = str(tmp_path / "model" / "command.json")
+    assert __main__.main(["train", "--config", config, "--out", str(tmp_path / "alone")]) == 0
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (
+        tmp_path / "model" / "model.safetensors"
+    ).read_bytes()

@@ -17,11 +17,11 @@ __all__ = ["as_array", "classes_of", "from_json", "stratified", "to_json", "to_t
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def as_list(y: Any, count: int | None = None) -> list[Any]:
+def as_list(y: Any, count: int | None = None, name: str = "y") -> list[Any]:
     """Labels as plain Python values, one for each of ``count`` sequences."""
-    y = items(y, "y", "a list of labels")
+    y = items(y, name, "a list of labels")
     if isinstance(y, np.ndarray | Tensor) and y.ndim != 1:
-        raise ValueError(f"y: expected one dimension but got shape {tuple(y.shape)}")
+        raise ValueError(f"{name}: expected one dimension but got shape {tuple(y.shape)}")
     values = y.tolist() if isinstance(y, np.ndarray | Tensor) else [_plain(value) for value in y]
     if count is not None and len(values) != count:
         raise ValueError(f"y: expected {count} labels, one for each sequence of X, but got {len(values)}")
@@ -31,9 +31,9 @@ def as_list(y: Any, count: int | None = None) -> list[Any]:
         except TypeError:
             got = f"{kind_of(value)} at {index}"
             hint = "; are X and y swapped?" if hasattr(value, "ndim") else ""
-            raise TypeError(f"y: expected hashable labels but got {got}, which is not{hint}") from None
+            raise TypeError(f"{name}: expected hashable labels but got {got}, which is not{hint}") from None
         if _is_missing(value):
-            raise ValueError(f"y: expected a label but got {shown(value)} at {index}")
+            raise ValueError(f"{name}: expected a label but got {shown(value)} at {index}")
     return values
 
 
@@ -73,11 +73,12 @@ def as_array(labels: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y") -> Tensor:
+def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y", hint: str = "") -> Tensor:
+    """The number of each label among the classes. ``hint`` ends the message about a label that is not one of them."""
     place = {label: index for index, label in enumerate(classes.tolist())}
     for index, label in enumerate(labels):
         if label not in place:
-            raise ValueError(f"{name}: expected labels seen in training but got {shown(label)} at {index}")
+            raise ValueError(f"{name}: expected labels seen in training but got {shown(label)} at {index}{hint}")
     return torch.tensor([place[label] for label in labels], dtype=torch.int64)
 
 

@@ -176,11 +176,12 @@ class TextEncoder:
             lengths.append(len(row) // _ID)
         return Ragged(_as_tensor(ids), _as_tensor(lengths), bags_of(normals, self.bits) if self.wide else None)
 
-    def choose_bits(self, classes: int) -> None:
-        """Makes the ids of n-grams suit the number of texts that were learnt from, and of classes: 16 ids for a text,
-        and a table of at most 16 million numbers."""
+    def choose_bits(self, classes: int, texts: int = 0) -> None:
+        """Makes the ids of n-grams suit the number of texts that were learnt from, or a larger number of texts, and of
+        classes: 16 ids for a text, and a table of at most 16 million numbers."""
         if self.wide:
-            fitting = min(4 + (self._texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
+            texts = max(texts, self._texts)
+            fitting = min(4 + (texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
             self.bits = max(1, fitting)
 
     def scale(self) -> torch.Tensor:

@@ -22,10 +22,11 @@ from ..inputs import Inputs
 from .options import batch_size_for, epochs_for
 from .scores import normalized
 
-__all__ = ["FitData", "Prepared", "prepare"]
+__all__ = ["FitData", "Known", "Prepared", "prepare"]
 
 Raws = tuple[list[Any] | None, list[Any] | None]
 
+_ANEW = "; warm_start=False begins anew"
 _ENOUGH = 20  # rows, from which on labels are expected to repeat
 
 
@@ -42,6 +43,14 @@ class FitData:
     def share(self) -> float | None:
         """The share of X to hold out, if the validation is one."""
         return float(self.validation) if isinstance(self.validation, float | np.floating) else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a model has learnt before that is to be trained on."""
+
+    encoder: Any
+    classes: np.ndarray
 
 
 @dataclass
@@ -85,7 +94,9 @@ class Prepared:
                 data.stream.close()
 
 
-def prepare(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+def prepare(
+    inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int, known: Known | None = None
+) -> Prepared:
     """Checks and encodes the data, and learns the encoder and the classes from them.
 
     Args:
@@ -93,11 +104,12 @@ def prepare(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed:
         parameters: those of the estimator.
         given: the data.
         seed: decides which examples a share of X holds out.
+        known: the encoder and the classes of a model that is trained on, which stay as they are.
     """
     if given.share is not None and not 0 < given.share < 1:
         raise ValueError(f"validation: expected a share between 0 and 1 but got {shown(given.validation)}")
     make = _streamed if isinstance(given.X, Stream) else _in_memory
-    prepared = make(inputs, parameters, given, seed)
+    prepared = make(inputs, parameters, given, seed, known)
     if prepared.held is None and parameters["patience"] is not None:
         raise ValueError("patience: expected None without validation but got a number of epochs")
     return prepared
@@ -122,15 +134,17 @@ def _epochs(parameters: Mapping[str, Any], rows: int) -> int:
     return found
 
 
-def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+def _in_memory(
+    inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int, known: Known | None
+) -> Prepared:
     X, y = inputs.labelled(given.X, given.y)
     if not X:
         raise ValueError("X: expected at least two sequences but got none")
     for words in inputs.doubts(X):
         _warn(words)
-    classes = _checked(labels.classes_of(y), len(y), X)
+    classes = _checked(labels.classes_of(y), len(y), X) if known is None else known.classes
     asked, given = given, _with_holdout(inputs, given, len(y), len(classes), parameters)
-    targets = labels.to_targets(y, classes)
+    targets = labels.to_targets(y, classes, hint=_ANEW)
     weights = labels.weights_of(targets, classes, parameters["class_weight"], given.sample_weight)
     held_inputs: list[Any] | None = None
     held_targets = None
@@ -139,8 +153,11 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
-    encoder = inputs.make_encoder(normalized(inputs, parameters, X, targets, seed)).fit(X)
-    encoder = inputs.learnt(encoder, len(classes))
+    if known is None:
+        encoder = inputs.make_encoder(normalized(inputs, parameters, X, targets, seed)).fit(X)
+        encoder = inputs.learnt(encoder, len(classes))
+    else:
+        encoder = known.encoder
     examples = Examples(encoder.encode(X), targets, weights)
     held: Data | None = None
     if held_inputs is not None and held_targets is not None:
@@ -153,7 +170,9 @@ def _in_memory(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, se
     return Prepared(encoder, classes, examples, held, seen, epochs, given is not asked, about, (X, held_inputs))
 
 
-def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int) -> Prepared:
+def _streamed(
+    inputs: Inputs, parameters: Mapping[str, Any], given: FitData, seed: int, known: Known | None
+) -> Prepared:
     X: Stream = given.X
     if given.y is not None or given.sample_weight is not None:
         raise ValueError("y and sample_weight: expected None with a Stream, which names their columns")
@@ -166,10 +185,14 @@ def _streamed(inputs: Inputs, parameters: Mapping[str, Any], given: FitData, see
         given = _with_holdout(inputs, given, X.survey().rows, 0, parameters)
     if given.share is not None:
         X, held_stream = X.split(given.share, seed)
-    encoder = inputs.make_encoder(parameters)
-    survey = X.survey(encoder)
-    classes = _checked(labels.classes_of(list(survey.labels)), survey.rows)
-    encoder = inputs.learnt(encoder, len(classes))
+    if known is None:
+        encoder = inputs.make_encoder(parameters)
+        survey = X.survey(encoder)
+        classes = _checked(labels.classes_of(list(survey.labels)), survey.rows)
+        encoder = inputs.learnt(encoder, len(classes))
+    else:
+        survey, encoder, classes = X.survey(), known.encoder, known.classes
+        labels.to_targets(list(survey.labels), classes, hint=_ANEW)
     workers, epochs = parameters["workers"], _epochs(parameters, survey.rows)
     data = Streamed(X, encoder, classes, parameters["class_weight"], workers, epochs)
     held: Data | None = None

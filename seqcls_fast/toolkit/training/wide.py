@@ -6,6 +6,7 @@ validation data then say how much of either goes into the logits.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,15 +34,20 @@ _ENOUGH = 30  # rows of validation data, from which on they can show it
 
 
 def add_wide(
-    model: SequenceClassifier, prepared: Prepared, parameters: Mapping[str, Any], seed: int, ranks: Ranks
-) -> None:
-    """Fits the wide part to the training data, in the process that writes, and gives it to the models of all."""
+    model: SequenceClassifier, prepared: Prepared, parameters: Mapping[str, Any], seed: int, ranks: Ranks,
+    fitted: Wide | None = None,
+) -> Wide | None:  # fmt: skip
+    """Fits the wide part to the training data, in the process that writes, and gives it to the models of all.
+
+    ``fitted`` is what an earlier call with the same data and seed has returned, whose work is then not done again.
+    """
     device = next(model.parameters()).device
     if ranks.writer:
         data, held = prepared.alone()
-        wide = _fitted(model, prepared, parameters, seed, data)
-        mix(model, wide.scores, held, device, parameters["amp"])
+        fitted = _fitted(model, prepared, parameters, seed, data) if fitted is None else fitted
+        mix(model, copy.deepcopy(fitted.scores), held, device, parameters["amp"])
     _share(model, ranks, device)
+    return fitted
 
 
 def refit(
