@@ -100,6 +100,8 @@ class TrainOptions:
                 words += [_flag(name), str(value)]
         known = parameters_of(self.kind)
         for name, value in self.parameters.items():
+            if name in _IN_PYTHON:
+                continue
             if isinstance(value, bool):
                 words.append(_flag(name if value else "no_" + name))
             elif value is not None or not known[name].is_flag:
@@ -108,6 +110,7 @@ class TrainOptions:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions) if field.metadata}
+_IN_PYTHON = ("warm_start",)  # parameters about an estimator that is fitted already, which the command line has none of
 _UNSET = (None, dataclasses.MISSING)
 _NAMES = {"data", *_FIELDS, *(parameter.name for parameter in PARAMETERS)}
 
@@ -140,7 +143,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "parameters", "Those of TextClassifier and SeriesClassifier; none stands for None."
     )
-    for name in dict.fromkeys(parameter.name for parameter in PARAMETERS):
+    for name in dict.fromkeys(parameter.name for parameter in PARAMETERS if parameter.name not in _IN_PYTHON):
         of = [parameter for parameter in PARAMETERS if parameter.name == name]
         group.add_argument(_flag(name), default=argparse.SUPPRESS, help=_help(of), **_parsing(of[0]))
 

@@ -124,6 +124,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
                 "fit: expected validation= and sample_weight= by their names but got a third argument without one; "
                 f"did you mean {name}={shown(further[0], 40)}?"
             )
+        if stop is not None and not callable(stop):
+            raise TypeError(f"stop: expected None or a function of the history but got {shown(stop, 40)}")
         self._fit(FitData(X, y, validation, sample_weight), resume, stop)
         return self
 

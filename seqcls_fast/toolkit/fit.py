@@ -158,7 +158,7 @@ def _fit(
             keep(_refitted(fitted, given, options, ranks, start))
         except TrainingError as error:
             warnings.warn(
-                f"refit: the model without the held-out data is kept, as {error}", RuntimeWarning, stacklevel=4
+                f"refit: the model without the held-out data is kept, as {error}", RuntimeWarning, stacklevel=5
             )
 
 

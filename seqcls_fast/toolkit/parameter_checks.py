@@ -48,6 +48,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cell": tuple(CELLS), "pooling": POOLINGS, "tokenizer": KINDS, "missing": POLICIES, "normalize": ("auto", *NORMALS),
     "layout": LAYOUTS, "schedule": SCHEDULES, "metric": METRICS, "on_nan": ("raise", "restore"),
 }  # fmt: skip
+_SIZES = {  # least and most
+    "hidden_size": (1, 1 << 16), "embedding_dim": (1, 1 << 16), "num_layers": (1, 1 << 10), "workers": (0, 1 << 10),
+    "convolutions": (0, 1 << 20),
+}  # fmt: skip
 # What other libraries call the same, or the nearest that there is here.
 _ELSEWHERE = {
     "rnn": "rnn_tanh", "wordpiece": "bpe", "sentencepiece": "bpe", "unigram": "bpe", "subword": "bpe", "avg": "mean",
@@ -61,9 +65,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     if not is_available(device):
         wanted = "auto or a device that this machine has"
         raise ValueError(f"device: expected {wanted} but got {shown(device)}{_about_gpus(device)}")
-    for name, least in {"hidden_size": 1, "num_layers": 1, "workers": 0, "convolutions": 0}.items():
+    for name, (least, most) in _SIZES.items():
         if name in parameters:
-            _require_int(name, parameters[name], least)
+            _require_int(name, parameters[name], least, most)
     if not isinstance(parameters["baseline"], bool):
         raise TypeError(f"baseline: expected a bool but got {kind_of(parameters['baseline'])}")
     for name in ("wide", "refit", "warm_start"):
@@ -72,6 +76,15 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     for name in ("batch_size", "patience", "max_length", "epochs"):
         if parameters[name] is not None or (name == "epochs" and "wide" not in parameters):
             _require_int(name, parameters[name], 1)
+    for name in ("bidirectional", "amp", "verbose"):
+        if parameters[name] not in (True, False) and not (name == "verbose" and parameters[name] is None):
+            raise TypeError(f"{name}: expected a bool but got {shown(parameters[name])}")
+    for name in ("log_dir", "checkpoint_dir"):
+        if not isinstance(parameters[name], str | os.PathLike | None):
+            raise TypeError(f"{name}: expected None or the path of a folder but got {kind_of(parameters[name])}")
+    seed = parameters["seed"]
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64):
+        raise ValueError(f"seed: expected None or an int of 64 bits but got {shown(seed)}{_as_number(seed)}")
     if not isinstance(parameters.get("vectors"), str | os.PathLike | None):
         raise TypeError(f"vectors: expected None or the path of a file but got {kind_of(parameters['vectors'])}")
     for name, choices in _CHOICES.items():
@@ -86,6 +99,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         ("warmup", 0, 1, "a share of the steps, from 0 to below 1,"),
         ("word_dropout", 0, 1, "a share of the tokens, from 0 to below 1,"),
         ("wide_dropout", 0, 1, "a share of the n-grams, from 0 to below 1,"),
+        ("dropout", 0, 1, "a probability, from 0 to below 1,"),
         ("embedding_dropout", 0, 1, "a probability, from 0 to below 1,"),
         ("label_smoothing", 0, 1, "a share, from 0 to below 1,"),
         ("holdout", math.ulp(0), 1, "None or a share of the data, from above 0 to below 1,"),
@@ -115,11 +129,13 @@ def _as_file(name: str, value: Any) -> str:
     return "; for a tokenizer of Hugging Face's pass the path of its tokenizer.json" if is_name else ""
 
 
-def _require_int(name: str, value: Any, least: int) -> None:
+def _require_int(name: str, value: Any, least: int, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an int but got {kind_of(value)}{_as_number(value)}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least} but got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name}: expected at most {most} but got {shown(value)}")
 
 
 def _require_number(name: str, value: Any, least: float, below: float, words: str) -> None:

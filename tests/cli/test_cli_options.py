@@ -73,6 +73,7 @@ def test_types_of_parameters() -> None:
         "amp",
         "verbose",
         "baseline",
+        "warm_start",
     ]
 
 

@@ -54,6 +54,18 @@ def series(**options: Any) -> sf.SeriesClassifier:
         ("pooling", "Max", "expected one of last, mean, max, attention but got 'Max'; did you mean 'max'?"),
         ("schedule", "cosin", "; did you mean 'cosine'?"),
         ("metric", "f1", "; did you mean 'macro_f1'?"),
+        ("embedding_dim", 0, "expected at least 1 but got 0"),
+        ("embedding_dim", 2.5, "expected an int but got float"),
+        ("hidden_size", 10**20, "expected at most 65536 but got 100000000000000000000"),
+        ("num_layers", 10**7, "expected at most 1024 but got 10000000"),
+        ("bidirectional", "yes", "expected a bool but got 'yes'"),
+        ("amp", None, "expected a bool but got None"),
+        ("verbose", 5, "expected a bool but got 5"),
+        ("dropout", None, "a probability, from 0 to below 1, but got None"),
+        ("seed", "1", "an int of 64 bits but got '1'; did you mean 1, without quotes?"),
+        ("seed", 1 << 70, f"an int of 64 bits but got {1 << 70}"),
+        ("log_dir", 5, "None or the path of a folder but got int"),
+        ("checkpoint_dir", b"a", "None or the path of a folder but got bytes"),
         ("device", "cpuu", "a device that this machine has but got 'cpuu'; did you mean 'cpu'?"),
     ],
 )
@@ -189,6 +201,48 @@ def test_swapped() -> None:
 
 
 # -- the tools of scikit-learn that take tables alone ------------------------------------------------------------------
+
+
+def test_labels_of_several_types() -> None:
+    X, _ = sentences(count=40)
+    with pytest.warns(UserWarning, match="expected labels of one type but got int, str; labels that look alike are"):
+        assert text().fit(X, [1, "1"] * 20).classes_.tolist() == [1, "1"]
+    with pytest.warns(UserWarning, match="expected labels of one type but got bool, int; .* such as 1 and True$"):
+        text().fit(X, [False, True, 2, 3] * 10)
+    with pytest.warns(
+        UserWarning, match="used but not saved: save: expected labels that are numbers, .* but got bytes"
+    ):
+        text().fit(X, [b"a", b"b"] * 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text().fit(X, [1, 2.5] * 20)
+
+
+def test_labels_and_weights_of_other_shapes() -> None:
+    X, y = sentences(count=40)
+    with pytest.raises(ValueError, match=r"^y: expected one dimension but got shape \(40, 1\); pass y\[:, 0\]$"):
+        text().fit(X, np.array(y)[:, None])
+    with pytest.raises(ValueError, match=r"shape \(40, 2\); if a row marks its class, pass y.argmax\(1\)$"):
+        text().fit(X, np.eye(2)[[0, 1] * 20])
+    for weights, got in (([1.0] * 39 + [-1], "-1 at 39"), ([None] * 40, "nan at 0")):
+        with pytest.raises(ValueError, match=rf"^sample_weight: expected finite numbers of at least 0 but got {got}$"):
+            text().fit(X, y, sample_weight=weights)
+    with pytest.raises(TypeError, match=r"^X: expected strings but got Tensor at 0$"):
+        text().fit(torch.zeros(2, 3), [0, 1])
+    with pytest.raises(TypeError, match="^stop: expected None or a function of the history but got 3$"):
+        text().fit(X, y, stop=3)
+
+
+def test_validation_data_are_named() -> None:
+    X, y = sentences(count=40)
+    for validation, words in (
+        (("a.csv", "b.csv"), "X: expected a list of texts but got a str"),
+        ((X, y[:3]), "y: expected 40 labels, one for each sequence of X, but got 3"),
+        (([], []), "expected at least one sequence but got none"),
+        ((["a\ud800"], ["pos"]), r"texts\[0\]: expected Unicode text but got a lone surrogate"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=f"^validation: {words}"):
+            text().fit(X, y, validation=validation)
 
 
 def test_arrays_of_one_column() -> None:

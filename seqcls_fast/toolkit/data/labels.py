@@ -21,7 +21,10 @@ def as_list(y: Any, count: int | None = None, name: str = "y") -> list[Any]:
     """Labels as plain Python values, one for each of ``count`` sequences."""
     y = items(y, name, "a list of labels")
     if isinstance(y, np.ndarray | Tensor) and y.ndim != 1:
-        raise ValueError(f"{name}: expected one dimension but got shape {tuple(y.shape)}")
+        hint = ""
+        if y.ndim == 2:
+            hint = f"; pass {name}[:, 0]" if y.shape[1] == 1 else f"; if a row marks its class, pass {name}.argmax(1)"
+        raise ValueError(f"{name}: expected one dimension but got shape {tuple(y.shape)}{hint}")
     values = y.tolist() if isinstance(y, np.ndarray | Tensor) else [_plain(value) for value in y]
     if count is not None and len(values) != count:
         raise ValueError(f"y: expected {count} labels, one for each sequence of X, but got {len(values)}")
@@ -58,6 +61,23 @@ def classes_of(labels: Sequence[Any]) -> np.ndarray:
     except TypeError:
         found.sort(key=lambda label: (type(label).__name__, repr(label)))
     return as_array(found)
+
+
+def doubts(classes: np.ndarray) -> list[str]:
+    """Sentences about labels that are hardly meant as they are."""
+    found = []
+    kinds = {type(label) for label in classes.tolist()}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        found.append(
+            f"y: expected labels of one type but got {names}; labels that look alike are different classes, such as 1 "
+            "and '1', and labels that are equal are one, such as 1 and True"
+        )
+    try:
+        to_json(classes)
+    except ValueError as error:
+        found.append(f"y: the model can be used but not saved: {error}")
+    return found
 
 
 def as_array(labels: Sequence[Any]) -> np.ndarray:
@@ -102,8 +122,10 @@ def sample_weights(given: Any, count: int) -> np.ndarray:
         raise ValueError("sample_weight: expected finite numbers of at least 0 but got something else") from None
     if weights.shape != (count,):
         raise ValueError(f"sample_weight: expected shape ({count},) but got {weights.shape}")
-    if not ((weights >= 0) & np.isfinite(weights)).all():
-        raise ValueError("sample_weight: expected finite numbers of at least 0")
+    wrong = np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))
+    if len(wrong):
+        found = f"{weights[wrong[0]]:g} at {wrong[0]}"
+        raise ValueError(f"sample_weight: expected finite numbers of at least 0 but got {found}")
     if not weights.sum() > 0:
         raise ValueError("sample_weight: expected some weight above 0")
     return weights

@@ -217,10 +217,14 @@ def _validation(
     if len(pair) != 2 or (pair[1] is None and not isinstance(pair[0], os.PathLike)):
         wanted = "(X, y), a pathlib.Path, a Stream or a share"
         raise ValueError(f"validation: expected {wanted} but got {shown(validation)}{_as_share(validation)}")
-    X, y = inputs.labelled(*pair)
-    if not X:
-        raise ValueError("validation: expected at least one sequence but got none")
-    return Examples(encoder.encode(X), labels.to_targets(y, classes, "validation")), X
+    try:
+        X, y = inputs.labelled(*pair)
+        if not X:
+            raise ValueError("expected at least one sequence but got none")
+        sequences = encoder.encode(X)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation: {error}") from None
+    return Examples(sequences, labels.to_targets(y, classes, "validation")), X
 
 
 def _as_share(value: Any) -> str:
@@ -238,6 +242,8 @@ def _checked(classes: np.ndarray, rows: int, X: Sequence[Any] = ()) -> np.ndarra
     if len(classes) < 2:
         raise ValueError(f"y: expected at least two classes but got one, {shown(classes.tolist()[0])}")
     texts = len(set(X)) if all(isinstance(each, str) for each in X) else 0
+    for words in labels.doubts(classes):
+        _warn(words)
     found = len(classes)
     if 0 < texts < found:
         _warn(f"y: expected fewer labels than X has different texts, {texts}, but got {found}; are X and y swapped?")
@@ -251,7 +257,7 @@ def _checked(classes: np.ndarray, rows: int, X: Sequence[Any] = ()) -> np.ndarra
 
 
 def _warn(words: str) -> None:
-    warnings.warn(words, UserWarning, stacklevel=8)  # of the caller of fit()
+    warnings.warn(words, UserWarning, stacklevel=9)  # of the caller of fit()
 
 
 def _about(data: Data, held: Data | None, share: float | None) -> dict[str, Any]:
