@@ -229,7 +229,7 @@ def test_labels_and_weights_of_other_shapes() -> None:
             text().fit(X, y, sample_weight=weights)
     with pytest.raises(TypeError, match=r"^X: expected strings but got Tensor at 0$"):
         text().fit(torch.zeros(2, 3), [0, 1])
-    with pytest.raises(TypeError, match="^stop: expected None or a function of the history but got 3$"):
+    with pytest.raises(TypeError, match=r"^stop: expected None or a function of the history but got 3$"):
         text().fit(X, y, stop=3)
 
 
