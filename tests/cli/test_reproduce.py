@@ -413,3 +413,14 @@ def test_the_digest_of_a_folder(tmp_path: Path) -> None:
     second = train_command.sha256(tmp_path)
     write(tmp_path / "b.csv", seed=1)
     assert len({first, second, train_command.sha256(tmp_path)}) == 3
+
+
+def test_the_file_of_vectors_must_be_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, vectors = write(tmp_path / "data.csv"), tmp_path / "some.vec"
+    vectors.write_text("good 1 2 3\nbad 3 2 1\nfilm 0 0 1\nday 0 1 0\n")
+    small = ["--hidden-size", "8", "--embedding-dim", "3", "--epochs", "2", "--vectors", vectors]
+    assert run("train", data, *small, "--out", tmp_path / "model") == 0
+    assert answer_of(capsys, 0, tmp_path / "model")[0]["weights"]["equal"]
+    vectors.write_text("good 1 2 3\nbad 3 2 2\nfilm 0 0 1\nday 0 1 0\n")
+    words = refused(capsys, "reproduce", tmp_path / "model")
+    assert "some.vec: expected the file that the model was trained with, of SHA-256" in words

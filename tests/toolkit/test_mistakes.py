@@ -203,6 +203,15 @@ def test_swapped() -> None:
 # -- the tools of scikit-learn that take tables alone ------------------------------------------------------------------
 
 
+def test_one_class_in_the_part_that_is_held_out() -> None:
+    X, _ = sentences(count=240)
+    (said,) = warnings_of_fit(text(), X, ["a"] * 239 + ["b"])
+    assert said.startswith(
+        "validation: expected a share with sequences of several classes but got 24 of 'a' alone; pass"
+    )
+    assert warnings_of_fit(text(), X, ["a"] * 237 + ["b"] * 3) == []
+
+
 def test_labels_of_several_types() -> None:
     X, _ = sentences(count=40)
     with pytest.warns(UserWarning, match="expected labels of one type but got int, str; labels that look alike are"):

@@ -151,6 +151,7 @@ def _in_memory(
     if given.share is not None:
         kept, out = labels.stratified(targets, given.share, seed)
         held_inputs, held_targets = [X[i] for i in out.tolist()], targets[out]
+        _check_held(held_targets.tolist(), classes)
         X, targets = [X[i] for i in kept.tolist()], targets[kept]
         weights = None if weights is None else weights[kept] / labels.positive(weights[kept].mean())
     if known is None:
@@ -254,6 +255,16 @@ def _checked(classes: np.ndarray, rows: int, X: Sequence[Any] = ()) -> np.ndarra
             "rather than classes?"
         )
     return classes
+
+
+def _check_held(targets: Sequence[int], classes: np.ndarray) -> None:
+    """Warns of a share that was held out and cannot show how well classes are told apart."""
+    if len(set(targets)) == 1:
+        label = shown(classes.tolist()[targets[0]])
+        _warn(
+            f"validation: expected a share with sequences of several classes but got {len(targets)} of {label} alone; "
+            "pass validation=(X, y), or train on all with holdout=None"
+        )
 
 
 def _warn(words: str) -> None:
