@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made by the first target that needs it. This takes Python 3.10+ (with venv), a
-# C++17 compiler and packages that pip can fetch. Stamp files in .venv save later calls from repeating finished work.
+# C++20 compiler and packages that pip can fetch. Stamp files in .venv save later calls from repeating finished work.
 
 PYTHON ?= python3
 # The torch that pip installs. Every release from 2.11 on works. Another release, or a build for an accelerator, is
@@ -7,7 +7,7 @@ PYTHON ?= python3
 # `make distclean` first.
 TORCH ?= torch==2.13.0
 # The CUDA part is built with nvcc and this torch, in a second environment, or with the interpreter CUDA_PYTHON=PATH if
-# that has such a torch, pytest, setuptools, ninja and pybind11. With REQUIRE_CUDA=1 a missing nvcc is a failure.
+# that has such a torch, pytest and setuptools. With REQUIRE_CUDA=1 a missing nvcc is a failure.
 TORCH_CUDA ?= torch==2.14.1
 REQUIRE_CUDA ?=
 # The oldest torch that works has a third environment. CUDA_VENV and FLOOR_VENV may be folders outside the clone, so
@@ -30,7 +30,7 @@ FLOOR_VENV ?= .venv-floor
 CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
 NVCC := $(shell PATH="$${CUDA_HOME:+$$CUDA_HOME/bin:}$$PATH" command -v nvcc)
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
-# torch's build looks for ninja on the PATH only
+# programs that pip installs are found by their names
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
@@ -46,7 +46,7 @@ help: ## this list
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
-	$(PY) -m pip install --quiet 'setuptools>=77' wheel ninja pybind11
+	$(PY) -m pip install --quiet 'setuptools>=77' wheel
 	touch $@
 
 # The install is editable, so changed Python files need no new one. setup.py keeps object files in build/, so that later
@@ -217,7 +217,7 @@ fuzz-runtime: setup ## fuzz the runtime's reader of files with both sanitizers, 
 # CI runs all tests with one release of torch. With the oldest and the newest it runs the tests whose results depend on
 # torch's own code. Each environment is made once (5 GB: PyPI's builds include CUDA). The tests of a build run in the
 # folder that has its package, because in the tree they would import the package that is built for another release.
-RELEASE_NEEDS := 'setuptools>=77' wheel ninja pybind11 pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
+RELEASE_NEEDS := 'setuptools>=77' wheel pytest pytest-xdist hypothesis expecttest numpy onnx onnxscript onnxruntime
 RELEASE_TESTS := $(addprefix $(CURDIR)/tests/,$(addprefix layers/,test_nn.py test_nn_cells.py test_nn_inputs.py test_nn_torch.py \
   test_ops.py test_eager.py test_calls_*.py test_torch_modules.py test_torch_nn.py test_torch_tools.py) \
   transforms/test_func.py transforms/test_transforms.py)
@@ -231,7 +231,7 @@ $(FLOOR_VENV)/.ready:
 	touch $@
 
 torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, and test modules, ops and transforms there
-	PATH="$(abspath $(FLOOR_VENV))/bin:$$PATH" SEQCLS_CUDA=0 $(FLOOR_VENV)/bin/python setup.py --quiet \
+	SEQCLS_CUDA=0 $(FLOOR_VENV)/bin/python setup.py --quiet \
 	  build --build-lib build/floor/lib build_ext --build-temp build/floor/temp --isas=avx2
 	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)
 	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(PYTHON_WAY)
@@ -270,7 +270,7 @@ cuda-static: cuda-setup ## the same, and write docs/design/cuda-static.md
 
 # The build has folders of its own, beside the CPU build.
 cuda-build: cuda-setup ## the whole extension with CUDA, against the newest torch, tested without a GPU
-	PATH="$(dir $(abspath $(CUDA_PYTHON))):$$PATH" SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
+	SEQCLS_CUDA=1 $(CUDA_PYTHON) setup.py --quiet \
 	  build --build-lib build/cuda/lib build_ext --build-temp build/cuda/temp
 	cd build/cuda/lib && SEQCLS_CUDA=1 $(abspath $(CUDA_PYTHON)) $(PYTEST_ELSEWHERE) \
 	  $(addprefix $(CURDIR)/tests/,cuda/test_cuda_build.py project/test_build.py)
@@ -327,7 +327,7 @@ gpu: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with a GPU and nvcc
 	$(GPU_PY) -m benchmarks.gpu --out $(GPU_OUT) $(GPU)
 
 gpu-package: $(if $(filter file,$(origin PYTHON)),$(VENV)/.torch) ## with nvcc: a folder that checks and measures on another machine
-	PATH="$(dir $(abspath $(GPU_PY))):$$PATH" TORCH_CUDA_ARCH_LIST="$(GPU_ARCHS)" $(GPU_PY) tools/gpu_package.py --out $(GPU_PACKAGE)
+	TORCH_CUDA_ARCH_LIST="$(GPU_ARCHS)" $(GPU_PY) tools/gpu_package.py --out $(GPU_PACKAGE)
 
 gpu-package-test: ## the tests of another release of torch, with that package, on the CPU
 	cd $(GPU_PACKAGE) && $(abspath $(GPU_PY)) $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)

@@ -6,8 +6,10 @@ csrc/runtime, which needs no torch to run.
 which runs on every CPU, is always built. SEQCLS_CUDA=0 or 1 decides whether the CUDA part is built. Without it, the
 part is built if torch is built for CUDA and nvcc is there. Whether this machine has a GPU does not matter.
 
-SEQCLS_EAGER_FOR names the installations of torch that get an eager entry, as folders ``.../site-packages/torch`` with
-colons between them; 0 means none. Without it there is one for the torch that builds, if that works.
+torch is not imported: its folder, ``.../site-packages/torch``, has all that is needed, its headers and libraries. It is
+that of this Python, or the one that SEQCLS_TORCH names, which may be of another Python. SEQCLS_EAGER_FOR names the
+folders that get an eager entry, with colons between them; 0 means none. Without it there is one for the torch that
+builds, if that works.
 """
 
 from __future__ import annotations
@@ -19,22 +21,27 @@ import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import sysconfig
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
-from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 _flags = runpy.run_path(str(ROOT / "csrc/flags.py"))
+_compile = runpy.run_path(str(ROOT / "csrc/compile.py"))
 FLAGS, COMPILER, HAVE_COMPILER = _flags["FLAGS"], _flags["COMPILER"], _flags["HAVE_COMPILER"]
 
+CFLAGS = shlex.split(os.environ.get("CFLAGS", ""))
 COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series", "csrc/text")
+WITH_PYTHON = "csrc/bindings/introspection.cpp"  # the one of these files that includes headers of Python
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
-CUDA_HEADERS = [path for glob in ("bindings/*.h", "core/*.h", "cuda/**/*.*h") for path in (ROOT / "csrc").glob(glob)]
+# C++20 for the headers of torch; the others as CPython's own build gives them to extensions.
+CXX_FLAGS = ["-std=c++20", "-DNDEBUG", "-fwrapv"]
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -44,6 +51,28 @@ NVCC_FLAGS = [
     "-diag-suppress=161,1675",  # pragmas of other compilers
     "-Xfatbin=-compress-all",  # the code for GPUs then takes a fifth of the space
 ]
+
+
+Part = tuple[Path, Path, list[str]]  # an object file, its source, and the compiler with its flags
+
+
+def torch_folder() -> Path:
+    """The torch to build with."""
+    named = os.environ.get("SEQCLS_TORCH")
+    spec = None if named else find_spec("torch")
+    folder = Path(named) if named else Path(spec.origin or "").parent if spec else None
+    if folder is None:
+        raise SystemExit("expected torch in this Python, or its folder in SEQCLS_TORCH, but there is neither")
+    if said_by(folder, "__version__") is None:
+        raise SystemExit(f"SEQCLS_TORCH: expected the folder of an installed torch package but got {folder}")
+    return folder.resolve()
+
+
+def said_by(torch: Path, name: str) -> str | None:
+    """The string that a variable of torch/version.py holds, or None."""
+    file = torch / "version.py"
+    found = re.search(rf"^{name}\b[^=\n]*= '([^']*)'", file.read_text() if file.exists() else "", re.MULTILINE)
+    return found and found[1]
 
 
 @dataclass(frozen=True)
@@ -73,21 +102,21 @@ def find_toolkit() -> Toolkit | None:
     return Toolkit(nvcc, release[1], tuple(os.path.normpath(folder) for folder in folders))
 
 
-def cuda_toolkit() -> Toolkit | None:
+def cuda_toolkit(torch: Path) -> Toolkit | None:
     """The toolkit to build the CUDA part with, or None. A message says why not, if torch is built for CUDA."""
     choice = os.environ.get("SEQCLS_CUDA", "")
     if choice not in ("", "0", "1"):
         raise SystemExit(f"SEQCLS_CUDA: expected 0 or 1 but got {choice}")
     if choice == "0" or not CUDA_SOURCES:
         return None
-    built_for = torch.version.cuda
+    built_for, version = said_by(torch, "cuda"), said_by(torch, "__version__")
     toolkit = find_toolkit() if built_for else None
     if built_for is None:
-        reason = f"torch {torch.__version__} is built without CUDA"
+        reason = f"torch {version} is built without CUDA"
     elif toolkit is None:
         reason = "no nvcc in CUDA_HOME or on the PATH"
     elif toolkit.release.split(".")[0] != built_for.split(".")[0]:
-        reason = f"nvcc is of CUDA {toolkit.release} but torch {torch.__version__} is built for CUDA {built_for}"
+        reason = f"nvcc is of CUDA {toolkit.release} but torch {version} is built for CUDA {built_for}"
     elif tuple(map(int, toolkit.release.split("."))) < (12, 8):
         reason = f"nvcc is of CUDA {toolkit.release} but the kernels need 12.8"
     else:
@@ -127,27 +156,11 @@ def nvcc_flags(archs: list[str]) -> list[str]:
     return [*NVCC_FLAGS, *targets, f'-DSF_CUDA_ARCHS="{",".join(archs)}"']
 
 
-def compile_cuda(toolkit: Toolkit, archs: list[str], source: Path, folder: Path) -> str:
-    """Compiles one .cu file, unless its object is newer than it, than all headers and than this file."""
-    built = folder / f"{source.stem}.o"
-    inputs = [source, *CUDA_HEADERS, Path(__file__)]
-    if built.exists() and built.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
-        return str(built)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = built.with_suffix(".partial.o")  # so that a file half written is never taken for an object
-    command = [toolkit.nvcc, *nvcc_flags(archs), "-c", str(source.relative_to(ROOT)), "-o", str(partial.resolve())]
-    print(shlex.join(command), flush=True)
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise CompileError(f"nvcc could not compile {source.relative_to(ROOT)}")
-    partial.replace(built)
-    return str(built)
-
-
-class BuildPerIsa(BuildExtension):
-    """Compiles kernels.cpp once per instruction set, each time into a folder of its own, and links all objects."""
+class Build(build_ext):
+    """Compiles all objects side by side, the kernels once per instruction set, and then links the libraries."""
 
     user_options = [
-        *BuildExtension.user_options,
+        *build_ext.user_options,
         ("isas=", None, "comma-separated instruction sets to build besides base"),
     ]
 
@@ -156,85 +169,132 @@ class BuildPerIsa(BuildExtension):
         self.isas: str | None = None
         self.build_temp = "build/temp"  # kept for the next build; pip's own folder would be empty each time
 
-    def build_extension(self, ext: CppExtension) -> None:
-        names = _flags["chosen_isas"](self.isas, "--isas")
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True  # a library whose objects are current may have been linked from fewer of them
+        self.shared = Path(self.build_temp).resolve()
+        self.of_python = self.shared / str(sys.implementation.cache_tag)  # what includes headers of this Python
 
-        def compile_isa(name: str) -> list[str]:
-            return self.compiler.compile(
-                [str(ROOT / "csrc/cpu/kernels/kernels.cpp")],
-                output_dir=str(Path(self.build_temp) / name),
-                depends=ext.depends,
-                extra_postargs=_flags["kernel_flags"](name),
-            )
+    def build_extensions(self) -> None:
+        isas = _flags["chosen_isas"](self.isas, "--isas")
+        pool = ThreadPoolExecutor(_compile["jobs"]())
+        tasks: dict[Path, Future[Path]] = {}
 
+        def compiled(part: Part) -> Future[Path]:
+            built, source, command = part
+            if built not in tasks:
+                tasks[built] = pool.submit(_compile["compile_object"], built, source, *command)
+            return tasks[built]
+
+        try:
+            self.compiled = {ext.name: [compiled(part) for part in self.parts(ext, isas)] for ext in self.extensions}
+            super().build_extensions()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def parts(self, ext: Extension, isas: list[str]) -> list[Part]:
+        """The objects of one of the extensions."""
+        common = [(self.shared / "older_glibc.o", ROOT / "csrc/older_glibc.cpp", cxx(*FLAGS))]
+        if ext.name == "seqcls_fast._C":
+            return common + self.core_parts(ext, isas)
         if ext.name == "seqcls_fast._runtime":
-            runtime = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
-            parts = runtime["objects"](
-                Path(self.build_temp) / "runtime", names, shlex.split(os.environ.get("CFLAGS", ""))
-            )
-            ext.extra_objects = list(map(str, parts))
-            return super().build_extension(ext)
-        if ext.name != "seqcls_fast._C":
-            return self.build_eager(ext)
-        toolkit = cuda_toolkit()
+            return common + self.runtime_parts(isas)
+        return common + self.eager_parts(ext)
+
+    def core_parts(self, ext: Extension, isas: list[str]) -> list[Part]:
+        torch = torch_folder()
+        toolkit = cuda_toolkit(torch)
         archs = architectures() if toolkit else []
-        folder = Path(self.build_temp) / "-".join(["cuda", *archs])
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            # CUDA first, because it takes longest
-            cuda = [pool.submit(compile_cuda, toolkit, archs, cu, folder) for cu in CUDA_SOURCES if toolkit]
-            ext.extra_objects = [obj for objects in pool.map(compile_isa, names) for obj in objects]
-            ext.extra_objects += [task.result() for task in cuda]
-        ext.define_macros += [(f"SF_WITH_{name.upper()}", None) for name in names]
-        ext.define_macros += hash_macro()
-        if toolkit:
+        macros = [f"-DSF_WITH_{name.upper()}" for name in isas]
+        parts: list[Part] = []
+        if toolkit:  # first, because it takes longest
             # USE_CUDA declares the stable ABI's functions for streams and cuBLAS. They are in libtorch_cuda, which
             # libtorch loads. No other symbol of ours needs libtorch, so the linker must be told to keep it. CUDA's own
             # runtime is linked statically, because the one that torch loads may be of another release.
-            ext.define_macros += [("SF_WITH_CUDA", None), ("USE_CUDA", None), ("SF_CUDA_ARCHS", f'"{",".join(archs)}"')]
+            macros += ["-DSF_WITH_CUDA", "-DUSE_CUDA", f'-DSF_CUDA_ARCHS="{",".join(archs)}"']
             ext.library_dirs += toolkit.library_dirs
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
             ext.extra_link_args += ["-Wl,--no-as-needed", "-ltorch"]
-        self.force = True  # without ninja, a change of the macros alone would compile nothing anew
-        super().build_extension(ext)
+            parts += cuda_parts(toolkit, archs, self.shared)
+        for name in isas:
+            command = cxx(*CXX_FLAGS, *_flags["kernel_flags"](name))
+            parts.append((self.shared / f"kernels_{name}.o", _flags["KERNELS"], command))
+        flags = [*CXX_FLAGS, *FLAGS, *macros, *torch_headers(torch)]
+        for source in (path for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))):
+            name = source.relative_to(ROOT).as_posix()
+            more = hash_macro() if name.startswith("csrc/bindings/") else []
+            folder = self.shared
+            if name == WITH_PYTHON:
+                folder, more = self.of_python, [*more, *python_headers()]
+            parts.append(((folder / name).with_suffix(".o"), source, cxx(*flags, *more)))
+        return parts
 
-    def build_eager(self, ext: Extension) -> None:
-        """Builds an eager entry. Without it all works too, so that one nobody asked for may fail."""
-        ext.define_macros += hash_macro()
+    def runtime_parts(self, isas: list[str]) -> list[Part]:
+        runtime = runpy.run_path(str(ROOT / "csrc/runtime/build.py"))
+        command = cxx("-std=c++17", "-DNDEBUG", *FLAGS, *python_headers())
+        module = (self.of_python / "runtime.o", runtime["PYTHON_MODULE"], command)
+        return [*runtime["objects"](self.shared / "runtime", isas, CFLAGS), module]
+
+    def eager_parts(self, ext: Extension) -> list[Part]:
+        name = ext.name.rpartition(".")[2]
+        macros = [f"-DSF_EAGER_INIT=PyInit_{name}", *hash_macro()]
+        headers = [*torch_headers(Path(ext.library_dirs[0]).parent), *python_headers()]
+        command = cxx(*CXX_FLAGS, *FLAGS, "-Wno-unused-parameter", *macros, *headers)  # for the headers of torch
+        sources = sorted((ROOT / "csrc/eager").glob("*.cpp"))
+        return [(self.of_python / name / f"{source.stem}.o", source, command) for source in sources]
+
+    def build_extension(self, ext: Extension) -> None:
+        """Links an extension. Without an eager entry all works too, so that one nobody asked for may fail."""
         try:
+            ext.extra_objects = [str(task.result()) for task in self.compiled[ext.name]]
             super().build_extension(ext)
-        except (CompileError, LinkError, RuntimeError, OSError) as error:
-            if "SEQCLS_EAGER_FOR" in os.environ:
-                raise
-            print(f"seqcls_fast: building without the eager entry, small calls take longer: {error}", file=sys.stderr)
+        except (subprocess.CalledProcessError, CompileError, LinkError, OSError) as error:
+            if ext.optional:
+                print(f"seqcls_fast: building without {ext.name}, small calls take longer: {error}", file=sys.stderr)
+            else:
+                raise CompileError(f"{ext.name}: {error}") from None
 
 
-def hash_macro() -> list[tuple[str, str]]:
-    return [("SF_CSRC_HASH", f'"{runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](ROOT)}"')]
+def cxx(*flags: str) -> list[str]:
+    return [*COMPILER, "-fPIC", *flags, *CFLAGS]
 
 
-def eager_entries(headers: list[str]) -> list[Extension]:
+def torch_headers(torch: Path) -> list[str]:
+    return [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"]
+
+
+def python_headers() -> list[str]:
+    """Those of pybind11 are among torch's."""
+    return [f"-I{path}" for path in dict.fromkeys(map(sysconfig.get_path, ("include", "platinclude")))]
+
+
+def cuda_parts(toolkit: Toolkit, archs: list[str], folder: Path) -> list[Part]:
+    command = [toolkit.nvcc, *nvcc_flags(archs)]
+    return [(folder / "-".join(["cuda", *archs]) / f"{cu.stem}.o", cu, command) for cu in CUDA_SOURCES]
+
+
+def hash_macro() -> list[str]:
+    return [f'-DSF_CSRC_HASH="{runpy.run_path(str(ROOT / "csrc/hash.py"))["csrc_hash"](ROOT)}"']
+
+
+def eager_entries() -> list[Extension]:
     """An extension for each torch in SEQCLS_EAGER_FOR."""
-    choice = os.environ.get("SEQCLS_EAGER_FOR", str(Path(torch.__file__).parent))
+    choice = os.environ.get("SEQCLS_EAGER_FOR")
+    folders = [torch_folder()] if choice is None else map(Path, choice.split(os.pathsep) if choice.strip("0") else [])
     found = {}
-    for folder in map(Path, choice.split(os.pathsep) if choice not in ("", "0") else []):
-        text = (folder / "version.py").read_text() if (folder / "version.py").exists() else ""
-        version = re.search(r"^__version__ = '(\d+\.\d+\.\d+)", text, re.MULTILINE)
+    for folder in folders:
+        version = re.match(r"\d+\.\d+\.\d+", said_by(folder, "__version__") or "")
         if version is None:
             raise SystemExit(f"SEQCLS_EAGER_FOR: expected folders of installed torch packages but got {folder}")
-        name = f"_eager_{version[1].replace('.', '_')}"  # seqcls_fast/_eager.py looks for it
-        found[name] = Extension(
-            f"seqcls_fast.{name}",
-            [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc/eager").glob("*.cpp"))],
-            include_dirs=[str(folder / "include"), str(folder / "include/torch/csrc/api/include")],
-            library_dirs=[str(folder / "lib")],
-            libraries=["c10", "torch", "torch_cpu", "torch_python"],
-            define_macros=[("SF_EAGER_INIT", f"PyInit_{name}")],
-            extra_compile_args=[*FLAGS, "-std=c++20", "-Wno-unused-parameter"],  # for the headers of torch
-            depends=headers,
-            language="c++",
-            optional=True,
-        )
+        name = f"seqcls_fast._eager_{version[0].replace('.', '_')}"  # seqcls_fast/_eager.py looks for it
+        found[name] = extension(name, folder.resolve(), ["c10", "torch", "torch_cpu", "torch_python"], choice is None)
     return list(found.values())
+
+
+def extension(name: str, torch: Path | None, libraries: list[str], optional: bool = False) -> Extension:
+    """An extension for setuptools, which only links it: Build compiles its objects."""
+    folders = [str(torch / "lib")] if torch else []
+    return Extension(name, [], libraries=libraries, library_dirs=folders, language="c++", optional=optional)
 
 
 def extensions() -> list[Extension]:
@@ -244,25 +304,12 @@ def extensions() -> list[Extension]:
             file=sys.stderr,
         )
         return []
-    headers = [path for pattern in ("*.h", "*.cuh", "*.cu") for path in (ROOT / "csrc").rglob(pattern)]
-    depends = sorted(map(str, headers))
     return [
-        CppExtension(
-            "seqcls_fast._C",
-            [str(path.relative_to(ROOT)) for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))],
-            extra_compile_args=FLAGS,
-            depends=depends,
-        ),
-        Extension(
-            "seqcls_fast._runtime",
-            ["csrc/runtime/python.cpp"],
-            extra_compile_args=[*FLAGS, "-std=c++17"],
-            depends=depends,
-            language="c++",
-        ),
-        *eager_entries(depends),
+        extension("seqcls_fast._C", torch_folder(), ["c10", "torch", "torch_cpu"]),
+        extension("seqcls_fast._runtime", None, []),
+        *eager_entries(),
     ]
 
 
 if __name__ == "__main__":  # so that tools/cuda_check.py compiles with the same flags
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildPerIsa})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build})

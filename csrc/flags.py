@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "csrc/cpu/kernels/kernels.cpp"  # compiled once for each of ISAS
+
 # Contraction is off, so that the compiler forms no fused multiply-add by itself: a sum must have the same bits in every
 # tile, and the sources write each fused multiply-add as one.
 FLAGS = [

@@ -28,7 +28,7 @@ C, why_missing = _load()
 if C is None:
     warnings.warn(
         f"seqcls_fast runs torch's own recurrent layers and not its kernels: the compiled extension is missing "
-        f"({why_missing}). Install with a C++17 compiler present to build it.",
+        f"({why_missing}). Install with a C++20 compiler present to build it.",
         UserWarning,
         stacklevel=2,
     )

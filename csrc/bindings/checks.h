@@ -11,7 +11,7 @@ namespace sf {
 
 template <class... Parts>
 [[noreturn]] __attribute__((cold)) void fail(const Parts&... parts) {
-  std::ostringstream message;
+  std::ostringstream message(std::ios_base::out);  // without the argument it needs a libstdc++ of 2019
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }

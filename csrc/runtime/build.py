@@ -12,15 +12,16 @@ import os
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = runpy.run_path(str(ROOT / "csrc/flags.py"))
+COMPILE = runpy.run_path(str(ROOT / "csrc/compile.py"))
+run, is_current = COMPILE["run"], COMPILE["is_current"]
 OUT = ROOT / "build" / "runtime"
-KERNELS = ROOT / "csrc/cpu/kernels/kernels.cpp"
 HERE = ROOT / "csrc/runtime"
 PYTHON_MODULE = HERE / "python.cpp"  # setup.py compiles it
 ONCE = [ROOT / "csrc/cpu/host/isa.cpp", *sorted(set(HERE.glob("*.cpp")) - {PYTHON_MODULE})]
@@ -28,49 +29,14 @@ SHARED = "libseqcls.dylib" if sys.platform == "darwin" else "libseqcls.so"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 
 
-def newest(*folders: str) -> float:
-    """When a header of these folders changed last."""
-    return max(path.stat().st_mtime for folder in folders for path in (ROOT / "csrc" / folder).rglob("*.h"))
-
-
-def is_current(built: Path, how: str, inputs_changed: float) -> bool:
-    """Whether a file was made in the same way, which is written beside it, after its inputs changed last."""
-    said = built.with_name(f"{built.name}.how")
-    current = built.exists() and said.exists() and said.read_text() == how and built.stat().st_mtime > inputs_changed
-    if not current:
-        built.unlink(missing_ok=True)
-        said.write_text(how)
-    return current
-
-
-def run(*command: str | Path) -> None:
-    words = [str(word) for word in command]
-    print(shlex.join(words), flush=True)
-    subprocess.run(words, cwd=ROOT, check=True)
-
-
-def objects(folder: Path, isas: list[str], extra: list[str]) -> list[Path]:
-    """Compiles what has changed since, and returns all object files of the library."""
+def objects(folder: Path, isas: list[str], extra: Sequence[str] = ()) -> list[tuple[Path, Path, list[str]]]:
+    """The object files of the library: for each its path, its source, and the compiler with its flags."""
+    compiler = [*FLAGS["COMPILER"], "-std=c++17", "-fPIC"]
     once = [*FLAGS["FLAGS"], *(f"-DSF_WITH_{name.upper()}" for name in isas)]
     alone = ["-DSF_INFERENCE", "-fno-exceptions", "-fno-asynchronous-unwind-tables"]  # tables of 100 kB otherwise
-    tasks = [(KERNELS, f"kernels_{name}.o", [*FLAGS["kernel_flags"](name), *alone]) for name in reversed(isas)]
-    tasks += [(source, f"{source.stem}.o", once) for source in ONCE]
-    of_kernels, of_others = newest("core", "cpu"), newest("core", "cpu", "runtime", "bindings")
-
-    def compiled(task: tuple[Path, str, list[str]]) -> Path:
-        source, name, flags = task
-        built = folder / name
-        headers = of_kernels if source == KERNELS else of_others
-        words = [*FLAGS["COMPILER"], "-std=c++17", "-fPIC", *flags, *extra, "-c", str(source.relative_to(ROOT))]
-        if not is_current(built, shlex.join(words), max(headers, source.stat().st_mtime)):
-            partial = built.with_suffix(".partial.o")  # so that a file half written is never taken for an object
-            run(*words, "-o", partial)
-            partial.replace(built)
-        return built
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        return list(pool.map(compiled, tasks))
+    parts = [(f"kernels_{name}", FLAGS["KERNELS"], [*FLAGS["kernel_flags"](name), *alone]) for name in reversed(isas)]
+    parts += [(source.stem, source, once) for source in ONCE]
+    return [(folder / f"{stem}.o", source, [*compiler, *flags, *extra]) for stem, source, flags in parts]
 
 
 def archive(folder: Path, parts: list[Path]) -> Path:
@@ -82,9 +48,14 @@ def archive(folder: Path, parts: list[Path]) -> Path:
 
 def build(folder: Path, isas: list[str], sanitize: bool) -> None:
     extra = SANITIZE if sanitize else []
-    parts = objects(folder / "objects", isas, extra)
+    with ThreadPoolExecutor(COMPILE["jobs"]()) as pool:
+        waiting = [
+            pool.submit(COMPILE["compile_object"], built, source, *command)
+            for built, source, command in objects(folder / "objects", isas, extra)
+        ]
+    parts = [each.result() for each in waiting]
     library = folder / SHARED
-    if is_current(library, shlex.join(map(str, parts)), max(path.stat().st_mtime for path in parts)):
+    if is_current(library, shlex.join(map(str, parts)), parts):
         return
     archive(folder, parts)
     how = (

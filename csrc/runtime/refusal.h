@@ -18,7 +18,7 @@ struct Refusal : std::runtime_error {
 
 template <class... Parts>
 [[noreturn]] __attribute__((cold)) void refuse(seqcls_status status, const Parts&... parts) {
-  std::ostringstream sentence;
+  std::ostringstream sentence(std::ios_base::out);  // without the argument it needs a libstdc++ of 2019
   (sentence << ... << parts);
   throw Refusal(status, sentence.str());
 }

@@ -1,31 +1,26 @@
-"""What setup.py decides about CUDA before it compiles anything, with an nvcc that is a shell script."""
+"""What setup.py decides before it compiles: about CUDA, with an nvcc that is a shell script, and about torch."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from setuptools import Distribution
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parents[2]
-# Says what the real one says, compiles by writing its arguments into the object, and fails where the source says so.
+# Says what the real one says.
 NVCC = """\
 #!/bin/sh
 case "$1" in
   --version) echo 'Cuda compilation tools, release {release}, V{release}.88'; exit ;;
   --dryrun) echo '#$ LIBRARIES=  "-L{here}/stubs" "-L{here}/bin/../lib"' >&2; exit ;;
 esac
-for word; do
-  case "$before" in -o) output=$word ;; -c) source=$word ;; esac
-  before=$word
-done
-grep -q broken "$source" && echo half > "$output" && exit 2
-echo "$@" > "$output"
 """
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the script that stands for nvcc needs a shell")
@@ -42,17 +37,18 @@ def setup_module() -> ModuleType:
     return module
 
 
+def installed_torch(folder: Path, version: str, cuda: str | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["from typing import Optional", f"__version__ = '{version}'", f"cuda: Optional[str] = {cuda!r}"]
+    (folder / "version.py").write_text("\n".join([*lines, "hip: Optional[str] = None", ""]))
+    return folder
+
+
 @pytest.fixture
 def project(setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """setup.py over two sources of its own, no nvcc, and a torch for CUDA 13."""
-    for name in ("one.cu", "two.cu", "shared.cuh"):
-        file = tmp_path / "csrc/cuda" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("")
-    monkeypatch.setattr(setup_module, "ROOT", tmp_path)
-    monkeypatch.setattr(setup_module, "CUDA_SOURCES", sorted(tmp_path.rglob("*.cu")))
-    monkeypatch.setattr(setup_module, "CUDA_HEADERS", [tmp_path / "csrc/cuda/shared.cuh"])
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    """setup.py with a CUDA source of its own, no nvcc, and a torch for CUDA 13 in tmp_path."""
+    installed_torch(tmp_path, "2.14.1+cu130", "13.0")
+    monkeypatch.setattr(setup_module, "CUDA_SOURCES", [tmp_path / "one.cu"])
     for name in ("CUDA_HOME", "CUDA_PATH", "SEQCLS_CUDA", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -84,14 +80,14 @@ def test_cuda_is_built_where_nvcc_and_torch_are_for_it(
     project: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", str(install(tmp_path / "home")))
-    assert project.cuda_toolkit().release == "13.1"
+    assert project.cuda_toolkit(tmp_path).release == "13.1"
     monkeypatch.setenv("SEQCLS_CUDA", "1")
-    assert project.cuda_toolkit().release == "13.1"
+    assert project.cuda_toolkit(tmp_path).release == "13.1"
     monkeypatch.setenv("SEQCLS_CUDA", "0")
-    assert project.cuda_toolkit() is None
+    assert project.cuda_toolkit(tmp_path) is None
     monkeypatch.setenv("SEQCLS_CUDA", "1")
     monkeypatch.setattr(project, "CUDA_SOURCES", [])
-    assert project.cuda_toolkit() is None
+    assert project.cuda_toolkit(tmp_path) is None
     assert capsys.readouterr() == ("", "")
 
 
@@ -115,14 +111,14 @@ def test_what_is_missing_is_said(
 ) -> None:
     if nvcc:
         monkeypatch.setenv("CUDA_HOME", str(install(tmp_path / "home", nvcc)))
-    monkeypatch.setattr(torch.version, "cuda", built_for)
-    assert project.cuda_toolkit() is None
+    installed_torch(tmp_path, "2.14.1", built_for)
+    assert project.cuda_toolkit(tmp_path) is None
     said = capsys.readouterr().err
     assert (said == "") == (built_for is None)  # nobody expects CUDA of a CPU build of torch
     assert said.count("\n") <= 1
     monkeypatch.setenv("SEQCLS_CUDA", "1")
     with pytest.raises(SystemExit, match=f"SEQCLS_CUDA=1: .*{reason}"):
-        project.cuda_toolkit()
+        project.cuda_toolkit(tmp_path)
 
 
 def test_without_a_compiler_torch_s_layers_run(
@@ -133,10 +129,10 @@ def test_without_a_compiler_torch_s_layers_run(
     assert "no C++ compiler here: installing without the extension, torch's own layers" in capsys.readouterr().err
 
 
-def test_other_choices_are_refused(project: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_choices_are_refused(project: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQCLS_CUDA", "yes")
     with pytest.raises(SystemExit, match="SEQCLS_CUDA: expected 0 or 1 but got yes"):
-        project.cuda_toolkit()
+        project.cuda_toolkit(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,68 +166,27 @@ def test_other_architectures_are_refused(project: ModuleType, wanted: str, messa
         project.architectures(wanted)
 
 
-def test_objects_are_kept_until_something_is_newer(
-    project: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_HOME", str(install(tmp_path / "home")))
-    toolkit = project.find_toolkit()
-    one, two = project.CUDA_SOURCES
-    script = tmp_path / "setup.py"
-    script.write_text("")
-    monkeypatch.setattr(project, "__file__", str(script))
-
-    def set_age(path: Path, seconds: int) -> None:
-        os.utime(path, (time.time() - seconds,) * 2)
-
-    def compiled_anew(touched: Path | None) -> bool:
-        for path in (one, two, *project.CUDA_HEADERS, script):
-            set_age(path, 100)
-        built = Path(project.compile_cuda(toolkit, ["80"], one, tmp_path / "objects"))
-        assert built == tmp_path / "objects/one.o"
-        set_age(built, 50)
-        if touched:
-            set_age(touched, 0)
-        before = built.stat().st_mtime
-        assert project.compile_cuda(toolkit, ["80"], one, tmp_path / "objects") == str(built)
-        return built.stat().st_mtime != before
-
-    assert not compiled_anew(None)
-    assert compiled_anew(one)
-    assert not compiled_anew(two)
-    assert compiled_anew(project.CUDA_HEADERS[0])
-    assert compiled_anew(script)
-    words = (tmp_path / "objects/one.o").read_text().split()
-    assert words[-4:-1] == ["-c", "csrc/cuda/one.cu", "-o"]
-    assert "-gencode=arch=compute_80,code=sm_80" in words
-
-
-def test_a_failed_compilation_leaves_no_object(
-    project: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_HOME", str(install(tmp_path / "home")))
-    project.CUDA_SOURCES[0].write_text("broken")
-    with pytest.raises(project.CompileError, match=r"could not compile csrc/cuda/one\.cu"):
-        project.compile_cuda(project.find_toolkit(), ["80"], project.CUDA_SOURCES[0], tmp_path / "objects")
-    assert not (tmp_path / "objects/one.o").exists()
-
-
-def installed_torch(folder: Path, version: str) -> str:
-    folder.mkdir(parents=True)
-    (folder / "version.py").write_text(f"__all__ = []\n__version__ = '{version}'\ndebug = False\n")
-    return str(folder)
+def command(module: ModuleType, folder: Path) -> build_ext:
+    """setup.py's command that builds, with objects in a folder."""
+    made = module.Build(Distribution())
+    made.build_temp = str(folder)
+    made.ensure_finalized()
+    return made
 
 
 def test_an_eager_entry_for_each_torch_that_is_named(
     setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = [installed_torch(tmp_path / name, version) for name, version in (("a", "2.11.0+cpu"), ("b", "2.14.1"))]
-    monkeypatch.setenv("SEQCLS_EAGER_FOR", os.pathsep.join(folders))
-    found = setup_module.eager_entries([])
+    monkeypatch.setenv("SEQCLS_EAGER_FOR", os.pathsep.join(map(str, folders)))
+    found = setup_module.eager_entries()
     assert [entry.name for entry in found] == ["seqcls_fast._eager_2_11_0", "seqcls_fast._eager_2_14_1"]
     for entry, folder in zip(found, folders, strict=True):
-        assert entry.include_dirs[0] == os.path.join(folder, "include")
-        assert entry.library_dirs == [os.path.join(folder, "lib")]
-        assert entry.define_macros == [("SF_EAGER_INIT", f"PyInit_{entry.name.split('.')[1]}")]
+        assert entry.library_dirs == [str(folder / "lib")]
+        assert not entry.optional
+        for _, _, words in command(setup_module, tmp_path).eager_parts(entry):
+            assert f"-I{folder / 'include'}" in words
+            assert f"-DSF_EAGER_INIT=PyInit_{entry.name.split('.')[1]}" in words
 
 
 def test_an_eager_entry_for_the_torch_at_hand_or_for_none(
@@ -239,9 +194,11 @@ def test_an_eager_entry_for_the_torch_at_hand_or_for_none(
 ) -> None:
     monkeypatch.delenv("SEQCLS_EAGER_FOR", raising=False)
     release = torch.__version__.split("+")[0].replace(".", "_")
-    assert [entry.name for entry in setup_module.eager_entries([])] == [f"seqcls_fast._eager_{release}"]
-    monkeypatch.setenv("SEQCLS_EAGER_FOR", "0")
-    assert setup_module.eager_entries([]) == []
+    (entry,) = setup_module.eager_entries()
+    assert (entry.name, entry.optional) == (f"seqcls_fast._eager_{release}", True)
+    for none in ("0", ""):
+        monkeypatch.setenv("SEQCLS_EAGER_FOR", none)
+        assert setup_module.eager_entries() == []
 
 
 @pytest.mark.parametrize("text", [None, "", "__version__ = 'unknown'"])
@@ -252,4 +209,44 @@ def test_a_folder_without_torch(
         (tmp_path / "version.py").write_text(text)
     monkeypatch.setenv("SEQCLS_EAGER_FOR", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^SEQCLS_EAGER_FOR: expected folders of installed torch packages but got "):
-        setup_module.eager_entries([])
+        setup_module.eager_entries()
+
+
+def test_the_torch_to_build_with(setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEQCLS_TORCH", raising=False)
+    assert setup_module.torch_folder() == Path(torch.__file__).resolve().parent
+    assert setup_module.said_by(setup_module.torch_folder(), "cuda") == torch.version.cuda
+    monkeypatch.setenv("SEQCLS_TORCH", str(installed_torch(tmp_path / "torch", "2.12.0", "13.0")))
+    assert setup_module.torch_folder() == tmp_path / "torch"
+    assert setup_module.said_by(tmp_path / "torch", "cuda") == "13.0"
+    monkeypatch.setenv("SEQCLS_TORCH", str(tmp_path))
+    with pytest.raises(SystemExit, match="SEQCLS_TORCH: expected the folder of an installed torch package but got /"):
+        setup_module.torch_folder()
+    monkeypatch.delenv("SEQCLS_TORCH")
+    monkeypatch.setattr(setup_module, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="expected torch in this Python, or its folder in SEQCLS_TORCH"):
+        setup_module.torch_folder()
+
+
+def test_other_pythons_share_all_objects_but_those_that_include_its_headers(
+    setup_module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQCLS_TORCH", str(installed_torch(tmp_path / "torch", "2.12.0")))
+    monkeypatch.setenv("SEQCLS_EAGER_FOR", str(tmp_path / "torch"))
+
+    def parts(tag: str) -> dict[Path, tuple[Path, list[str]]]:
+        monkeypatch.setattr(sys.implementation, "cache_tag", tag)
+        monkeypatch.setattr(setup_module.sysconfig, "get_path", lambda name: f"/headers/{tag}")
+        builder, isas = command(setup_module, tmp_path / "objects"), ["base", "avx2"]
+        found = [part for entry in setup_module.extensions() for part in builder.parts(entry, isas)]
+        return {built: (source, words) for built, source, words in found}
+
+    one, two = parts("cpython-310"), parts("cpython-313")
+    shared = {built for built in one if "cpython-310" not in str(built)}
+    assert {built: one[built] for built in shared} == {built: two[built] for built in two if built in shared}
+    assert [words for built in shared for words in one[built][1] if "/headers/" in words] == []
+    own = {str(one[built][0].relative_to(ROOT)): one[built][1] for built in set(one) - shared}
+    eager = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc/eager").glob("*.cpp")}
+    assert set(own) == {"csrc/bindings/introspection.cpp", "csrc/runtime/python.cpp"} | eager
+    assert all("-I/headers/cpython-310" in words for words in own.values())
+    assert {built.stem for built in shared} >= {"kernels_base", "kernels_avx2", "run", "ops", "older_glibc", "model"}
