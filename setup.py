@@ -260,7 +260,9 @@ def cxx(*flags: str) -> list[str]:
 
 
 def torch_headers(torch: Path) -> list[str]:
-    return [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"]
+    """Their messages hold their paths, which then are the same on every machine."""
+    folder = torch / "include"
+    return [f"-I{folder}", f"-I{folder / 'torch/csrc/api/include'}", f"-ffile-prefix-map={folder}=torch"]
 
 
 def python_headers() -> list[str]:

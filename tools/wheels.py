@@ -72,16 +72,21 @@ def workshop(release: str, python: Path) -> Path:
     return folder / "bin/python"
 
 
+def torch_here() -> list[Path]:
+    """The folder of this interpreter's torch, if it has one."""
+    spec = find_spec("torch")
+    return [Path(spec.origin).resolve().parent] if spec and spec.origin else []
+
+
 def build(release: str, python: Path, eager_for: list[str]) -> Path:
     """The wheel for one Python, as setup.py makes it."""
     folder = WORK / tag_of(release)
     made = folder / "made"
     for old in (folder / "lib", folder / "parts", made):
         shutil.rmtree(old, ignore_errors=True)
-    spec = find_spec("torch")
     changes = {"SEQCLS_CUDA": "0", "SEQCLS_EAGER_FOR": os.pathsep.join(eager_for) or "0"}
-    if spec and spec.origin:
-        changes |= {"SEQCLS_TORCH": str(Path(spec.origin).parent)}
+    for torch in torch_here():
+        changes["SEQCLS_TORCH"] = str(torch)
     linker = runpy.run_path(str(ROOT / "csrc/flags.py"))["COMPILER"]
     changes |= dict.fromkeys(("LDSHARED", "LDCXXSHARED"), f"{' '.join(linker)} -shared")  # no path of this Python
     run(workshop(release, python), "setup.py", "--quiet", "egg_info", "--egg-base", folder,
@@ -96,8 +101,12 @@ def faults(wheel: Path) -> list[str]:
     found = []
     if (size := wheel.stat().st_size) > MOST_BYTES:
         found.append(f"expected at most {MOST_BYTES} bytes but got {size}")
+    paths = {f"{path}/" for path in (ROOT, Path.home(), *torch_here())}
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
+        for name in sorted(names):
+            if held := sorted(path for path in paths if path.encode() in file.read(name)):
+                found.append(f"expected no path of this machine but {name} has {', '.join(held)}")
     package = ROOT / "seqcls_fast"
     expected = {str(path.relative_to(ROOT)) for glob in ("*.py", "*.pyi", "py.typed") for path in package.rglob(glob)}
     if strange := {name for name in names if not name.endswith(".so")} ^ expected:
@@ -181,13 +190,10 @@ def test_all(releases: list[str] | None, with_torch: list[str], tests: list[str]
     for python, release in of_release.items():
         if release in here:
             print(run(python, "tools/wheel_test.py", wheels[tag_of(release)], folder, *tests), end="", flush=True)
-    spec = find_spec("torch")
-    libraries = Path(spec.origin).parent / "lib" if spec and spec.origin else ""
+    libraries = os.pathsep.join(str(torch / "lib") for torch in torch_here())
     for release in sorted(set(here) - set(of_release.values())):
         python = workshop(release, here[release])
-        print(
-            run(python, "tools/wheel_test.py", wheels[tag_of(release)], folder, LD_LIBRARY_PATH=str(libraries)), end=""
-        )
+        print(run(python, "tools/wheel_test.py", wheels[tag_of(release)], folder, LD_LIBRARY_PATH=libraries), end="")
 
 
 def main() -> None:

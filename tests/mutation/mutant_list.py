@@ -1195,4 +1195,24 @@ RUNTIME = [
     ),
 ]
 
-MUTANTS = PYTHON + COMPILED + CUDA + TOOLKIT_MUTANTS + SCALE_MUTANTS + QUALITY_MUTANTS + GPU_RUN + BENCHMARKS + RUNTIME
+BUILD = [
+    Mutant("lists of one line alone", "csrc/compile.py", r'.replace("\\\n", " ")', ""),
+    Mutant("any command made it", "csrc/compile.py", "said.read_text() == how and ", ""),
+    Mutant("fstat of a later glibc", "csrc/older_glibc.cpp", "SF_HIDDEN int fstat(", "SF_HIDDEN int sf_fstat("),
+    Mutant("kernels per Python", "setup.py", 'parts.append((self.shared / f"k', 'parts.append((self.of_python / f"k'),
+    Mutant("a failed pair has passed", "tools/matrix.py", 'or not before["passed"]', ""),
+    Mutant("an earlier wheel counts", "tools/wheels.py", "(out / name).unlink(missing_ok=True)", "pass"),
+]
+
+MUTANTS = (
+    BUILD
+    + PYTHON
+    + COMPILED
+    + CUDA
+    + TOOLKIT_MUTANTS
+    + SCALE_MUTANTS
+    + QUALITY_MUTANTS
+    + GPU_RUN
+    + BENCHMARKS
+    + RUNTIME
+)

@@ -67,7 +67,11 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     ),
     "csrc/cuda": ("test_simt.py", "test_simt_options.py"),
     "csrc/runtime": ("test_runtime_bits.py", "test_runtime_calls.py", "test_runtime_files.py"),
+    "csrc/compile.py": ("test_compile_objects.py",),
+    "csrc/older_glibc": ("test_build.py",),
     "csrc": KERNELS,
+    "setup.py": ("test_setup.py",),
+    "tools/": ("test_wheels.py",),
     "benchmarks/gpu/supervisor.py": ("test_gpu_command.py",),
     "benchmarks/harness.py": ("test_bench_harness.py",),
     "benchmarks/layer_cases.py": ("test_bench_cases.py",),
@@ -248,9 +252,9 @@ class Copy:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("csrc", "seqcls_fast", "tests", "benchmarks"):
+        for name in ("csrc", "seqcls_fast", "tests", "benchmarks", "tools"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
-        for name in ("setup.py", "pyproject.toml", "README.md"):
+        for name in ("setup.py", "pyproject.toml", "README.md", "Makefile"):
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, root)
         if (ROOT / KEPT).exists():

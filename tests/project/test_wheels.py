@@ -62,6 +62,13 @@ def test_what_is_wrong_with_a_wheel_is_said(tmp_path: Path, modules: tuple[str, 
         wheels.repair(wheel, tmp_path / "out")
 
 
+def test_a_path_of_this_machine_is_refused(tmp_path: Path) -> None:
+    wheel = made(tmp_path, "_C", "_runtime")
+    with zipfile.ZipFile(wheel, "a") as file:
+        file.writestr("seqcls_fast/_eager.so", f"failed at {ROOT}/csrc/a.h:7")
+    assert wheels.faults(wheel) == [f"expected no path of this machine but seqcls_fast/_eager.so has {ROOT}/"]
+
+
 def test_a_large_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = made(tmp_path, "_C", "_runtime")
     monkeypatch.setattr(wheels, "MOST_BYTES", 100)
