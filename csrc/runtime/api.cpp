@@ -152,7 +152,7 @@ size_t seqcls_stream_bytes(const seqcls_model* model, int64_t rows, int64_t step
   if (check(model)) return 0;
   guarded(SEQCLS_BAD_ARGUMENT, [&] {
     bytes = static_cast<size_t>(Stream::bytes(*model->model, rows, steps)) + sizeof(seqcls_stream) +
-            model->model->layers.size() * sizeof(sf::Forward);
+            model->model->layers.size() * (sizeof(sf::Forward) + sizeof(sf::StepTask));
     return SEQCLS_OK;
   });
   return bytes;
@@ -172,17 +172,7 @@ seqcls_status seqcls_run(seqcls_stream* stream, const seqcls_call* call) {
 
 seqcls_status seqcls_step(seqcls_stream* stream, const float* x, float* out) {
   if (const seqcls_status status = check(stream)) return status;
-  if (!stream->stream.about().is_streamable())
-    return refused(
-        SEQCLS_NOT_STREAMABLE,
-        "step: expected a model that reads its input once, from its beginning on, but this one %s: run whole "
-        "sequences with seqcls_run()",
-        stream->stream.about().directions == 2 ? "has two directions" : "pools by attention");
-  seqcls_call call = {};
-  call.steps = 1;
-  call.x = x;
-  call.out = out;
-  return stream->stream.run(call);
+  return stream->stream.step(x, out);
 }
 
 seqcls_status seqcls_reset(seqcls_stream* stream, int64_t row) {

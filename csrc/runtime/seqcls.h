@@ -87,8 +87,9 @@ SEQCLS_API size_t seqcls_stream_bytes(const seqcls_model* model, int64_t rows, i
 
 SEQCLS_API void seqcls_stream_close(seqcls_stream* stream);
 
-/* What a call takes and writes. Set all of it to zero first, and then the fields that are wanted. The arrays have a row
- * for each row that moves on: where the shapes below say `rows`, this is `count` if the field `rows` is given. */
+/* What a call takes and writes. Set all of it to zero first, and then the fields that are wanted. What is written must
+ * not overlap what is read. The arrays have a row for each row that moves on: where the shapes below say `rows`, this
+ * is `count` if the field `rows` is given. */
 typedef struct {
   int64_t steps;          /* of each row, from 0 to 2^31 */
   const float* x;         /* (rows, steps, features); or */
@@ -111,7 +112,7 @@ typedef struct {
 SEQCLS_API seqcls_status seqcls_run(seqcls_stream* stream, const seqcls_call* call);
 
 /* The shortest call: one step of every row. x is (rows, features), out as in seqcls_call, or NULL. Models that take
- * ids, and those that need whole sequences, are refused. */
+ * ids, and those that need whole sequences, are refused. It is fastest for streams of one row. */
 SEQCLS_API seqcls_status seqcls_step(seqcls_stream* stream, const float* x, float* out);
 
 /* Lets a row begin anew; -1 stands for all rows. */

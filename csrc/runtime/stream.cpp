@@ -34,8 +34,11 @@ Stream::Stream(std::shared_ptr<const Model> model, int64_t rows, int64_t steps)
       rows_(rows),
       steps_(steps),
       memory_(bytes(*model_, rows, steps)),
-      at_(*model_, rows, steps, memory_.data()) {
+      at_(*model_, rows, steps, memory_.data()),
+      step_layer_(rows == 1 && about().directions == 1 ? model_->kernels.step_of(model_->layers[0]) : nullptr) {
   const Description& d = about();
+  char* h_data = at_.h;
+  float* c_data = at_.c;
   for (int64_t i = 0; i < rows_; ++i) at_.all_rows[i] = i;
   forwards_.resize(model_->layers.size());
   for (size_t k = 0; k < forwards_.size(); ++k) {
@@ -44,15 +47,25 @@ Stream::Stream(std::shared_ptr<const Model> model, int64_t rows, int64_t steps)
     forward.layer.B = rows_;
     for (int direction = 0; direction < d.directions; ++direction) {
       Rows h, c;
-      h.data = state_h(static_cast<int64_t>(k), direction, 0);
+      h.data = h_data;
       h.dtype = d.dtype;
-      h.b_stride = d.out();
+      h.b_stride = padded(d.out());
+      h_data += rows_ * h.b_stride * size();
       forward.layer.h0[direction] = forward.h_n[direction] = h;
       if (!kCells[d.cell].has_c) continue;
-      c.data = reinterpret_cast<char*>(state_c(static_cast<int64_t>(k), direction, 0));
-      c.b_stride = d.hidden;
+      c.data = reinterpret_cast<char*>(c_data);
+      c.b_stride = padded(d.hidden);
+      c_data += rows_ * c.b_stride;
       forward.layer.c0[direction] = forward.c_n[direction] = c;
     }
+  }
+  if (step_layer_) {
+    for (size_t k = 0; k < forwards_.size(); ++k) {
+      char* const h_next = at_.h_next + static_cast<int64_t>(k) * padded(d.out()) * size();
+      tasks_.push_back({&model_->layers[k], model_->packed[k], nullptr, forwards_[k].h_n[0].data, h_next,
+                        forwards_[k].c_n[0].data, nullptr, false});
+    }
+    steps_in_place_ = !d.is_classifier() && !d.vocabulary && !d.series.there() && d.dtype == Dtype::kFloat32;
   }
   reset(-1);
 }
@@ -69,10 +82,12 @@ int64_t Stream::bytes(const Model& model, int64_t rows, int64_t steps) {
 // ---- States
 
 char* Stream::state_h(int64_t layer, int64_t direction, int64_t row) const {
-  return at_.h + ((layer * about().directions + direction) * rows_ + row) * about().out() * size();
+  const Rows& h = forwards_[static_cast<size_t>(layer)].h_n[direction];
+  return h.data + row * h.b_stride * size();
 }
 float* Stream::state_c(int64_t layer, int64_t direction, int64_t row) const {
-  return at_.c + ((layer * about().directions + direction) * rows_ + row) * about().hidden;
+  const Rows& c = forwards_[static_cast<size_t>(layer)].c_n[direction];
+  return reinterpret_cast<float*>(c.data) + row * c.b_stride;
 }
 PooledRow Stream::pooled_row(int64_t row) const {
   return {at_.pooled_steps + row, at_.totals + row * about().width(), at_.parts + row * about().width()};
@@ -132,29 +147,43 @@ void Stream::run_piece(const seqcls_call& call, int64_t begin, int64_t steps) {
   const Description& d = about();
   if (has_lengths_)
     for (int64_t i = 0; i < count_; ++i) at_.left[of_call_[i]] = steps_in_piece(i, begin, steps);
-  const Rows anew = resets(call, begin, steps);
   const bool wants_output = d.is_classifier() ? d.pooling != PoolKind::kLast : call.out != nullptr;
   // The last layer writes to the caller's memory itself where it lies as the rows of the stream do.
-  const bool in_place = !d.is_classifier() && !call.rows && d.dtype == Dtype::kFloat32;
-  Rows x = input(call, begin, steps);
+  const bool in_place = wants_output && !d.is_classifier() && !call.rows && d.dtype == Dtype::kFloat32;
+  Rows output;
+  output.dtype = d.dtype;
+  output.t_stride = d.width();
+  output.b_stride = (in_place ? call.steps : steps_) * d.width();
+  if (in_place)
+    output.data = reinterpret_cast<char*>(call.out + begin * d.width());
+  else if (wants_output)
+    output.data = at_.buffers[(forwards_.size() + 1) % 2];
+  const Rows x = input(call, begin, steps);
+  if (step_layer_ && steps == 1 && count_ && !call.resets && steps_in_piece(0, begin, 1))
+    step_layers(x.data, output.data);
+  else
+    run_layers(x, resets(call, begin, steps), steps, output);
+  if (!wants_output) return;
+  if (d.is_classifier())
+    pool(output.data, steps);
+  else if (!in_place)
+    copy_output(call, output.data, begin, steps);
+}
+
+// The last layer writes to `output`, or nowhere; the others write to two buffers in turns.
+void Stream::run_layers(Rows x, const Rows& resets, int64_t steps, const Rows& output) {
+  const Description& d = about();
   for (size_t k = 0; k < forwards_.size(); ++k) {
     Forward& forward = forwards_[k];
-    const bool last = k + 1 == forwards_.size();
-    Rows output;
-    output.dtype = d.dtype;
-    output.t_stride = d.width();
-    if (!last || wants_output) {
-      const bool direct = last && in_place;
-      output.data = direct ? reinterpret_cast<char*>(call.out + begin * d.width()) : at_.buffers[k % 2];
-      output.b_stride = (direct ? call.steps : steps_) * d.width();
-    }
+    Rows to = output;
+    if (k + 1 < forwards_.size()) to.data = at_.buffers[k % 2], to.b_stride = steps_ * d.width();
     forward.layer.T = steps;
     forward.layer.lengths = has_lengths_ ? at_.left : nullptr;
     forward.layer.x = x;
-    forward.layer.resets = anew;
+    forward.layer.resets = resets;
     for (int direction = 0; direction < d.directions; ++direction) {
-      forward.output[direction] = output;
-      if (output.data) forward.output[direction].data += direction * d.out() * size();
+      forward.output[direction] = to;
+      if (to.data) forward.output[direction].data += direction * d.out() * size();
     }
     for (int direction = 0; direction < d.directions; ++direction) {
       const PackedForward& packed =
@@ -162,13 +191,39 @@ void Stream::run_piece(const seqcls_call& call, int64_t begin, int64_t steps) {
       const Task task{direction, longest_first_, count_, 0, d.hidden, nullptr, nullptr, at_.scratch, at_.shared};
       model_->kernels.forward({&forward, packed, task});
     }
-    x = output;
+    x = to;
   }
-  if (!wants_output) return;
-  if (d.is_classifier())
-    pool(x.data, steps);
-  else if (!in_place)
-    copy_output(call, x.data, begin, steps);
+}
+
+// One step of the only row. The memory of h and of the next h take turns.
+void Stream::step_layers(const char* x, char* output) {
+  tasks_.back().output = output;
+  for (size_t k = 0; k < tasks_.size(); ++k) {
+    StepTask& task = tasks_[k];
+    task.x = x;
+    step_layer_(task);
+    std::swap(task.h, task.h_next);
+    task.backwards = !task.backwards;
+    x = forwards_[k].layer.h0[0].data = forwards_[k].h_n[0].data = task.h;
+  }
+}
+
+seqcls_status Stream::step(const float* x, float* out) {
+  if (steps_in_place_ && x) {
+    step_layers(reinterpret_cast<const char*>(x), reinterpret_cast<char*>(out));
+    return SEQCLS_OK;
+  }
+  if (!about().is_streamable())
+    return refused(
+        SEQCLS_NOT_STREAMABLE,
+        "step: expected a model that reads its input once, from its beginning on, but this one %s: run whole "
+        "sequences with seqcls_run()",
+        about().directions == 2 ? "has two directions" : "pools by attention");
+  seqcls_call call = {};
+  call.steps = 1;
+  call.x = x;
+  call.out = out;
+  return run(call);
 }
 
 // The rows that the first layer reads: the caller's own, or copies in the dtype of the model.

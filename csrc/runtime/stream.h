@@ -23,6 +23,8 @@ class Stream {
   static int64_t bytes(const Model& model, int64_t rows, int64_t steps);
 
   seqcls_status run(const seqcls_call& call);
+  // One step of each row.
+  seqcls_status step(const float* x, float* out);
   seqcls_status reset(int64_t row);
   const Description& about() const { return model_->description; }
 
@@ -35,6 +37,8 @@ class Stream {
   void sort_by_length();
   void begin_row(int64_t row);
   void run_piece(const seqcls_call& call, int64_t begin, int64_t steps);
+  void run_layers(Rows x, const Rows& resets, int64_t steps, const Rows& output);
+  void step_layers(const char* x, char* output);
   Rows input(const seqcls_call& call, int64_t begin, int64_t steps);
   Rows resets(const seqcls_call& call, int64_t begin, int64_t steps);
   void take_features(const seqcls_call& call, int64_t begin, int64_t i, int64_t steps, char* to) const;
@@ -57,6 +61,10 @@ class Stream {
   const AlignedMemory memory_;
   const StreamMemory at_;
   std::vector<Forward> forwards_;  // one for each layer; a call changes its input, output and sizes
+  // For a stream of one row: runs one step of a layer; null for more rows, and where the layers have no such function.
+  const StepFunction step_layer_;
+  std::vector<StepTask> tasks_;  // one for each layer, all of whose pointers but x and output are set
+  bool steps_in_place_ = false;  // whether seqcls_step() reads and writes the memory of the caller
   // Of the call at hand: its rows, and the same in descending order of length.
   const int64_t *of_call_ = nullptr, *longest_first_ = nullptr;
   int64_t count_ = 0;

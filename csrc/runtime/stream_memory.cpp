@@ -55,8 +55,9 @@ StreamMemory::StreamMemory(const Model& model, int64_t rows, int64_t steps, char
   Division memory(base);
   x = memory.take<char>(cells * d.inputs * size);
   for (int i = 0; i < 2; ++i) buffers[i] = memory.take<char>(i < d.layers ? cells * d.width() * size : 0);
-  h = memory.take<char>(states * d.out() * size);
-  c = memory.take<float>(kCells[d.cell].has_c ? states * d.hidden : 0);
+  h = memory.take<char>(states * padded(d.out()) * size);
+  h_next = memory.take<char>(rows == 1 ? d.layers * padded(d.out()) * size : 0);
+  c = memory.take<float>(kCells[d.cell].has_c ? states * padded(d.hidden) : 0);
   pooled_steps = memory.take<int64_t>(rows);
   totals = memory.take<float>(pools ? rows * d.width() : 0);
   parts = memory.take<float>(pools ? rows * d.width() : 0);

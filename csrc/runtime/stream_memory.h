@@ -12,8 +12,9 @@ struct StreamMemory {
 
   char* x;                // (rows, steps, inputs) E: input that cannot be read in place
   char* buffers[2];       // (rows, steps, width) E: outputs of layers, which take turns
-  char* h;                // (layers, directions, rows, out) E
-  float* c;               // (layers, directions, rows, hidden)
+  char* h;                // (layers, directions, rows, padded(out)) E
+  char* h_next;           // (layers, padded(out)) E, which takes turns with h where steps are single
+  float* c;               // (layers, directions, rows, padded(hidden))
   int64_t* pooled_steps;  // (rows,)
   float *totals, *parts;  // (rows, width): see pooling.h
   int64_t* taken;         // (rows,): the steps that a row has taken, for a model with max_length

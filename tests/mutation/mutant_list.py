@@ -1169,6 +1169,11 @@ RUNTIME = [
         "call.resets + i * call.steps + begin",
         "call.resets + i * call.steps",
     ),
+    Mutant(
+        "a chunk after a step reads older states", "csrc/runtime/stream.cpp", "x = forwards_[k].layer.h0[0].data =", "x ="
+    ),
+    Mutant("a chunk runs as one step", "csrc/runtime/stream.cpp", "if (step_layer_ && steps == 1", "if (step_layer_"),
+    Mutant("a step leaves out its input", "csrc/cpu/kernels/one_step.h", "s.K_x = layer.I;", "s.K_x = 0;"),
     Mutant("ids are not checked", "csrc/runtime/stream_checks.cpp", "id < 0 || id >= d.vocabulary", "id < 0"),
     Mutant("infinite weights", "csrc/runtime/tensor_file.cpp", "(bits & exponent) != exponent", "true"),
     Mutant(

@@ -60,6 +60,7 @@ def bits_of_layers(module: Any, path: Path, impl: str, dtype: str, resets: np.nd
         for a, b in itertools.pairwise(cut)
     ]
     equal(np.concatenate(parts, 1), full)
+    bits_of_one_row(model, x.numpy(), full, resets)
     stream.reset()
     if resets is None:
         equal(np.stack([stream.step(x.numpy()[:, t]) for t in range(T)], 1), full)
@@ -69,6 +70,21 @@ def bits_of_layers(module: Any, path: Path, impl: str, dtype: str, resets: np.nd
             given = x.numpy()[rows, t : t + 1]
             found = stream.run(given, None, None if resets is None else resets[rows, t : t + 1], rows)["out"]
             equal(found, full[rows, t : t + 1])
+
+
+def bits_of_one_row(model: Model, x: np.ndarray, full: np.ndarray, resets: np.ndarray | None) -> None:
+    """A stream of one row has a way of its own for single steps, which here come between chunks."""
+    stream = model.stream(1, 4)
+    for b in range(B):
+        stream.reset()
+        for begin, end in itertools.pairwise([0, 1, 2, 3, 7, 8, 9, 10, T - 1, T]):
+            given = x[b : b + 1, begin:end]
+            flags = None if resets is None or not resets[b, begin:end].any() else resets[b : b + 1, begin:end]
+            if end - begin == 1 and flags is None and begin % 2:
+                equal(stream.step(given[:, 0]), full[b : b + 1, begin])
+            else:
+                equal(stream.run(given, None, flags)["out"], full[b : b + 1, begin:end])
+        assert np.isnan(stream.step(np.full_like(x[:1, 0], np.nan))).any()  # the next row knows nothing of it
 
 
 def make_layer(cell: str, **more: Any) -> Any:
@@ -168,8 +184,9 @@ def test_classifiers(ids: bool, pooling: str, bidirectional: bool, dtype: str, c
     equal(stream.run(x.numpy())["logits"], logits(slice(None), [T] * B))
     if not runtime.info.is_streamable:
         return
-    stream = runtime.stream(B, 3)
+    stream, single = runtime.stream(B, 3), runtime.stream(1, 1)
     for end in range(T):
+        equal(single.run(x.numpy()[:1, end : end + 1])["logits"], logits(slice(1), [end + 1]))
         if not ids and end % 3 == 0:
             out = stream.step(x.numpy()[:, end])
             assert out.shape == (B, 4)

@@ -39,6 +39,16 @@ struct ForwardTask {
   PackedForward packed;
   Task task;
 };
+// One step of one row of a layer, in one direction. h and h_next have padded(H) elements in the layer's dtype, c in the
+// compute type.
+struct StepTask {
+  const Layer* layer;
+  PackedForward packed;
+  const char* x;
+  char *h, *h_next, *c, *output;  // output: a second place for h_next, of H elements; or null
+  bool backwards;                 // the order of blocks; not the same in neighbouring steps
+};
+using StepFunction = void (*)(const StepTask&);
 struct BackwardTask {
   const Backward* call;
   PackedBackward packed;
@@ -97,6 +107,7 @@ struct Kernels {
   int64_t (*forward_scratch)(const Forward&, int64_t rows, bool in_place);
   int64_t (*forward_shared)(const Forward&, int64_t rows);
   void (*forward)(const ForwardTask&);
+  StepFunction (*step_of)(const Layer&);  // null where the layer has no such function; with kInferenceAlone only
   bool (*backward_in_place)(const Layer&);
   int64_t (*backward_scratch)(const Backward&, int64_t rows);
   void (*backward)(const BackwardTask&);

@@ -6,6 +6,7 @@
 #include "forward.h"
 #include "head.h"
 #include "input_grad.h"
+#include "one_step.h"
 #include "row_backward.h"
 #include "row_forward.h"
 #include "weight_grad.h"
@@ -154,6 +155,9 @@ int64_t forward_shared(const Forward& call, int64_t rows) {
 void forward(const ForwardTask& task) {
   with_forward_pass(task.call->layer, [&](auto p) { decltype(p)::Type::run(task); });
 }
+StepFunction step_of(const Layer& layer) {
+  return with_forward_format(layer, [&](auto f, auto c) { return step_function<decltype(f), decltype(c)>(layer); });
+}
 bool backward_in_place(const Layer& layer) {
   if (layer.row_wise) return false;
   return with_format(layer, [&](auto f, auto) { return readable_in_place_backward<decltype(f)>(layer); });
@@ -284,6 +288,7 @@ const Kernels SF_ISA = {
     .forward_scratch = forward_scratch,
     .forward_shared = forward_shared,
     .forward = forward,
+    .step_of = kInferenceAlone ? step_of : nullptr,
     .backward_in_place = kInferenceAlone ? nullptr : backward_in_place,
     .backward_scratch = kInferenceAlone ? nullptr : backward_scratch,
     .backward = kInferenceAlone ? nullptr : backward,
