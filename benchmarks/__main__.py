@@ -19,10 +19,10 @@ from pathlib import Path
 
 QUESTIONS = (
     "layers", "random_shapes", "latency", "cells", "one_step", "policies", "resets", "options", "tokens", "classifier",
-    "scaling", "per_sample", "compile_time", "import_time", "memory",
+    "scaling", "per_sample", "compile_time", "import_time", "memory", "runtime",
 )  # fmt: skip
 ALONE = "quality"  # a question with options and results of its own, which runs only where it is named
-AT_ONE_THREAD = ("compile_time", "import_time", "memory")  # the number of threads makes no difference
+AT_ONE_THREAD = ("compile_time", "import_time", "memory", "runtime")  # the number of threads makes no difference
 
 
 def parser() -> argparse.ArgumentParser:

@@ -39,6 +39,7 @@ QUESTIONS = {
     "compile_time": "Time to the first result",
     "import_time": "Start of a process",
     "memory": "Memory",
+    "runtime": "The runtime, without torch",
 }
 LAYERS = ("layers", "random_shapes")
 READ = (
@@ -168,6 +169,7 @@ class Report:
             yield f"## {title}\n"
             for what in dict.fromkeys(row.what for row in asked):
                 yield from self.table([row for row in asked if row.what == what])
+                yield from self.versions_of_sides(question, what)
             if question == "scaling":
                 yield from self.exponents(asked)
 
@@ -198,6 +200,16 @@ class Report:
             text = "; ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} of the {len(some)} rows"
             yield f"- Below {percent(ENOUGH)} of the bound ({why}): {text}."
         yield ""
+
+    def versions_of_sides(self, question: str, what: str) -> Iterator[str]:
+        """The version and the day of sides that a run may lack, whose last rows then stay."""
+        for text in dict.fromkeys(
+            f"- {name} {side.note}, measured on {m.run['time'][:10]}.\n"
+            for m in self.found
+            for name, side in m.row.sides.items()
+            if (m.row.question, m.row.what) == (question, what) and side.measured and side.note.startswith("at ")
+        ):
+            yield text
 
     @staticmethod
     def error(row: Row) -> str:
