@@ -36,8 +36,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
   bench-compare mutants mutants-sample asan asan-build asan-runtime fuzz fuzz-sample fuzz-files fuzz-runtime tsan clean \
   distclean simt-full ptx-full ptx-sample \
-  wheels wheel-torch wheel-needs wheel-repair wheel-try sdist cibuildwheel matrix \
-  runtime example-stream package-check extras-floor torch-floor cuda-setup cuda-check cuda-static cuda-build
+  wheels wheel-torch wheel-needs wheel-repair wheel-try sdist cibuildwheel matrix arm arm-full arm-tools \
+  runtime example-stream example-audio examples package-check extras-floor torch-floor cuda-setup cuda-check \
+  cuda-static cuda-build
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -85,10 +86,15 @@ test: setup ## every test, and the examples in docstrings, README and docs
 	  $(PY) -m pytest -m alone $(PYTEST); few=$$?; \
 	  case "$$many $$few" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
+# What examples/serve.py and its test need. Nothing else does, so they are no requirement of the package.
+$(VENV)/.serving: | $(VENV)/.dev
+	$(PY) -m pip install --quiet fastapi uvicorn httpx websockets
+	touch $@
+
 # The examples of the docs run last: they once crashed in a process in which another library had run a benchmark.
-test-peers: setup $(VENV)/.bench ## tests of the benchmarks, with every peer installed, and against the layers of Keras
+test-peers: setup $(VENV)/.bench $(VENV)/.serving ## tests of the benchmarks with every peer installed, against Keras, and of examples/serve.py
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/layers/test_oracle_keras.py \
-	  tests/project/test_docs.py $(PYTEST)
+	  tests/runtime/test_serving.py tests/project/test_docs.py $(PYTEST)
 
 # -- runtime ----------------------------------------------------------------------------------------------------------
 
@@ -99,6 +105,11 @@ runtime: ## libseqcls, which runs saved models without torch: build/runtime/libs
 example-stream: runtime ## examples/stream.c as build/runtime/stream: follows numbers with a saved model, in C alone
 	$(CC) -std=c11 -O2 -Wall -Wextra examples/stream.c -Ibuild/runtime build/runtime/libseqcls.a -lstdc++ -lm \
 	  -o build/runtime/stream
+
+example-audio: runtime ## examples/audio.cpp as build/runtime/audio: blocks of samples through a recurrent layer
+	$(CXX) -std=c++17 -O2 -Wall -Wextra examples/audio.cpp -Ibuild/runtime build/runtime/libseqcls.a -o build/runtime/audio
+
+examples: example-stream example-audio ## both programs with libseqcls
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 

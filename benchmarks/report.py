@@ -203,13 +203,12 @@ class Report:
 
     def versions_of_sides(self, question: str, what: str) -> Iterator[str]:
         """The version and the day of sides that a run may lack, whose last rows then stay."""
-        for text in dict.fromkeys(
+        yield from dict.fromkeys(
             f"- {name} {side.note}, measured on {m.run['time'][:10]}.\n"
             for m in self.found
             for name, side in m.row.sides.items()
             if (m.row.question, m.row.what) == (question, what) and side.measured and side.note.startswith("at ")
-        ):
-            yield text
+        )
 
     @staticmethod
     def error(row: Row) -> str:

@@ -46,7 +46,7 @@ class Stream:
     """A layer, and the input that it follows."""
 
     cell: str
-    I: int  # noqa: E741
+    I: int
     H: int
 
     def __post_init__(self) -> None:

@@ -35,10 +35,8 @@ def test_all_sides_follow_the_same_stream(cell: str, way: str) -> None:
 
 
 def test_rows_beside_rtneural_stay_and_tell_their_day() -> None:
-    run = {"time": "2026-01-01T00:00:00+00:00", "machine": "A CPU", "csrc": rows.csrc_hash(), "peers": {}} | dict.fromkeys(
-        ("torch", "python", "seqcls_fast", "impl", "commit"), "1"
-    )  # fmt: skip
-    run["limits"] = []
+    run = dict.fromkeys(("machine", "torch", "python", "seqcls_fast", "impl", "commit"), "1")
+    run |= {"time": "2026-01-01T00:00:00+00:00", "csrc": rows.csrc_hash(), "peers": {}, "limits": []}
     sides = {"ours": Side([1e-8] * 3), "RTNeural": Side([2e-8] * 3, note="at commit abc")}
     old = Row("runtime", "one step beside RTNeural", "LSTM (1, 8)", 1, sides)
     new = Row("runtime", "one step from C", "LSTM (1, 8)", 1, {"ours": Side([1e-8] * 3)})

@@ -1170,7 +1170,10 @@ RUNTIME = [
         "call.resets + i * call.steps",
     ),
     Mutant(
-        "a chunk after a step reads older states", "csrc/runtime/stream.cpp", "x = forwards_[k].layer.h0[0].data =", "x ="
+        "a chunk after a step reads older states",
+        "csrc/runtime/stream.cpp",
+        "x = forwards_[k].layer.h0[0].data =",
+        "x =",
     ),
     Mutant("a chunk runs as one step", "csrc/runtime/stream.cpp", "if (step_layer_ && steps == 1", "if (step_layer_"),
     Mutant("a step leaves out its input", "csrc/cpu/kernels/one_step.h", "s.K_x = layer.I;", "s.K_x = 0;"),

@@ -82,16 +82,40 @@ def test_the_library_is_small_and_shows_no_other_name_of_ours() -> None:
         assert [words for words in symbols(path) if words[1] in "WVu"] == [], path
 
 
-def test_the_example_streams(tmp_path: Path) -> None:
+def make(target: str) -> None:
     library()
-    make = [
-        "make",
-        "--no-print-directory",
-        "example-stream",
-        f"PYTHON={sys.executable}",
-        f"RUNTIME=--isas={','.join(isas())}",
-    ]
-    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    command = ["make", "--no-print-directory", target, f"PYTHON={sys.executable}", f"RUNTIME=--isas={','.join(isas())}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_the_audio_example_computes_the_module(cell: str, tmp_path: Path) -> None:
+    make("example-audio")
+    torch.manual_seed(0)
+    layer, head = getattr(sf, cell)(1, 20, num_layers=2, batch_first=True), torch.nn.Linear(20, 1)
+    to_runtime(layer, tmp_path / "model.sfm")
+    weights = torch.cat([head.weight.flatten(), head.bias]).detach().numpy()
+    (tmp_path / "head.bin").write_bytes(weights.tobytes())
+    samples = torch.randn(1, 300, 1)  # some blocks, and a shorter one
+    program = [BUILD / "audio", tmp_path / "model.sfm"]
+    done = subprocess.run(
+        [*program, tmp_path / "head.bin"], input=samples.numpy().tobytes(), capture_output=True, check=True
+    )
+    with torch.no_grad():
+        expected = head(layer(samples)[0]).numpy().reshape(-1)
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), expected, atol=1e-6)
+    (tmp_path / "short.bin").write_bytes(weights[:5].tobytes())
+    failing = subprocess.run([*program, tmp_path / "short.bin"], capture_output=True, text=True, check=False)
+    assert (failing.returncode, failing.stdout) == (1, "")
+    assert "head: expected a weight for each output of the layers, and a bias" in failing.stderr
+    to_runtime(sf.SequenceClassifier(1, 8, 2), tmp_path / "model.sfm")
+    failing = subprocess.run([*program, tmp_path / "head.bin"], capture_output=True, text=True, check=False)
+    assert failing.returncode == 1
+    assert "model: expected layers in one direction that take one sample a step" in failing.stderr
+
+
+def test_the_example_streams(tmp_path: Path) -> None:
+    make("example-stream")
     torch.manual_seed(0)
     model = sf.SequenceClassifier(3, 8, 2).eval()
     to_runtime(model, tmp_path / "model.sfm")
