@@ -1,38 +1,33 @@
 """``to_runtime``: writes a model as one file for the runtime, which runs it without torch (csrc/runtime).
 
-The file is in the layout of safetensors, with a description of the model as JSON beside the tensors, which have the
-names of the module's ``state_dict()``. Its checksum has a fixed place in the header, so that it can cover all of the
-file. What a file may hold, and what is refused, is decided in csrc/runtime/description.cpp.
+_runtime_format.py has the layout of the file. Here modules of torch become its tensors and its description.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._files import replacing
 from ._options import Options
 from ._recurrent import RecurrentCell
+from ._runtime_format import add_classifier, packed_file
 from ._shapes import CELLS
+from ._wide import WeightedIds
 from .classifier import SequenceClassifier
+from .convolutions import ConvolutionScores
 
 __all__ = ["to_runtime"]
 
-VERSION = 1
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
+_DTYPES = ("float32", "bfloat16")
 _MODES = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "GRU": "gru", "LSTM": "lstm"}
-_START = b'{"__metadata__":{"crc32":"'  # the eight digits of the checksum follow
-_ALIGN = 64  # bytes; where the tensors begin
-_MOST_HEADER = 1 << 20  # bytes, which csrc/runtime/tensor_file.cpp reads
-_SERIES = {"normalize": "data", "differences": False, "time": False}  # all that the runtime computes of these
+_FULL = ("convolutions.", "wide.")  # linear models of the whole sequence, which stay in float32
 
 
 def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32") -> None:
@@ -43,11 +38,10 @@ def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32")
 
     Args:
         model: an RNN, GRU or LSTM of ours or of ``torch.nn``, with any options; a :class:`SequenceClassifier`; or a
-            fitted classifier of texts or series. Those of texts need ``wide=False``, those of series
-            ``convolutions=0, normalize="data", differences=False, time=False``, as the runtime has neither wide parts
-            nor these features.
+            fitted classifier of texts or series, with its tokenizer and all that belongs to it.
         path: where to write the file. It is replaced once everything is written.
-        dtype: of the weights and of every layer's output, ``"float32"`` or ``"bfloat16"``.
+        dtype: of the network's weights and of every layer's output, ``"float32"`` or ``"bfloat16"``. N-grams of texts
+            and random convolutions of series stay in float32.
 
     Example::
 
@@ -59,33 +53,13 @@ def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)} but got {dtype!r:.80}")
     about, tensors = _described(model)
-    narrow = {name: _as_dtype(name, tensor, _DTYPES[dtype]) for name, tensor in tensors.items()}
-    content = packed_file({"dtype": dtype} | about, narrow)
+    arrays = {name: _as_array(name, tensor, dtype) for name, tensor in tensors.items()}
+    fitted = getattr(model, "fitted_", None)
+    if fitted is not None:
+        add_classifier(about, arrays, _saved(fitted))
+    content = packed_file({"dtype": dtype} | about, arrays)
     with replacing(Path(path)) as written:
         written.write_bytes(content)
-
-
-def packed_file(about: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """The bytes of a file."""
-    metadata = {"crc32": "0" * 8, "format": "seqcls-fast", "version": str(VERSION), "model": json.dumps(about)}
-    header: dict[str, Any] = {"__metadata__": metadata}
-    data, end = [], 0
-    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):  # so that each is aligned to its size
-        tensor = tensors[name].contiguous()
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        data.append(ctypes.string_at(tensor.data_ptr(), tensor.nbytes))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGN)
-    if len(text) > _MOST_HEADER:
-        raise ValueError(
-            f"model: expected a description of at most {_MOST_HEADER} bytes, with the labels of all classes and what "
-            f"scales each feature, but got {len(text)}"
-        )
-    content = len(text).to_bytes(8, "little") + text + b"".join(data)
-    at = 8 + len(_START)
-    assert content[8:at] == _START
-    return content[:at] + b"%08x" % zlib.crc32(content) + content[at + 8 :]
 
 
 def _described(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -95,9 +69,14 @@ def _described(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
         encoder, tensors = _encoder(model)
         return {"input": {"features": encoder["inputs"]}, "encoder": encoder}, tensors
     if isinstance(model, SequenceClassifier):
+        if model.wide is not None:
+            raise ValueError(
+                "wide: expected a module without this part, which the runtime computes for fitted classifiers of texts "
+                "alone, but got one with it"
+            )
         return _classifier(model)
-    if fitted is not None and isinstance(getattr(fitted.model, "_orig_mod", fitted.model), SequenceClassifier):
-        return _estimator(fitted)
+    if fitted is not None and isinstance(_network(fitted), SequenceClassifier):
+        return _classifier(_network(fitted))
     if isinstance(model, RecurrentCell | nn.RNNCellBase):
         raise TypeError(f"model: expected a layer, whose steps the runtime can run, but got {type(model).__name__}")
     raise TypeError(
@@ -132,16 +111,12 @@ def _classifier(model: SequenceClassifier) -> tuple[dict[str, Any], dict[str, Te
         "head": nn.Linear,
         "embedding": nn.Embedding,
         "attention": nn.Linear,
+        "wide": WeightedIds,
+        "convolutions": ConvolutionScores,
     }.items():
         part = getattr(model, name)
         if part is not None and not isinstance(part, kind):
             raise TypeError(f"{name}: expected {kind.__name__} but got {type(part).__name__}")
-    for name, without in {"wide": "wide=False", "convolutions": "convolutions=0"}.items():
-        if getattr(model, name) is not None:
-            raise ValueError(
-                f"{name}: expected a model without this part, which the runtime does not compute, but got one with it; "
-                f"fit a classifier with {without}"
-            )
     encoder, tensors = _encoder(model.encoder)
     about: dict[str, Any] = {"input": {"features": model.input_size}}
     if model.embedding is not None:
@@ -153,40 +128,39 @@ def _classifier(model: SequenceClassifier) -> tuple[dict[str, Any], dict[str, Te
     tensors["head.weight"] = model.head.weight
     tensors["head.bias"] = model.head.weight.new_zeros(model.num_classes) if bias is None else bias
     about |= {"encoder": encoder, "pooling": model.pooling, "head": {"classes": model.num_classes}}
+    for name in ("wide", "convolutions"):
+        part = getattr(model, name)
+        if part is not None:
+            tensors |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    if model.convolutions is not None:
+        about["convolutions"] = model.convolutions.convolutions.sizes
     return about, tensors
 
 
-def _estimator(fitted: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    about, tensors = _classifier(getattr(fitted.model, "_orig_mod", fitted.model))
-    labels = fitted.classes.tolist()
-    threshold = fitted.threshold
-    found = None if threshold is None else {"class": labels.index(threshold.label), "value": threshold.value}
-    about |= {"labels": labels, "decision": {"temperature": fitted.temperature, "threshold": found}}
-    encoder = fitted.encoder
-    if fitted.inputs.kind == "text":
-        about["text"] = {"encoder": "text.encoder"}
-        content = bytearray(encoder.to_json().encode())
-        tensors["text.encoder"] = torch.frombuffer(content, dtype=torch.uint8)
-    else:
-        saved = json.loads(encoder.to_json())
-        about["input"] = {"features": encoder.features_in}
-        about["series"] = saved["parameters"] | {"mean": saved["mean"], "scale": saved["scale"]}
-        for name, value in _SERIES.items():
-            got = about["series"].pop(name)
-            if got != value:
-                raise ValueError(
-                    f"{name}: expected {value!r}, which is all that the runtime computes, but got {got!r}; fit the "
-                    f"classifier with {name}={value!r}"
-                )
-    return about, tensors
+def _network(fitted: Any) -> Any:
+    return getattr(fitted.model, "_orig_mod", fitted.model)  # not what torch.compile() wraps around it
 
 
-def _as_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    found = tensor.detach().to(device="cpu", dtype=dtype)
+def _saved(fitted: Any) -> dict[str, Any]:
+    """What save() would write of a fitted classifier, by the names of config.json."""
+    convolutions, threshold = _network(fitted).convolutions, fitted.threshold
+    return {
+        "kind": fitted.inputs.kind, "parameters": fitted.parameters, "encoder": fitted.encoder.to_json(),
+        "classes": [_label(label) for label in fitted.classes.tolist()], "temperature": fitted.temperature,
+        "threshold": None if threshold is None else {"label": _label(threshold.label), "value": threshold.value},
+        "convolutions": None if convolutions is None else convolutions.convolutions.sizes,
+    }  # fmt: skip
+
+
+def _label(label: Any) -> Any:
+    return {"tuple": [_label(part) for part in label]} if isinstance(label, tuple) else label
+
+
+def _as_array(name: str, tensor: Tensor, dtype: str) -> NDArray[Any]:
+    """The weights as float32, or the bits of bfloat16."""
+    kind = "float32" if name.startswith(_FULL) else dtype
+    found = tensor.detach().to(device="cpu", dtype=getattr(torch, kind))
     if not bool(found.isfinite().all()):
-        raise ValueError(
-            f"{name}: expected weights that are finite in {str(dtype).removeprefix('torch.')} but got others"
-        )
-    return found
+        raise ValueError(f"{name}: expected weights that are finite in {kind} but got others")
+    array: NDArray[Any] = found.numpy() if kind == "float32" else found.view(torch.int16).numpy().view(np.uint16)
+    return array

@@ -284,4 +284,6 @@ def summaries(x: Tensor, lengths: Tensor) -> Tensor:
         ]  # fmt: skip
         some = (lengths > 0)[:, None]
         summary = torch.cat([each.float() for each in found], 1)
-        return torch.cat([torch.where(some, summary, 0.0), (lengths + 1.0).log()[:, None].float()], 1)
+        # In double, whose logarithms are the same after rounding wherever they are computed: csrc/series has them too.
+        size = (lengths.double() + 1).log()[:, None].float()
+        return torch.cat([torch.where(some, summary, 0.0), size], 1)

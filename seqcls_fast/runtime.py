@@ -1,4 +1,5 @@
-"""Runs files of :func:`seqcls_fast.export.to_runtime` with numpy alone: neither torch nor scikit-learn is imported.
+"""Runs files of :func:`seqcls_fast.export.to_runtime`, and folders of ``save()``, with numpy alone: neither torch nor
+scikit-learn is imported.
 
 It is the face of libseqcls (csrc/runtime), whose functions are in the extension ``_runtime``. Results have the bits of
 the module that was written.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,13 @@ except ImportError as error:
         f"seqcls_fast.runtime needs its compiled module, which is missing ({error}): install with a C++17 compiler"
     )
     raise ImportError(sentence, name=error.name) from error
+from . import _texts
+from ._runtime_folder import file_of
+from ._runtime_format import as_labels, tensor_of
 
 __all__ = ["Model", "Stream"]
 
-_AT_ONCE = 64  # sequences of a batch in prediction
+_AT_ONCE, _CELLS = 64, 1 << 15  # of a batch in prediction: most sequences; most steps of them together
 _STEPS = 64  # steps of a piece, for which a stream has memory
 
 
@@ -32,7 +37,7 @@ class Model:
     """A model in a file. It never changes: any number of threads may use it at a time.
 
     Args:
-        path: a file that :func:`seqcls_fast.export.to_runtime` wrote.
+        path: a file that :func:`seqcls_fast.export.to_runtime` wrote, or a folder that a classifier's ``save()`` wrote.
         isa: the kernels, ``"auto"`` for the fastest that this CPU has, else one of ``"base"``, ``"avx2"``,
             ``"avx512"``, ``"avx512_bf16"``.
 
@@ -70,15 +75,24 @@ class Model:
     projection: int
 
     def __init__(self, path: str | os.PathLike[str], isa: str = "auto") -> None:
-        self._model = _runtime.open(path, isa)
+        saved = None
+        if os.path.isdir(path):
+            content, saved = file_of(Path(path))
+            self._model = _runtime.open_bytes(content, isa)
+        else:
+            self._model = _runtime.open(path, isa)
         found = _runtime.describe(self._model)
         self.about: dict[str, Any] = json.loads(found.pop("about"))
         vars(self).update(found)
         labels = self.about.get("labels")
         if labels is None and self.is_classifier:
-            labels = range(self.outputs)
-        self.classes = None if labels is None else np.array(labels)
-        self._is_series = "series" in self.about
+            labels = list(range(self.outputs))
+        self.classes = None if labels is None else as_labels(labels)
+        self._series, self._text = self.about.get("series"), self.about.get("text")
+        self._byte_pairs: _texts.BytePairs | None = None
+        if self._text is not None and self._text["tokenizer"] == "bpe":
+            encoder = tensor_of(Path(path), "text.encoder") if saved is None else saved["encoder"]
+            self._byte_pairs = _texts.BytePairs(json.loads(encoder))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], isa: str = "auto") -> Model:
@@ -92,8 +106,8 @@ class Model:
         """The probabilities of the classes, ``(len(X), classes)``.
 
         Args:
-            X: sequences of any lengths: arrays ``(T, features)``, or ids ``(T,)``. A series of one feature may be
-                ``(T,)``, and None or NaN in it is a missing value.
+            X: texts, for a model that was trained on them; else sequences of any lengths: arrays ``(T, features)``, or
+                ids ``(T,)``. A series of one feature may be ``(T,)``, and None or NaN in it is a missing value.
         """
         return self._predicted(X)[0]
 
@@ -146,10 +160,12 @@ class Model:
             raise TypeError("predict_proba: expected a classifier but got layers without a head, which have run()")
         if isinstance(X, str | bytes) or not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
             raise TypeError(f"X: expected a list of sequences but got {type(X).__name__}")
+        probabilities, columns = np.empty((len(X), self.outputs)), np.empty(len(X), np.int64)
+        if self._text is not None and (len(X) == 0 or isinstance(X[0], str)):
+            self._classify(list(X), probabilities, columns)
+            return probabilities, columns
         sequences = [self._sequence(each, index) for index, each in enumerate(X)]
-        probabilities = np.empty((len(sequences), self.outputs))
-        columns = np.empty(len(sequences), np.int64)
-        for begin, batch in self._batches(sequences):
+        for begin, batch in _batches(sequences):
             lengths = np.array([len(each) for each in batch])
             x = np.zeros((len(batch), max(lengths), *batch[0].shape[1:]), batch[0].dtype)
             for row, each in zip(x, batch, strict=True):
@@ -160,25 +176,45 @@ class Model:
             probabilities[begin:end], columns[begin:end] = found["probabilities"], found["classes"]
         return probabilities, columns
 
-    def _batches(self, sequences: list[NDArray[Any]]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-        for begin in range(0, len(sequences), _AT_ONCE):
-            yield begin, sequences[begin : begin + _AT_ONCE]
+    def _classify(self, texts: list[Any], probabilities: NDArray[Any], columns: NDArray[Any]) -> None:
+        """Writes the results of texts."""
+        assert self._text is not None
+        normal = []
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"X[{index}]: expected a string but got {type(text).__name__}")
+            if not text.isascii():
+                _texts.refuse_surrogates(text, f"X[{index}]")
+            normal.append(_texts.normal(text, self._text["normalization"], self._text["lowercase"]))
+        ids, lengths = None, None
+        if self._byte_pairs is not None:
+            rows = [self._byte_pairs.ids(text)[: self._text["max_length"]] for text in normal]
+            lengths = np.array([len(row) for row in rows], np.int64)
+            ids = np.array([each for row in rows for each in row], np.int64)
+        _runtime.classify(self._model, normal, ids, lengths, probabilities, columns)
 
     def _sequence(self, given: Any, index: int) -> NDArray[Any]:
         """One sequence as an array in the type that the library takes."""
         if isinstance(given, str):
-            raise TypeError(f"X[{index}]: expected ids, as the runtime has no tokenizers yet, but got a string")
+            wanted = (
+                "an array of numbers, as the model was not trained on texts,"
+                if self._text is None
+                else "ids, as before,"
+            )
+            raise TypeError(f"X[{index}]: expected {wanted} but got a string")
         try:
             if self.vocabulary:
                 ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")
             else:
-                ids = np.asarray(given, np.float64 if self._is_series else np.float32)
+                ids = np.asarray(given, np.float32 if self._series is None else np.float64)
         except (ValueError, TypeError) as error:
             if str(error).startswith("X["):
                 raise
             raise ValueError(f"X[{index}]: expected an array of numbers but got what numpy refuses: {error}") from None
         if not self.vocabulary and ids.ndim == 1 and (self.features == 1 or not ids.size):
             ids = ids.reshape(-1, self.features)
+        if ids.ndim == 2 and self._series is not None and self._series.get("layout") == "channels_time":
+            ids = ids.T
         if ids.ndim != (1 if self.vocabulary else 2) or (ids.ndim == 2 and ids.shape[1] != self.features):
             wanted = "ids (T,)" if self.vocabulary else f"an array (T, {self.features})"
             raise ValueError(f"X[{index}]: expected {wanted} but got {ids.shape}")
@@ -227,6 +263,30 @@ class Stream:
         """Lets a row begin anew, or all of them."""
         self._stream.reset(-1 if row is None else row)
 
+    def get_state(self, row: int | None = None) -> NDArray[np.uint8]:
+        """What a row has kept of its steps, as bytes: ``(bytes,)``; without a row that of all rows, ``(rows, bytes)``.
+
+        :meth:`set_state` of any stream of the same file goes on from there, in another process too.
+        """
+        rows = range(self.rows) if row is None else [row]
+        found = np.empty((len(rows), self._stream.state_bytes()), np.uint8)
+        for each, state in zip(rows, found, strict=True):
+            self._stream.get_state(each, state)
+        return found if row is None else found[0]
+
+    def set_state(self, state: ArrayLike, row: int | None = None) -> None:
+        """Lets a row, or all rows, go on from what :meth:`get_state` returned."""
+        given = np.ascontiguousarray(state)
+        if given.dtype != np.uint8:
+            raise TypeError(f"state: expected bytes (uint8) but got {given.dtype}")
+        expected = (self._stream.state_bytes(),) if row is not None else (self.rows, self._stream.state_bytes())
+        if self.model.is_streamable and given.shape != expected:
+            raise ValueError(f"state: expected {expected} but got {given.shape}")
+        for each, one in zip(
+            range(self.rows) if row is None else [row], given[None] if row is not None else given, strict=True
+        ):
+            self._stream.set_state(each, one)
+
     def _wanted(self, steps: str = "") -> str:
         rows = "" if self.rows == 1 else f"{self.rows}, "
         return f"ids ({rows}{steps[:1]})" if self.model.vocabulary else f"({rows}{steps}{self.model.features})"
@@ -235,7 +295,7 @@ class Stream:
         """Some steps in the type that the library takes; a number alone is an array of one."""
         if self.model.vocabulary:
             return _integers(given, name, "integers, the ids of tokens,")
-        return np.ascontiguousarray(given, np.float64 if self.model._is_series else np.float32)
+        return np.ascontiguousarray(given, np.float32 if self.model._series is None else np.float64)
 
     def _run(self, x: NDArray[Any], lengths: Any, resets: Any) -> dict[str, NDArray[Any]]:
         model, (count, steps) = self.model, x.shape[:2]
@@ -264,3 +324,17 @@ def _integers(given: ArrayLike, name: str, expected: str) -> NDArray[np.int64]:
     if found.size and found.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected {expected} but got {found.dtype}")
     return np.ascontiguousarray(found, np.int64)
+
+
+def _batches(sequences: list[NDArray[Any]]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """Sequences that are predicted together, with the index of the first of them."""
+    begin = 0
+    while begin < len(sequences):
+        end, longest = begin, 1
+        while end < len(sequences) and end - begin < _AT_ONCE:
+            longest = max(longest, len(sequences[end]))
+            if end > begin and longest * (end + 1 - begin) > _CELLS:
+                break
+            end += 1
+        yield begin, sequences[begin:end]
+        begin = end

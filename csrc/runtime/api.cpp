@@ -6,6 +6,7 @@
 #include <new>
 
 #include "../core/cells.h"
+#include "classify.h"
 #include "refusal.h"
 #include "stream.h"
 
@@ -178,6 +179,24 @@ seqcls_status seqcls_step(seqcls_stream* stream, const float* x, float* out) {
 seqcls_status seqcls_reset(seqcls_stream* stream, int64_t row) {
   if (const seqcls_status status = check(stream)) return status;
   return stream->stream.reset(row);
+}
+
+size_t seqcls_state_bytes(seqcls_stream* stream) { return check(stream) ? 0 : stream->stream.state_bytes(); }
+
+seqcls_status seqcls_get_state(seqcls_stream* stream, int64_t row, void* state, size_t bytes) {
+  if (const seqcls_status status = check(stream)) return status;
+  return stream->stream.get_state(row, state, bytes);
+}
+
+seqcls_status seqcls_set_state(seqcls_stream* stream, int64_t row, const void* state, size_t bytes) {
+  if (const seqcls_status status = check(stream)) return status;
+  return stream->stream.set_state(row, state, bytes);
+}
+
+seqcls_status seqcls_classify(const seqcls_model* model, const seqcls_texts* texts) {
+  if (const seqcls_status status = check(model)) return status;
+  if (!texts) return refused(SEQCLS_BAD_ARGUMENT, "texts: expected what to classify but got NULL");
+  return guarded(SEQCLS_BAD_ARGUMENT, [&] { return classify(model->model, *texts); });
 }
 
 }  // extern "C"

@@ -24,19 +24,36 @@ run, is_current = COMPILE["run"], COMPILE["is_current"]
 OUT = ROOT / "build" / "runtime"
 HERE = ROOT / "csrc/runtime"
 PYTHON_MODULE = HERE / "python.cpp"  # setup.py compiles it
-ONCE = [ROOT / "csrc/cpu/host/isa.cpp", *sorted(set(HERE.glob("*.cpp")) - {PYTHON_MODULE})]
+FEATURES = sorted([*(ROOT / "csrc/series").glob("*.cpp"), *(ROOT / "csrc/text").glob("*.cpp")])
+ONCE = [ROOT / "csrc/cpu/host/isa.cpp", *FEATURES, *sorted(set(HERE.glob("*.cpp")) - {PYTHON_MODULE})]
+FAST = {"stream.cpp", "hashed_ngrams.cpp", "random_convolutions.cpp"}  # the others are compiled to be small
+TABLES = "unicode_tables.h"
 SHARED = "libseqcls.dylib" if sys.platform == "darwin" else "libseqcls.so"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 
 
 def objects(folder: Path, isas: list[str], extra: Sequence[str] = ()) -> list[tuple[Path, Path, list[str]]]:
     """The object files of the library: for each its path, its source, and the compiler with its flags."""
+    write_tables(folder)
     compiler = [*FLAGS["COMPILER"], "-std=c++17", "-fPIC"]
-    once = [*FLAGS["FLAGS"], *(f"-DSF_WITH_{name.upper()}" for name in isas)]
+    once = [*FLAGS["FLAGS"], "-ffunction-sections", f"-I{folder}", *(f"-DSF_WITH_{name.upper()}" for name in isas)]
     alone = ["-DSF_INFERENCE", "-fno-exceptions", "-fno-asynchronous-unwind-tables"]  # tables of 100 kB otherwise
-    parts = [(f"kernels_{name}", FLAGS["KERNELS"], [*FLAGS["kernel_flags"](name), *alone]) for name in reversed(isas)]
-    parts += [(source.stem, source, once) for source in ONCE]
+    # On x86 the set "base" is for machines without AVX2, for which size counts more than speed.
+    small = ["-Os"] if "avx2" in FLAGS["ISAS"] else []
+    parts = [
+        (f"kernels_{name}", FLAGS["KERNELS"], [*FLAGS["kernel_flags"](name), *alone, *small * (name == "base")])
+        for name in reversed(isas)
+    ]
+    parts += [(source.stem, source, once + ["-Os"] * (source.name not in FAST)) for source in ONCE]
     return [(folder / f"{stem}.o", source, [*compiler, *flags, *extra]) for stem, source, flags in parts]
+
+
+def write_tables(folder: Path) -> None:
+    """Writes the tables of Unicode that this Python knows, if they are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = runpy.run_path(str(HERE / "unicode_tables.py"))["header"]()
+    if not (folder / TABLES).exists() or (folder / TABLES).read_text() != text:
+        (folder / TABLES).write_text(text)
 
 
 def archive(folder: Path, parts: list[Path]) -> Path:
@@ -59,7 +76,7 @@ def build(folder: Path, isas: list[str], sanitize: bool) -> None:
         return
     archive(folder, parts)
     how = (
-        ["-shared", "-Wl,-z,now", "-Wl,-s", "-Wl,-soname,libseqcls.so.1"]
+        ["-shared", "-Wl,-z,now", "-Wl,-s", "-Wl,--gc-sections", "-Wl,-soname,libseqcls.so.1"]
         if sys.platform == "linux"
         else ["-dynamiclib"]
     )

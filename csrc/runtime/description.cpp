@@ -6,16 +6,22 @@
 #include <limits>
 
 #include "../core/cells.h"
+#include "../text/hashed_ngrams.h"
 #include "json.h"
 #include "refusal.h"
 
 namespace sf::runtime {
 namespace {
 
+constexpr size_t kMostDilations = 64;
 constexpr int64_t kMostWidth = 1 << 20, kMostHidden = 1 << 16, kMostLayers = 1 << 10, kMostIds = int64_t{1} << 31;
 constexpr const char* kPoolings[] = {"last", "mean", "max", "attention"};
 constexpr const char* kMissing[] = {"error", "zero", "mean", "forward", "mask"};
 constexpr const char* kDtypes[] = {"float32", "bfloat16"};
+constexpr const char* kLayouts[] = {"time_channels", "channels_time"};
+constexpr const char* kNormals[] = {"data", "series"};
+constexpr const char* kTokenizers[] = {"word", "char", "bpe"};
+constexpr const char* kForms[] = {"NFC", "NFD", "NFKC", "NFKD"};
 
 // The place of a name in a list, to which a later version may add names.
 template <class Names>
@@ -82,7 +88,7 @@ void read_encoder(const Json& value, Description& d) {
     d.zoneout_h = real(rates.items[0], 0, kMost, part.of("zoneout"));
     d.zoneout_c = real(rates.items[1], 0, kCells[d.cell].has_c ? kMost : 0, part.of("zoneout"));
   }
-  const int64_t given = d.series.missing == SeriesPart::Missing::kMask ? 2 * d.features : d.features;
+  const int64_t given = d.series.there() ? d.series.width() : d.features;
   if (!d.vocabulary && d.inputs != given)
     fail("model.encoder.inputs: expected ", given, ", the features of the input, but got ", d.inputs);
 }
@@ -97,14 +103,51 @@ std::vector<double> read_numbers(const Part& part, const char* name, size_t coun
 }
 
 void read_series(const Json& value, Description& d) {
-  const Part part(value, "model.series", {"standardize", "missing", "max_length", "mean", "scale"});
+  const Part part(value, "model.series", {"standardize", "missing", "max_length", "mean", "scale"},
+                  {"normalize", "differences", "time", "layout"});
   if (!d.features) fail("model.series: expected an input of features but got ids");
   const auto count = static_cast<size_t>(d.features);
   d.series.mean = read_numbers(part, "mean", count, std::numeric_limits<double>::lowest());
   d.series.scale = read_numbers(part, "scale", count, std::numeric_limits<double>::denorm_min());
   d.series.standardize = flag(part["standardize"], part.of("standardize"));
   d.series.missing = static_cast<SeriesPart::Missing>(known("model.series.missing", kMissing, part["missing"]));
+  if (part.has("normalize")) d.series.each = known("model.series.normalize", kNormals, part["normalize"]);
+  if (part.has("differences")) d.series.differences = flag(part["differences"], part.of("differences"));
+  if (part.has("time")) d.series.time = flag(part["time"], part.of("time"));
+  if (part.has("layout")) known("model.series.layout", kLayouts, part["layout"]);  // programs with arrays look at it
   if (part.has("max_length")) d.series.max_length = part.whole("max_length", 1, int64_t{1} << 52);
+}
+
+void read_convolutions(const Json& value, Description& d) {
+  const Part part(value, "model.convolutions", {"channels", "dilations", "counts"});
+  if (d.vocabulary) fail("model.convolutions: expected an input of features but got ids");
+  const int64_t most = d.series.there() ? d.series.own() : d.features;  // differences and the time are no channels
+  d.convolutions.channels = part.whole("channels", d.series.there() ? most : 1, most);
+  const auto read = [&](const char* name, std::vector<int64_t>& to) {
+    if (part[name].items.empty() || part[name].items.size() > kMostDilations)
+      fail(part.of(name), ": expected 1 to ", kMostDilations, " numbers but got ", part[name].items.size());
+    for (const Json& each : part[name].items) to.push_back(runtime::whole(each, 1, kMostWidth, part.of(name)));
+  };
+  read("dilations", d.convolutions.dilations);
+  read("counts", d.convolutions.counts);
+  if (d.convolutions.dilations.size() != d.convolutions.counts.size())
+    fail("model.convolutions.counts: expected ", d.convolutions.dilations.size(), ", one for each dilation, but got ",
+         d.convolutions.counts.size());
+}
+
+void read_text(const Json& value, Description& d) {
+  const Part part(value, "model.text", {"tokenizer", "lowercase", "normalization", "max_length"}, {"ngrams"});
+  if (!d.vocabulary) fail("model.text: expected an input of ids but got features");
+  d.text.there = true;
+  d.text.unit = static_cast<TextPart::Unit>(known("model.text.tokenizer", kTokenizers, part["tokenizer"]));
+  d.text.lowercase = flag(part["lowercase"], part.of("lowercase"));
+  if (part.has("normalization"))
+    d.text.form = 1 + known("model.text.normalization", kForms, part["normalization"]);
+  if (part.has("max_length")) d.text.max_length = part.whole("max_length", 1, int64_t{1} << 52);
+  if (!part.has("ngrams")) return;
+  const Part ngrams(part["ngrams"], "model.text.ngrams", {"bits", "factor"});
+  d.text.bits = static_cast<int>(ngrams.whole("bits", 1, texts::kMostBits));
+  d.text.factor = real(ngrams["factor"], -1e30, 1e30, ngrams.of("factor"));
 }
 
 void read_classifier(const Part& model, Description& d) {
@@ -127,22 +170,19 @@ void read_classifier(const Part& model, Description& d) {
 Description read_description(const std::string& json) {
   const Json value = parse_json(json.data(), json.size(), "model");
   const Part model(value, "model", {"dtype", "input", "encoder"},
-                   {"pooling", "head", "labels", "decision", "series", "text"});
+                   {"pooling", "head", "labels", "decision", "series", "convolutions", "text"});
   Description d;
   d.dtype = known("model.dtype", kDtypes, model["dtype"]) ? Dtype::kBFloat16 : Dtype::kFloat32;
   read_input(model["input"], d);
   if (model.has("series")) read_series(model["series"], d);
   read_encoder(model["encoder"], d);
-  if (model.has("text")) {
-    const Part text(model["text"], "model.text", {"encoder"});
-    if (!d.vocabulary) fail("model.text: expected an input of ids but got features");
-    d.text_encoder = words(text["encoder"], text.of("encoder"));
-  }
+  if (model.has("convolutions")) read_convolutions(model["convolutions"], d);
+  if (model.has("text")) read_text(model["text"], d);
   if (model.has("pooling") != model.has("head"))
     fail("model: expected both pooling and head, or neither, but got ", model.has("head") ? "a head" : "pooling");
   if (model.has("pooling"))
     read_classifier(model, d);
-  else if (model.has("decision") || model.has("labels"))
+  else if (model.has("decision") || model.has("labels") || d.convolutions.there() || d.text.there)
     fail("model: expected a head with labels and a decision but got none");
   return d;
 }

@@ -6,6 +6,7 @@
 #include <locale>
 #include <sstream>
 
+#include "../text/utf8.h"
 #include "refusal.h"
 
 namespace sf::runtime {
@@ -164,7 +165,7 @@ class Reader {
         if (place) {
           found += "\"\\/\b\f\n\r\t"[place - known];
         } else if (escape == 'u') {
-          append_utf8(found, escaped_code());
+          texts::append_utf8(found, escaped_code());
         } else {
           wrong("an escape of JSON");
         }
@@ -176,35 +177,11 @@ class Reader {
     }
   }
 
-  static void append_utf8(std::string& to, uint32_t code) {
-    const auto byte = [&](uint32_t bits) { to += static_cast<char>(bits); };
-    if (code < 0x80) {
-      byte(code);
-    } else if (code < 0x800) {
-      byte(0xc0 | code >> 6), byte(0x80 | (code & 0x3f));
-    } else if (code < 0x10000) {
-      byte(0xe0 | code >> 12), byte(0x80 | (code >> 6 & 0x3f)), byte(0x80 | (code & 0x3f));
-    } else {
-      byte(0xf0 | code >> 18), byte(0x80 | (code >> 12 & 0x3f)), byte(0x80 | (code >> 6 & 0x3f)),
-          byte(0x80 | (code & 0x3f));
-    }
-  }
-
-  // Copies one character of UTF-8: of the shortest form, no surrogate, and at most 0x10ffff.
   void multibyte(std::string& to) {
-    const unsigned char first = static_cast<unsigned char>(*at_);
-    const int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-    constexpr uint32_t kLeast[] = {0, 0x80, 0x800, 0x10000};
-    uint32_t code = first & (0x3f >> more);
-    bool valid = first >= 0xc2 && first <= 0xf4 && end_ - at_ > more;
-    for (int i = 1; valid && i <= more; ++i) {
-      const auto next = static_cast<unsigned char>(at_[i]);
-      valid = (next & 0xc0) == 0x80;
-      code = code << 6 | (next & 0x3f);
-    }
-    if (!valid || code < kLeast[more] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) wrong("UTF-8");
-    to.append(at_, static_cast<size_t>(more) + 1);
-    at_ += more + 1;
+    const char* next = at_;
+    if (!texts::next_is_valid(next, end_)) wrong("UTF-8");
+    to.append(at_, next);
+    at_ = next;
   }
 
   const char *begin_, *at_, *end_, *what_;

@@ -42,7 +42,9 @@ Model::Model(std::unique_ptr<TensorFile> given, const std::string& isa)
   layers.reserve(static_cast<size_t>(d.layers));
   for (int k = 0; k < d.layers; ++k) layers.push_back(read_layer(k));
   if (d.is_classifier()) read_head();
-  if (!d.text_encoder.empty()) file->take_bytes(d.text_encoder);  // programs that have texts read it themselves
+  if (d.convolutions.there())
+    convolutions = std::make_unique<const ConvolutionScores>(d, *file, choose(isa, Dtype::kFloat32));
+  if (d.text.there) texts = std::make_unique<const Texts>(d, *file);
   file->check_all_taken();
   for (const Layer& layer : layers) pack(layer);
 }

@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "../cpu/host/backend.h"
+#include "convolution_scores.h"
 #include "description.h"
 #include "memory.h"
 #include "tensor_file.h"
+#include "texts.h"
 
 namespace sf::runtime {
 
@@ -29,6 +31,8 @@ class Model {
   Linear head{};
   PoolSteps attention{};
   AlignedMemory packed_head, packed_attention;
+  std::unique_ptr<const ConvolutionScores> convolutions;  // null where the model has none
+  std::unique_ptr<const Texts> texts;                      // null where the library turns no texts into ids
 
  private:
   const char* weight(const std::string& name, const std::vector<int64_t>& shape);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "seqcls.h"
 
@@ -79,6 +80,7 @@ class Array {
 
 struct StreamObject {
   PyObject_HEAD seqcls_stream* stream;
+  PyObject* model;  // which holds the memory that the stream reads
   seqcls_info info;
   int64_t rows;
   bool releases;  // whether a step lets other threads of Python run meanwhile
@@ -206,6 +208,32 @@ PyObject* stream_reset(PyObject* self, PyObject* row) {
   Py_RETURN_NONE;
 }
 
+// get_state(row, state) and set_state(row, state): arrays of bytes.
+template <class Byte, class Function>
+PyObject* move_state(PyObject* self, PyObject* const* given, Py_ssize_t count, const char* name, Function&& function) {
+  auto* const me = reinterpret_cast<StreamObject*>(self);
+  if (!check_count(name, count, 2)) return nullptr;
+  const int64_t row = PyLong_AsLongLong(given[0]);
+  if (PyErr_Occurred()) return nullptr;
+  const size_t bytes = seqcls_state_bytes(me->stream);
+  Array<Byte> state;
+  if (bytes && !state.take(given[1], "state", static_cast<int64_t>(bytes))) return nullptr;
+  const Use use(me);
+  if (!use) return nullptr;
+  if (const seqcls_status status = function(me->stream, row, state.data(), bytes)) return raise(status);
+  Py_RETURN_NONE;
+}
+PyObject* stream_get_state(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return move_state<uint8_t>(self, given, count, "get_state", seqcls_get_state);
+}
+PyObject* stream_set_state(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+  return move_state<const uint8_t>(self, given, count, "set_state", seqcls_set_state);
+}
+
+PyObject* stream_state_bytes(PyObject* self, PyObject*) {
+  return PyLong_FromSize_t(seqcls_state_bytes(reinterpret_cast<StreamObject*>(self)->stream));
+}
+
 PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
   PyObject* capsule = nullptr;
   long long rows = 0, steps = 0;
@@ -220,6 +248,7 @@ PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
     Py_DECREF(me);
     return raise(status);
   }
+  me->model = Py_NewRef(capsule);
   me->rows = rows;
   const int64_t weights = me->info.hidden * (me->info.features + me->info.hidden) * me->info.layers * 3;
   me->releases = weights > kWorkToRelease / rows;
@@ -229,8 +258,24 @@ PyObject* stream_new(PyTypeObject* type, PyObject* arguments, PyObject*) {
 void stream_dealloc(PyObject* self) {
   PyTypeObject* const type = Py_TYPE(self);
   without_lock(true, [&] { return seqcls_stream_close(reinterpret_cast<StreamObject*>(self)->stream), SEQCLS_OK; });
+  Py_XDECREF(reinterpret_cast<StreamObject*>(self)->model);
   type->tp_free(self);
   Py_DECREF(type);
+}
+
+// The handle of an opened model. It keeps `memory`, from which the model was opened, unless that is null.
+PyObject* capsule_of(seqcls_status status, seqcls_model* model, PyObject* memory) {
+  if (status) return raise(status);
+  PyObject* const capsule = PyCapsule_New(model, kModelCapsule, [](PyObject* of) {
+    seqcls_model* const closed = model_of(of);
+    without_lock(true, [&] { return seqcls_close(closed), SEQCLS_OK; });
+    Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(of)));
+  });
+  if (!capsule)
+    seqcls_close(model);
+  else if (memory)
+    PyCapsule_SetContext(capsule, Py_NewRef(memory));
+  return capsule;
 }
 
 PyObject* open_model(PyObject*, PyObject* arguments) {
@@ -241,13 +286,19 @@ PyObject* open_model(PyObject*, PyObject* arguments) {
   const char* const name = PyBytes_AS_STRING(path);
   const seqcls_status status = without_lock(true, [&] { return seqcls_open(name, isa, &model); });
   Py_DECREF(path);
-  if (status) return raise(status);
-  PyObject* const capsule = PyCapsule_New(model, kModelCapsule, [](PyObject* of) {
-    seqcls_model* const closed = model_of(of);
-    without_lock(true, [&] { return seqcls_close(closed), SEQCLS_OK; });
-  });
-  if (!capsule) seqcls_close(model);
-  return capsule;
+  return capsule_of(status, model, nullptr);
+}
+
+// The same for the bytes of a file; a bytes object never changes.
+PyObject* open_bytes(PyObject*, PyObject* arguments) {
+  PyObject* memory = nullptr;
+  const char* isa = nullptr;
+  if (!PyArg_ParseTuple(arguments, "Ss:open_bytes", &memory, &isa)) return nullptr;
+  seqcls_model* model = nullptr;
+  const char* const data = PyBytes_AS_STRING(memory);
+  const auto size = static_cast<size_t>(PyBytes_GET_SIZE(memory));
+  const seqcls_status status = without_lock(true, [&] { return seqcls_open_memory(data, size, isa, &model); });
+  return capsule_of(status, model, memory);
 }
 
 PyObject* describe(PyObject*, PyObject* capsule) {
@@ -276,10 +327,17 @@ PyObject* stream_bytes(PyObject*, PyObject* arguments) {
   return raise(seqcls_stream_new(model, rows, steps, &none));  // refuses the same sizes, with a status
 }
 
+PyCFunction as_function(PyObject* (*fast)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast));
+}
+
 PyMethodDef stream_methods[] = {
-    {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream_step)), METH_FASTCALL, nullptr},
-    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stream_run)), METH_FASTCALL, nullptr},
+    {"step", as_function(stream_step), METH_FASTCALL, nullptr},
+    {"run", as_function(stream_run), METH_FASTCALL, nullptr},
     {"reset", stream_reset, METH_O, nullptr},
+    {"get_state", as_function(stream_get_state), METH_FASTCALL, nullptr},
+    {"set_state", as_function(stream_set_state), METH_FASTCALL, nullptr},
+    {"state_bytes", stream_state_bytes, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 PyType_Slot stream_slots[] = {
@@ -290,8 +348,62 @@ PyType_Slot stream_slots[] = {
 };
 PyType_Spec stream_type = {"seqcls_fast._runtime.Stream", sizeof(StreamObject), 0, Py_TPFLAGS_DEFAULT, stream_slots};
 
+// classify(model, texts, ids, lengths, probabilities, classes). The texts are in the form and case of the model; ids and
+// lengths are None where the model has a tokenizer.
+PyObject* classify(PyObject*, PyObject* arguments) {
+  PyObject *capsule = nullptr, *list = nullptr, *given[4] = {};
+  if (!PyArg_ParseTuple(arguments, "OO!OOOO:classify", &capsule, &PyList_Type, &list, &given[0], &given[1], &given[2],
+                        &given[3]))
+    return nullptr;
+  const seqcls_model* const model = model_of(capsule);
+  seqcls_info info;
+  if (!model) return nullptr;
+  if (const seqcls_status status = seqcls_describe(model, &info)) return raise(status);
+  PyObject* const kept = PyList_AsTuple(list);  // which keeps the strings while other threads run
+  if (!kept) return nullptr;
+  const int64_t count = PyTuple_GET_SIZE(kept);
+  std::vector<const char*> texts;
+  std::vector<size_t> sizes;
+  bool fine = true;
+  for (int64_t i = 0; fine && i < count; ++i) {
+    Py_ssize_t size = 0;
+    const char* const text = PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(kept, i), &size);
+    fine = text != nullptr;
+    texts.push_back(text);
+    sizes.push_back(static_cast<size_t>(size));
+  }
+  Array<const int64_t> ids, lengths;
+  Array<double> probabilities;
+  Array<int64_t> classes;
+  fine = fine && lengths.take(given[1], "lengths", count) &&
+         probabilities.take(given[2], "probabilities", count * info.outputs) && classes.take(given[3], "classes", count);
+  int64_t sum = 0;
+  for (int64_t i = 0; fine && lengths.data() && i < count; ++i)
+    sum += lengths.data()[i] < 0 || lengths.data()[i] > (int64_t{1} << 31) ? 0 : lengths.data()[i];
+  if (!fine || !ids.take(given[0], "ids", sum)) {
+    Py_DECREF(kept);
+    return nullptr;
+  }
+  seqcls_texts call = {};
+  call.count = count;
+  call.texts = texts.data();
+  call.sizes = sizes.data();
+  call.are_normal = 1;
+  static const int64_t kNone = 0;  // an empty array may lie at NULL, which would stand for no ids
+  call.ids = ids.data() || given[0] == Py_None ? ids.data() : &kNone;
+  call.lengths = lengths.data();
+  call.probabilities = probabilities.data();
+  call.classes = classes.data();
+  const seqcls_status status = without_lock(true, [&] { return count ? seqcls_classify(model, &call) : SEQCLS_OK; });
+  Py_DECREF(kept);
+  if (status) return raise(status);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
     {"open", open_model, METH_VARARGS, "The model in a file: open(path, isa)."},
+    {"open_bytes", open_bytes, METH_VARARGS, "The model in the bytes of a file: open_bytes(bytes, isa)."},
+    {"classify", classify, METH_VARARGS, "Classifies texts: (model, texts, ids, lengths, probabilities, classes)."},
     {"describe", describe, METH_O, "What a model is, as a dict."},
     {"stream_bytes", stream_bytes, METH_VARARGS, "The memory that a stream takes: stream_bytes(model, rows, steps)."},
     {nullptr, nullptr, 0, nullptr},

@@ -4,8 +4,7 @@
  * for each group of sequences that it follows, and feeds the streams step by step or in chunks. A sequence has the same
  * bits however it is cut, and those of the module in evaluation.
  *
- * Once a stream is made, seqcls_run(), seqcls_step() and seqcls_reset() allocate nothing, take no lock and make no
- * system call. A model may be used by any number of threads at a time, a stream by one at a time. No exception leaves
+ * Once a stream is made, its functions allocate nothing, take no lock and make no system call. A model may be used by any number of threads at a time, a stream by one at a time. No exception leaves
  * the library. After an error a handle or a description that a function was to write is null or all zeros.
  */
 #ifndef SEQCLS_H
@@ -32,7 +31,7 @@ typedef enum {
   SEQCLS_NO_FILE = 2,        /* the file cannot be opened */
   SEQCLS_BAD_FILE = 3,       /* the file is not one of to_runtime(), or is damaged */
   SEQCLS_UNKNOWN_PART = 4,   /* the file is of a later version, or has a part that this library does not know */
-  SEQCLS_NOT_STREAMABLE = 5, /* the model needs whole sequences: it has two directions, or pools by attention */
+  SEQCLS_NOT_STREAMABLE = 5, /* the model needs whole sequences; the sentence says why */
   SEQCLS_NO_MEMORY = 6
 } seqcls_status;
 
@@ -117,6 +116,32 @@ SEQCLS_API seqcls_status seqcls_step(seqcls_stream* stream, const float* x, floa
 
 /* Lets a row begin anew; -1 stands for all rows. */
 SEQCLS_API seqcls_status seqcls_reset(seqcls_stream* stream, int64_t row);
+
+/* What a row has kept of its steps, as bytes: with them it goes on in any stream of the same file, in another process or
+ * on another machine with the same order of bytes too, and has the bits that it would have had here. `bytes` is what
+ * seqcls_state_bytes() says, for any row of any stream of the model; 0 for a model that needs whole sequences. */
+SEQCLS_API size_t seqcls_state_bytes(seqcls_stream* stream);
+SEQCLS_API seqcls_status seqcls_get_state(seqcls_stream* stream, int64_t row, void* state, size_t bytes);
+SEQCLS_API seqcls_status seqcls_set_state(seqcls_stream* stream, int64_t row, const void* state, size_t bytes);
+
+/* ---- Texts ------------------------------------------------------------------------------------------------------- */
+
+/* Set all of it to zero first. The texts are in UTF-8 and may hold any character, zeros too. */
+typedef struct {
+  int64_t count;            /* of the texts */
+  const char* const* texts; /* (count,) */
+  const size_t* sizes;      /* (count,): their sizes in bytes */
+  int32_t are_normal;       /* not 0: they are in the model's form of Unicode, and lower-cased where it wants that */
+  const int64_t* ids;       /* the ids of all texts one after another, for a model whose tokens are byte pairs; else NULL */
+  const int64_t* lengths;   /* (count,): how many ids each text has; NULL where ids is */
+  float* logits;            /* (count, outputs), or NULL */
+  double* probabilities;    /* (count, outputs), or NULL */
+  int64_t* classes;         /* (count,), the classes that are predicted, by the threshold if there is one; or NULL */
+} seqcls_texts;
+
+/* Classifies whole texts with a model that was trained on texts. It allocates memory; any number of threads may call it
+ * at a time. */
+SEQCLS_API seqcls_status seqcls_classify(const seqcls_model* model, const seqcls_texts* texts);
 
 #if defined(__cplusplus)
 }

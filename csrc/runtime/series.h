@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "description.h"
 #include "pooling.h"
@@ -11,35 +12,47 @@ namespace sf::runtime {
 
 enum class SeriesFault { kNone, kInfinite, kMissing, kTooLarge };
 
-// What a value that is not missing becomes.
-inline float scaled(const SeriesPart& series, double value, int64_t feature) {
+// What a value that is not missing becomes, by the mean and deviation of the training data.
+inline double scaled(const SeriesPart& series, double value, int64_t feature) {
   const auto i = static_cast<size_t>(feature);
-  return static_cast<float>(series.standardize ? (value - series.mean[i]) / series.scale[i] : value);
+  return series.standardize ? (value - series.mean[i]) / series.scale[i] : value;
 }
 
-// Whether the value of a feature can be taken.
+// Whether the value of a feature can be taken. Half of what float32 holds is the most where there are differences, so
+// that these fit too.
 inline SeriesFault fault_of(const SeriesPart& series, double value, int64_t feature) {
   if (std::isinf(value)) return SeriesFault::kInfinite;
   if (std::isnan(value))
     return series.missing == SeriesPart::Missing::kError ? SeriesFault::kMissing : SeriesFault::kNone;
-  return std::isfinite(scaled(series, value, feature)) ? SeriesFault::kNone : SeriesFault::kTooLarge;
+  if (series.by_itself()) return SeriesFault::kNone;
+  const double most = scaled(series, value, feature) * (series.differences ? 2 : 1);
+  return std::isfinite(static_cast<float>(most)) ? SeriesFault::kNone : SeriesFault::kTooLarge;
 }
 
-// Writes the features of one step. `before`: the last values of the row that were not missing, NaN where there are
-// none.
+// A value, or what replaces it where it is missing. `before` is the last value that was not missing, NaN if there is
+// none, and is kept. The result is NaN where it shall become the mean of its series.
 template <class T>
-void put_step(const SeriesPart& series, const T* step, int64_t features, double* before, char* to, Dtype dtype) {
+double filled(const SeriesPart& series, T value, int64_t feature, double& before) {
   using Missing = SeriesPart::Missing;
+  if (!std::isnan(value)) return before = value;
+  if (series.missing == Missing::kZero) return 0;
+  if (series.missing == Missing::kForward && !std::isnan(before)) return before;
+  return series.by_itself() ? std::numeric_limits<double>::quiet_NaN() : series.mean[static_cast<size_t>(feature)];
+}
+
+// Writes the features of one step. `before`: of each feature the last value that was not missing and, with differences,
+// the last one as it was scaled; NaN where there are none.
+template <class T>
+void put_step(const SeriesPart& series, const T* step, double* before, char* to, Dtype dtype) {
+  const int64_t features = series.features();
   for (int64_t i = 0; i < features; ++i) {
-    const bool missing = std::isnan(step[i]);
-    if (!missing) before[i] = step[i];
-    double value = step[i];
-    if (missing) {
-      const bool carried = series.missing == Missing::kForward && !std::isnan(before[i]);
-      value = series.missing == Missing::kZero ? 0 : carried ? before[i] : series.mean[static_cast<size_t>(i)];
-    }
-    put_value(to, dtype, i, scaled(series, value, i));
-    if (series.missing == Missing::kMask) put_value(to, dtype, features + i, missing);
+    const double value = scaled(series, filled(series, step[i], i, before[i]), i);
+    put_value(to, dtype, i, static_cast<float>(value));
+    if (series.masks()) put_value(to, dtype, features + i, std::isnan(step[i]));
+    if (!series.differences) continue;
+    double& last = before[features + i];
+    put_value(to, dtype, series.own() + i, static_cast<float>(std::isnan(last) ? 0 : value - last));
+    last = value;
   }
 }
 

@@ -8,7 +8,7 @@
 
 #include "../core/cells.h"
 #include "refusal.h"
-#include "series.h"
+#include "whole_series.h"
 
 namespace sf::runtime {
 namespace {
@@ -111,7 +111,7 @@ void Stream::begin_row(int64_t row) {
   }
   *pooled_row(row).steps = at_.taken[row] = 0;
   if (d.series.there())
-    std::fill_n(at_.before + row * d.features, d.features, std::numeric_limits<double>::quiet_NaN());
+    std::fill_n(at_.before + row * 2 * d.features, 2 * d.features, std::numeric_limits<double>::quiet_NaN());
   if (d.pooling != PoolKind::kMean && d.pooling != PoolKind::kMax) return;
   std::fill_n(pooled_row(row).total, d.width(), 0.f);
   std::fill_n(pooled_row(row).part, d.width(), 0.f);
@@ -127,15 +127,16 @@ seqcls_status Stream::reset(int64_t row) {
 
 // ---- A call
 
-seqcls_status Stream::run(const seqcls_call& call) {
-  if (const seqcls_status status = check(call)) return status;
+seqcls_status Stream::run(const seqcls_call& call, const float* beside) {
+  if (const seqcls_status status = check(call, beside)) return status;
   if (!about().is_streamable())
     for (int64_t i = 0; i < count_; ++i) begin_row(of_call_[i]);
   for (int64_t begin = 0; begin < call.steps; begin += steps_)
     run_piece(call, begin, std::min(steps_, call.steps - begin));
   if (about().series.max_length)
     for (int64_t i = 0; i < count_; ++i) at_.taken[of_call_[i]] += at_.lengths[of_call_[i]];
-  if (about().is_classifier() && (call.out || call.logits || call.probabilities || call.classes)) finish(call);
+  if (about().is_classifier() && (call.out || call.logits || call.probabilities || call.classes))
+    finish(call, beside);
   return SEQCLS_OK;
 }
 
@@ -218,7 +219,7 @@ seqcls_status Stream::step(const float* x, float* out) {
         SEQCLS_NOT_STREAMABLE,
         "step: expected a model that reads its input once, from its beginning on, but this one %s: run whole "
         "sequences with seqcls_run()",
-        about().directions == 2 ? "has two directions" : "pools by attention");
+        about().needs_whole());
   seqcls_call call = {};
   call.steps = 1;
   call.x = x;
@@ -254,11 +255,18 @@ void Stream::take_features(const seqcls_call& call, int64_t begin, int64_t i, in
     for (int64_t k = 0; k < steps * d.features; ++k) put_value(to, d.dtype, k, call.x[first + k]);
     return;
   }
-  double* const before = at_.before + of_call_[i] * d.features;
+  if (at_.features) {  // the whole sequence
+    float* const features = at_.features + of_call_[i] * steps_ * d.inputs;
+    call.x ? whole_series(d.series, call.x + first, steps, at_.column, features)
+           : whole_series(d.series, call.x_double + first, steps, at_.column, features);
+    for (int64_t k = 0; k < steps * d.inputs; ++k) put_value(to, d.dtype, k, features[k]);
+    return;
+  }
+  double* const before = at_.before + of_call_[i] * 2 * d.features;
   for (int64_t t = 0; t < steps; ++t, to += d.inputs * size()) {
     const int64_t at = first + t * d.features;
-    call.x ? put_step(d.series, call.x + at, d.features, before, to, d.dtype)
-           : put_step(d.series, call.x_double + at, d.features, before, to, d.dtype);
+    call.x ? put_step(d.series, call.x + at, before, to, d.dtype)
+           : put_step(d.series, call.x_double + at, before, to, d.dtype);
   }
 }
 
@@ -326,8 +334,13 @@ void Stream::pool_row(int64_t row, char* to) const {
     std::memcpy(to + direction * bytes, state_h(d.layers - 1, direction, row), static_cast<size_t>(bytes));
 }
 
+// The features of row i of the call, a whole sequence, before they are rounded to the dtype of the model.
+const float* Stream::float_features(const seqcls_call& call, int64_t i) const {
+  return at_.features ? at_.features + of_call_[i] * steps_ * about().inputs : call.x + i * call.steps * about().inputs;
+}
+
 // Logits and probabilities of the rows of the call.
-void Stream::run_head() {
+void Stream::run_head(const seqcls_call& call, const float* beside) {
   const Description& d = about();
   Linear linear = model_->head;
   linear.count = count_;
@@ -337,6 +350,10 @@ void Stream::run_head() {
   linear.result.b_stride = d.classes;
   model_->kernels.linear({&linear, model_->packed_head.data(), 0, count_, at_.scratch});
   for (int64_t i = 0; i < count_ * d.classes; ++i) at_.logits[i] = value_at(at_.raw_logits, d.dtype, i);
+  for (int64_t i = 0; model_->convolutions && i < count_; ++i)
+    model_->convolutions->add(float_features(call, i), steps_in_piece(i, 0, call.steps), d.inputs, at_.space,
+                              at_.scratch, at_.logits + i * d.classes);
+  for (int64_t i = 0; beside && i < count_ * d.classes; ++i) at_.logits[i] += beside[i];
   Softmax softmax{};
   softmax.dtype = softmax.probabilities.dtype = Dtype::kFloat64;
   softmax.count = count_;
@@ -348,13 +365,13 @@ void Stream::run_head() {
   model_->kernels.softmax({&softmax, 0, count_, at_.scratch});
 }
 
-void Stream::finish(const seqcls_call& call) {
+void Stream::finish(const seqcls_call& call, const float* beside) {
   const Description& d = about();
   if (d.pooling == PoolKind::kAttention && !call.steps)
     std::memset(at_.pooled, 0, static_cast<size_t>(count_ * d.width() * size()));
   if (d.pooling != PoolKind::kAttention)
     for (int64_t i = 0; i < count_; ++i) pool_row(of_call_[i], at_.pooled + i * d.width() * size());
-  run_head();
+  run_head(call, beside);
   const int64_t numbers = count_ * d.classes;
   if (call.logits) std::copy_n(at_.logits, numbers, call.logits);
   if (call.probabilities) std::copy_n(at_.probabilities, numbers, call.probabilities);

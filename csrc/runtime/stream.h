@@ -22,14 +22,18 @@ class Stream {
   // The bytes that a stream takes. Refuses sizes that no memory holds.
   static int64_t bytes(const Model& model, int64_t rows, int64_t steps);
 
-  seqcls_status run(const seqcls_call& call);
+  // `beside`: numbers (rows of the call, classes) that are added to the logits; null for a model without n-grams.
+  seqcls_status run(const seqcls_call& call, const float* beside = nullptr);
   // One step of each row.
   seqcls_status step(const float* x, float* out);
   seqcls_status reset(int64_t row);
+  size_t state_bytes();  // of a row; 0 where the model needs whole sequences
+  seqcls_status get_state(int64_t row, void* state, size_t bytes);
+  seqcls_status set_state(int64_t row, const void* state, size_t bytes);
   const Description& about() const { return model_->description; }
 
  private:
-  seqcls_status check(const seqcls_call& call);
+  seqcls_status check(const seqcls_call& call, const float* beside);
   seqcls_status check_input(const seqcls_call& call) const;
   seqcls_status check_rows(const seqcls_call& call);
   seqcls_status check_lengths(const seqcls_call& call);
@@ -45,10 +49,13 @@ class Stream {
   void take_embeddings(const seqcls_call& call, int64_t begin, int64_t i, int64_t steps, char* to) const;
   void copy_output(const seqcls_call& call, const char* from, int64_t begin, int64_t steps) const;
   void pool(const char* output, int64_t steps);
-  void finish(const seqcls_call& call);
+  void finish(const seqcls_call& call, const float* beside);
   void pool_row(int64_t row, char* to) const;
-  void run_head();
+  void run_head(const seqcls_call& call, const float* beside);
+  const float* float_features(const seqcls_call& call, int64_t i) const;
 
+  seqcls_status check_state(int64_t row, const void* state, size_t bytes);
+  size_t copy_state(int64_t row, char* state, bool writes);
   char* state_h(int64_t layer, int64_t direction, int64_t row) const;
   float* state_c(int64_t layer, int64_t direction, int64_t row) const;
   PooledRow pooled_row(int64_t row) const;

@@ -7,8 +7,12 @@
 
 namespace sf::runtime {
 
-seqcls_status Stream::check(const seqcls_call& call) {
+seqcls_status Stream::check(const seqcls_call& call, const float* beside) {
   const Description& d = about();
+  if (d.text.bits && !beside)
+    return refused(SEQCLS_BAD_ARGUMENT,
+                   "ids: expected texts, as the model reads their n-grams too, so that it is run with "
+                   "seqcls_classify(), but got ids alone");
   if (call.steps < 0 || call.steps > kMostSteps)
     return refused(SEQCLS_BAD_ARGUMENT, "steps: expected 0 to %lld but got %lld", static_cast<long long>(kMostSteps),
                    static_cast<long long>(call.steps));

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../core/cells.h"
+#include "whole_series.h"
 
 namespace sf::runtime {
 namespace {
@@ -32,6 +33,7 @@ KernelMemory kernel_memory(const Model& model, int64_t rows, int64_t steps) {
     }
   }
   if (!model.description.is_classifier()) return most;
+  if (model.convolutions) most.scratch = std::max(most.scratch, model.convolutions->scratch());
   most.scratch = std::max(most.scratch, model.kernels.linear_scratch(model.head));
   Softmax softmax{};
   softmax.dtype = Dtype::kFloat64;
@@ -62,7 +64,12 @@ StreamMemory::StreamMemory(const Model& model, int64_t rows, int64_t steps, char
   totals = memory.take<float>(pools ? rows * d.width() : 0);
   parts = memory.take<float>(pools ? rows * d.width() : 0);
   taken = memory.take<int64_t>(rows);
-  before = memory.take<double>(d.series.there() ? rows * d.features : 0);
+  before = memory.take<double>(d.series.there() ? 2 * rows * d.features : 0);
+  const bool whole = d.series.there() && (d.series.needs_whole() || d.convolutions.there());
+  features = memory.take<float>(whole ? cells * d.inputs : 0);
+  column = memory.take<double>(whole ? whole_series_space(steps) : 0);
+  space = memory.take<float>(model.convolutions ? model.convolutions->space(steps) : 0);
+  if (!whole) features = nullptr;
   pooled = memory.take<char>(results * d.width() * size);
   raw_logits = memory.take<char>(results * d.classes * size);
   logits = memory.take<float>(results * d.classes);

@@ -18,7 +18,10 @@ struct StreamMemory {
   int64_t* pooled_steps;  // (rows,)
   float *totals, *parts;  // (rows, width): see pooling.h
   int64_t* taken;         // (rows,): the steps that a row has taken, for a model with max_length
-  double* before;         // (rows, features): see series.h
+  double* before;         // (rows, 2, features): see series.h
+  float* features;        // (rows, steps, inputs): of whole series, where the model reads them as such; else null
+  double* column;         // (2, steps): see whole_series.h
+  float* space;           // of the convolutions
   char* pooled;           // (rows, width) E, in the order of the call, like the next three
   char* raw_logits;       // (rows, classes) E
   float* logits;

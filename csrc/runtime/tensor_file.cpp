@@ -132,6 +132,7 @@ void TensorFile::read(const char* data, size_t size) {
   char digits[kCrcSize + 1];
   std::snprintf(digits, sizeof digits, "%08x", crc);
   if (std::memcmp(digits, data + kCrcAt, kCrcSize) != 0) changed();
+  checksum_ = crc;
 
   const Json header = parse_json(data + 8, static_cast<size_t>(length), "file");
   const Json* const about = header.find("__metadata__");

@@ -67,40 +67,9 @@ SF_SERIES_CLONES void add(const float* values, int64_t count, float* sum) {
   for (int64_t t = 0; t < count; ++t) sum[t] += values[t];
 }
 
-// The work space of a thread.
-struct Row {
-  std::vector<float> channels;  // (channels, steps): a row, with each channel's steps side by side
-  std::vector<float> padded;    // what a kernel reads, with four dilations of zeros at both ends
-  std::vector<float> result;
-};
-
-void transform_row(const Convolutions& given, const float* x, int64_t length, Row& row, float* out) {
-  if (length == 0) {
-    std::fill(out, out + features_of(given), 0.0f);
-    return;
-  }
-  const int64_t channels = given.channels;
-  row.channels.resize(channels * length);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t t = 0; t < length; ++t) row.channels[c * length + t] = x[t * channels + c];
-  row.result.resize(length);
-  const float* bias = given.biases;
-  for (int64_t g = 0; g < given.groups; ++g) {
-    // With a dilation beyond the length all taps but the middle one read zeros, whatever it is.
-    const int64_t dilation = std::min(given.dilations[g], length), margin = kTaps / 2 * dilation;
-    for (int k = 0; k < kKernels; ++k) {
-      row.padded.assign(length + 2 * margin, 0.0f);
-      const float* uses = given.uses + (g * kKernels + k) * channels;
-      for (int64_t c = 0; c < channels; ++c)
-        if (uses[c] != 0) add(&row.channels[c * length], length, &row.padded[margin]);
-      // Every other kernel reads no padding, where the series is long enough for that.
-      const bool inside = (g + k) % 2 == 1 && length > 2 * margin;
-      const int64_t start = inside ? margin : 0, count = inside ? length - 2 * margin : length;
-      convolve(&row.padded[start], dilation, kPlaces[k], count, row.result.data());
-      for (int64_t q = 0; q < given.counts[g]; ++q)
-        *out++ = static_cast<float>(count_above(row.result.data(), count, *bias++)) / static_cast<float>(count);
-    }
-  }
+int64_t margin_of(int64_t dilation, int64_t steps) {
+  // With a dilation beyond the length all taps but the middle one read zeros, whatever it is.
+  return kTaps / 2 * std::min(dilation, steps);
 }
 
 }  // namespace
@@ -111,13 +80,49 @@ int64_t features_of(const Convolutions& convolutions) {
   return kKernels * sum;
 }
 
+int64_t space_for(const Convolutions& convolutions, int64_t steps) {
+  int64_t most = 0;
+  for (int64_t g = 0; g < convolutions.groups; ++g) most = std::max(most, margin_of(convolutions.dilations[g], steps));
+  return (convolutions.channels + 2) * steps + 2 * most;
+}
+
+void transform_row(const Convolutions& given, const float* x, int64_t steps, int64_t width, float* space, float* out) {
+  if (steps == 0) {
+    std::fill(out, out + features_of(given), 0.0f);
+    return;
+  }
+  const int64_t channels = given.channels;
+  float* const of_channels = space;  // (channels, steps): each channel's steps side by side
+  float* const result = of_channels + channels * steps;
+  float* const padded = result + steps;  // what a kernel reads, with four dilations of zeros at both ends
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t t = 0; t < steps; ++t) of_channels[c * steps + t] = x[t * width + c];
+  const float* bias = given.biases;
+  for (int64_t g = 0; g < given.groups; ++g) {
+    const int64_t margin = margin_of(given.dilations[g], steps), dilation = margin / (kTaps / 2);
+    for (int k = 0; k < kKernels; ++k) {
+      std::fill(padded, padded + steps + 2 * margin, 0.0f);
+      const float* uses = given.uses + (g * kKernels + k) * channels;
+      for (int64_t c = 0; c < channels; ++c)
+        if (uses[c] != 0) add(of_channels + c * steps, steps, padded + margin);
+      // Every other kernel reads no padding, where the series is long enough for that.
+      const bool inside = (g + k) % 2 == 1 && steps > 2 * margin;
+      const int64_t start = inside ? margin : 0, count = inside ? steps - 2 * margin : steps;
+      convolve(padded + start, dilation, kPlaces[k], count, result);
+      for (int64_t q = 0; q < given.counts[g]; ++q)
+        *out++ = static_cast<float>(count_above(result, count, *bias++)) / static_cast<float>(count);
+    }
+  }
+}
+
 void transform(const Convolutions& convolutions, const float* x, const int64_t* lengths, int64_t rows, int64_t steps,
                int threads, float* out) {
   const int64_t features = features_of(convolutions);
   const auto some = [&](int64_t begin, int64_t end) {
-    Row row;
+    std::vector<float> space(static_cast<size_t>(space_for(convolutions, steps)));
+    const int64_t width = convolutions.channels;
     for (int64_t r = begin; r < end; ++r)
-      transform_row(convolutions, x + r * steps * convolutions.channels, lengths[r], row, out + r * features);
+      transform_row(convolutions, x + r * steps * width, lengths[r], width, space.data(), out + r * features);
   };
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
   // An exception, such as that of missing memory, must not leave a thread, nor this function while one is running.

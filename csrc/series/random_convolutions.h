@@ -24,6 +24,12 @@ struct Convolutions {
 
 int64_t features_of(const Convolutions& convolutions);
 
+// One series, x: (steps, width), of which the first numbers of a step are the channels. `space` has room for space_for()
+// numbers; out: (features,). Nothing is allocated.
+void transform_row(const Convolutions& convolutions, const float* x, int64_t steps, int64_t width, float* space,
+                   float* out);
+int64_t space_for(const Convolutions& convolutions, int64_t steps);
+
 // x: (rows, steps, channels), of which row r has lengths[r] steps; out: (rows, features). A row without steps has
 // zeros. Each row is computed by one thread alone, so that the number of threads changes no bit.
 void transform(const Convolutions& convolutions, const float* x, const int64_t* lengths, int64_t rows, int64_t steps,

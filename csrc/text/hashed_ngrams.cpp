@@ -2,17 +2,15 @@
 #include "hashed_ngrams.h"
 
 #include <algorithm>
-#include <iterator>
+
+#include "characters.h"
+#include "utf8.h"
 
 namespace sf::texts {
 namespace {
 
 constexpr int kLongest = 5;  // characters of an n-gram
 constexpr uint32_t kSpace = ' ';
-
-struct Range {
-  uint32_t first, last;
-};
 
 // Characters that separate words, beside all of ASCII but letters and digits. Few and fixed, so that a hash does not
 // depend on a version of Unicode: controls, punctuation, symbols and emoji. Everything else is part of a word.
@@ -27,25 +25,9 @@ constexpr Range kBetweenWords[] = {
     {0xE0000, 0xE007F},
 };
 
-constexpr Range kSpaces[] = {
-    {0x9, 0xD},       {0x1C, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},     {0x1680, 0x1680},
-    {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000},
-};
-
-template <size_t N>
-bool is_in(const Range (&ranges)[N], uint32_t code) {
-  const Range* const found = std::upper_bound(std::begin(ranges), std::end(ranges), code,
-                                              [](uint32_t value, const Range& range) { return value < range.first; });
-  return found != std::begin(ranges) && code <= std::prev(found)->last;
-}
-
 bool in_word(uint32_t code) {
   if (code < 0x80) return (code >= '0' && code <= '9') || (code >= 'A' && code <= 'Z') || (code >= 'a' && code <= 'z');
   return !is_in(kBetweenWords, code);
-}
-
-bool is_space(uint32_t code) {
-  return code <= kSpace ? code == kSpace || is_in(kSpaces, code) : code >= 0x85 && is_in(kSpaces, code);
 }
 
 // The finaliser of splitmix64, after which each bit depends on all bits of the value.
@@ -57,29 +39,10 @@ uint64_t mixed(uint64_t value) {
 
 // The characters, with a space before and after them, and a space for every kind of space.
 void decode(const char* text, size_t bytes, std::vector<uint32_t>& codes) {
-  const auto* at = reinterpret_cast<const unsigned char*>(text);
-  const auto* const end = at + bytes;
   codes.clear();
   codes.push_back(kSpace);
-  while (at < end) {
-    const uint32_t first = *at++;
-    if (first < 0x80) {
-      codes.push_back(is_space(first) ? kSpace : first);
-      continue;
-    }
-    const int more = first >= 0xF0 && first < 0xF8   ? 3
-                     : first >= 0xE0 && first < 0xF0 ? 2
-                                                     : first >= 0xC0 && first < 0xE0;
-    uint32_t code = more == 3 ? first & 7 : more == 2 ? first & 15 : first & 31;
-    bool whole = more && end - at >= more;
-    for (int k = 0; whole && k < more; ++k) {
-      whole = (at[k] & 0xC0) == 0x80;
-      code = code << 6 | (at[k] & 63);
-    }
-    if (whole)
-      at += more;
-    else
-      code = 0xFFFD;
+  for (const char *at = text, *const end = text + bytes; at < end;) {
+    const uint32_t code = next_character(at, end);
     codes.push_back(is_space(code) ? kSpace : code);
   }
   codes.push_back(kSpace);

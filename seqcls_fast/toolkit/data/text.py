@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..._texts import byte_pairs, cut, normal, refuse_surrogates, spaced
 from .._extras import need, without_threads
 from .._terminal import escaped, kind_of, shown
 from ..schema import anything, optional, record, whole
@@ -44,7 +44,6 @@ CONTENT = record(
     {"parameters": record({"tokenizer": anything}, others=anything), "tokens": anything, "merges": anything},
     {"bits": optional(whole(1, _MOST_BITS))},
 )
-_CUT = 1024  # characters; longer chunks are cut, since tokenizers take time in proportion to the square
 
 # A word: letters with their marks and joiners (a single letter in scripts without spaces), a number, a flag, or any
 # other character with its marks, skin tones and joined characters.
@@ -55,7 +54,6 @@ _WORD = (
 _CJK = r"\u3041-\u3096\u30a1-\u30fa\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _MARKS = r"\u0300-\u036f\u3099\u309a\ufe00-\ufe0f\U000e0100-\U000e01ef"
 _find_words: Callable[[str], list[str]] = re.compile(rf"[{_CJK}][{_MARKS}]*|[^\s{_CJK}]+").findall
-_find_spaced: Callable[[str], list[str]] = re.compile(r"\s*\S+|\s+").findall
 
 
 class TextEncoder:
@@ -132,7 +130,7 @@ class TextEncoder:
         for index, text in enumerate(_checked(texts)):
             normal = self.normal(text)
             if not normal.isascii():
-                refuse_surrogates(text, index)
+                refuse_surrogates(text, f"texts[{index}]")
             chunks.update(self._cut(text, normal, index))
             count += 1
             if self.wide:
@@ -202,7 +200,7 @@ class TextEncoder:
         self._check_fitted()
         if not isinstance(text, str):
             raise TypeError(f"text: expected a string but got {kind_of(text)}")
-        refuse_surrogates(text, None)
+        refuse_surrogates(text, "text")
         if self.kind == "bpe":
             chunks = self._chunks(self.normal(text))
             found = [_shown(token) for chunk in chunks for token in self._tokenizer.encode(chunk).tokens]
@@ -284,9 +282,7 @@ class TextEncoder:
 
     def normal(self, text: str) -> str:
         """The text in the Unicode form, and in lower case, if these are asked for."""
-        if self.normalization is not None and not text.isascii():
-            text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
-        return text.lower() if self.lowercase else text
+        return normal(text, self.normalization, self.lowercase)
 
     def _cut(self, text: str, normal: str, index: int | None) -> Iterable[str]:
         """The chunks of a text, which is also given in its normalised form; ``index`` is its number in messages."""
@@ -297,12 +293,10 @@ class TextEncoder:
         if self.kind == "char":
             return text
         if self.kind == "bpe":
-            chunks = _find_spaced(text)
+            chunks = spaced(text)
         else:
             chunks = text.split() if text.isascii() else _find_words(text)
-        if len(text) <= _CUT or max(map(len, chunks), default=0) <= _CUT:
-            return chunks
-        return [chunk[i : i + _CUT] for chunk in chunks for i in range(0, len(chunk), _CUT)]
+        return cut(text, chunks)
 
     def _split(self, chunk: str) -> list[str]:
         """The tokens of a chunk, words or characters, known or unknown."""
@@ -313,7 +307,7 @@ class TextEncoder:
         try:
             ids = array("q", self._tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
         except TypeError:  # how tokenizers reports surrogates
-            refuse_surrogates(text, index)
+            refuse_surrogates(text, "text" if index is None else f"texts[{index}]")
             raise
         if len(chunk) <= _LONG:
             if len(self._known) >= _REMEMBERED:
@@ -360,9 +354,7 @@ class TextEncoder:
     def _make_tokenizer(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
         tokenizers = need("tokenizers", "TextEncoder")
         if self.kind == "bpe":
-            tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-            tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-            return tokenizer
+            return byte_pairs(tokenizers, vocabulary, merges)
         pattern = tokenizers.Regex(_WORD if self.kind == "word" else r"(?m:.)")
         unknown = _NAMES[UNKNOWN]  # no word token can be "<unk>": it would be cut in three
         model = tokenizers.models.WordLevel({**vocabulary, unknown: UNKNOWN}, unk_token=unknown)
@@ -391,7 +383,7 @@ class TextEncoder:
         """Raises a ValueError for a vocabulary that fit() could not have learnt."""
         if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) and t for t in tokens):
             raise ValueError("tokens that are no list of strings")
-        refuse_surrogates("".join(tokens), None)
+        refuse_surrogates("".join(tokens), "text")
         known = set(tokens)
         if len(known) != len(tokens):
             raise ValueError("a token twice")
@@ -426,16 +418,6 @@ def _checked(texts: Any) -> Iterator[str]:
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}]: expected a string but got {kind_of(text)}")
         yield text
-
-
-def refuse_surrogates(text: str, index: int | None) -> None:
-    """Raises a ValueError for a lone surrogate: half of a character in UTF-16, which a str can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        name = "text" if index is None else f"texts[{index}]"
-        half = f"U+{ord(text[error.start]):04X}"
-        raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {half}, at {error.start}") from None
 
 
 def id_bytes(place: int) -> bytes:
