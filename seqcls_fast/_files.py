@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
+import json
 import os
 import platform
 import re
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -30,7 +32,7 @@ except ImportError:  # Windows
     _HAS_LOCKS = False
 
 __all__ = [
-    "found", "locked", "make_folder", "open_regular", "put_in_place", "replacing", "restore", "sync_folder",
+    "digest", "found", "locked", "make_folder", "open_regular", "put_in_place", "replacing", "restore", "sync_folder",
     "unfinished", "write_through",
 ]  # fmt: skip
 
@@ -38,6 +40,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}  # fsync() on a folder
 _UNTIL_REPLACED, _REPLACED = "partial", "replaced"
 _held: set[int] = set()  # file descriptors of the locks that this process holds
+
+
+def digest(content: dict[str, Any]) -> str:
+    """The checksum of an object of JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # -- to the disk ------------------------------------------------------------------------------------------------------

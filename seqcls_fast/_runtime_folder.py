@@ -1,6 +1,6 @@
-"""A folder that save() wrote, as a file of the runtime in memory. It needs numpy alone, and runs no code from the folder.
+"""A folder that save() wrote, as a file of the runtime in memory. It needs numpy alone, and runs no code from there.
 
-What is checked here is only what the library cannot see: that the two files belong together. It checks all else.
+What the library cannot see is checked here: that the files belong together and were not changed. It checks all else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._files import open_regular
+from ._files import digest, open_regular
 from ._runtime_format import Tensors, add_classifier, packed_file
 
 __all__ = ["NoFolderError", "file_of"]
@@ -37,6 +37,9 @@ def file_of(folder: Path) -> tuple[bytes, dict[str, Any]]:
             raise NoFolderError(f"expected format {FORMAT} of save() but got another")
         if hashlib.sha256(content).hexdigest() != saved["sha256"]:
             raise NoFolderError(f"expected the {WEIGHTS} that was saved with it, but it is truncated or changed")
+        encoder = json.loads(saved["encoder"])
+        if encoder.pop("sha256") != digest(encoder):
+            raise NoFolderError("expected an encoder that fits its checksum, but it was changed")
         tensors = _tensors(content)
         about = {"dtype": "float32"} | _network(saved, tensors)
         add_classifier(about, tensors, saved)

@@ -40,8 +40,8 @@ class WeightedIds(nn.Module):
     def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
         """``(B, classes)`` for ids and weights ``(B, N)``; the weight of padding is 0."""
         weights = weights.to(self.weight.dtype) * self.scale[ids]
-        # Sums from left to right, to which padding adds nothing, so that a row has the same bits in every batch. Roots in
-        # float64 are the same after rounding wherever they are computed; csrc/runtime has them too.
+        # Sums from left to right, to which padding adds nothing, so that a row has the same bits in every batch. Roots
+        # in float64 are the same after rounding wherever they are computed; csrc/runtime has them too.
         sizes = weights.square().double().cumsum(1)[:, -1:].sqrt().to(weights.dtype)
         weights = weights / sizes.clamp_min(torch.finfo(weights.dtype).tiny)
         if _head.in_graph():  # exporters know no bags

@@ -102,7 +102,7 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.cell!r}, layers={self.layers}, hidden={self.hidden}, outputs={self.outputs})"
 
-    def predict_proba(self, X: Sequence[ArrayLike] | NDArray[Any]) -> NDArray[np.float64]:
+    def predict_proba(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
         """The probabilities of the classes, ``(len(X), classes)``.
 
         Args:
@@ -111,12 +111,15 @@ class Model:
         """
         return self._predicted(X)[0]
 
-    def predict(self, X: Sequence[ArrayLike] | NDArray[Any]) -> NDArray[Any]:
+    def predict(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
         """The labels that are predicted, by the threshold where the model has one."""
-        _, columns = self._predicted(X)
+        return self.predict_both(X)[0]
+
+    def predict_both(self, X: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """What :meth:`predict` and :meth:`predict_proba` return, computed once."""
+        probabilities, columns = self._predicted(X)
         assert self.classes is not None
-        found: NDArray[Any] = self.classes[columns]
-        return found
+        return self.classes[columns], probabilities
 
     def run(
         self, x: ArrayLike, lengths: ArrayLike | None = None, resets: ArrayLike | None = None

@@ -94,10 +94,10 @@ struct Tables {
   }
   template <class From>
   static void unpack_runs(From from, std::vector<Run>& to) {
-    for (uint32_t begin = 0; from.more();) {
-      begin += from.number();
-      const uint32_t size = from.number();
-      to.push_back({begin, begin + size, from.number()});
+    for (uint32_t end = 0; from.more();) {
+      const uint32_t begin = end + from.number();
+      end = begin + from.number();
+      to.push_back({begin, end, from.number()});
     }
   }
 };

@@ -48,7 +48,7 @@ def decompositions() -> bytes:
 
 
 def runs(value_of: Callable[[int], int]) -> bytes:
-    """For each run of characters with one value that is not 0: the distance from the run before, its length, the value."""
+    """For each run of characters with one value, not 0: the distance from the run before, its length, the value."""
     found, last, begin, value = b"", 0, 0, 0
     for code in [*_codes(), _MOST]:
         now = value_of(code) if code < _MOST else 0
@@ -62,7 +62,7 @@ def runs(value_of: Callable[[int], int]) -> bytes:
 
 
 def lower_case() -> bytes:
-    """For each character that has one of another case: the distance from the one before, and from it to its lower case."""
+    """For each character that changes: the distance from the one before, and from it to its lower case."""
     found, last = b"", 0
     for code in _codes():
         lower = chr(code).lower()

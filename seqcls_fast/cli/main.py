@@ -15,11 +15,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 from .._version import __version__
 from ..toolkit._terminal import MESSAGE, did_you_mean, escaped
-from . import bench, calibrate, evaluate, export, info, plan, predict, reproduce, trace, train
 from .shared import UsageError, result_file, written_to
 
 __all__ = ["main", "make_parser"]
@@ -32,7 +32,8 @@ examples:
 
 seqcls-fast COMMAND --help has examples of each. `python -m seqcls_fast` is the same program.
 """
-COMMANDS = (train, evaluate, predict, trace, calibrate, reproduce, export, bench, info, plan)  # as --help lists them
+# Modules of this folder, as --help lists them.
+COMMANDS = ("train", "evaluate", "predict", "trace", "calibrate", "reproduce", "export", "bench", "info", "plan")
 # Errors whose messages are not written for users: they show a mistake in this package.
 UNEXPECTED = (LookupError, AttributeError, AssertionError, NameError)
 IN_PARALLEL = ("train", "predict", "reproduce")  # commands that may run in several processes, under torchrun
@@ -57,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         super().error(escaped(message, MESSAGE))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser with all commands, or with this one alone, if there is such a one: importing the others takes time."""
     parser = Parser(
         prog="seqcls-fast",
         allow_abbrev=False,
@@ -67,14 +69,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"seqcls_fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add(commands)
+    for name in [command] if command in COMMANDS else COMMANDS:
+        import_module(f".{name}", __package__).add(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. A failure prints one sentence to stderr; the result is the exit code."""
-    arguments, unknown = make_parser().parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments, unknown = make_parser(words[0] if words else None).parse_known_args(words)
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if isinstance(sys.stdout, io.TextIOWrapper):  # files and pipes get UTF-8 whatever the locale

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..toolkit._extras import need
 from ..toolkit._terminal import did_you_mean, escaped, json_text, shown
+from ._without_torch import open_runtime
 from .shared import UsageError, add_columns, add_command, check_folder, count, load, plain, print_json, replacing
 
 if TYPE_CHECKING:
@@ -78,38 +80,44 @@ def add(commands: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     need("numpy", "a saved model")
-    from ..toolkit.ranks import join
-
     if arguments.raw and arguments.format != "csv":
         raise UsageError(f"--raw: expected with --format csv but got {arguments.format}")
     check_folder(arguments.out)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (predictor := open_runtime(arguments.model)) is not None:
+        batches = _batches(arguments, predictor.kind)
+        found = ((batch, predictor.predict([each.sequence for each in batch])) for batch in batches)
+        _write_predictions(arguments, predictor.classes, found)
+        return
+    from ..toolkit.ranks import join
+
     with join() as ranks:
         if ranks.world > 1 and arguments.data == "-":
             raise UsageError("data: expected a file that every process can read but got -, the standard input")
         estimator, kind = load(arguments.model)
-        examples = _inputs(arguments, kind)
-        batches = iter(lambda: list(islice(examples, arguments.batch)), [])
-        found = _probabilities(estimator, batches, ranks)
+        shared = _shared(estimator, _batches(arguments, kind), ranks)
         if ranks.writer:
-            _write_predictions(arguments, estimator, found)
+            _write_predictions(arguments, estimator.classes_.tolist(), shared)
         else:
-            for _ in found:  # yields nothing here, but computes this process's share of the batches
+            for _ in shared:  # yields nothing here, but computes this process's share of the batches
                 pass
 
 
-def _probabilities(
-    estimator: Any, batches: Iterator[list[_Example]], ranks: Ranks
-) -> Iterator[tuple[list[_Example], Any]]:
-    """Each batch with its probabilities, in the process that writes; the processes share the batches."""
+def _batches(arguments: argparse.Namespace, kind: str) -> Iterator[list[_Example]]:
+    examples = _inputs(arguments, kind)
+    return iter(lambda: list(islice(examples, arguments.batch)), [])
+
+
+def _shared(estimator: Any, batches: Iterator[list[_Example]], ranks: Ranks) -> Iterator[tuple[list[_Example], Any]]:
+    """Each batch with its labels and probabilities, in the process that writes; the processes share the batches."""
     while turn := list(islice(batches, ranks.world)):
         mine = None
         if ranks.rank < len(turn):
-            mine = estimator.predict_proba([example.sequence for example in turn[ranks.rank]])
+            probabilities = estimator.predict_proba([example.sequence for example in turn[ranks.rank]])
+            mine = estimator.decide(probabilities).tolist(), probabilities.tolist()
         yield from zip(turn, ranks.gather(mine) or [], strict=False)
 
 
-def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Iterator[Any]) -> None:
-    classes = estimator.classes_.tolist()
+def _write_predictions(arguments: argparse.Namespace, classes: list[Any], found: Iterator[Any]) -> None:
     counts = dict.fromkeys(map(str, classes), 0)
     inline = arguments.json and not arguments.out  # one JSON object holds the predictions and the summary
     first = list(islice(found, 1))  # before anything is written: the data may be unreadable
@@ -118,9 +126,8 @@ def _write_predictions(arguments: argparse.Namespace, estimator: Any, found: Ite
         write = _inline_rows(file) if inline else _writer(file, arguments.format, classes, arguments.raw, beside)
         if inline:
             file.write('{"predictions": [')
-        for examples, probabilities in chain(first, found):
-            decided = estimator.decide(probabilities).tolist()
-            for example, label, shares in zip(examples, decided, probabilities.tolist(), strict=True):
+        for examples, (decided, probabilities) in chain(first, found):
+            for example, label, shares in zip(examples, decided, probabilities, strict=True):
                 counts[str(label)] += 1
                 before = {} if beside is None else {beside: example.beside}
                 write(before, label, dict(zip(map(str, classes), shares, strict=True)))

@@ -43,6 +43,15 @@ class Call(ctypes.Structure):
     )
 
 
+class Texts(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("texts", "sizes")),
+        ("are_normal", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("ids", "lengths", "logits", "probabilities", "classes")),
+    )
+
+
 class Refused(Exception):
     """A function returned an error: its status in words, and its sentence."""
 
@@ -79,6 +88,11 @@ def library() -> ctypes.CDLL:
     found.seqcls_describe.argtypes = found.seqcls_run.argtypes = [ctypes.c_void_p] * 2
     found.seqcls_step.argtypes = [ctypes.c_void_p] * 3
     found.seqcls_reset.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    found.seqcls_classify.argtypes = [ctypes.c_void_p] * 2
+    found.seqcls_state_bytes.restype = ctypes.c_size_t
+    found.seqcls_state_bytes.argtypes = [ctypes.c_void_p]
+    for name in ("get_state", "set_state"):
+        getattr(found, f"seqcls_{name}").argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t]
     return found
 
 
@@ -110,6 +124,20 @@ class Model:
     def stream(self, rows: int = 1, steps: int = 16) -> Stream:
         return Stream(self, rows, steps)
 
+    def classify(self, texts: list[str] | list[bytes], ids: Any = None, lengths: Any = None) -> dict[str, np.ndarray]:
+        contents = [text.encode() if isinstance(text, str) else text for text in texts]
+        kept = (ctypes.c_char_p * len(contents))(*contents)
+        sizes = np.array([len(content) for content in contents], np.uintp)
+        shape = (len(contents), self.info.outputs)
+        ids = None if ids is None else np.ascontiguousarray(ids, np.int64)
+        lengths = None if lengths is None else np.ascontiguousarray(lengths, np.int64)
+        found = {"logits": np.full(shape, np.nan, np.float32), "probabilities": np.full(shape, np.nan)}
+        found |= {"classes": np.full(len(contents), -1, np.int64)}
+        given = {name: pointer(array) for name, array in {"ids": ids, "lengths": lengths, **found}.items()}
+        call = Texts(len(contents), ctypes.cast(kept, ctypes.c_void_p), sizes.ctypes.data, **given)
+        done(library().seqcls_classify(self.handle, ctypes.byref(call)))
+        return found
+
 
 class Stream:
     def __init__(self, model: Model, rows: int, steps: int) -> None:
@@ -121,6 +149,14 @@ class Stream:
 
     def reset(self, row: int = -1) -> None:
         done(library().seqcls_reset(self.handle, row))
+
+    def state(self, row: int = 0) -> np.ndarray:
+        found = np.zeros(library().seqcls_state_bytes(self.handle), np.uint8)
+        done(library().seqcls_get_state(self.handle, row, found.ctypes.data, found.nbytes))
+        return found
+
+    def set_state(self, state: np.ndarray, row: int = 0) -> None:
+        done(library().seqcls_set_state(self.handle, row, state.ctypes.data, state.nbytes))
 
     def step(self, x: np.ndarray) -> np.ndarray:
         given = np.ascontiguousarray(x, np.float32)  # stays alive until the call is over

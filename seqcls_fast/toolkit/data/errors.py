@@ -6,11 +6,11 @@ nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from typing import Any
 
+from ..._files import digest
 from .._terminal import escaped, shown
 from ..schema import loads
 
@@ -31,7 +31,7 @@ def renumbered(error: Exception, first: int) -> str:
 def seal(kind: str, fields: dict[str, Any]) -> str:
     """The fields of an object as JSON, with its kind and a checksum."""
     content = {"kind": kind, "version": _VERSION, **fields}
-    return json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, allow_nan=False)
+    return json.dumps({**content, "sha256": digest(content)}, ensure_ascii=False, allow_nan=False)
 
 
 def unseal(kind: str, text: str) -> dict[str, Any]:
@@ -47,14 +47,10 @@ def unseal(kind: str, text: str) -> dict[str, Any]:
     if content.get("version") != _VERSION:
         raise ValueError(f"{kind}: expected version {_VERSION} but got {shown(content.get('version'))}")
     try:
-        changed = content.pop("sha256", None) != _digest(content)
+        changed = content.pop("sha256", None) != digest(content)
     except RecursionError:  # json.dumps() allows less nesting than json.loads()
         changed = True
     if changed:
         raise ValueError(f"{kind}: expected content that fits its checksum, but it was changed")
     del content["kind"], content["version"]
     return content
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
