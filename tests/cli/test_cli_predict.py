@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from seqcls_fast import __main__
+from seqcls_fast.cli import predict
+from seqcls_fast.cli._without_torch import Predictor, open_runtime
 from seqcls_fast.toolkit import estimators
 from support.commands import ENVIRONMENT, RUN, misused, refused, reviews, stdin, told, write_csv
 
@@ -195,16 +198,67 @@ def test_predict_streams(
 ) -> None:
     """A batch is asked for only when the one before has been written."""
     seen: list[int] = []
-    original = estimators.TextClassifier.predict_proba
+    original = Predictor.predict
 
-    def predict_proba(self: Any, X: list[str]) -> Any:
+    def predict(self: Any, X: list[str]) -> Any:
         seen.append(len(X))
         return original(self, X)
 
-    monkeypatch.setattr(estimators.TextClassifier, "predict_proba", predict_proba)
+    monkeypatch.setattr(Predictor, "predict", predict)
     stdin(monkeypatch, b"good film\n" * 600)
     assert len(told(capsys, "predict", made.model).splitlines()) == 601
     assert seen == [256, 256, 88]
+
+
+@pytest.mark.parametrize("kind", ["text", "series"])
+@pytest.mark.parametrize("options", [[], ["--json"], ["--format", "jsonl", "--echo"], ["--batch", "7"]])
+def test_the_runtime_and_the_estimator_write_the_same(
+    kind: str,
+    options: list[str],
+    made: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [made.model, made.test, "--text", "review"] if kind == "text" else [made.series_model, made.series]
+    with monkeypatch.context() as patch:
+        patch.setattr(estimators, "TextClassifier", None)  # which the runtime does not need
+        patch.setattr(estimators, "SeriesClassifier", None)
+        found = told(capsys, "predict", *given, *options)
+    monkeypatch.setattr(predict, "open_runtime", lambda folder: None)
+    assert found == told(capsys, "predict", *given, *options)
+    assert len(found) > 40
+
+
+def test_what_the_runtime_refuses_is_the_estimators(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its sentence about data, and models that the runtime does not run, such as those of a GPU."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good"}\n{"text": "b\\ud800"}\n')
+    words = refused(capsys, "predict", made.model, str(data))
+    assert words == "texts[1]: expected Unicode text but got a lone surrogate, U+D800, at 1"
+    assert open_runtime(made.model) is not None
+    copy = tmp_path / "model"
+    shutil.copytree(made.model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["parameters"]["device"] = "cuda"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert open_runtime(str(copy)) is None
+    assert open_runtime(str(tmp_path / "none")) is None
+
+
+def test_torch_is_not_imported(made: SimpleNamespace) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None\n"
+        "from seqcls_fast.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    for given in ([made.model, made.test, "--text", "review"], [made.series_model, made.series]):
+        done = subprocess.run(
+            [*RUN[:1], "-c", program, "predict", *given], env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done
+        assert done.stdout.startswith("label,")
 
 
 def test_a_failed_prediction_leaves_the_file_before(

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from c_library import FASTEST, PLAIN_SERIES, PLAIN_TEXT, Model, Refused
 
 import seqcls_fast as sf
 from seqcls_fast.export import to_runtime
+from seqcls_fast.runtime import Model as PythonModel
 from seqcls_fast.toolkit.data.series import POLICIES
 from seqcls_fast.toolkit.evaluation.decision import DecisionThreshold
 from support.corpora import sentences, waves
@@ -124,25 +126,122 @@ def test_threshold(tmp_path: Path) -> None:
         assert estimator.classes_[found].tolist() == estimator.predict(train).tolist()
 
 
+SERIES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "each by itself": {"normalize": "series"},
+    "forward": {"normalize": "series", "missing": "forward", "pooling": "attention"},
+    "zero": {"normalize": "series", "missing": "zero", "max_length": 9, "time": False},
+    "mask": {"normalize": "data", "missing": "mask", "convolutions": 300},
+    "as they are": {"standardize": False, "normalize": "series", "convolutions": 84 * 2},
+    "no convolutions": {"convolutions": 0, "missing": "mean"},
+    "one direction": {"bidirectional": False, "convolutions": 84},
+    "channels first": {"layout": "channels_time"},
+}
+
+
+def with_holes(series: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    found = [each.copy() for each in series]
+    for each in found:
+        each[rng.random(each.shape) < 0.3] = math.nan
+    return found
+
+
+@pytest.mark.parametrize("name", list(SERIES))
+def test_every_part_of_series(name: str, tmp_path: Path) -> None:
+    """Of series from 0 to 1,100 steps: convolutions and summaries, the series' own scale, differences, the time."""
+    rng = np.random.default_rng(0)
+    train, labels = waves(count=40)
+    new = waves(seed=1, count=12)[0] + [rng.normal(size=(steps, 2)) for steps in (0, 1, 2, 8, 9, 130, 1100)]
+    new += [np.ones((7, 2)), np.full((20, 2), 1e300) if name == "each by itself" else np.zeros((20, 2))]
+    if "missing" in SERIES[name]:
+        train, new = with_holes(train, rng), [*with_holes(new, rng), np.full((4, 2), math.nan)]
+    if name == "channels first":
+        train, new = [each.T for each in train], [each.T for each in new]
+    estimator = sf.SeriesClassifier(**({"hidden_size": 6, "epochs": 1, "convolutions": 500} | SERIES[name]))
+    fitted(estimator, (train, labels))
+    to_runtime(estimator, tmp_path / "model.sfm")
+    estimator.save(tmp_path / "saved")
+    for path in (tmp_path / "model.sfm", tmp_path / "saved"):
+        model = PythonModel.open(path, FASTEST)
+        assert not model.is_streamable
+        assert model.predict_proba(new).tobytes() == estimator.predict_proba(new).tobytes()
+        assert model.predict(new).tolist() == estimator.predict(new).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_differences_in_a_stream(dtype: str, tmp_path: Path) -> None:
+    plain = PLAIN_SERIES | {"differences": True}
+    estimator = sf.SeriesClassifier(hidden_size=6, epochs=1, bidirectional=False, missing="mask", **plain)
+    fitted(estimator, waves(count=30))
+    to_runtime(estimator, tmp_path / "model.sfm", dtype)
+    model, new = (
+        PythonModel.open(tmp_path / "model.sfm", FASTEST),
+        with_holes(waves(seed=2, count=5)[0], np.random.default_rng(1)),
+    )
+    whole = model.predict_proba(new)
+    if dtype == "float32":
+        assert whole.tobytes() == estimator.predict_proba(new).tobytes()
+    for each, expected in zip(new, whole.astype(np.float32), strict=True):
+        stream = model.stream()
+        assert [stream.step(step) for step in each][-1].tobytes() == expected.tobytes()
+        stream.reset()
+        assert [stream.push(each[:3]), stream.push(each[3:])][-1].tobytes() == expected.tobytes()
+
+
+def test_bfloat16_leaves_convolutions_and_ngrams_in_float32(tmp_path: Path) -> None:
+    """Their share of the logits is then that of the model in float32, and the network's is that of bfloat16."""
+    series = fitted(sf.SeriesClassifier(hidden_size=6, epochs=1, convolutions=200), waves(count=30))
+    texts = fitted(sf.TextClassifier(hidden_size=5, embedding_dim=4, epochs=1, holdout=None), sentences(count=30))
+    for estimator, new in ((series, waves(seed=1, count=6)[0]), (texts, sentences(seed=1, count=6)[0])):
+        ragged, model = estimator.encoder_.encode(new), estimator.model_.eval()
+        x, lengths, wide = ragged.inputs(range(len(new)))
+        with torch.inference_mode(), sf.use_impl(FASTEST):
+            beside = model.wide(*wide) if wide is not None else model.convolutions(x, lengths)
+        to_runtime(estimator, tmp_path / "model.sfm", "bfloat16")
+        found = PythonModel.open(tmp_path / "model.sfm", FASTEST).predict_proba(new)
+        model.wide, model.convolutions = None, None
+        with torch.inference_mode(), sf.use_impl(FASTEST):
+            kind = torch.bfloat16 if x.is_floating_point() else x.dtype
+            logits = model.to(torch.bfloat16)(x.to(kind), lengths).float() + beside
+            expected = sf._head.softmax(logits.double(), 1.7).numpy()
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("more", "words"),
     [
-        ("convolutions", 200, "convolutions: expected a model without this part, which the runtime does not compute"),
-        ("normalize", "series", "normalize: expected 'data', which is all that the runtime computes, but got 'series'"),
-        ("differences", True, "differences: expected False, .* but got True; fit the classifier with differences=F"),
-        ("time", True, "time: expected False, which is all that the runtime computes, but got True"),
+        ({"convolutions": 84}, "has random convolutions of whole series"),
+        ({"normalize": "series"}, "scales each series by its own mean and deviation"),
+        ({"time": True}, "has the time as a feature, which ends with the series"),
     ],
 )
-def test_parts_of_series_that_are_refused(name: str, value: Any, words: str, tmp_path: Path) -> None:
-    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, **(PLAIN_SERIES | {name: value}))
-    estimator.fit(*waves(count=20))
-    with pytest.raises(ValueError, match=words):
-        to_runtime(estimator, tmp_path / "model.sfm")
-    assert not (tmp_path / "model.sfm").exists()
+def test_what_needs_the_whole_series(more: dict[str, Any], words: str, tmp_path: Path) -> None:
+    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, bidirectional=False, **(PLAIN_SERIES | more))
+    fitted(estimator, waves(count=20))
+    to_runtime(estimator, tmp_path / "model.sfm")
+    stream = PythonModel.open(tmp_path / "model.sfm").stream()
+    with pytest.raises(RuntimeError, match=f"step: expected a model that reads its input once.* this one {words}: run"):
+        stream.step(np.zeros(2))
+    with pytest.raises(RuntimeError, match=f"state: expected a model whose streams have one.* this one {words}"):
+        stream.get_state(0)
 
 
-def test_wide_parts_are_refused(tmp_path: Path) -> None:
-    texts = sf.TextClassifier(hidden_size=3, embedding_dim=3, epochs=1).fit(*sentences(count=20))
-    for model in (texts, sf.SequenceClassifier(3, 4, 2, wide_features=5), sf.SequenceClassifier(3, 4, 2, wide_ids=5)):
-        with pytest.raises(ValueError, match=r"wide: expected a model without this part.* fit a classifier with wide="):
+def test_wide_parts_of_modules_are_refused(tmp_path: Path) -> None:
+    for model in (sf.SequenceClassifier(3, 4, 2, wide_features=5), sf.SequenceClassifier(3, 4, 2, wide_ids=5)):
+        with pytest.raises(
+            ValueError, match="wide: expected a module without this part, which the runtime computes for"
+        ):
             to_runtime(model, tmp_path / "model.sfm")
+
+
+def test_labels_of_every_kind(tmp_path: Path) -> None:
+    series = waves(count=20)[0]
+    for labels in ([1.5, 2.0], [True, False], ["a\0", "b"], [(1, "x"), (2, "y")], [1, "one"]):
+        estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, **PLAIN_SERIES).fit(series, labels * 10)
+        to_runtime(estimator, tmp_path / "model.sfm")
+        estimator.save(tmp_path / "saved")
+        for path in (tmp_path / "model.sfm", tmp_path / "saved"):
+            found = PythonModel.open(path).classes
+            assert found is not None
+            assert found.dtype == estimator.classes_.dtype
+            assert found.tolist() == estimator.classes_.tolist()
