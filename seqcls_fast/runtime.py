@@ -200,11 +200,9 @@ class Model:
         """One sequence as an array in the type that the library takes."""
         if isinstance(given, str):
             wanted = (
-                "an array of numbers, as the model was not trained on texts,"
-                if self._text is None
-                else "ids, as before,"
+                "an array of numbers, as the model was not trained on texts" if self._text is None else "ids as before"
             )
-            raise TypeError(f"X[{index}]: expected {wanted} but got a string")
+            raise TypeError(f"X[{index}]: expected {wanted}, but got a string")
         try:
             if self.vocabulary:
                 ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")

@@ -73,7 +73,8 @@ seqcls_status run_batch(const std::shared_ptr<const Model>& model, const Encoded
     lengths[i] = encoded.length(rows[i]);
     std::copy_n(encoded.ids.begin() + encoded.starts[static_cast<size_t>(rows[i])], lengths[i],
                 ids.begin() + static_cast<int64_t>(i) * steps);
-    std::copy_n(encoded.beside.begin() + rows[i] * d.classes, classes, beside.begin() + static_cast<int64_t>(i) * d.classes);
+    std::copy_n(encoded.beside.begin() + rows[i] * d.classes, classes,
+                beside.begin() + static_cast<int64_t>(i) * d.classes);
   }
   Stream stream(model, count, d.is_streamable() ? std::min(steps, kPiece) : steps);
   seqcls_call inner = {};
@@ -87,8 +88,7 @@ seqcls_status run_batch(const std::shared_ptr<const Model>& model, const Encoded
   for (size_t i = 0; i < size; ++i) {
     if (call.classes) call.classes[rows[i]] = found[i];
     if (call.logits) std::copy_n(&logits[i * classes], classes, call.logits + rows[i] * d.classes);
-    if (call.probabilities)
-      std::copy_n(&probabilities[i * classes], classes, call.probabilities + rows[i] * d.classes);
+    if (call.probabilities) std::copy_n(&probabilities[i * classes], classes, call.probabilities + rows[i] * d.classes);
   }
   return SEQCLS_OK;
 }
@@ -113,8 +113,7 @@ seqcls_status classify(const std::shared_ptr<const Model>& model, const seqcls_t
   const Encoded texts = encoded(*model, call);
   std::vector<int64_t> order(static_cast<size_t>(call.count));
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return texts.length(a) > texts.length(b); });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return texts.length(a) > texts.length(b); });
   for (int64_t begin = 0, rows; begin < call.count; begin += rows) {
     const int64_t* const first = order.data() + begin;
     const int64_t fitting = std::max<int64_t>(kMostCells / std::max<int64_t>(texts.length(*first), 1), 1);

@@ -141,8 +141,7 @@ void read_text(const Json& value, Description& d) {
   d.text.there = true;
   d.text.unit = static_cast<TextPart::Unit>(known("model.text.tokenizer", kTokenizers, part["tokenizer"]));
   d.text.lowercase = flag(part["lowercase"], part.of("lowercase"));
-  if (part.has("normalization"))
-    d.text.form = 1 + known("model.text.normalization", kForms, part["normalization"]);
+  if (part.has("normalization")) d.text.form = 1 + known("model.text.normalization", kForms, part["normalization"]);
   if (part.has("max_length")) d.text.max_length = part.whole("max_length", 1, int64_t{1} << 52);
   if (!part.has("ngrams")) return;
   const Part ngrams(part["ngrams"], "model.text.ngrams", {"bits", "factor"});

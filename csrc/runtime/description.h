@@ -73,7 +73,7 @@ struct Description {
   bool is_classifier() const { return pooling != PoolKind::kNone; }
   // Why the model needs whole sequences, as the end of a sentence that begins with it; null if it does not.
   const char* needs_whole() const {
-    return directions == 2                  ? "has two directions"
+    return directions == 2                   ? "has two directions"
            : pooling == PoolKind::kAttention ? "pools by attention"
            : convolutions.there()            ? "has random convolutions of whole series"
            : text.bits                       ? "has n-grams of whole texts"

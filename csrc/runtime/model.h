@@ -32,7 +32,7 @@ class Model {
   PoolSteps attention{};
   AlignedMemory packed_head, packed_attention;
   std::unique_ptr<const ConvolutionScores> convolutions;  // null where the model has none
-  std::unique_ptr<const Texts> texts;                      // null where the library turns no texts into ids
+  std::unique_ptr<const Texts> texts;                     // null where the library turns no texts into ids
 
  private:
   const char* weight(const std::string& name, const std::vector<int64_t>& shape);

@@ -53,7 +53,7 @@ struct Lower {
 
 // The last entry of a sorted list whose `member` is at most `code`; null if there is none.
 template <class Entry>
-const Entry* at_or_before(const std::vector<Entry>& entries, uint32_t Entry::*member, uint32_t code) {
+const Entry* at_or_before(const std::vector<Entry>& entries, uint32_t Entry::* member, uint32_t code) {
   const auto next = std::upper_bound(entries.begin(), entries.end(), code,
                                      [&](uint32_t value, const Entry& entry) { return value < entry.*member; });
   return next == entries.begin() ? nullptr : &*std::prev(next);
@@ -126,7 +126,8 @@ void order_marks(Codes& codes) {
   for (size_t begin = 0; begin < codes.size();) {
     size_t end = begin;
     while (end < codes.size() && class_of(codes[end])) ++end;
-    std::stable_sort(codes.begin() + static_cast<std::ptrdiff_t>(begin), codes.begin() + static_cast<std::ptrdiff_t>(end),
+    std::stable_sort(codes.begin() + static_cast<std::ptrdiff_t>(begin),
+                     codes.begin() + static_cast<std::ptrdiff_t>(end),
                      [&](uint32_t a, uint32_t b) { return class_of(a) < class_of(b); });
     begin = end + 1;
   }
@@ -191,7 +192,8 @@ Codes lower(const Codes& codes) {
 }  // namespace
 
 std::string normal(std::string_view text, Form form, bool lowercase) {
-  const bool is_ascii = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  const bool is_ascii =
+      std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
   std::string found;
   if (is_ascii) {
     for (const char c : text) found += lowercase && c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;

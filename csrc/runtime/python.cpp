@@ -348,8 +348,8 @@ PyType_Slot stream_slots[] = {
 };
 PyType_Spec stream_type = {"seqcls_fast._runtime.Stream", sizeof(StreamObject), 0, Py_TPFLAGS_DEFAULT, stream_slots};
 
-// classify(model, texts, ids, lengths, probabilities, classes). The texts are in the form and case of the model; ids and
-// lengths are None where the model has a tokenizer.
+// classify(model, texts, ids, lengths, probabilities, classes). The texts are in the form and case of the model; ids
+// and lengths are None where the model has a tokenizer.
 PyObject* classify(PyObject*, PyObject* arguments) {
   PyObject *capsule = nullptr, *list = nullptr, *given[4] = {};
   if (!PyArg_ParseTuple(arguments, "OO!OOOO:classify", &capsule, &PyList_Type, &list, &given[0], &given[1], &given[2],
@@ -376,7 +376,8 @@ PyObject* classify(PyObject*, PyObject* arguments) {
   Array<double> probabilities;
   Array<int64_t> classes;
   fine = fine && lengths.take(given[1], "lengths", count) &&
-         probabilities.take(given[2], "probabilities", count * info.outputs) && classes.take(given[3], "classes", count);
+         probabilities.take(given[2], "probabilities", count * info.outputs) &&
+         classes.take(given[3], "classes", count);
   int64_t sum = 0;
   for (int64_t i = 0; fine && lengths.data() && i < count; ++i)
     sum += lengths.data()[i] < 0 || lengths.data()[i] > (int64_t{1} << 31) ? 0 : lengths.data()[i];

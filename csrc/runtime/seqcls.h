@@ -4,8 +4,9 @@
  * for each group of sequences that it follows, and feeds the streams step by step or in chunks. A sequence has the same
  * bits however it is cut, and those of the module in evaluation.
  *
- * Once a stream is made, its functions allocate nothing, take no lock and make no system call. A model may be used by any number of threads at a time, a stream by one at a time. No exception leaves
- * the library. After an error a handle or a description that a function was to write is null or all zeros.
+ * Once a stream is made, its functions allocate nothing, take no lock and make no system call. A model may be used by
+ * any number of threads at a time, a stream by one at a time. No exception leaves the library. After an error a handle
+ * or a description that a function was to write is null or all zeros.
  */
 #ifndef SEQCLS_H
 #define SEQCLS_H
@@ -117,8 +118,8 @@ SEQCLS_API seqcls_status seqcls_step(seqcls_stream* stream, const float* x, floa
 /* Lets a row begin anew; -1 stands for all rows. */
 SEQCLS_API seqcls_status seqcls_reset(seqcls_stream* stream, int64_t row);
 
-/* What a row has kept of its steps, as bytes: with them it goes on in any stream of the same file, in another process or
- * on another machine with the same order of bytes too, and has the bits that it would have had here. `bytes` is what
+/* What a row has kept of its steps, as bytes: with them it goes on in any stream of the same file, in another process
+ * or on another machine with the same order of bytes too, and has the bits that it would have had here. `bytes` is what
  * seqcls_state_bytes() says, for any row of any stream of the model; 0 for a model that needs whole sequences. */
 SEQCLS_API size_t seqcls_state_bytes(seqcls_stream* stream);
 SEQCLS_API seqcls_status seqcls_get_state(seqcls_stream* stream, int64_t row, void* state, size_t bytes);
@@ -132,11 +133,11 @@ typedef struct {
   const char* const* texts; /* (count,) */
   const size_t* sizes;      /* (count,): their sizes in bytes */
   int32_t are_normal;       /* not 0: they are in the model's form of Unicode, and lower-cased where it wants that */
-  const int64_t* ids;       /* the ids of all texts one after another, for a model whose tokens are byte pairs; else NULL */
-  const int64_t* lengths;   /* (count,): how many ids each text has; NULL where ids is */
-  float* logits;            /* (count, outputs), or NULL */
-  double* probabilities;    /* (count, outputs), or NULL */
-  int64_t* classes;         /* (count,), the classes that are predicted, by the threshold if there is one; or NULL */
+  const int64_t* ids; /* the ids of all texts one after another, for a model whose tokens are byte pairs; else NULL */
+  const int64_t* lengths; /* (count,): how many ids each text has; NULL where ids is */
+  float* logits;          /* (count, outputs), or NULL */
+  double* probabilities;  /* (count, outputs), or NULL */
+  int64_t* classes;       /* (count,), the classes that are predicted, by the threshold if there is one; or NULL */
 } seqcls_texts;
 
 /* Classifies whole texts with a model that was trained on texts. It allocates memory; any number of threads may call it

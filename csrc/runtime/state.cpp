@@ -9,7 +9,8 @@
 namespace sf::runtime {
 namespace {
 
-constexpr uint32_t kStart = 0x54535153;  // "SQST"
+constexpr uint32_t kStart = 0x54535153;            // "SQST"
+constexpr int64_t kMostPooled = int64_t{1} << 52;  // steps, which no stream reaches
 
 // Copies between a state and the arrays of a stream, one after another. Without a state it only counts.
 class Copy {
@@ -81,7 +82,7 @@ seqcls_status Stream::set_state(int64_t row, const void* state, size_t bytes) {
   std::memcpy(&header, state, sizeof header);
   const int64_t most = about().series.max_length;
   if (header.start != kStart || header.bytes != static_cast<int64_t>(bytes) || header.pooled_steps < 0 ||
-      header.taken < 0 || (most && header.taken > most))
+      header.pooled_steps > kMostPooled || header.taken < 0 || (most && header.taken > most))
     return refused(SEQCLS_BAD_ARGUMENT, "state: expected bytes of seqcls_get_state() but got others");
   if (header.model != model_->file->checksum())
     return refused(SEQCLS_BAD_ARGUMENT, "state: expected one of a stream of this model but got one of another model");

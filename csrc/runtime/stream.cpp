@@ -135,8 +135,7 @@ seqcls_status Stream::run(const seqcls_call& call, const float* beside) {
     run_piece(call, begin, std::min(steps_, call.steps - begin));
   if (about().series.max_length)
     for (int64_t i = 0; i < count_; ++i) at_.taken[of_call_[i]] += at_.lengths[of_call_[i]];
-  if (about().is_classifier() && (call.out || call.logits || call.probabilities || call.classes))
-    finish(call, beside);
+  if (about().is_classifier() && (call.out || call.logits || call.probabilities || call.classes)) finish(call, beside);
   return SEQCLS_OK;
 }
 

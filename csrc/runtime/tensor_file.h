@@ -32,7 +32,7 @@ class TensorFile {
   ~TensorFile();
 
   const std::string& model() const { return model_; }  // the description of the model, as JSON
-  uint32_t checksum() const { return checksum_; }  // of the whole file
+  uint32_t checksum() const { return checksum_; }      // of the whole file
   // The tensor of this name, after a check of its kind and shape. Each may be asked for once.
   const FileTensor& take(const std::string& name, FileTensor::Kind kind, const std::vector<int64_t>& shape);
   const FileTensor& take_bytes(const std::string& name);  // of any number

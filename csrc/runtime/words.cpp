@@ -14,11 +14,16 @@ namespace {
 constexpr size_t kLongest = 1024;  // characters of a chunk; longer ones are cut
 constexpr uint32_t kNonJoiner = 0x200C, kJoiner = 0x200D;
 
-constexpr Range kWithoutSpaces[] = {  // _CJK of text.py
+constexpr Range kWithoutSpaces[] = {
+    // _CJK of text.py
     {0x3041, 0x3096}, {0x30A1, 0x30FA}, {0x3400, 0x4DBF}, {0x4E00, 0x9FFF}, {0xF900, 0xFAFF}, {0x20000, 0x3FFFF},
 };
-constexpr Range kTheirMarks[] = {  // _MARKS of text.py
-    {0x300, 0x36F}, {0x3099, 0x309A}, {0xFE00, 0xFE0F}, {0xE0100, 0xE01EF},
+constexpr Range kTheirMarks[] = {
+    // _MARKS of text.py
+    {0x300, 0x36F},
+    {0x3099, 0x309A},
+    {0xFE00, 0xFE0F},
+    {0xE0100, 0xE01EF},
 };
 
 uint32_t class_of(uint32_t code) {

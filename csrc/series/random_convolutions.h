@@ -24,8 +24,8 @@ struct Convolutions {
 
 int64_t features_of(const Convolutions& convolutions);
 
-// One series, x: (steps, width), of which the first numbers of a step are the channels. `space` has room for space_for()
-// numbers; out: (features,). Nothing is allocated.
+// One series, x: (steps, width), of which the first numbers of a step are the channels. `space` has room for
+// space_for() numbers; out: (features,). Nothing is allocated.
 void transform_row(const Convolutions& convolutions, const float* x, int64_t steps, int64_t width, float* space,
                    float* out);
 int64_t space_for(const Convolutions& convolutions, int64_t steps);

@@ -59,8 +59,8 @@ void summarise(const float* x, int64_t steps, int64_t width, int64_t channels, f
     const Summary s = of_channel(x + c, steps, width);
     float* to = out + c;
     const auto put = [&](double value) { *to = static_cast<float>(value), to += channels; };
-    for (const double value : {s.mean, s.deviation, s.low, s.high, s.first, s.last, s.slope, s.change,
-                               s.change_deviation})
+    for (const double value :
+         {s.mean, s.deviation, s.low, s.high, s.first, s.last, s.slope, s.change, s.change_deviation})
       put(value);
     for (const double value : s.parts) put(value);
   }

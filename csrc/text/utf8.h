@@ -31,8 +31,11 @@ inline bool next_is_valid(const char*& at, const char* end) {
   const uint32_t code = next_character(at, end);
   const auto bytes = at - begin;
   if (code == kReplacement) return bytes == 3;
-  return bytes == (code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4) && code <= 0x10FFFF &&
-         (code < 0xD800 || code > 0xDFFF);
+  return bytes == (code < 0x80      ? 1
+                   : code < 0x800   ? 2
+                   : code < 0x10000 ? 3
+                                    : 4) &&
+         code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF);
 }
 
 inline void append_utf8(std::string& to, uint32_t code) {

@@ -131,6 +131,34 @@ void seal(std::string& file) {
   std::memcpy(file.data() + kCrcAt, digits, 8);
 }
 
+// Classifies texts with a model that opened, which is refused where it is none of texts.
+std::string classify(seqcls_model* model, const seqcls_info& info) {
+  constexpr int64_t kTexts = 4;
+  std::vector<std::string> given = {"a b \xe6\x97\xa5 c", "", std::string(1500, 'x'), "E\xcc\x81 \xce\xa3"};
+  for (size_t n = below(3); n; --n)
+    if (std::string& text = given[below(given.size())]; !text.empty())
+      text[below(text.size())] = static_cast<char>(rng());
+  std::vector<const char*> texts;
+  std::vector<size_t> sizes;
+  std::vector<std::vector<char>> kept;  // of the exact sizes
+  for (const std::string& text : given) kept.emplace_back(text.begin(), text.end());
+  for (const auto& text : kept) texts.push_back(text.data()), sizes.push_back(text.size());
+  std::vector<int64_t> ids(kTexts, static_cast<int64_t>(below(4))), lengths(kTexts, 1), classes(kTexts);
+  std::vector<double> probabilities(static_cast<size_t>(kTexts * info.outputs));
+  seqcls_texts call = {};
+  call.count = kTexts;
+  call.texts = texts.data();
+  call.sizes = sizes.data();
+  call.are_normal = below(2);
+  call.probabilities = probabilities.data();
+  call.classes = classes.data();
+  seqcls_status status = seqcls_classify(model, &call);
+  call.ids = ids.data();
+  call.lengths = lengths.data();
+  if (status) status = seqcls_classify(model, &call);  // byte pairs
+  return status ? std::string(" texts: ") + seqcls_error() : " texts";
+}
+
 // Runs a model that opened. Its numbers may be anything; its calls must stay within their arrays.
 std::string use(seqcls_model* model) {
   constexpr int64_t kRows = 3, kSteps = 5;
@@ -170,8 +198,16 @@ std::string use(seqcls_model* model) {
   if (seqcls_reset(stream, static_cast<int64_t>(below(kRows + 1)) - 1)) std::abort();
   const bool steps = info.is_streamable && !info.vocabulary;
   if ((seqcls_step(stream, x.data(), out.data()) == SEQCLS_OK) != (steps && !status)) std::abort();
+  const size_t size = seqcls_state_bytes(stream);
+  if ((size > 0) != (info.is_streamable != 0)) std::abort();
+  std::vector<char> state(size);
+  if (size && (seqcls_get_state(stream, 1, state.data(), size) || seqcls_set_state(stream, 2, state.data(), size)))
+    std::abort();
+  if (size) state[below(size)] ^= static_cast<char>(1 + below(255));
+  seqcls_set_state(stream, 0, state.data(), size);  // refused, or a state of other numbers
+  if (size && seqcls_run(stream, &call) != status) std::abort();
   seqcls_stream_close(stream);
-  return found;
+  return found + classify(model, info);
 }
 
 // What became of a file: the sentence without its numbers and quoted words.

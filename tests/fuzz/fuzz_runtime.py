@@ -30,6 +30,8 @@ def seeds(folder: Path) -> list[Path]:
     plain: dict[str, Any] = {"convolutions": 0, "normalize": "data", "differences": False, "time": False}
     series = sf.SeriesClassifier(hidden_size=2, epochs=1, missing="mask", max_length=4, pooling="mean", **plain)
     series.fit([[[1.0, 2.0]], [[3.0, 4.0], [5.0, 7.0]]] * 4, [0, 1] * 4)
+    whole = sf.SeriesClassifier(hidden_size=2, epochs=1, convolutions=84, normalize="series", holdout=None)
+    whole.fit([[[1.0, 2.0]], [[3.0, 4.0], [5.0, 7.0]]] * 4, [0, 1] * 4)
     models = {
         "gru": sf.GRU(2, 3),
         "lstm": sf.LSTM(2, 3, num_layers=2, bidirectional=True, proj_size=2, learn_initial_state=True),
@@ -37,6 +39,8 @@ def seeds(folder: Path) -> list[Path]:
         "ids": sf.SequenceClassifier(2, 2, 2, vocab_size=5, pooling="attention"),
         "classifier": sf.SequenceClassifier(2, 2, 3, pooling="max", cell="lstm_peephole"),
         "series": series,
+        "whole series": whole,
+        **{name: texts(tokenizer=name) for name in ("word", "char", "bpe")},
     }
     paths = []
     for name, model in models.items():
@@ -44,6 +48,12 @@ def seeds(folder: Path) -> list[Path]:
             paths.append(folder / f"{name}-{dtype}.sfm")
             to_runtime(model, paths[-1], dtype)
     return paths
+
+
+def texts(**parameters: Any) -> Any:
+    small: dict[str, Any] = {"hidden_size": 2, "embedding_dim": 2, "epochs": 1, "holdout": None, "max_vocab": 270}
+    estimator = sf.TextClassifier(**small, **parameters)
+    return estimator.fit(["a b", "c d", "\u65e5 x"] * 2, [0, 1, 0, 1, 0, 1])
 
 
 def built() -> Path:

@@ -1188,7 +1188,26 @@ RUNTIME = [
         "if (!call.count) Py_RETURN_NONE;",
         "if (false) Py_RETURN_NONE;",
     ),
-    Mutant("wide parts are dropped", "seqcls_fast/_runtime_file.py", "getattr(model, name) is not None", "False"),
+    Mutant("scores of convolutions without their factor", "csrc/runtime/convolution_scores.cpp", "*weight_ * ", ""),
+    Mutant(
+        "sums of a series in one block",
+        "csrc/runtime/whole_series.cpp",
+        "kSums = 8, kBlock = 128;",
+        "kSums = 8, kBlock = 4096;",
+    ),
+    Mutant(
+        "no word joins without a ligature",
+        "csrc/runtime/words.cpp",
+        "code == kNonJoiner || code == kJoiner",
+        "code == kJoiner",
+    ),
+    Mutant("a state of any model", "csrc/runtime/state.cpp", "header.model != model_->file->checksum()", "false"),
+    Mutant(
+        "weights of another folder",
+        "seqcls_fast/_runtime_folder.py",
+        'hashlib.sha256(content).hexdigest() != saved["sha256"]',
+        "False",
+    ),
     Mutant(
         "resets of any shape",
         "seqcls_fast/runtime.py",

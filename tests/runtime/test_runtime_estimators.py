@@ -156,7 +156,7 @@ def test_every_part_of_series(name: str, tmp_path: Path) -> None:
     if "missing" in SERIES[name]:
         train, new = with_holes(train, rng), [*with_holes(new, rng), np.full((4, 2), math.nan)]
     if name == "channels first":
-        train, new = [each.T for each in train], [each.T for each in new]
+        train, new = [each.T for each in train], [each.T for each in new if len(each)]
     estimator = sf.SeriesClassifier(**({"hidden_size": 6, "epochs": 1, "convolutions": 500} | SERIES[name]))
     fitted(estimator, (train, labels))
     to_runtime(estimator, tmp_path / "model.sfm")

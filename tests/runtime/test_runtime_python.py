@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -158,7 +160,7 @@ def test_errors(tmp_path: Path) -> None:
         model.stream().step(np.zeros(3))
     for given, kind, words in (
         ([np.zeros((2, 4))], ValueError, r"X\[0\]: expected an array \(T, 3\) but got \(2, 4\)"),
-        ([np.zeros((2, 3)), "x"], TypeError, r"X\[1\]: expected an array of numbers, as the first one is, but got a"),
+        ([np.zeros((2, 3)), "x"], TypeError, r"X\[1\]: expected an array of numbers, as the model was not trained"),
         ("x", TypeError, "X: expected a list of sequences but got str"),
         ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected an array of numbers but got what numpy refuses"),
     ):  # fmt: skip
@@ -175,6 +177,42 @@ def test_errors(tmp_path: Path) -> None:
         ids.stream().step(0.5)
     with pytest.raises(ValueError, match=r"x: expected ids \(2, \) but got \(1, 2\)"):
         ids.stream(2).step([[1, 2]])
+
+
+def test_folders_that_save_did_not_write(tmp_path: Path) -> None:
+    """Each is refused with a sentence that names config.json, whatever is in it."""
+    small: dict[str, Any] = {"hidden_size": 3, "embedding_dim": 3, "epochs": 1, "holdout": None}
+    sf.TextClassifier(**small).fit(*sentences(count=20)).save(tmp_path / "model")
+    config, weights = tmp_path / "model/config.json", tmp_path / "model/model.safetensors"
+    saved, content = json.loads(config.read_text()), weights.read_bytes()
+
+    def refused(words: str, **changes: Any) -> None:
+        config.write_text(json.dumps(saved | changes))
+        with pytest.raises(ValueError, match=words):
+            Model.open(tmp_path / "model")
+
+    assert Model.open(tmp_path / "model").outputs == 2
+    refused("config.json: expected format 1 of save", format=2)
+    refused("config.json: expected an encoder that fits its checksum", encoder=saved["encoder"].replace("good", "bad!"))
+    refused("config.json: expected what save.. writes but got KeyError", parameters={})
+    refused("config.json: expected what save.. writes but got", threshold=3)
+    refused("config.json: expected what save.. writes but got ValueError: 7", threshold={"label": 7, "value": 0.5})
+    refused("file: tensor 'encoder.weight_ih_l0'", parameters=saved["parameters"] | {"hidden_size": 4})
+    refused("model.encoder.cell: expected one of", parameters=saved["parameters"] | {"cell": "x"})
+    refused("model.decision.temperature: expected a number", temperature="x")
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    refused("config.json: expected the model.safetensors that was saved with it, but it is truncated or changed")
+    weights.write_bytes(content[:100])
+    refused("config.json: expected", sha256=hashlib.sha256(content[:100]).hexdigest())
+    config.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json: expected what save\(\) writes but got"):
+        Model.open(tmp_path / "model")
+    weights.unlink()
+    config.write_text(json.dumps(saved))
+    with pytest.raises(FileNotFoundError, match=r"or a folder of save\(\) but there is no .*model.safetensors"):
+        Model.open(tmp_path / "model")
 
 
 def test_rows_of_length_0_are_no_rows(tmp_path: Path) -> None:

@@ -79,7 +79,13 @@ def test_counts_that_no_stream_has(tmp_path: Path) -> None:
     to_runtime(module("series"), tmp_path / "model.sfm")
     stream = CModel(tmp_path / "model.sfm", FASTEST).stream()
     state = stream.state()
-    for at, value in ((8, 1), (16, -1), (24, -1), (24, 15)):  # bytes, pooled steps, steps that were taken
+    for at, value in (
+        (8, 1),
+        (16, -1),
+        (16, 2**63 - 1),
+        (24, -1),
+        (24, 15),
+    ):  # bytes, pooled steps, steps that were taken
         other = state.copy()
         other[at : at + 8] = np.array([value], np.int64).view(np.uint8)
         with pytest.raises(Refused, match="bad argument: state: expected bytes of seqcls_get_state"):

@@ -6,7 +6,6 @@ An n-gram is known by its hash alone, so that memory does not grow with the data
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..._ext import C
+from ..._texts import normal
 from .ragged import Bags, Ragged
 
 __all__ = ["HashedText", "bags_of"]
@@ -76,10 +76,7 @@ class HashedText:
         return bags_of([self._normal(text) for text in texts], self.bits)
 
     def _normal(self, text: str) -> str:
-        text = text[:_MOST_CHARACTERS]
-        if self.normalization is not None and not text.isascii():
-            text = unicodedata.normalize(self.normalization, text)  # type: ignore[arg-type]
-        return text.lower() if self.lowercase else text
+        return normal(text[:_MOST_CHARACTERS], self.normalization, self.lowercase)
 
 
 def bags_of(texts: list[str], bits: int) -> Bags:

@@ -165,6 +165,6 @@ def _reported(text: str, index: int | None) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of Rust is no Exception
-        refuse_surrogates(text, "text" if index is None else f"texts[{index}]")
         name = "text" if index is None else f"texts[{index}]"
+        refuse_surrogates(text, name)
         raise ValueError(f"{name}: expected a text that the tokenizer reads but got {escaped(error, 200)}") from None
