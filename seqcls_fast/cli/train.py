@@ -104,9 +104,10 @@ def _train(arguments: argparse.Namespace) -> None:
     need("numpy", "seqcls-fast train")
     from ..toolkit import store
     from ..toolkit.fit import Shared
-    from ..toolkit.ranks import join
+    from ..toolkit.ranks import join, restarted
 
     store.check_target(out)
+    arguments.resume |= restarted() and not arguments.search
     with join(asked.parameters["device"]) as ranks, ExitStack() as stack:
         if ranks.writer:
             stack.enter_context(claimed(out, arguments.overwrite, _OVERWRITE))

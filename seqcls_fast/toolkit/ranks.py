@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from ._terminal import shown
 
-__all__ = ["ALONE", "Ranks", "current", "join"]
+__all__ = ["ALONE", "Ranks", "current", "join", "restarted"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ def current() -> Ranks:
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return ALONE
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes again after one of them died, under ``--max-restarts``."""
+    return dist.is_available() and dist.is_torchelastic_launched() and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
 
 
 @contextmanager

@@ -926,6 +926,7 @@ SCALE_MUTANTS = [
     Mutant("whatever it costs", TOOLKIT + "training/checkpoint.py", "_COST * self._took", "0.0"),
     Mutant("oldest for newest", TOOLKIT + "training/checkpoint.py", "in reversed(there)", "in there"),
     Mutant("shares overlap", TOOLKIT + "ranks.py", "rows[self.rank :: self.world]", "rows[self.rank :]"),
+    Mutant("a restart is not noticed", TOOLKIT + "ranks.py", '["TORCHELASTIC_RESTART_COUNT"] != "0"', '["HOME"] == ""'),
     Mutant("gradients unsummed", TOOLKIT + "ranks.py", "        dist.all_reduce(flat)\n", ""),
     Mutant(
         "epochs alike",

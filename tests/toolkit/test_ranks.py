@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqcls_fast.toolkit.ranks import ALONE, Ranks, current
+from seqcls_fast.toolkit.ranks import ALONE, Ranks, current, restarted
 from seqcls_fast.toolkit.training.checkpoint import Checkpoints
 from support import two_ranks
 from support.interruptions import Killed, kill_after
@@ -141,3 +141,20 @@ def test_alone() -> None:
     assert (ALONE.writer, ALONE.gather(1), ALONE.all(2), ALONE.from_writer(3)) == (True, [1], [2], 3)
     tensors = [torch.ones(2), torch.zeros(3)]
     assert ALONE.sum_(tensors) == tensors
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "0"}, False),
+        ({"TORCHELASTIC_RUN_ID": "a", "TORCHELASTIC_RESTART_COUNT": "2"}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "2"}, False),  # torchrun has not started this process
+    ],
+)
+def test_restarted(environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert restarted() is expected
