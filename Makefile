@@ -34,7 +34,8 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help build setup demo demo-small test test-peers lint workflows check bench bench-quick quality report \
-  bench-compare mutants mutants-sample asan asan-build asan-runtime fuzz fuzz-sample fuzz-files fuzz-runtime tsan clean \
+  docs docs-serve figures bench-compare mutants mutants-sample asan asan-build asan-runtime fuzz fuzz-sample \
+  fuzz-files fuzz-runtime tsan clean \
   distclean simt-full ptx-full ptx-sample \
   wheels wheel-torch wheel-needs wheel-repair wheel-try sdist cibuildwheel matrix arm arm-full arm-tools \
   runtime example-stream example-audio examples package-check extras-floor torch-floor cuda-setup cuda-check \
@@ -66,6 +67,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[dev]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/.built
+	$(PY) -m pip install --quiet 'seqcls-fast[docs]'
+	touch $@
+
 build: $(VENV)/.built ## build the extension and install the package (editable)
 	$(PY) -m seqcls_fast info
 
@@ -92,9 +97,24 @@ $(VENV)/.serving: | $(VENV)/.dev
 	touch $@
 
 # The examples of the docs run last: they once crashed in a process in which another library had run a benchmark.
-test-peers: setup $(VENV)/.bench $(VENV)/.serving ## tests of the benchmarks with every peer installed, against Keras, and of examples/serve.py
+test-peers: setup $(VENV)/.bench $(VENV)/.serving $(VENV)/.integrations ## tests that need other libraries: benchmarks, Keras, examples/serve.py, the pages of docs/integrations
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/layers/test_oracle_keras.py \
 	  tests/runtime/test_serving.py tests/project/test_docs.py $(PYTEST)
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+# Everything is built anew, as Sphinx does not know which pages depend on docstrings and on the navigation.
+docs: $(VENV)/.docs ## the site of docs/ and of the docstrings, in build/docs; every warning and dead link is an error
+	rm -rf build/docs build/docs-trees
+	$(PY) -m sphinx -W --keep-going -q -E -c tools/docs_site -d build/docs-trees -b html . build/docs
+	$(PY) tools/docs_site/links.py build/docs
+
+PORT ?= 8000
+docs-serve: docs ## the same, and shows it at localhost, port PORT=8000
+	$(PY) -m http.server --bind 127.0.0.1 --directory build/docs $(PORT)
+
+figures: build ## the figures in docs/figures: how a call travels, the regimes of the GPU plan, a learning curve
+	$(PY) tools/docs_site/figures.py
 
 # -- runtime ----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +135,7 @@ examples: example-stream example-audio ## both programs with libseqcls
 
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
-	@for stage in setup lint test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
+	@for stage in setup lint docs test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
 	  arm cuda-setup cuda-check cuda-build wheels mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory "$$stage" || { echo "== $$stage failed"; exit 1; }; \
@@ -344,6 +364,10 @@ endif
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.built
 	$(PY) -m pip install --quiet 'seqcls-fast[bench]'
+	touch $@
+
+$(VENV)/.integrations: pyproject.toml | $(VENV)/.built
+	$(PY) -m pip install --quiet 'seqcls-fast[integrations]'
 	touch $@
 
 bench: $(VENV)/.bench ## every benchmark against every peer, into benchmarks/results; goes on where it was interrupted

@@ -10,7 +10,8 @@ import seqcls_fast
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text()
-IN_CI_ALONE = {"setup", "test", "cuda-setup", "cuda-check", "cuda-build"}  # test is a job of its own; cuda needs nvcc
+# test is a job of its own, and docs a workflow of its own; cuda needs nvcc
+IN_CI_ALONE = {"setup", "test", "docs", "cuda-setup", "cuda-check", "cuda-build"}
 
 
 def stages_of_check() -> set[str]:
@@ -25,6 +26,7 @@ def test_every_stage_is_a_job() -> None:
     assert listed
     assert set(re.findall(r"- ([a-z-]+)", listed[1])) == stages_of_check() - IN_CI_ALONE
     assert "- run: make test\n" in text
+    assert "- run: make docs\n" in (ROOT / ".github" / "workflows" / "docs.yml").read_text()
 
 
 def test_what_workflows_run_are_targets() -> None:
