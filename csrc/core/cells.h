@@ -224,8 +224,18 @@ constexpr int kMostFurther = 4;
 
 constexpr double kNormEpsilon = 1e-5;  // is added to a variance
 
+// Which gates are normalised together: all of them, but of a GRU r with z, and n apart.
+template <int kGates>
+struct NormBlocks {
+  static constexpr int kNormBlocks = kGates == 3 ? 2 : 1;
+  static constexpr int first_gate(int block) { return kGates == 3 ? 2 * block : 0; }
+  static constexpr int last_gate(int block) { return kGates == 3 ? 2 + block : kGates; }  // the one after the last
+  static constexpr int block_of(int gate) { return kGates == 3 ? gate / 2 : 0; }
+  static constexpr int gates_of(int block) { return last_gate(block) - first_gate(block); }
+};
+
 template <class Cell>
-struct Normed : Cell {
+struct Normed : Cell, NormBlocks<Cell::kGates> {
   using Base = Cell;
   static constexpr int kSlots = 2 * Cell::kGates, kSaved = Cell::kSaved + 2 * Cell::kGates + 1;
   static constexpr bool kNorm = true, kResetsFirst = false;

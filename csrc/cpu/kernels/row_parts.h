@@ -12,14 +12,9 @@ namespace sf {
 namespace {
 
 template <class Cell>
-struct RowShape : OptionsOf<Cell> {
+struct RowShape : OptionsOf<Cell>, NormBlocks<OptionsOf<Cell>::Base::kGates> {
   using Base = typename OptionsOf<Cell>::Base;
   static constexpr int kGates = Base::kGates, kBaseSaved = Base::kSaved;
-  // With kNorm, the gates are normalised in one block, but those of a GRU in two: r with z, and n.
-  static constexpr int kNormBlocks = kGates == 3 ? 2 : 1;
-  static constexpr int first_gate(int block) { return kGates == 3 ? 2 * block : 0; }
-  static constexpr int last_gate(int block) { return kGates == 3 ? 2 + block : kGates; }
-  static constexpr int block_of(int gate) { return kGates == 3 ? gate / 2 : 0; }
   // Where the parts of a row of saved values begin: the centred sums of the input and of the state, and the inverse
   // deviations of their blocks.
   static SF_FN int64_t centred_x(int64_t units) { return kBaseSaved * units; }
