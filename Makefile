@@ -99,7 +99,7 @@ $(VENV)/.serving: | $(VENV)/.dev
 # The examples of the docs run last: they once crashed in a process in which another library had run a benchmark.
 test-peers: setup $(VENV)/.bench $(VENV)/.serving $(VENV)/.integrations ## tests that need other libraries: benchmarks, Keras, examples/serve.py, the pages of docs/integrations
 	$(PY) -m pytest $(wildcard tests/benchmarks/test_bench_*.py) tests/layers/test_oracle_keras.py \
-	  tests/runtime/test_serving.py tests/project/test_docs.py $(PYTEST)
+	  tests/layers/test_convert_classes.py tests/runtime/test_serving.py tests/project/test_docs.py $(PYTEST)
 
 # -- documentation ----------------------------------------------------------------------------------------------------
 
