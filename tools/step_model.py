@@ -60,18 +60,15 @@ class Kernel:
     options: bool = False  # the variant for zoneout, dropouts and peepholes
 
     @property
-    def base(self) -> str:
-        """The cell without layer normalisation, and with r behind the product."""
+    def base(self) -> str:  # the cell without its option
         return self.cell.removesuffix("_layer_norm").removesuffix("_reset_before")
 
     @property
-    def exchanges(self) -> int:
-        """Operands of products in a step."""
+    def exchanges(self) -> int:  # operands of products in a step
         return 2 if self.cell.endswith("_reset_before") else 1
 
     @property
-    def meetings(self) -> int:
-        """How often the units of a row meet within a step, for layer normalisation."""
+    def meetings(self) -> int:  # how often the units of a row meet within a step, for layer normalisation
         return (2 if self.base == "lstm" else 1) if self.cell.endswith("_layer_norm") else 0
 
     @property
@@ -91,8 +88,8 @@ class Kernel:
     @property
     def step_hmma(self) -> int:
         """Tensor core instructions of one warp for one step of one batch tile of 8 rows."""
-        twice = self.backward and self.exchanges == 2  # both products of a step run over the K of all gates
-        return self.gates * self.k_tiles * self.products * (2 if twice else 1)
+        times = self.exchanges if self.backward else 1  # going back, both products run over the K of all gates
+        return self.gates * self.k_tiles * self.products * times
 
     @property
     def operands(self) -> int:
@@ -153,8 +150,7 @@ def traffic(kernel: Kernel, warps: int) -> Traffic:
     mine = -(-rows // team.warps)
     rounds = mine * -(-row_bytes // (4 * 4 * 32))  # a lane has 4 words on their way, with 4 bytes of data each
     parts = kernel.meetings * 2 * (2 if kernel.gates == 3 else 1) * 8 * kernel.hidden // units  # words of 8 bytes
-    received = kernel.exchanges * 2 * rows * row_bytes + 8 * parts
-    return Traffic(received, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
+    return Traffic(kernel.exchanges * 2 * rows * row_bytes + 8 * parts, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
 
 
 def trips(inner: Sequence[Loop], moved: Traffic) -> dict[int, float]:
@@ -242,13 +238,6 @@ def exchange_cycles(kernel: Kernel, moved: Traffic) -> float:
     return waiting + max(moved.rounds - 1, 0) * L2_LATENCY
 
 
-def meeting_cycles(kernel: Kernel) -> float:
-    """Cycles in which a warp waits at the meetings of a step: for the parts of the sums, and for their totals."""
-    return kernel.meetings * (EXCHANGE[kernel.regime] + EXCHANGE["Onchip"] + 2 * STS_LATENCY) + (
-        kernel.shuffles * SHFL_LATENCY
-    )
-
-
 def estimate(
     kernel: Kernel, loop: Loop, inner: Sequence[Loop] = (), *, warps: int, registers: int, cap: int, spills: int
 ) -> Row:
@@ -257,7 +246,8 @@ def estimate(
     times = trips(inner, moved)
     counts = {name: count / steps for name, count in count_types(loop, times).items()}
     instructions = sum(counts.values())
-    exchange = exchange_cycles(kernel, moved) * kernel.exchanges + meeting_cycles(kernel)
+    exchange = exchange_cycles(kernel, moved) * kernel.exchanges + kernel.shuffles * SHFL_LATENCY
+    exchange += kernel.meetings * (EXCHANGE[kernel.regime] + EXCHANGE["Onchip"] + 2 * STS_LATENCY)
     busiest = -(-warps // 4)
     # at most 4 warps of a group hold cells
     active = -(-warps * min(kernel.splits, 4) // kernel.splits // 4)
@@ -333,11 +323,10 @@ retries of a wait, and the time saved by predicated instructions that do not run
 OPTIONS = """
 ## Kernels with options
 
-Medians over the regimes, precisions and sizes: a step beside that of the plain kernel. The variant "with options" is
-for zoneout, the dropouts and peepholes. Layer normalisation, and the GRU whose r meets h before the product, have
-kernels of their own. Both sides of a branch count, so each is a layer that draws every mask and has peepholes where its
-cell can. A layer with one of them jumps over the others. With layer normalisation, the kernels before and behind the
-recurrence, which normalise the sums of x, are left out.
+Medians over the regimes, precisions and sizes, beside the plain kernel. The variant "with options" is for zoneout, the
+dropouts and peepholes; layer normalisation and the GRU whose r meets h before the product have kernels of their own.
+Both sides of a branch count, so each is a layer that draws every mask and has peepholes where its cell can. What layer
+normalisation needs before and behind the recurrence is left out.
 
 """
 
