@@ -34,6 +34,7 @@ from seqcls_fast.toolkit import fit
 from seqcls_fast.toolkit.training import options, wide
 from seqcls_fast.toolkit.training.loop import TrainingError
 from seqcls_fast.toolkit.training.options import best_epoch_of
+from seqcls_fast.toolkit.training.prepare import FitData
 from support.corpora import sentences, waves
 
 QUICK: dict[str, Any] = {"hidden_size": 8, "epochs": 3, "verbose": False}
@@ -373,3 +374,16 @@ def test_series_are_ranked_by_the_whole_model(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (
         tmp_path / "model" / "model.safetensors"
     ).read_bytes()
+
+
+def test_trials_do_not_change_each_other() -> None:
+    X, y = waves(count=80)
+    shared, given = fit.Shared(), FitData(X, y, 0.5)
+    small: dict[str, Any] = {"verbose": False, "convolutions": 84, "normalize": "data"}
+    one, other = sf.SeriesClassifier(epochs=1, **small), sf.SeriesClassifier(epochs=9, learning_rate=0.03, **small)
+    one._fit(given, False, None, shared)
+    before = one.predict_proba(X)
+    other._fit(given, False, None, shared)
+    assert float(one.model_.convolutions.weight) != float(other.model_.convolutions.weight)
+    assert np.array_equal(one.predict_proba(X), before)
+    assert one.baseline_ is other.baseline_

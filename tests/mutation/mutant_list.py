@@ -746,6 +746,36 @@ CLASSIFIER = "seqcls_fast/classifier.py"
 TOOLKIT = "seqcls_fast/toolkit/"
 FILES = "seqcls_fast/_files.py"
 TOOLKIT_MUTANTS = [
+    Mutant(
+        "a word's second vector", TOOLKIT + "data/vectors.py", "            if word in exact:", "            if False:"
+    ),
+    Mutant(
+        "a cut-off file of vectors",
+        TOOLKIT + "data/vectors.py",
+        "promised is not None and count != promised",
+        "promised is not None and count > promised",
+    ),
+    Mutant(
+        "the unknown token of a file is learnt",
+        TOOLKIT + "data/tokenizer_file.py",
+        "return [chunk] if chunk in self._own else []",
+        "return [chunk]",
+    ),
+    Mutant(
+        "partial_fit from fresh weights",
+        TOOLKIT + "fit.py",
+        "    model.load_state_dict({name: each for name",
+        "    str({name: each for name",
+    ),
+    Mutant(
+        "a refit from fresh weights", TOOLKIT + "fit.py", "options.seed, device, start)", "options.seed, device, None)"
+    ),
+    Mutant(
+        "trials share one wide part",
+        TOOLKIT + "training/wide.py",
+        "copy.deepcopy(fitted.scores)",
+        "fitted.scores",
+    ),
     Mutant("mean over the padding too", REFERENCE, "output.sum(1) / lengths.clamp(min=1)[:, None]", "output.mean(1)"),
     Mutant("highest of the padding too", REFERENCE, "masked_fill(beyond[:, :, None], -torch.inf)", "clone()"),
     Mutant(

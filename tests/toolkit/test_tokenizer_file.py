@@ -77,6 +77,13 @@ def test_what_training_has_not_seen_is_unknown(path: Path) -> None:
     assert UNKNOWN in ids
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_the_unknown_token_of_the_file_is_ours(kind: str, tmp_path: Path) -> None:
+    encoder = TokenizerFile.read(saved(kind, tmp_path / "tokenizer.json")).fit([*X, "\u2603 film"])
+    assert encoder.encode(["\u2603"]).values.tolist()[-1] == UNKNOWN
+    assert not {"[UNK]", "<unk>"} & {encoder.id_to_token(i) for i in range(2, encoder.vocab_size)}
+
+
 def test_a_model_keeps_the_file(path: Path, tmp_path: Path) -> None:
     clf = TextClassifier(tokenizer=path, max_length=20, **SMALL).fit(X, Y)
     clf.save(tmp_path / "model")

@@ -45,7 +45,7 @@ class TokenizerFile(TextEncoder):
         super().__init__("word", **options)
         self.kind, self.name, self.content = "file", name, content
         self._cutter = _tokenizer(name, content)
-        self._unknown = _unknown_token(content)
+        self._own = frozenset(self._cutter.get_vocab()) - {_unknown_token(content)}
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], **options: Any) -> TokenizerFile:
@@ -105,7 +105,7 @@ class TokenizerFile(TextEncoder):
         return found
 
     def _split(self, chunk: str) -> list[str]:
-        return [] if chunk == self._unknown else [chunk]
+        return [chunk] if chunk in self._own else []  # some tokenizers give an unknown character as it is
 
     def _ids(self, chunk: str, text: str, index: int) -> bytes:
         place = self._places.get(chunk, UNKNOWN)
