@@ -17,7 +17,8 @@ from ..classifier import SequenceClassifier
 from ._terminal import kind_of, shown
 from .data import labels
 from .data.columns import items, missing
-from .data.series import SeriesEncoder, as_steps
+from .data.series import SeriesEncoder
+from .data.steps import as_steps
 from .data.text import UNKNOWN, TextEncoder
 from .data.tokenizer_file import TokenizerFile, is_tokenizer_file, text_encoder_from_json
 from .data.vectors import check_vectors, read_vectors

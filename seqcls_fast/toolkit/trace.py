@@ -19,7 +19,7 @@ from .._wide import logits_of
 from ._extras import need
 from ._terminal import bar, beginning, columns, escaped, kind_of, numbers, printable, visible
 from .data.ragged import Inputs, Ragged
-from .data.series import as_steps
+from .data.steps import as_steps
 from .evaluation.decision import decide
 from .fitted import Fitted
 

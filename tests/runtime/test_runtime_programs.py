@@ -78,7 +78,8 @@ def test_the_library_is_small_and_shows_no_other_name_of_ours() -> None:
     declared = {name for name in exported if name.startswith("seqcls_")}
     assert len(declared) == 15
     assert not {name for name in exported - declared if "2sf" in name}
-    for path in (BUILD / "objects").glob("kernels_*.o"):
+    # A linker may merge those of "base" with those of the other objects, which every CPU runs as well.
+    for path in (BUILD / "objects").glob("kernels_avx*.o"):
         assert [words for words in symbols(path) if words[1] in "WVu"] == [], path
 
 

@@ -159,7 +159,7 @@ def _all_valid(column: list[Any], labels: bool) -> bool:
 
 
 def _series(value: Any) -> Any:
-    from .series import as_steps
+    from .steps import as_steps
 
     if not hasattr(value, "dtype") and not isinstance(value, list):
         raise ValueError(f"series: expected a list of steps but got {described(value)}")

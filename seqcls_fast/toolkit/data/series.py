@@ -10,20 +10,18 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from .._extras import need
-from .._terminal import VALUE, escaped, kind_of, shown
+from .._terminal import escaped, kind_of, shown
 from ..schema import anything, mapping, record
 from .channels import changes, of_mean_0, times
 from .columns import items
-from .columns import missing as is_missing
 from .errors import seal, unseal
 from .ragged import Ragged
+from .steps import as_steps, at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +135,7 @@ class SeriesEncoder:
             narrow = values.astype(np.float32)
         if not np.isfinite(narrow).all():
             where, value = _first(~np.isfinite(narrow), lengths), values[~np.isfinite(narrow)][0]
-            raise ValueError(f"series[{where[0]}]: expected values that float32 holds but got {value:g} {_at(where)}")
+            raise ValueError(f"series[{where[0]}]: expected values that float32 holds but got {value:g} {at(where)}")
         return Ragged(torch.from_numpy(narrow), torch.from_numpy(lengths))
 
     def prefixes(self, series: Any, counts: Sequence[int]) -> list[Any]:
@@ -219,73 +217,11 @@ class SeriesEncoder:
                 where, value = _first(found, lengths), values[found][0]
                 wanted = "a finite value" if name == "inf" else "no missing value"
                 why = ', which missing="error" refuses' if name == "nan" else ""
-                raise ValueError(f"series[{start + where[0]}]: expected {wanted} but got {value} {_at(where)}{why}")
+                raise ValueError(f"series[{start + where[0]}]: expected {wanted} but got {value} {at(where)}{why}")
         if self.max_length is not None:
             values = values[_step_of(lengths) < self.max_length]
             lengths = lengths.clip(max=self.max_length)
         return values, lengths
-
-
-def as_steps(series: Any, name: str) -> np.ndarray:
-    """One series as float64 ``(T, F)``, missing values as NaN. Raises a ValueError that begins with ``name``."""
-    if isinstance(series, Tensor):
-        series = series.detach().cpu()
-        series = series.double().numpy() if series.is_floating_point() else series.numpy()
-    try:
-        array = np.asarray(series)
-    except ValueError:
-        words = f"{name}: expected an array (steps, features) but got lists of different sizes or depths in a step"
-        raise ValueError(_ragged(series, name) or words) from None
-    if array.dtype.kind == "O":
-        array = _of_objects(array, name)
-    if array.dtype.kind not in "fiub":
-        kind = {"U": "text", "S": "bytes", "c": "complex numbers"}.get(array.dtype.kind, escaped(array.dtype, VALUE))
-        raise ValueError(f"{name}: expected numbers but got {kind}")
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2:
-        single = "a missing value" if array.ndim == 0 and is_missing(series) else "a single number"
-        got = single if array.ndim == 0 else f"{array.ndim} dimensions"
-        raise ValueError(f"{name}: expected an array (steps, features) but got {got}")
-    if not array.shape[1]:
-        raise ValueError(f"{name}: expected at least one feature but got none")
-    return array.astype(np.float64, copy=False)
-
-
-def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
-    """Numbers that numpy keeps as objects, because there are None or ints of more than 64 bits among them."""
-    result = np.empty(array.shape)
-    for place, value in np.ndenumerate(array):
-        if not isinstance(value, Real) and not is_missing(value):
-            where = f" {_at((0, *place, 0))}" if place else ""
-            raise ValueError(f"{name}: expected numbers but got {_described(value)}{where}")
-        try:
-            result[place] = float(value) if isinstance(value, Real) else math.nan
-        except OverflowError:
-            result[place] = math.inf
-    return result
-
-
-def _ragged(series: Any, name: str) -> str | None:
-    """A message about the first step of a nested list that differs in size; None if all sizes are equal."""
-    if not isinstance(series, list | tuple):
-        return None
-    sizes = [len(step) if isinstance(step, Sequence) and not isinstance(step, str) else None for step in series]
-    for step, size in enumerate(sizes):
-        if size != sizes[0]:
-            sayings = [
-                "a single number" if n is None else f"{n} feature{'' if n == 1 else 's'}" for n in (sizes[0], size)
-            ]
-            return f"{name}: expected {sayings[0]} as at step 0 but got {sayings[1]} at step {step}"
-    return None
-
-
-def _described(value: Any) -> str:
-    return shown(value) if isinstance(value, str) and len(value) <= 20 else kind_of(value)
-
-
-def _at(where: Sequence[int]) -> str:
-    return f"at step {where[1]}, feature {where[2]}"
 
 
 def _first(found: np.ndarray, lengths: np.ndarray) -> tuple[int, int, int]:
