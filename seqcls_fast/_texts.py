@@ -61,8 +61,11 @@ class BytePairs:
                 "a model whose tokens are byte pairs needs tokenizers: pip install 'seqcls-fast[toolkit]'",
                 name="tokenizers",
             ) from error
-        vocabulary = {token: index for index, token in enumerate(content["tokens"], FIRST)}
-        self._tokenizer = byte_pairs(tokenizers, vocabulary, [(left, right) for left, right in content["merges"]])
+        try:
+            vocabulary = {token: index for index, token in enumerate(content["tokens"], FIRST)}
+            self._tokenizer = byte_pairs(tokenizers, vocabulary, [(left, right) for left, right in content["merges"]])
+        except Exception as error:  # of tokenizers, which has no class of its own for them
+            raise ValueError(f"text.encoder: expected tokens and merges but got others ({error!s:.80})") from None
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text that is :func:`normal`."""

@@ -92,7 +92,11 @@ class Model:
         self._byte_pairs: _texts.BytePairs | None = None
         if self._text is not None and self._text["tokenizer"] == "bpe":
             encoder = tensor_of(Path(path), "text.encoder") if saved is None else saved["encoder"]
-            self._byte_pairs = _texts.BytePairs(json.loads(encoder))
+            try:
+                content = json.loads(encoder)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"text.encoder: expected JSON but got other bytes ({error!s:.80})") from None
+            self._byte_pairs = _texts.BytePairs(content)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], isa: str = "auto") -> Model:

@@ -871,7 +871,7 @@ TOOLKIT_MUTANTS = [
     Mutant(
         "saved text unchecked",
         TOOLKIT + "data/errors.py",
-        'changed = content.pop("sha256", None) != _digest(content)',
+        'changed = content.pop("sha256", None) != digest(content)',
         'changed = content.pop("sha256", None) is None',
     ),
     Mutant(
