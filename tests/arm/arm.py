@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "arm"
 COMPILER, EMULATOR, LIBRARIES = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
-KERNELS = "csrc/cpu/kernels/kernels.cpp"
+KERNELS, STAND_IN = "csrc/cpu/kernels/kernels.cpp", "-Itests/tsan/stand_in"
 HOST = ("csrc/cpu/host/run.cpp", "csrc/cpu/host/pool.cpp", "csrc/cpu/host/isa.cpp", "tests/arm/driver.cpp")
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -46,33 +47,22 @@ def missing() -> str:
     return f"no {' and no '.join(names)} on the PATH: `make arm-tools` installs them on Debian" if names else ""
 
 
-def run(*words: str | Path, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([str(word) for word in words], cwd=ROOT, check=True, **options)  # type: ignore[call-overload]
+def run(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([str(word) for word in words], cwd=ROOT, check=True, **options)
 
 
-def compiled(source: str, name: str, flags: Sequence[str]) -> Path:
-    """The object of a source, which is kept until a source of the backend changes."""
-    built, said = OUT / f"{name}.o", shlex.join(flags)
-    how = built.with_suffix(".how")
-    folders = ("csrc/core", "csrc/cpu/kernels", "csrc/cpu/host", "tests/arm", "tests/tsan/stand_in")
-    newest = max(path.stat().st_mtime for folder in folders for path in (ROOT / folder).rglob("*.*"))
-    if not (built.exists() and how.exists() and how.read_text() == said and built.stat().st_mtime > newest):
-        run(COMPILER, *flags, "-Itests/tsan/stand_in", "-c", source, "-o", built)
-        how.write_text(said)
-    return built
-
-
-def driver(isas: Sequence[str], flags: dict[str, object]) -> Path:
-    """The program that runs cases, with all instruction sets."""
-    kernel_flags = flags["kernel_flags"]
-    assert callable(kernel_flags)
-    common = ["-std=c++17", *map(str, flags["FLAGS"])]  # type: ignore[call-overload]
+def driver(isas: Sequence[str], build: dict[str, Any]) -> Path:
+    """The program that runs cases, with all instruction sets; ``build`` is what csrc/flags.py has for the compiler."""
+    compile_object = runpy.run_path(str(ROOT / "csrc/compile.py"))["compile_object"]
+    common = ["-std=c++17", *build["FLAGS"]]
     macros = [f"-DSF_WITH_{name.upper()}" for name in isas]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = [(f"kernels_{name}", KERNELS, ["-std=c++17", *build["kernel_flags"](name)]) for name in isas]
+        parts += [(Path(source).stem, source, [*common, *macros]) for source in HOST]
         tasks = [
-            pool.submit(compiled, KERNELS, f"kernels_{name}", ["-std=c++17", *kernel_flags(name)]) for name in isas
+            pool.submit(compile_object, OUT / f"{name}.o", ROOT / source, COMPILER, *flags, STAND_IN)
+            for name, source, flags in parts
         ]
-        tasks += [pool.submit(compiled, source, Path(source).stem, [*common, *macros]) for source in HOST]
         objects = [task.result() for task in tasks]
     program = OUT / "driver"
     run(COMPILER, "-static", *objects, "-o", program)
