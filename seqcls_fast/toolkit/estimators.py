@@ -6,18 +6,17 @@ is in ``fitted_``. The two classes differ in their constructors and in how raw d
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import store
 from ._extras import need
-from ._terminal import did_you_mean, shown
+from ._terminal import shown
+from .attributes import Learned, suggests
 from .card import model_card
 from .data import labels
 from .data.stream import Stream
@@ -40,59 +39,18 @@ else:
 __all__ = ["SeriesClassifier", "TextClassifier"]
 
 
-class _Learned:
-    """An attribute of a fitted estimator that is a field of its ``fitted_``. Assigning to it makes another ``fitted_``.
-
-    A shallow copy of the estimator therefore keeps the values that it was made with.
-    """
-
-    def __init__(self, field: str) -> None:
-        self.field = field
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, estimator: Any, owner: type | None = None) -> Any:
-        if estimator is None:
-            return self
-        if "fitted_" not in vars(estimator):
-            raise AttributeError(f"{type(estimator).__name__!r} object has no attribute {self.name!r}")
-        return getattr(estimator.fitted_, self.field)
-
-    def __set__(self, estimator: Any, value: Any) -> None:
-        estimator.fitted_ = replace(estimator.fitted_, **{self.field: value})
-
-
-_Init = TypeVar("_Init", bound=Callable[..., None])
-
-
-def _suggests(init: _Init) -> _Init:
-    """A constructor whose error for an unknown parameter names the nearest one."""
-    known = list(inspect.signature(init).parameters)[1:]
-
-    @wraps(init)
-    def checked(self: Any, *values: Any, **parameters: Any) -> None:
-        for name in parameters.keys() - set(known):
-            raise TypeError(
-                f"{type(self).__name__}: got an unexpected keyword argument {name!r}{did_you_mean(name, known)}"
-            )
-        init(self, *values, **parameters)
-
-    return cast(_Init, checked)
-
-
 class _SequenceEstimator(ClassifierMixin, BaseEstimator):
     """fit, predict, evaluate, save and load. Subclasses say what their parameters are and what X may be."""
 
     _inputs: Inputs
     fitted_: Fitted
 
-    encoder_, classes_, model_ = _Learned("encoder"), _Learned("classes"), _Learned("model")
-    history_, best_epoch_, seed_ = _Learned("history"), _Learned("best_epoch"), _Learned("seed")
-    temperature_, threshold_ = _Learned("temperature"), _Learned("threshold")
-    seen_, data_, validation_report_ = _Learned("seen"), _Learned("data"), _Learned("validation_report")
-    baseline_ = _Learned("baseline")
-    fitted_parameters_, extra_ = _Learned("parameters"), _Learned("extra")
+    encoder_, classes_, model_ = Learned("encoder"), Learned("classes"), Learned("model")
+    history_, best_epoch_, seed_ = Learned("history"), Learned("best_epoch"), Learned("seed")
+    temperature_, threshold_ = Learned("temperature"), Learned("threshold")
+    seen_, data_, validation_report_ = Learned("seen"), Learned("data"), Learned("validation_report")
+    baseline_ = Learned("baseline")
+    fitted_parameters_, extra_ = Learned("parameters"), Learned("extra")
 
     def fit(
         self,
@@ -347,7 +305,7 @@ class TextClassifier(_SequenceEstimator):
 
     _inputs = TextInputs()
 
-    @_suggests
+    @suggests
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 96, embedding_dim: int = 96, num_layers: int = 1,
         bidirectional: bool = True, pooling: str = "max", dropout: float = 0.5, embedding_dropout: float = 0.3,
@@ -409,7 +367,7 @@ class SeriesClassifier(_SequenceEstimator):
 
     _inputs = SeriesInputs()
 
-    @_suggests
+    @suggests
     def __init__(
         self, *, cell: str = "gru", hidden_size: int = 64, num_layers: int = 1, bidirectional: bool = True,
         pooling: str = "max", dropout: float = 0.2, layout: str = "time_channels", standardize: bool = True,

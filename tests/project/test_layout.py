@@ -29,7 +29,7 @@ LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
     ("_layer_classes", "_other_libraries"),
     ("classifier", "_runtime_file", "conversion", "export", "_other_weights", "_from_keras", "_from_haste"),
     ("toolkit._extras", "toolkit._terminal", "toolkit.schema", "toolkit.ranks", "toolkit.parameter_table"),
-    ("toolkit.timing", "toolkit.twin"),
+    ("toolkit.timing", "toolkit.twin", "toolkit.attributes"),
     ("toolkit.data",),
     ("toolkit.evaluation",),
     ("toolkit.store", "toolkit.inputs"),
