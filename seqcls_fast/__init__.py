@@ -68,6 +68,18 @@ _SUBMODULES = ("export", "nn", "ops", "reference", "runtime")
 
 
 def __getattr__(name: str) -> Any:
+    try:
+        return _loaded(name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        words = (
+            f"seqcls_fast.{name} needs torch, which is missing here; seqcls_fast.runtime runs saved models without it"
+        )
+        raise ImportError(words, name="torch") from error
+
+
+def _loaded(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name not in _HOME:

@@ -257,3 +257,20 @@ def test_one_thread_at_a_time_uses_a_stream(tmp_path: Path) -> None:
         thread.join()
     assert wrong == []
     assert set(refused) <= {"stream: expected one call at a time but another thread is using it"}
+
+
+def test_what_needs_torch_says_so() -> None:
+    program = (
+        "import importlib.abc, sys\n"
+        "class Missing(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise ModuleNotFoundError('No module', name='torch')\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import seqcls_fast\n"
+        "assert seqcls_fast.runtime.Model\n"
+        "try:\n    seqcls_fast.GRU\nexcept ImportError as error:\n    print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    words = "seqcls_fast.GRU needs torch, which is missing here; seqcls_fast.runtime runs saved models without it\n"
+    assert out == words
