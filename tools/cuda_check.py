@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     cuobjdump = find_cuobjdump(arguments.cuobjdump)
     sys.path.insert(0, str(ROOT))
-    import setup as build  # has the flags; imported here since it needs torch
+    import setup as build  # has the flags
 
     toolkit = build.find_toolkit()
     if toolkit is None:

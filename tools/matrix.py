@@ -23,7 +23,17 @@ from wheels import ROOT, interpreter, tag_of
 # Python and torch: the oldest torch and the newest with the oldest and the newest Python, and each torch once.
 PAIRS = ("3.10-2.11.0", "3.10-2.14.1", "3.11-2.11.0", "3.11-2.13.0", "3.11-2.14.1", "3.12-2.12.1", "3.13-2.13.0",
          "3.13-2.14.1")  # fmt: skip
-NEEDS = ("numpy", "pytest", "pytest-xdist", "hypothesis", "expecttest", "packaging", "onnx", "onnxscript")
+NEEDS = (
+    "numpy",
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+    "expecttest",
+    "packaging",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
 WORK = ROOT / "build/matrix"
 LEAST_FREE = 8 << 30  # torch, and the files that pip unpacks meanwhile
 ABOUT = "import sys, torch; print('%d.%d-' % sys.version_info[:2] + torch.__version__.split('+')[0])"

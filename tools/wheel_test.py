@@ -18,6 +18,7 @@ from pathlib import Path
 from package_check import ROOT, Environment
 
 TOOLS = ("pytest", "hypothesis", "expecttest")
+OPTIONAL = ("onnx", "onnxscript", "onnxruntime")  # for some tests
 
 
 def fits(wheel: Path) -> bool:
@@ -33,7 +34,7 @@ def try_out(wheel: Path, folder: Path, tests: list[str]) -> int:
         place = Path(name)
         environment = Environment(place / "environment")
         has_torch = find_spec("torch") is not None
-        environment.link("numpy", *(("torch", *TOOLS) if has_torch else ()))
+        environment.link("numpy", *(("torch", *TOOLS, *filter(find_spec, OPTIONAL)) if has_torch else ()))
         environment.install("--no-index", "--no-deps", wheel)
         (place / "empty").mkdir()  # the working directory, so that the sources are not imported
         python, settings = environment.python, f"{ROOT / 'pyproject.toml'}"
