@@ -124,8 +124,10 @@ def check_kept(now: Mapping[str, Any], before: Mapping[str, Any], method: str) -
 
 
 def _as_file(name: str, value: Any) -> str:
-    """The end of a message about a tokenizer that may be the name of a folder, or of a model in the network."""
-    is_name = name == "tokenizer" and isinstance(value, str) and re.search(r"[/\\.\-]", value)
+    """The end of a message about a tokenizer that may be another file, a folder, or the name of a model elsewhere."""
+    is_name = name == "tokenizer" and (
+        isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(r"[/\\.\-]", value))
+    )
     return "; for a tokenizer of Hugging Face's pass the path of its tokenizer.json" if is_name else ""
 
 

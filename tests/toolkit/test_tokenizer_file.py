@@ -141,8 +141,9 @@ def test_bad_files(content: str | bytes, words: str, tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"^tokenizer: expected a file but there is no .*t.json$"):
         TextClassifier(tokenizer=str(tmp_path / "t.json"), **SMALL).fit(X, Y)
-    with pytest.raises(ValueError, match=r"a folder: .*; did you mean .*tokenizer.json\?$"):
-        TextClassifier(tokenizer=tmp_path, **SMALL).fit(X, Y)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ValueError, match=r"^tokenizer: expected a file but got a folder: .*folder.json$"):
+        TextClassifier(tokenizer=tmp_path / "folder.json", **SMALL).fit(X, Y)
     with pytest.raises(ValueError, match="but got 'bert-base'; for a tokenizer of Hugging Face's pass the path"):
         TextClassifier(tokenizer="bert-base", **SMALL).fit(X, Y)
 
@@ -153,6 +154,15 @@ def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extras, "import_module", missing)
     with pytest.raises(ImportError, match=r"^tokenizer='t.json' needs tokenizers: pip install"):
         TextClassifier(tokenizer=path, **SMALL).fit(X, Y)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer", "."])
+def test_a_path_must_end_in_json(name: str, tmp_path: Path) -> None:
+    """As a saved model says its tokenizer's path as a string, which only the suffix tells from a kind of tokens."""
+    if name != ".":
+        saved("bpe", tmp_path / name)
+    with pytest.raises(ValueError, match=r"^tokenizer: expected one of .* got .*Path\(.*; for a .* its tokenizer.json$"):
+        TextClassifier(tokenizer=tmp_path / name, **SMALL).fit(X, Y)
 
 
 def test_a_changed_encoder_is_refused(tmp_path: Path) -> None:

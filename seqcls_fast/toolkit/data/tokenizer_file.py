@@ -28,7 +28,7 @@ _MOST_BYTES = 1 << 24  # of a file, which is saved with the model
 
 def is_tokenizer_file(tokenizer: Any) -> bool:
     """Whether the parameter ``tokenizer`` names a file, and not a kind of tokens."""
-    return isinstance(tokenizer, os.PathLike) or (isinstance(tokenizer, str) and tokenizer.lower().endswith(".json"))
+    return isinstance(tokenizer, str | os.PathLike) and os.fsdecode(tokenizer).lower().endswith(".json")
 
 
 class TokenizerFile(TextEncoder):
@@ -59,8 +59,7 @@ class TokenizerFile(TextEncoder):
         except UnicodeDecodeError:
             raise DataError(f"tokenizer: expected JSON in {escaped(path)} but got bytes that are no UTF-8") from None
         except ValueError as error:
-            hint = f"; did you mean {escaped(Path(path, 'tokenizer.json'))}?" if os.path.isdir(path) else ""
-            raise DataError(f"tokenizer: {error}: {escaped(path)}{hint}") from None
+            raise DataError(f"tokenizer: {error}: {escaped(path)}") from None
         if len(data) > _MOST_BYTES:
             raise DataError(f"tokenizer: expected at most {_MOST_BYTES} bytes in {escaped(path)} but got more")
         return cls(Path(path).name, content, **options)
