@@ -27,11 +27,11 @@ __all__ = [
 ]  # fmt: skip
 
 _PASSING = ("device", "verbose", "log_dir", "checkpoint_dir", "checkpoint_every", "workers", "baseline")
-# What the network, or the encoder of its data, is made with.
+# What the network, its first weights, or the encoder of its data are made with.
 _SHAPING = (
-    "cell", "hidden_size", "embedding_dim", "num_layers", "bidirectional", "pooling", "wide", "tokenizer", "lowercase",
-    "normalization", "max_length", "max_vocab", "min_frequency", "standardize", "missing", "normalize", "differences",
-    "time",
+    "cell", "hidden_size", "embedding_dim", "num_layers", "bidirectional", "pooling", "wide", "tokenizer", "vectors",
+    "lowercase", "normalization", "max_length", "max_vocab", "min_frequency", "standardize", "missing", "normalize",
+    "differences", "time",
 )  # fmt: skip
 # Of models that were saved before there were these parameters.
 _NOT_YET: dict[str, dict[str, Any]] = {
@@ -116,10 +116,11 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
 def check_kept(now: Mapping[str, Any], before: Mapping[str, Any], method: str) -> None:
     """Raises a ValueError unless a model that was made with the parameters ``before`` can be trained on with others."""
     for name in _SHAPING:
-        if name in now and now[name] != before[name]:
+        kept, found = _without_path(before.get(name)), _without_path(now.get(name))
+        if found != kept:
             raise ValueError(
-                f"{method}: expected {name}={shown(before[name])}, as the model was made with, but got "
-                f"{shown(now[name])}; a new estimator begins anew"
+                f"{method}: expected {name}={shown(kept)}, as the model was made with, but got {shown(found)}; a new "
+                "estimator begins anew"
             )
 
 
@@ -187,9 +188,13 @@ def lasting_parameters(parameters: Mapping[str, Any]) -> dict[str, str]:
     return {name: repr(value) for name, value in parameters.items() if name not in _PASSING}
 
 
+def _without_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def parameters_to_json(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters in types of JSON, which has no paths, no devices and no keys but strings."""
-    plain = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in parameters.items()}
+    plain = {name: _without_path(value) for name, value in parameters.items()}
     plain["device"] = str(plain["device"])
     if isinstance(plain["class_weight"], dict):
         weights = plain["class_weight"]

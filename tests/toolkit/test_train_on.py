@@ -257,6 +257,23 @@ def test_bad_warm_starts() -> None:
         TextClassifier(warm_start="yes").fit(X, Y)
 
 
+def test_a_start_has_its_vectors(tmp_path: Path) -> None:
+    """A file of vectors is for weights that begin anew. A start goes on without one, so another one is refused."""
+    (tmp_path / "some.vec").write_text("good 1 2\nbad 2 1\nfilm 0 1\nday 1 0\n")
+    options = TEXT | {"embedding_dim": 2, "warm_start": True}
+    clf = TextClassifier(**options, vectors=tmp_path / "some.vec").fit(X, Y)
+    clf.save(tmp_path / "model")
+    (tmp_path / "some.vec").unlink()
+    loaded = TextClassifier.load(tmp_path / "model")
+    loaded.set_params(vectors=tmp_path / "some.vec").fit(X, Y).partial_fit(X, Y)  # a saved model says it as a string
+    before = loaded.fitted_
+    for train_on, method in ((loaded.fit, "warm_start"), (loaded.partial_fit, "partial_fit")):
+        loaded.set_params(vectors=tmp_path / "other.vec")
+        with pytest.raises(ValueError, match=f"^{method}: expected vectors='.*some.vec', as the model was .*other.vec"):
+            train_on(X, Y)
+    assert loaded.fitted_ is before
+
+
 def test_a_batch_of_one_class_is_enough_once_classes_are_known() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
