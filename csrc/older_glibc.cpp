@@ -12,8 +12,10 @@ struct stat;
 // Under the versions that they have had on x86-64 since glibc 2.2.5.
 extern "C" int sf_pthread_once(int* once, void (*function)());
 extern "C" int sf_fxstat(int version, int file, struct stat* about);
+extern "C" double sf_log(double x);
 __asm__(".symver sf_pthread_once, pthread_once@GLIBC_2.2.5");
 __asm__(".symver sf_fxstat, __fxstat@GLIBC_2.2.5");
+__asm__(".symver sf_log, log@GLIBC_2.2.5");
 
 // glibc 2.32 has it. Where it is false, std::shared_ptr counts with atomic operations.
 SF_HIDDEN char __libc_single_threaded;
@@ -24,5 +26,8 @@ SF_HIDDEN int pthread_once(int* once, void (*function)()) { return sf_pthread_on
 
 // A macro for __fxstat() until glibc 2.33. 1 is the layout of struct stat on x86-64.
 SF_HIDDEN int fstat(int file, struct stat* about) { return sf_fxstat(1, file, about); }
+
+// glibc 2.29 has a version of it that does not set errno. The numbers are the same.
+SF_HIDDEN double log(double x) { return sf_log(x); }
 
 #endif

@@ -340,14 +340,13 @@ def test_what_was_saved_meanwhile_is_not_replaced(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], models: list[sf.TextClassifier]
 ) -> None:
     """Without locks, the writer that ends later gets an error, and can save again."""
-    learn = sf.TextClassifier.fit
+    learn = sf.TextClassifier._fit
 
-    def meanwhile(self: Any, *arguments: Any, **options: Any) -> Any:
-        fitted = learn(self, *arguments, **options)
+    def meanwhile(self: Any, *arguments: Any, **options: Any) -> None:
+        learn(self, *arguments, **options)
         models[1].save("model")
-        return fitted
 
-    monkeypatch.setattr(sf.TextClassifier, "fit", meanwhile)
+    monkeypatch.setattr(sf.TextClassifier, "_fit", meanwhile)
     assert __main__.main([*TRAIN, "--out", "model"]) == 1
     assert "model: expected a new or empty directory (--overwrite replaces a saved model)" in capsys.readouterr().err
     assert sf.TextClassifier.load("model").epochs == 2

@@ -161,7 +161,9 @@ def test_a_path_must_end_in_json(name: str, tmp_path: Path) -> None:
     """As a saved model says its tokenizer's path as a string, which only the suffix tells from a kind of tokens."""
     if name != ".":
         saved("bpe", tmp_path / name)
-    with pytest.raises(ValueError, match=r"^tokenizer: expected one of .* got .*Path\(.*; for a .* its tokenizer.json$"):
+    with pytest.raises(
+        ValueError, match=r"^tokenizer: expected one of .* got .*Path\(.*; for a .* its tokenizer.json$"
+    ):
         TextClassifier(tokenizer=tmp_path / name, **SMALL).fit(X, Y)
 
 
