@@ -2,6 +2,7 @@
 // as anywhere; this file alone takes the place of what their linker would look for in a later glibc. It is linked into
 // each extension and hidden there. libseqcls does not have it, since a program would take these functions for its own.
 #include <cstddef>  // defines __GLIBC__ where that is the C library
+#include <new>
 
 #if defined(__GLIBC__) && defined(__x86_64__)
 
@@ -29,5 +30,11 @@ SF_HIDDEN int fstat(int file, struct stat* about) { return sf_fxstat(1, file, ab
 
 // glibc 2.29 has a version of it that does not set errno. The numbers are the same.
 SF_HIDDEN double log(double x) { return sf_log(x); }
+
+// GCC 11 calls it where an array is too large; its own library has it since then.
+namespace std {
+[[noreturn]] __attribute__((visibility("hidden"))) void __throw_bad_array_new_length();
+void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+}  // namespace std
 
 #endif

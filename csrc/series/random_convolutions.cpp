@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -118,21 +117,13 @@ void transform_row(const Convolutions& given, const float* x, int64_t steps, int
 void transform(const Convolutions& convolutions, const float* x, const int64_t* lengths, int64_t rows, int64_t steps,
                int threads, float* out) {
   const int64_t features = features_of(convolutions);
-  const auto some = [&](int64_t begin, int64_t end) {
-    std::vector<float> space(static_cast<size_t>(space_for(convolutions, steps)));
-    const int64_t width = convolutions.channels;
-    for (int64_t r = begin; r < end; ++r)
-      transform_row(convolutions, x + r * steps * width, lengths[r], width, space.data(), out + r * features);
-  };
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, rows));
-  // An exception, such as that of missing memory, must not leave a thread, nor this function while one is running.
-  std::vector<std::exception_ptr> errors(static_cast<size_t>(parts));
+  const int64_t space = space_for(convolutions, steps), width = convolutions.channels;
+  std::vector<float> spaces(static_cast<size_t>(parts * space));  // before a thread runs, which thus throws nothing
   const auto part = [&](int64_t p) {
-    try {
-      some(rows * p / parts, rows * (p + 1) / parts);
-    } catch (...) {
-      errors[static_cast<size_t>(p)] = std::current_exception();
-    }
+    for (int64_t r = rows * p / parts; r < rows * (p + 1) / parts; ++r)
+      transform_row(convolutions, x + r * steps * width, lengths[r], width, spaces.data() + p * space,
+                    out + r * features);
   };
   std::vector<std::thread> others;
   others.reserve(static_cast<size_t>(parts));
@@ -144,8 +135,6 @@ void transform(const Convolutions& convolutions, const float* x, const int64_t* 
   part(0);
   for (int64_t p = started; p < parts; ++p) part(p);
   for (std::thread& other : others) other.join();
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
 }
 
 }  // namespace sf::series
