@@ -2,7 +2,7 @@
 // directions; for a cell whose product waits for r, two of each. The kernels are in kernels/stepwise*.cuh.
 #include <type_traits>
 
-#include "stepwise.h"
+#include "host.h"
 #include "../kernels/stepwise_norm.cuh"
 #include "../kernels/stepwise_reset.cuh"
 
@@ -37,12 +37,20 @@ struct StepwiseKernels {
 template <class Base>
 struct StepwiseKernels<Normed<Base>> {
   template <class Math>
+  static void launch(DeviceStream& stream, void (*kernel)(StepwiseArgs), const StepwiseArgs& a) {
+    constexpr int64_t kMaxBlocks = 2048;
+    const auto blocks = static_cast<int>(std::min(a.directions * a.B, kMaxBlocks));
+    stream.launch(
+        kernel, LaunchShape{blocks, kBlockThreads, kRowReduceValues * static_cast<int>(sizeof(typename Math::Compute))},
+        a);
+  }
+  template <class Math>
   static void forward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
-    launch_rows<Math>(stream, norm_forward<Normed<Base>, Math>, a);
+    launch<Math>(stream, norm_forward<Normed<Base>, Math>, a);
   }
   template <class Math>
   static void backward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
-    launch_rows<Math>(stream, norm_backward<Normed<Base>, Math>, a);
+    launch<Math>(stream, norm_backward<Normed<Base>, Math>, a);
   }
 };
 template <>
@@ -65,21 +73,6 @@ struct StepwiseKernels<GruResetBefore> {
   }
 };
 
-// The product of gate n, for a cell whose product waits for r: of the rows of `io.second` with the gate's part of R.
-Product second_product(const Layer& l, int d, bool transposed, StepwiseDirectionArgs& io, const Choice& choice,
-                       DeviceStream& stream) {
-  Product p = step_product(l, choice);
-  p.n = p.k = p.a_stride = p.b_stride = p.c_stride = l.H;
-  p.a = io.second = stream.take(l.B * l.H * size_of(l.dtype));
-  p.b = l.w_hh[d].data + (l.gates - 1) * l.H * l.H * size_of(l.dtype);
-  p.b_transposed = transposed;
-  p.c = stream.take(l.B * l.H * size_of(compute_dtype(l.dtype)));
-  io.second_products = p.c;
-  return p;
-}
-
-}  // namespace
-
 StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
   const CellInfo& info = kCells[l.cell];
   StepwiseArgs a{};
@@ -89,7 +82,6 @@ StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
   a.T = l.T;
   a.beyond_slots = (info.slots + info.resets_first) * l.H;
   a.sums_width = further_sums(info) * l.H;
-  a.gate_width = l.H;
   a.lengths = lengths.lengths;
   a.resets = l.resets;
   a.noise = l.noise;
@@ -104,6 +96,21 @@ StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
   }
   return a;
 }
+
+// The product of gate n, for a cell whose product waits for r: of the rows of `io.second` with the gate's part of R.
+Product second_product(const Layer& l, int d, bool transposed, StepwiseDirectionArgs& io, const Choice& choice,
+                       DeviceStream& stream) {
+  Product p = step_product(l, choice);
+  p.n = p.k = p.a_stride = p.b_stride = p.c_stride = l.H;
+  p.a = io.second = stream.take(l.B * l.H * size_of(l.dtype));
+  p.b = l.w_hh[d].data + (l.gates - 1) * l.H * l.H * size_of(l.dtype);
+  p.b_transposed = transposed;
+  p.c = stream.take(l.B * l.H * size_of(compute_dtype(l.dtype)));
+  io.second_products = p.c;
+  return p;
+}
+
+}  // namespace
 
 void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = f.layer;
@@ -126,7 +133,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     io.h = stream.take(l.B * l.out() * storage);
     io.h_state = drops_state ? stream.take(l.B * l.out() * storage) : io.h;
     io.state = stream.take(l.B * l.H * compute);
-    if (info.norm) io.scratch = stream.take(l.B * l.gates * l.H * compute);
+    if (info.norm) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
     if (info.resets_first) second[d] = second_product(l, d, true, io, choice, stream);
     Product& p = recurrent[d] = step_product(l, choice);
     p.n = (l.gates - info.resets_first) * l.H;
@@ -159,7 +166,6 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin<Math>, cells, a);
     for_chunks(f, l.H, choice, stream, [&](const Chunk& chunk) {
-      if (info.norm) normalise_input(f, chunk, l.H, lengths, stream);
       int64_t steps = 0;  // the chunks of the two directions may differ by a few steps
       for (int d = 0; d < l.directions; ++d) steps = std::max(steps, chunk.end[d] - chunk.begin[d]);
       for (int64_t s = 0; s < steps; ++s) {
@@ -168,7 +174,6 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
           io.projected = chunk.projected[d];
           const bool any = s < chunk.end[d] - chunk.begin[d];
           io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T: no row has this step
-          io.end = io.t + 1;
           stream.multiply(recurrent[d]);
         }
         if constexpr (std::is_same_v<Cell, GruResetBefore>) {
@@ -186,7 +191,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
 }
 
 void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, const ResetCarries& carries,
-                   const Norms& norms, DeviceStream& stream) {
+                   DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
   StepwiseArgs a = stepwise_of(l, lengths);
@@ -204,13 +209,11 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     io.d_c0 = b.d_c0[d];
     io.reset_h = carries.h[d];
     io.reset_c = carries.c[d];
-    io.d_aside = norms.d_aside[d];
-    io.c_statistics = norms.c_statistics[d];
-    if (b.d_further[d].data && !info.norm) {
+    if (b.d_further[d].data) {
       io.sums = stream.take(l.B * a.sums_width * compute);
       stream.zero(io.sums, l.B * a.sums_width * compute);
     }
-    if (info.norm || info.resets_first) io.scratch = stream.take(l.B * l.gates * l.H * compute);
+    if (info.norm || info.resets_first) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
     if (info.resets_first) second[d] = second_product(l, d, false, io, choice, stream);
     io.h = stream.take(l.B * l.gates * l.H * storage);
     io.state = stream.take(l.B * l.out() * compute);
@@ -244,10 +247,7 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin_back<Math>, cells, a);
     for (int64_t s = 0; s < l.T; ++s) {
-      for (int d = 0; d < l.directions; ++d) {
-        a.direction[d].t = d ? s : l.T - 1 - s;
-        a.direction[d].end = a.direction[d].t + 1;
-      }
+      for (int d = 0; d < l.directions; ++d) a.direction[d].t = d ? s : l.T - 1 - s;
       if (l.P) {
         launch_over(stream, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
         for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
@@ -264,7 +264,7 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     }
     launch_over(stream, stepwise_end_back<Cell, Math>, cells, a);
     for (int d = 0; d < l.directions; ++d)
-      if (a.direction[d].sums)
+      if (b.d_further[d].data)
         launch_over(stream, stepwise_end_sums<Math>, l.B * a.sums_width,
                     {a.direction[d].sums, b.d_further[d], l.B, a.sums_width});
   });
