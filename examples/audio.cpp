@@ -5,6 +5,7 @@
 //     build/runtime/audio model.sfm head.bin < in.raw > out.raw
 //
 // model.sfm is an LSTM or GRU of one feature by to_runtime(); head.bin the weights of the linear layer, then its bias.
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -15,7 +16,7 @@
 
 class Effect {
  public:
-  Effect(const char* model_path, const char* head_path, int64_t largest_block) {
+  Effect(const char* model_path, const char* head_path, int64_t largest_block) : largest_block_(largest_block) {
     seqcls_model* model = nullptr;
     check(seqcls_open(model_path, nullptr, &model));
     const std::unique_ptr<seqcls_model, decltype(&seqcls_close)> opened(model, seqcls_close);
@@ -34,13 +35,24 @@ class Effect {
     stream_.reset(stream);
   }
 
-  // The callback: `count` samples, at most the largest block. `out` may be `in`.
+  // The callback, for any number of samples. `out` may be `in`. It is silent where the library refuses the samples.
   void process(const float* in, float* out, int64_t count) noexcept {
+    for (int64_t begin = 0; begin < count; begin += largest_block_)
+      process_block(in + begin, out + begin, std::min(largest_block_, count - begin));
+  }
+
+  void reset() noexcept { seqcls_reset(stream_.get(), -1); }
+
+ private:
+  void process_block(const float* in, float* out, int64_t count) noexcept {
     seqcls_call call = {};
     call.steps = count;
     call.x = in;
     call.out = outputs_.data();
-    if (seqcls_run(stream_.get(), &call)) return;
+    if (seqcls_run(stream_.get(), &call)) {
+      std::fill_n(out, count, 0.0f);
+      return;
+    }
     const size_t width = head_.size() - 1;
     for (int64_t t = 0; t < count; ++t) {
       const float* const h = outputs_.data() + static_cast<size_t>(t) * width;
@@ -50,9 +62,6 @@ class Effect {
     }
   }
 
-  void reset() noexcept { seqcls_reset(stream_.get(), -1); }
-
- private:
   static void check(seqcls_status status) {
     if (status) throw std::runtime_error(seqcls_error());
   }
@@ -62,6 +71,7 @@ class Effect {
   };
   std::unique_ptr<seqcls_stream, Close> stream_;
   std::vector<float> head_, outputs_;
+  const int64_t largest_block_;
 };
 
 int main(int count, char** arguments) try {

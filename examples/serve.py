@@ -53,7 +53,7 @@ def moved(stream: Stream, text: str) -> dict[str, Any]:
             stream.reset()  # its state is NaN from here on
             raise ValueError("message: expected numbers but got NaN, or null; the stream begins anew")
         return {"output": output.tolist()}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         return {"error": str(error)}
 
 
@@ -66,7 +66,7 @@ async def predict(request: Request) -> dict[str, Any]:
         body += part
     try:
         return await run_in_threadpool(predicted, body)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise HTTPException(422, str(error)) from None
 
 

@@ -75,6 +75,11 @@ def add_classifier(about: dict[str, Any], tensors: Tensors, saved: Mapping[str, 
     found = None if threshold is None else {"class": labels.index(threshold["label"]), "value": threshold["value"]}
     about |= {"labels": labels, "decision": {"temperature": saved.get("temperature", 1.0), "threshold": found}}
     encoder = json.loads(saved["encoder"])
+    if encoder["kind"] == "TokenizerFile":
+        raise ValueError(
+            "tokenizer: expected word, char or bpe but got a file of Hugging Face's tokenizers, which only the "
+            "estimator reads"
+        )
     parameters = encoder["parameters"]
     if saved["kind"] == "text":
         about["text"] = {name: parameters[name] for name in ("tokenizer", "lowercase", "normalization", "max_length")}

@@ -165,11 +165,12 @@ class Model:
     def _predicted(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         if not self.is_classifier:
             raise TypeError("predict_proba: expected a classifier but got layers without a head, which have run()")
-        if isinstance(X, str | bytes) or not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
+        if isinstance(X, str | bytes | dict) or not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
             raise TypeError(f"X: expected a list of sequences but got {type(X).__name__}")
         probabilities, columns = np.empty((len(X), self.outputs)), np.empty(len(X), np.int64)
-        if self._text is not None and (len(X) == 0 or isinstance(X[0], str)):
-            self._classify(list(X), probabilities, columns)
+        X = list(X)
+        if self._text is not None and (not X or isinstance(X[0], str)):
+            self._classify(X, probabilities, columns)
             return probabilities, columns
         sequences = [self._sequence(each, index) for index, each in enumerate(X)]
         for begin, batch in _batches(sequences):
@@ -211,8 +212,10 @@ class Model:
             if self.vocabulary:
                 ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")
             else:
+                if np.asarray(given).dtype.kind not in "fiubO":
+                    raise ValueError(f"X[{index}]: expected an array of numbers but got {np.asarray(given).dtype}")
                 ids = np.asarray(given, np.float32 if self._series is None else np.float64)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             if str(error).startswith("X["):
                 raise
             raise ValueError(f"X[{index}]: expected an array of numbers but got what numpy refuses: {error}") from None

@@ -48,7 +48,8 @@ Encoded encoded(const Model& model, const seqcls_texts& call) {
         call.are_normal ? std::string() : texts::normal(given, static_cast<texts::Form>(part.form), part.lowercase);
     const std::string_view normal = call.are_normal ? given : made;
     if (ids) {
-      found.ids.insert(found.ids.end(), ids, ids + call.lengths[i]);
+      const int64_t most = part.max_length ? part.max_length : call.lengths[i];
+      found.ids.insert(found.ids.end(), ids, ids + std::min(call.lengths[i], most));
       ids += call.lengths[i];
     } else {
       model.texts->add_ids(normal, found.ids);
@@ -95,7 +96,8 @@ seqcls_status run_batch(const std::shared_ptr<const Model>& model, const Encoded
 
 }  // namespace
 
-seqcls_status classify(const std::shared_ptr<const Model>& model, const seqcls_texts& call) {
+seqcls_status classify(const std::shared_ptr<const Model>& model, const seqcls_texts& given) {
+  seqcls_texts call = given;
   const auto refuse_call = [](const auto&... words) { refuse(SEQCLS_BAD_ARGUMENT, words...); };
   if (!model->texts) refuse_call("model: expected one that was trained on texts but got another");
   if (call.count < 0 || call.count > kMostTexts)
@@ -106,6 +108,8 @@ seqcls_status classify(const std::shared_ptr<const Model>& model, const seqcls_t
     refuse_call("ids: expected ", call.ids ? "NULL, as the model has a tokenizer, but got a pointer"
                                            : "the ids of the tokens, which are byte pairs, but got NULL");
   if (!call.lengths != !call.ids) refuse_call("lengths: expected a pointer together with ids alone");
+  std::vector<int64_t> lengths;  // read once, as another thread may write to them
+  if (call.lengths) lengths.assign(call.lengths, call.lengths + call.count), call.lengths = lengths.data();
   for (int64_t i = 0, sum = 0; call.ids && i < call.count; ++i)
     if (call.lengths[i] < 0 || (sum += call.lengths[i]) > kMostSteps)
       refuse_call("lengths: expected numbers from 0 on, together at most ", kMostSteps, ", but got ", call.lengths[i],

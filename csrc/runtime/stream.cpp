@@ -35,7 +35,7 @@ Stream::Stream(std::shared_ptr<const Model> model, int64_t rows, int64_t steps)
       steps_(steps),
       memory_(bytes(*model_, rows, steps)),
       at_(*model_, rows, steps, memory_.data()),
-      step_layer_(rows == 1 && about().directions == 1 ? model_->kernels.step_of(model_->layers[0]) : nullptr) {
+      step_layer_(rows == 1 && about().is_streamable() ? model_->kernels.step_of(model_->layers[0]) : nullptr) {
   const Description& d = about();
   char* h_data = at_.h;
   float* c_data = at_.c;

@@ -44,8 +44,10 @@ def open_runtime(folder: str) -> Predictor | None:
     try:
         from ..runtime import Model
 
-        device = json.loads((Path(folder) / "config.json").read_bytes())["parameters"]["device"]
-        if device == "cpu" or (device == "auto" and not _GPU.exists()):
+        parameters = json.loads((Path(folder) / "config.json").read_bytes())["parameters"]
+        device = parameters["device"]
+        # With amp the estimator computes in bfloat16 what the runtime computes in float32.
+        if not parameters["amp"] and (device == "cpu" or (device == "auto" and not _GPU.exists())):
             return Predictor(folder, Model.open(folder))
     except (ImportError, LookupError, OSError, TypeError, ValueError, RecursionError):
         pass

@@ -245,3 +245,19 @@ def test_labels_of_every_kind(tmp_path: Path) -> None:
             assert found is not None
             assert found.dtype == estimator.classes_.dtype
             assert found.tolist() == estimator.classes_.tolist()
+
+
+def test_a_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    """Also one whose name is that of a tokenizer of ours."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    file = tmp_path / "words.json"
+    words.save(str(file))
+    model = sf.TextClassifier(tokenizer=file, epochs=1, verbose=False).fit(["a b", "b a"] * 20, ["x", "y"] * 20)
+    model.save(tmp_path / "model")
+    sentence = "tokenizer: expected word, char or bpe but got a file of Hugging Face's tokenizers"
+    with pytest.raises(ValueError, match=sentence):
+        to_runtime(model, tmp_path / "m.sfm")
+    with pytest.raises(ValueError, match=sentence):
+        PythonModel.open(tmp_path / "model")

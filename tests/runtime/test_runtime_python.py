@@ -162,7 +162,8 @@ def test_errors(tmp_path: Path) -> None:
         ([np.zeros((2, 4))], ValueError, r"X\[0\]: expected an array \(T, 3\) but got \(2, 4\)"),
         ([np.zeros((2, 3)), "x"], TypeError, r"X\[1\]: expected an array of numbers, as the model was not trained"),
         ("x", TypeError, "X: expected a list of sequences but got str"),
-        ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected an array of numbers but got what numpy refuses"),
+        ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected an array of numbers but got <U"),
+        ([[[1, 2, 10**400]]], ValueError, r"X\[0\]: expected an array of numbers but got what numpy refuses"),
     ):  # fmt: skip
         with pytest.raises(kind, match=words):
             model.predict_proba(given)
