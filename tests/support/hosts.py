@@ -33,7 +33,7 @@ class Host:
         meeting = f"is_host={int(self == first)},join_timeout=120,timeout=120"
         command = [
             *inside, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-            "--max-restarts=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={first.address}:{PORT}",
+            "--max-restarts=5", "--rdzv-backend=c10d", f"--rdzv-endpoint={first.address}:{PORT}",
             "--rdzv-id=test", f"--rdzv-conf={meeting}", f"--local-addr={self.address}", *words,
         ]  # fmt: skip
         known = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)]), "OMP_NUM_THREADS": "1"}
