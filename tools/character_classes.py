@@ -16,7 +16,8 @@ MOST, LINE = 0x110000, 120
 TEXT = """\
 // What the words of a text are made of, by code point: each number is the first code point of a range times 8, plus the
 // class of the range. 1: a letter, 2: a mark, 3: a digit; 4 more: of a script that has no spaces between words.
-// Written by tools/character_classes.py. clang-format off
+// Written by tools/character_classes.py.
+// clang-format off
 #pragma once
 
 #include <cstdint>
