@@ -43,9 +43,8 @@ class Loop(NamedTuple):
 
 def object_of(isa: str) -> Path | None:
     """The kernels of an instruction set, as built last; None if they were not built here."""
-    places = [ROOT / "build/arm" / f"kernels_{isa}.o", *(ROOT / "build/temp" / isa).rglob("kernels.o")]
-    found = [path for path in places if path.exists()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = ROOT / ("build/arm" if isa.startswith("neon") else "build/temp") / f"kernels_{isa}.o"
+    return found if found.exists() else None
 
 
 def functions(path: Path, isa: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:

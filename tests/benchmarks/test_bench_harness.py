@@ -354,7 +354,7 @@ def test_loops_of_a_product() -> None:
 def test_instructions_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if instructions.shutil.which("valgrind"):
         assert "not built here" in instructions.missing(tmp_path)
-        objects = tmp_path / "build/temp/avx2/kernels.o"
+        objects = tmp_path / "build/temp/kernels_avx2.o"
         for file in (tmp_path / "csrc/cpu/kernels/a.h", tmp_path / "csrc/core/b.h", objects):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
