@@ -56,7 +56,7 @@ def to_runtime(model: Any, path: str | os.PathLike[str], dtype: str = "float32")
     arrays = {name: _as_array(name, tensor, dtype) for name, tensor in tensors.items()}
     fitted = getattr(model, "fitted_", None)
     if fitted is not None:
-        add_classifier(about, arrays, _saved(fitted))
+        add_classifier(about, arrays, fitted.config())
     content = packed_file({"dtype": dtype} | about, arrays)
     with replacing(Path(path)) as written:
         written.write_bytes(content)
@@ -75,8 +75,9 @@ def _described(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "alone, but got one with it"
             )
         return _classifier(model)
-    if fitted is not None and isinstance(_network(fitted), SequenceClassifier):
-        return _classifier(_network(fitted))
+    network = getattr(fitted, "network", None)
+    if isinstance(network, SequenceClassifier):
+        return _classifier(network)
     if isinstance(model, RecurrentCell | nn.RNNCellBase):
         raise TypeError(f"model: expected a layer, whose steps the runtime can run, but got {type(model).__name__}")
     raise TypeError(
@@ -135,25 +136,6 @@ def _classifier(model: SequenceClassifier) -> tuple[dict[str, Any], dict[str, Te
     if model.convolutions is not None:
         about["convolutions"] = model.convolutions.convolutions.sizes
     return about, tensors
-
-
-def _network(fitted: Any) -> Any:
-    return getattr(fitted.model, "_orig_mod", fitted.model)  # not what torch.compile() wraps around it
-
-
-def _saved(fitted: Any) -> dict[str, Any]:
-    """What save() would write of a fitted classifier, by the names of config.json."""
-    convolutions, threshold = _network(fitted).convolutions, fitted.threshold
-    return {
-        "kind": fitted.inputs.kind, "parameters": fitted.parameters, "encoder": fitted.encoder.to_json(),
-        "classes": [_label(label) for label in fitted.classes.tolist()], "temperature": fitted.temperature,
-        "threshold": None if threshold is None else {"label": _label(threshold.label), "value": threshold.value},
-        "convolutions": None if convolutions is None else convolutions.convolutions.sizes,
-    }  # fmt: skip
-
-
-def _label(label: Any) -> Any:
-    return {"tuple": [_label(part) for part in label]} if isinstance(label, tuple) else label
 
 
 def _as_array(name: str, tensor: Tensor, dtype: str) -> NDArray[Any]:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._labels import as_array
+
 __all__ = ["Tensors", "add_classifier", "as_labels", "packed_file", "tensor_of"]
 
 Tensors = dict[str, NDArray[Any]]  # float32, bfloat16 as its bits in uint16, or bytes
@@ -102,15 +104,7 @@ def add_classifier(about: dict[str, Any], tensors: Tensors, saved: Mapping[str, 
 
 def as_labels(values: list[Any]) -> NDArray[Any]:
     """The labels of the classes, as the estimator's ``classes_`` has them, from their JSON."""
-    labels = [_label(value) for value in values]
-    if len({type(label) for label in labels}) == 1 and type(labels[0]) in (bool, int, float, str):
-        array = np.array(labels)
-        if array.tolist() == labels and array.dtype.kind in "biufU":  # false for 2**64 and for "a\0"
-            return array
-    found = np.empty(len(labels), dtype=object)
-    for index, label in enumerate(labels):  # assigning all at once would take tuples apart
-        found[index] = label
-    return found
+    return as_array([_label(value) for value in values])
 
 
 def _label(value: Any) -> Any:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["FIRST", "BytePairs", "byte_pairs", "cut", "normal", "refuse_surrogates", "spaced"]
+__all__ = ["FIRST", "BytePairs", "byte_pairs", "cut", "lone_surrogate", "normal", "refuse_surrogates", "spaced"]
 
 FIRST = 2  # the id of the first token; 0 is padding, 1 an unknown token
 _LONGEST = 1024  # characters; longer chunks are cut, since tokenizers take time in proportion to the square
@@ -21,13 +21,19 @@ def normal(text: str, form: str | None, lowercase: bool) -> str:
     return text.lower() if lowercase else text
 
 
-def refuse_surrogates(text: str, name: str) -> None:
-    """Raises a ValueError for a lone surrogate: half of a character in UTF-16, which a str can hold."""
+def lone_surrogate(text: str) -> tuple[str, int] | None:
+    """The first lone surrogate, half of a character in UTF-16, which a str can hold; its name, and where it is."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {half}, at {error.start}") from None
+        return f"U+{ord(text[error.start]):04X}", error.start
+    return None
+
+
+def refuse_surrogates(text: str, name: str) -> None:
+    """Raises a ValueError for a lone surrogate."""
+    if found := lone_surrogate(text):
+        raise ValueError(f"{name}: expected Unicode text but got a lone surrogate, {found[0]}, at {found[1]}")
 
 
 def spaced(text: str) -> list[str]:

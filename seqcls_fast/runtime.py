@@ -212,9 +212,10 @@ class Model:
             if self.vocabulary:
                 ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")
             else:
-                if np.asarray(given).dtype.kind not in "fiubO":
-                    raise ValueError(f"X[{index}]: expected an array of numbers but got {np.asarray(given).dtype}")
-                ids = np.asarray(given, np.float32 if self._series is None else np.float64)
+                found = np.asarray(given)
+                if found.dtype.kind not in "fiubO":
+                    raise ValueError(f"X[{index}]: expected an array of numbers but got {found.dtype}")
+                ids = np.asarray(found, np.float32 if self._series is None else np.float64)
         except (ValueError, TypeError, OverflowError) as error:
             if str(error).startswith("X["):
                 raise

@@ -203,7 +203,7 @@ def _model(
 def _copy(start: Fitted, parameters: Mapping[str, Any], seed: int) -> SequenceClassifier:
     """A model with the weights of another one, without random convolutions, and with the dropout of ``parameters``."""
     model = make_model(start.inputs, parameters, start.encoder, len(start.classes), seed)
-    weights = getattr(start.model, "_orig_mod", start.model).state_dict()
+    weights = start.network.state_dict()
     model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("convolutions.")})
     return model
 

@@ -218,19 +218,28 @@ class Fitted:
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str], card: str) -> None:
-        """Writes a folder that :meth:`load` reads, whole or not at all. ``card`` is the text of its model card."""
-        config = {
+    @property
+    def network(self) -> SequenceClassifier:
+        """The model, not what torch.compile() wraps around it."""
+        found: SequenceClassifier = getattr(self.model, "_orig_mod", self.model)
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """What was learned beside the weights, in types of JSON."""
+        return {
             "kind": self.inputs.kind, "version": __version__, "parameters": parameters_to_json(self.parameters),
             "classes": labels.to_json(self.classes), "encoder": self.encoder.to_json(),
             "history": self.history, "best_epoch": self.best_epoch, "seed": self.seed, "data": self.data,
             "validation_report": self.validation_report,
-            "convolutions": None if self.model.convolutions is None else self.model.convolutions.convolutions.sizes,
+            "convolutions": None if self.network.convolutions is None else self.network.convolutions.convolutions.sizes,
             "temperature": calibration.checked_temperature(self.temperature),
             "threshold": None if self.threshold is None else self.threshold.to_json(),
         }  # fmt: skip
-        model = getattr(self.model, "_orig_mod", self.model)  # not what torch.compile() wraps around it
-        tensors = {f"model.{name}": t.detach().float().cpu() for name, t in model.state_dict().items()}
+
+    def save(self, folder: str | os.PathLike[str], card: str) -> None:
+        """Writes a folder that :meth:`load` reads, whole or not at all. ``card`` is the text of its model card."""
+        config = self.config()
+        tensors = {f"model.{name}": t.detach().float().cpu() for name, t in self.network.state_dict().items()}
         for name, values in vars(self.seen).items():
             tensors[f"seen.{name}"] = torch.tensor(sorted(values), dtype=torch.int64)
         if self.baseline is not None:

@@ -184,8 +184,8 @@ def test_classifiers(ids: bool, pooling: str, bidirectional: bool, dtype: str, c
     equal(stream.run(x.numpy())["logits"], logits(slice(None), [T] * B))
     if not runtime.info.is_streamable:  # a row alone, of one step and after a call with lengths
         for single in (runtime.stream(1, 1), runtime.stream(1, T)):
-            if single.run(x.numpy()[:1, :1], [0])["logits"].shape == (1, 4):
-                equal(single.run(x.numpy()[:1, :1])["logits"], logits(slice(1), [1]))
+            single.run(x.numpy()[:1, :1], [0])
+            equal(single.run(x.numpy()[:1, :1])["logits"], logits(slice(1), [1]))
         equal(runtime.stream(1, 1).run(x.numpy()[:1, :1])["logits"], logits(slice(1), [1]))
         return
     stream, single = runtime.stream(B, 3), runtime.stream(1, 1)

@@ -261,3 +261,10 @@ def test_a_tokenizer_file_is_refused(tmp_path: Path) -> None:
         to_runtime(model, tmp_path / "m.sfm")
     with pytest.raises(ValueError, match=sentence):
         PythonModel.open(tmp_path / "model")
+
+
+def test_labels_that_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="can be used but not saved"):
+        model = sf.SeriesClassifier(hidden_size=3, epochs=1, **PLAIN_SERIES).fit(waves(0, 40)[0], [b"a", b"b"] * 20)
+    with pytest.raises(ValueError, match="expected labels that are numbers, strings or tuples but got"):
+        to_runtime(model, tmp_path / "m.sfm")

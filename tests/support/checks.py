@@ -301,6 +301,10 @@ def compare(
 def check(case: Case, impl: str) -> None:
     found, wanted = measured(case, impl), expected(case)
     compare(found, wanted, case, impl, sensitivity(case))
+    check_padding(found, case)
+
+
+def check_padding(found: Named, case: Case) -> None:
     beyond = padding(build(case).lengths, case.T)
     if beyond is not None:
         for name in {"output", "d x"} & found.keys():

@@ -55,20 +55,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             for space in spaces:
                 ip("netns", "add", space)
                 made.append(space)
-            ip(
-                "link",
-                "add",
-                devices[0],
-                "netns",
-                spaces[0],
-                "type",
-                "veth",
-                "peer",
-                "name",
-                devices[1],
-                "netns",
-                spaces[1],
-            )
+            cable = ["type", "veth", "peer", "name", devices[1], "netns", spaces[1]]
+            ip("link", "add", devices[0], "netns", spaces[0], *cable)
             for number, (space, device) in enumerate(zip(spaces, devices, strict=True), 1):
                 ip("-n", space, "addr", "add", f"10.77.0.{number}/24", "dev", device)
                 ip("-n", space, "link", "set", "lo", "up")

@@ -66,11 +66,8 @@ def missing(value: Any) -> bool:
     """Whether a value is missing: None, NaN, or pandas.NA and pandas.NaT."""
     try:
         return value is None or bool(value != value)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # pandas.NA is neither equal to itself nor unequal; an array is several values
+    except (TypeError, ValueError, RuntimeError):
+        # pandas.NA is neither equal to itself nor unequal; an array is several values
         return not hasattr(value, "__len__")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._labels import as_array
 from .._terminal import kind_of, shown
 from .columns import items, missing
 
@@ -78,19 +79,6 @@ def doubts(classes: np.ndarray) -> list[str]:
     except ValueError as error:
         found.append(f"y: the model can be used but not saved: {error}")
     return found
-
-
-def as_array(labels: Sequence[Any]) -> np.ndarray:
-    """An array of numbers or strings if all labels have that type, else of objects."""
-    kinds = {type(label) for label in labels}
-    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
-        array = np.array(labels)
-        if array.tolist() == list(labels) and array.dtype.kind in "biufU":  # false for 2**64 and for "a\0"
-            return array
-    array = np.empty(len(labels), dtype=object)
-    for index, label in enumerate(labels):  # assigning all at once would take tuples apart
-        array[index] = label
-    return array
 
 
 def to_targets(labels: Sequence[Any], classes: np.ndarray, name: str = "y", hint: str = "") -> Tensor:

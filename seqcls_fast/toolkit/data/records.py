@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from ..._texts import lone_surrogate
 from .._terminal import did_you_mean, escaped, shown
 from .errors import DataError
 
@@ -179,11 +180,8 @@ def _check_text(value: Any, column: str) -> None:
 
 
 def _check_unicode(value: str, column: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(value[error.start]):04X}"
-        raise ValueError(f"expected Unicode text in {shown(column)} but got a lone surrogate, {half}") from None
+    if found := lone_surrogate(value):
+        raise ValueError(f"expected Unicode text in {shown(column)} but got a lone surrogate, {found[0]}")
 
 
 def _check_label(value: Any, column: str) -> None:
