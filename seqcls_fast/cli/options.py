@@ -73,7 +73,12 @@ class TrainOptions:
     @property
     def files(self) -> list[str]:
         """The files that parameters name, where they are there; fit() says what is wrong with others."""
-        named = [self.parameters.get(name) for name in ("vectors", "tokenizer")]
+        from ..toolkit.data.vectors import words_beside
+
+        vectors = self.parameters.get("vectors")
+        named = [vectors, self.parameters.get("tokenizer")]
+        if isinstance(vectors, str) and vectors.lower().endswith(".npy"):
+            named.append(str(words_beside(vectors)))
         return [path for path in named if isinstance(path, str) and Path(path).suffix and os.path.isfile(path)]
 
     def replace(self, **fields: Any) -> TrainOptions:

@@ -39,8 +39,11 @@ Learn = Callable[[TrainOptions, Callable[[list[dict[str, Any]]], bool]], Any]
 
 
 def searched_parameters(asked: TrainOptions) -> list[str]:
-    """The parameters of the search that neither the command line nor --config gives."""
-    found = [name for name in (RATE, *SPACE) if name in asked.parameters and name not in asked.given]
+    """The parameters of the search that neither the command line, --config nor a file of vectors gives."""
+    fixed = set(asked.given)
+    if asked.parameters.get("vectors") is not None:
+        fixed.add("embedding_dim")  # the file has vectors of one width
+    found = [name for name in (RATE, *SPACE) if name in asked.parameters and name not in fixed]
     if not found:
         raise UsageError("--search: expected a parameter left to choose, but all that it searches are given")
     return found
@@ -115,7 +118,7 @@ def run(
             history = estimator.history_
             row |= {"epochs": len(history), rule.name: _held_out(estimator, chosen["metric"])}
             row["ended"] = "complete" if len(history) == epochs else "patience"
-            if rule.stops(history):  # worse than the median, and so never the best
+            if rule.stops(history):
                 row["ended"] = "stopped"
             if best is None or _rank(rule, row) < _rank(rule, best[0]):
                 best = row, estimator
@@ -151,10 +154,12 @@ def _output_of_trial(chosen: dict[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def _rank(rule: MedianRule, row: dict[str, Any]) -> tuple[bool, float, int]:
-    """A key that sorts the best trial first, and those that diverged last."""
+def _rank(rule: MedianRule, row: dict[str, Any]) -> tuple[int, float, int]:
+    """A key that sorts the best trial first, then those that were stopped, which are not trained to the end, and those
+    that diverged last."""
     value = row[rule.name]
-    return value is None, 0.0 if value is None else rule.sign * value, row["trial"]
+    order = {"stopped": 1, "diverged": 2}.get(row["ended"], 0)
+    return order, 0.0 if value is None else rule.sign * value, row["trial"]
 
 
 def _outcome(row: dict[str, Any], name: str) -> str:

@@ -109,7 +109,8 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         Args:
             X, y: sequences and their labels, or the ``pathlib.Path`` of a file with both; not a Stream.
             classes: all labels that may ever come; needed in the first call alone.
-            sample_weight: the weight of each sequence, beside the others of this call.
+            sample_weight: the weight of each sequence, beside the others of this call. The same holds for
+                ``class_weight``, which so changes nothing in a call with sequences of one class.
 
         Example::
 

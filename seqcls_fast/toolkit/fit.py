@@ -201,7 +201,15 @@ def _model(
 
 
 def _copy(start: Fitted, parameters: Mapping[str, Any], seed: int) -> SequenceClassifier:
-    """A model with the weights of another one, without random convolutions, and with the dropout of ``parameters``."""
+    """A model with the weights of another one, without random convolutions, and with the dropout of ``parameters``.
+
+    fit() fits random convolutions anew. Where ``parameters`` ask for none, those of the other model would be lost.
+    """
+    if start.network.convolutions is not None and not parameters["convolutions"]:
+        raise ValueError(
+            "convolutions: expected more than 0, as the model that is trained on has random convolutions beside its "
+            "network, but got 0; a new estimator begins anew"
+        )
     model = make_model(start.inputs, parameters, start.encoder, len(start.classes), seed)
     weights = start.network.state_dict()
     model.load_state_dict({name: each for name, each in weights.items() if not name.startswith("convolutions.")})

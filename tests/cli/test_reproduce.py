@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -424,3 +425,15 @@ def test_the_file_of_vectors_must_be_the_same(tmp_path: Path, capsys: pytest.Cap
     vectors.write_text("good 1 2 3\nbad 3 2 2\nfilm 0 0 1\nday 0 1 0\n")
     words = refused(capsys, "reproduce", tmp_path / "model")
     assert "some.vec: expected the file that the model was trained with, of SHA-256" in words
+
+
+def test_the_words_of_an_array_of_vectors_must_be_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, vectors, names = write(tmp_path / "data.csv"), tmp_path / "some.npy", tmp_path / "some.words"
+    np.save(vectors, np.eye(4, 3, dtype=np.float32))
+    names.write_text("good\nbad\nfilm\nday\n")
+    small = ["--hidden-size", "8", "--embedding-dim", "3", "--epochs", "2", "--vectors", vectors]
+    assert run("train", data, *small, "--out", tmp_path / "model") == 0
+    assert answer_of(capsys, 0, tmp_path / "model")[0]["weights"]["equal"]
+    names.write_text("bad\ngood\nfilm\nday\n")
+    words = refused(capsys, "reproduce", tmp_path / "model")
+    assert "some.words: expected the file that the model was trained with, of SHA-256" in words

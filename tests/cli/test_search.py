@@ -253,6 +253,27 @@ def test_the_best_trial_is_kept_and_rule_are_stopped(capsys: pytest.CaptureFixtu
     assert shown[7].split()[:4] == ["4", "-", "0", "diverged"]
 
 
+def test_a_stopped_trial_never_wins() -> None:
+    script = Script([5.0] * 6, [4.0] * 6, [3.0] * 6, [9.0] * 6)
+
+    def learn(options: TrainOptions, stop: Callable[[list[dict[str, Any]]], bool]) -> Any:
+        found = script(options, stop)
+        if found.number == 4:  # a wide part made the stopped trial's whole model the best one
+            found.validation_report_["log_loss"] = 0.5
+        return found
+
+    best, _, table = search.run(learn, asked(), SEARCHED, 100, 4)
+    assert [(row["trial"], row["ended"]) for row in table["trials"]] == [
+        (3, "complete"), (2, "complete"), (1, "complete"), (4, "stopped"),
+    ]  # fmt: skip
+    assert best.number == table["saved"] == 3
+
+
+def test_vectors_fix_the_width_of_the_embedding() -> None:
+    assert "embedding_dim" in search.searched_parameters(asked())
+    assert "embedding_dim" not in search.searched_parameters(asked(vectors="some.vec"))
+
+
 def test_larger_shares_are_better() -> None:
     script = Script([0.5] * 6, [0.9] * 6, [0.7] * 6)
     best, _, table = search.run(script, asked(metric="accuracy"), SEARCHED, 100, 3)

@@ -172,6 +172,17 @@ def test_series_must_have_the_features_of_the_first_call() -> None:
         clf.partial_fit([np.zeros((4, 3))], [0])
 
 
+def test_random_convolutions_are_not_lost() -> None:
+    series, labels = waves(0, 40)
+    clf = SeriesClassifier(**SERIES | {"convolutions": 100}).fit(series, labels)
+    before = clf.fitted_
+    clf.set_params(convolutions=0, warm_start=True)
+    for train_on in (clf.fit, clf.partial_fit):
+        with pytest.raises(ValueError, match=r"^convolutions: expected more than 0, as the model .* but got 0; a new"):
+            train_on(series, labels)
+    assert clf.fitted_ is before
+
+
 # -- warm_start -------------------------------------------------------------------------------------------------------
 
 

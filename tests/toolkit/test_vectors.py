@@ -35,7 +35,8 @@ def read(path: str) -> dict[str, list[float]]:
     "content",
     [
         GOOD, "2 3\n" + GOOD, "2 3\r\ngood 1 2 3 \r\nbad 4 5 6 \r\n", "good\t1\t2\t3\nbad\t4\t5\t6",
-        "\ufeff" + GOOD, GOOD + ". . . 7 8 9\n", GOOD + "\n\n", "Bad 0 0 0\n" + GOOD, "2 3\nGood 1 2 3\nBAD 4 5 6\n",
+        "\ufeff" + GOOD, GOOD + ". . . 7 8 9\n", "good  1 2  3\nbad 4 5\t\t6\n. . .  7 8 9\n",
+        GOOD + "\n\n", "Bad 0 0 0\n" + GOOD, "2 3\nGood 1 2 3\nBAD 4 5 6\n",
     ],
 )  # fmt: skip
 def test_text_files(content: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..._files import open_regular
 from .._terminal import escaped, shown
 from .errors import DataError
 
-__all__ = ["SUFFIXES", "check_vectors", "read_vectors"]
+__all__ = ["SUFFIXES", "check_vectors", "read_vectors", "words_beside"]
 
 SUFFIXES = (".vec", ".txt", ".npy")
 _WORDS = ".words"  # the suffix of the list of words beside an array
@@ -61,9 +61,9 @@ def read_vectors(path: Name, words: Collection[str], width: int, normal: Callabl
             if word in exact:
                 again[word] = None
             else:
-                exact[word] = _numbers(values, where)
+                exact[word] = _numbers(values, width, where)
         elif (other := normal(word)) in words and other not in alike:
-            alike[other] = _numbers(values, where)
+            alike[other] = _numbers(values, width, where)
     found = alike | exact
     if not found:
         raise DataError(
@@ -82,6 +82,11 @@ def check_vectors(path: Name, width: int) -> None:
     """Raises an error for a file that is missing, of another format or of another width, without reading all of it."""
     for _ in _rows(path, width):
         return
+
+
+def words_beside(path: Name) -> Path:
+    """The file with the words of an array of vectors."""
+    return Path(path).with_suffix(_WORDS)
 
 
 def _rows(path: Name, width: int) -> Iterator[tuple[str, str, Any]]:
@@ -103,7 +108,7 @@ def _from_text(path: Path, width: int) -> Iterator[tuple[str, str, Any]]:
     promised: int | None = None
     count, number = 0, 0
     for number, line in _lines(path):
-        fields = line.count(b" ")  # numbers, where the word has no space
+        fields = line.count(b" ")  # numbers, where neither the word has a space nor two stand together
         if number == 1:
             first = line.split()
             if len(first) == 2 and all(each.isdigit() for each in first):
@@ -114,9 +119,8 @@ def _from_text(path: Path, width: int) -> Iterator[tuple[str, str, Any]]:
                 _check_width(path, _numbers_at_end(line), width)
         where = f"line {number} of {escaped(path)}"
         if fields < width:
-            cut = "; is the file cut off?"
-            raise DataError(f"vectors: expected a word and {width} numbers in {where} but got {fields} numbers{cut}")
-        word, *values = line.split(b" ", 1) if fields == width else line.rsplit(b" ", width)
+            raise _other_count(fields, width, where)
+        word, *values = line.split(b" ", 1) if fields == width else line.rsplit(None, width)
         count += 1
         yield where, _decoded(word, where), b" ".join(values)
     if promised is not None and count != promised:
@@ -126,9 +130,14 @@ def _from_text(path: Path, width: int) -> Iterator[tuple[str, str, Any]]:
         )
 
 
+def _other_count(got: int, width: int, where: str) -> DataError:
+    words = f"vectors: expected a word and {width} numbers in {where} but got {got} numbers"
+    return DataError(f"{words}; is the file cut off?")
+
+
 def _numbers_at_end(line: bytes) -> int:
     """How many fields of a line are numbers, from the last one on; not the first field, which is part of a word."""
-    fields = line.split(b" ")[1:]
+    fields = line.split()[1:]
     for count, field in enumerate(reversed(fields)):
         try:
             float(field)
@@ -138,7 +147,7 @@ def _numbers_at_end(line: bytes) -> int:
 
 
 def _from_array(path: Path, width: int) -> Iterator[tuple[str, str, Any]]:
-    beside = path.with_suffix(_WORDS)
+    beside = words_beside(path)
     _opened(path).close()
     if not beside.exists():
         raise FileNotFoundError(
@@ -210,7 +219,7 @@ def _check_width(path: Path, got: int, width: int) -> None:
         )
 
 
-def _numbers(values: Any, where: str) -> Vector:
+def _numbers(values: Any, width: int, where: str) -> Vector:
     try:
         with np.errstate(over="ignore"):
             found = np.array([float(each) for each in values.split()] if isinstance(values, bytes) else values)
@@ -218,6 +227,8 @@ def _numbers(values: Any, where: str) -> Vector:
     except ValueError as error:
         got = escaped(str(error).rpartition(": ")[2].removeprefix("b"), 60)
         raise DataError(f"vectors: expected numbers in {where} but got {got}") from None
+    if len(vector) != width:
+        raise _other_count(len(vector), width, where)
     if not np.isfinite(vector).all():
         got = str(found[~np.isfinite(vector)][0])
         raise DataError(f"vectors: expected finite numbers in {where} but got {got}")
