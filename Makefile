@@ -291,7 +291,7 @@ wheels: setup $(VENV)/.wheels ## wheels for x86-64 Linux and each CPython that i
 # MATRIX="--pairs 3.13-2.14.1" chooses. It goes on where it was interrupted.
 MATRIX ?=
 matrix: setup ## the wheels of dist/ with eight pairs of Python and torch, one at a time (an hour; each torch takes 5 GB)
-	$(PY) tools/matrix.py --have $(WITH_TORCH) --tests $(RELEASE_TESTS) --wheels $(WHEEL_OUT) $(MATRIX)
+	$(PY) tools/matrix.py --have $(WITH_TORCH) --needs $(RELEASE_NEEDS) --tests $(RELEASE_TESTS) --wheels $(WHEEL_OUT) $(MATRIX)
 
 sdist: $(VENV)/.torch ## the source distribution, into dist/
 	mkdir -p build

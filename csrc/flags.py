@@ -26,8 +26,6 @@ FLAGS = [
 ]
 COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 HAVE_COMPILER = sys.platform != "win32" and shutil.which(COMPILER[0]) is not None
-# For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
-# convert between types need the vectorizer, which GCC uses little at -O2.
 # What it compiles for, which is another machine where it is a cross compiler.
 TARGET = subprocess.run(
     [*COMPILER, "-dumpmachine"], capture_output=True, text=True, check=False
@@ -35,6 +33,8 @@ TARGET = subprocess.run(
 GNU = HAVE_COMPILER and "Free Software Foundation" in subprocess.run(
     [*COMPILER, "--version"], capture_output=True, text=True, check=False
 ).stdout  # fmt: skip
+# For the kernels. Their inner loops are written with vectors, so that -O3 would only unroll others; but the loops that
+# convert between types need the vectorizer, which GCC uses little at -O2.
 VECTORIZE = ["-ftree-vectorize", "-fvect-cost-model=dynamic"] if GNU else []
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+VERSION = runpy.run_path(str(ROOT / "seqcls_fast/_version.py"))["__version__"]
 RELEASES = ("3.10", "3.11", "3.12", "3.13")
 PLATFORM = "manylinux_2_28"  # that of torch's own wheels
 OF_TORCH = ("libc10", "libtorch")  # libraries that torch has in memory before ours are loaded
@@ -59,6 +60,16 @@ def interpreter(release: str) -> Path | None:
         if done.returncode == 0 and done.stdout.split() == ["cpython", release]:
             return Path(candidate)
     return None
+
+
+def wheel_of(release: str, folder: Path) -> Path:
+    """The wheel of this version for a release of CPython; wheels of other versions may lie beside it."""
+    found = sorted(folder.glob(f"seqcls_fast-{VERSION}-{tag_of(release)}-*-{PLATFORM}_*.whl"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found or sorted(folder.glob("*.whl"))) or "none"
+        raise SystemExit(f"{folder}: expected one wheel of version {VERSION} for CPython {release}, as `make wheels` "
+                         f"leaves it, but got {names}")  # fmt: skip
+    return found[0]
 
 
 def workshop(release: str, python: Path) -> Path:
@@ -178,22 +189,17 @@ def build_all(releases: list[str] | None, eager_for: list[str], out: Path) -> No
 
 def test_all(releases: list[str] | None, with_torch: list[str], tests: list[str], out: Path) -> None:
     """Uses the wheel of each Python. What an interpreter with torch writes, those without torch read."""
-    folder, paths = WORK / "models", sorted(out.glob("seqcls_fast-*-manylinux*.whl"))
-    wheels = {path.name.split("-")[2]: path for path in paths}
-    here = found_here(releases)
-    if missing := [release for release in here if tag_of(release) not in wheels]:
-        raise SystemExit(
-            f"{out}: expected wheels for CPython {', '.join(missing)} but got {', '.join(wheels) or 'none'}"
-        )
+    folder, here = WORK / "models", found_here(releases)
+    wheels = {release: wheel_of(release, out) for release in here}
     question = "import sys, torch; print('%d.%d' % sys.version_info[:2])"
     of_release = {python: run(python, "-c", question).strip() for python in with_torch}
     for python, release in of_release.items():
         if release in here:
-            print(run(python, "tools/wheel_test.py", wheels[tag_of(release)], folder, *tests), end="", flush=True)
+            print(run(python, "tools/wheel_test.py", wheels[release], folder, *tests), end="", flush=True)
     libraries = os.pathsep.join(str(torch / "lib") for torch in torch_here())
     for release in sorted(set(here) - set(of_release.values())):
         python = workshop(release, here[release])
-        print(run(python, "tools/wheel_test.py", wheels[tag_of(release)], folder, LD_LIBRARY_PATH=libraries), end="")
+        print(run(python, "tools/wheel_test.py", wheels[release], folder, LD_LIBRARY_PATH=libraries), end="")
 
 
 def main() -> None:

@@ -1259,6 +1259,7 @@ BUILD = [
     Mutant("fstat of a later glibc", "csrc/older_glibc.cpp", "SF_HIDDEN int fstat(", "SF_HIDDEN int sf_fstat("),
     Mutant("kernels per Python", "setup.py", 'parts.append((self.shared / f"k', 'parts.append((self.of_python / f"k'),
     Mutant("a failed pair has passed", "tools/matrix.py", 'or not before["passed"]', ""),
+    Mutant("a wheel of any version", "tools/wheels.py", "seqcls_fast-{VERSION}-", "seqcls_fast-*-"),
     Mutant("an earlier wheel counts", "tools/wheels.py", "(out / name).unlink(missing_ok=True)", "pass"),
 ]
 

@@ -27,10 +27,13 @@ Usage = namedtuple("Usage", "free")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="wheels are built here on Linux alone")
 
 
-def made(folder: Path, *modules: str, tag: str = TAG, platform: str = "linux_x86_64", more: str = "") -> Path:
+def made(
+    folder: Path, *modules: str, tag: str = TAG, platform: str = "linux_x86_64", more: str = "",
+    version: str = wheels.VERSION,
+) -> Path:  # fmt: skip
     """A wheel with the package's Python files and with modules that are empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"seqcls_fast-0.1.0-{tag}-{tag}-{platform}.whl"
+    wheel = folder / f"seqcls_fast-{version}-{tag}-{tag}-{platform}.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         for pattern in ("*.py", "*.pyi", "py.typed"):
             for path in PACKAGE.rglob(pattern):
@@ -126,10 +129,25 @@ def test_a_build_needs_a_compiler_and_disk(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_only_a_wheel_for_the_running_python_is_tried(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=rf"expected a wheel for CPython {HERE} but got seqcls_fast-0\.1\.0-cp34-"):
+    with pytest.raises(SystemExit, match=rf"expected a wheel for CPython {HERE} but got seqcls_fast-.*-cp34-"):
         wheel_test.try_out(made(tmp_path, tag="cp34"), tmp_path, [])
-    with pytest.raises(SystemExit, match=rf"expected wheels for CPython {HERE} but got cp34"):
+    with pytest.raises(
+        SystemExit, match=rf"one wheel of version .* for CPython {HERE}, .* but got seqcls_fast-.*-cp34-"
+    ):
         wheels.test_all([HERE], [], [], made(tmp_path / "out", tag="cp34", platform="manylinux_2_28_x86_64").parent)
+
+
+def test_only_the_wheel_of_this_version_is_taken(tmp_path: Path) -> None:
+    mine = made(tmp_path, platform="manylinux_2_28_x86_64")
+    for version in ("0.0.9", "99.0"):
+        made(tmp_path, platform="manylinux_2_28_x86_64", version=version)
+    assert wheels.wheel_of(HERE, tmp_path) == mine
+    made(tmp_path, platform="manylinux_2_28_aarch64")
+    with pytest.raises(SystemExit, match=r"expected one wheel of version .*_aarch64\.whl, .*_x86_64\.whl$"):
+        wheels.wheel_of(HERE, tmp_path)
+    mine.unlink()
+    with pytest.raises(SystemExit, match=r"expected one wheel of version .* but got none$"):
+        wheels.wheel_of(HERE, tmp_path / "empty")
 
 
 def test_a_program_prints_its_sentence_alone() -> None:
@@ -180,7 +198,7 @@ def test_what_the_matrix_refuses(pairs: list[str], tmp_path: Path, monkeypatch: 
     with pytest.raises(SystemExit, match=rf"{pairs[0]}: expected 8192 MiB of free disk but got 5$"):
         matrix.main()
     monkeypatch.setattr(matrix, "PAIRS", ("3.4-2.11.0",))
-    with pytest.raises(SystemExit, match=r"expected one wheel for CPython 3\.4, as `make wheels` leaves it, but got 0"):
+    with pytest.raises(SystemExit, match=r"for CPython 3\.4, as `make wheels` leaves it, but got seqcls_fast-.*\.whl$"):
         matrix.main()
     made(tmp_path, tag="cp34", platform="manylinux_2_28_x86_64")
     with pytest.raises(SystemExit, match=r"3\.4-2\.11\.0: expected CPython 3\.4 on the PATH or in pyenv"):
