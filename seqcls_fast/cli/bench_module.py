@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,8 @@ from .shared import UsageError, median_seconds, print_json
 __all__ = ["bench_module", "input_sizes", "is_module_name"]
 
 MIN_SECONDS = 0.02  # of a sample; calls that take less are repeated
+# What the user's code may raise. A program that is imported, or a constructor, may also end the interpreter.
+ANY_ERROR = (Exception, SystemExit)
 
 
 def is_module_name(model: str | None) -> bool:
@@ -43,19 +47,26 @@ def bench_module(name: str, sizes: tuple[int, ...], ids: int | None, rounds: int
     from ..conversion import convert
     from ..toolkit.training.logits import is_out_of_memory
 
-    original = imported(name)
+    original = imported(name).eval()
     try:
-        ours = copy.deepcopy(original)
+        if math.prod(sizes) > 1 << 60:  # more than torch can count in bytes
+            raise MemoryError
         x = torch.randn(sizes) if ids is None else torch.randint(ids, sizes)
+        # called before it is copied, as some layers draw their weights in the first call
+        trained = _is_trained(name, original, x)
+        with _told(f"{name}: expected a model that copy.deepcopy can copy but it raises"):
+            ours = copy.deepcopy(original)
         report = convert(ours)
         if not report.swapped:
             raise ValueError(f"{name}: expected a model with a layer that convert() can swap but found none: {report}")
         _check_equal(name, original, ours, x)
         models = {"as it is": original, "converted": ours}
         seconds = {}
-        if any(True for _ in _leaves(original, x)):
+        if trained:
             for model in models.values():
                 model.train()
+            with _told(f"{name}: expected a training step with an input of {sizes} to work but it raises"):
+                _train(original, x)
             seconds["training step"] = _medians({key: partial(_train, m, x) for key, m in models.items()}, rounds)
         for model in models.values():
             model.eval()
@@ -79,6 +90,19 @@ def bench_module(name: str, sizes: tuple[int, ...], ids: int | None, rounds: int
         print(f"{what:<16}{1e3 * before:12.3f}{1e3 * after:12.3f}{before / after:8.2f}")
 
 
+@contextmanager
+def _told(expected: str) -> Iterator[None]:
+    """Makes a sentence of what the user's code raises, unless memory is too small."""
+    from ..toolkit.training.logits import is_out_of_memory
+
+    try:
+        yield
+    except ANY_ERROR as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{expected} {type(error).__name__}: {error}") from error
+
+
 def imported(name: str) -> Any:
     """The model that PACKAGE.MODULE:NAME names: a module, or what a class or function without arguments makes."""
     from torch import nn
@@ -88,7 +112,7 @@ def imported(name: str) -> Any:
         sys.path.insert(0, os.getcwd())  # the program seqcls-fast, unlike python -m, does not look there
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's code raises
+    except ANY_ERROR as error:
         raise ImportError(
             f"{name}: expected a module that can be imported but got {type(error).__name__}: {error}"
         ) from error
@@ -105,7 +129,11 @@ def imported(name: str) -> Any:
             f"{name}: expected what can be called without arguments but it needs {', '.join(needed)}; write a function "
             "without arguments that returns the model, and name that"
         )
-    made = found()
+    try:
+        with _told(f"{name}: expected a call without arguments to return a model but it raises"):
+            made = found()
+    except (MemoryError, RuntimeError) as error:
+        raise MemoryError(f"{name}: expected a model that fits into memory but got {error}") from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"{name}: expected a call to return a torch.nn.Module but got {type(made).__name__}")
     return made
@@ -122,25 +150,21 @@ def _needed(function: Callable[..., Any]) -> Iterator[str]:
             yield each.name
 
 
+def _is_trained(name: str, original: Any, x: Any) -> bool:
+    """Whether an output of the model depends on a weight that is trained. The model is called for the first time."""
+    with _told(f"--input: expected what {name} takes but for {tuple(x.shape)} of {x.dtype} it raises"):
+        return any(True for _ in _leaves(original, x))
+
+
 def _check_equal(name: str, original: Any, ours: Any, x: Any) -> None:
     """Raises an error unless both compute the same: in eval mode, as dropout differs from call to call."""
     import torch
 
-    from ..toolkit.training.logits import is_out_of_memory
-
-    original.eval()
-    ours.eval()
     with torch.no_grad():
-        try:
-            expected = list(_floats(original(x)))
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"--input: expected what {name} takes but for {tuple(x.shape)} of {x.dtype} it raises "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        found = list(_floats(ours(x)))
+        expected, found = list(_floats(original(x))), list(_floats(ours(x)))
+    shapes = [[tuple(each.shape) for each in outputs] for outputs in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(f"{name}: expected outputs of {shapes[0]} but converted it gives {shapes[1]}")
     for a, b in zip(expected, found, strict=True):
         if not torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
             difference = float((a - b).abs().max())

@@ -33,6 +33,48 @@ class Needs(nn.Module):
 def of_ids():
     return nn.Sequential(nn.Embedding(7, 3), nn.GRU(3, 4))
 
+class Raises(nn.Module):
+    def __init__(self):
+        raise OSError("no such weights")
+
+class Ends(nn.Module):
+    def __init__(self):
+        raise SystemExit(0)
+
+class Huge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(3, 1 << 24)
+
+class NotCopied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(3, 4)
+        self.twice = self.rnn.weight_ih_l0 * 2
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+class NotTrained(NotCopied):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.rnn = nn.RNN(3, 4)
+
+    def forward(self, x):
+        if self.training:
+            raise KeyError("no target")
+        return super().forward(x)
+
+class Changing(NotTrained):
+    calls = 0
+
+    def forward(self, x):
+        Changing.calls += 1
+        return [self.rnn(x)[0]] * (1 + Changing.calls % 2)
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(3), nn.GRU(3, 4))
+
 frozen = nn.GRU(3, 4).requires_grad_(False)
 linear = nn.Linear(3, 4)
 number = 3
@@ -52,6 +94,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"models_of_{tmp_path.name}"  # no test may find that of another one imported
     (tmp_path / f"{name}.py").write_text(MODELS)
     (tmp_path / f"{name}_broken.py").write_text("raise OSError('no such disk')")
+    (tmp_path / f"{name}_program.py").write_text("import sys; sys.exit('usage: program FILE')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return name
@@ -63,6 +106,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("Encoder", ["--input", "4,6,3"], {"rnn": "torch.nn.LSTM"}),
         ("of_ids", ["--input", "4,6", "--ids", "7"], {"1": "torch.nn.GRU"}),
         ("inner.made", ["--input", "4,6,3"], {"": "torch.nn.RNN"}),
+        ("lazy", ["--input", "4,6,7"], {"1": "torch.nn.GRU"}),
     ],
 )
 def test_both_are_timed(
@@ -101,6 +145,13 @@ def test_a_model_that_is_not_trained_is_timed_in_inference(models: str, capsys: 
         (":Needs", "needs size, width; write a function"),
         (":number", "or what makes one, but got int"),
         (":a_number", "expected a call to return a torch.nn.Module but got int"),
+        ("_program:Encoder", "can be imported but got SystemExit: usage: program FILE"),
+        (":Raises", "expected a call without arguments to return a model but it raises OSError: no such weights"),
+        (":Ends", "expected a call without arguments to return a model but it raises SystemExit: 0"),
+        (":Huge", ":Huge: expected a model that fits into memory but got"),
+        (":NotCopied", ":NotCopied: expected a model that copy.deepcopy can copy but it raises RuntimeError: Only"),
+        (":NotTrained", "a training step with an input of (4, 6, 3) to work but it raises KeyError: 'no target'"),
+        (":Changing", ":Changing: expected outputs of [(4, 6, 4)"),
         (":linear", "a layer that convert() can swap but found none"),
     ],
 )
@@ -113,8 +164,9 @@ def test_what_cannot_be_used_is_a_sentence(
 def test_inputs_that_do_not_fit_are_a_sentence(models: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"{models}:Encoder"
     assert "for (4, 6, 2) of torch.float32 it raises" in refused(capsys, "bench", model, "--input", "4,6,2", *FAST)
-    huge = refused(capsys, "bench", model, "--input", "1000000000,1000000,3", *FAST)
-    assert huge == "--input: expected sizes that fit into memory but got (1000000000, 1000000, 3)"
+    for first in (1_000_000_000, 1 << 80):
+        huge = refused(capsys, "bench", model, "--input", f"{first},1000000,3", *FAST)
+        assert huge == f"--input: expected sizes that fit into memory but got ({first}, 1000000, 3)"
     assert "expected the sizes of the input" in misused(capsys, "bench", model)
     for wrong in ("4,six,3", "4,0,3", "", "4,-1", "4,²"):
         assert "expected sizes of at least 1" in misused(capsys, "bench", model, f"--input={wrong}")
