@@ -230,7 +230,9 @@ arm-tools:
 arm: setup arm-tools ## the CPU kernels and the runtime on an emulated 64-bit ARM: a sample of cases (five minutes)
 	$(PY) tests/arm/arm.py $(ARM)
 
-arm-full: ; $(MAKE) arm ARM=--all  ## the same with every case
+arm-full: ## the same with every case, and tests of the layers with torch for ARM (5 GB; not part of make check)
+	$(MAKE) --no-print-directory arm ARM=--all REQUIRE_ARM=1
+	$(PY) tests/arm/with_torch.py
 
 # The tests replay the committed inputs. This looks for further ones, on Linux, with atheris (libFuzzer for Python).
 SECONDS ?= 300

@@ -2,8 +2,9 @@
 
 The backend's own scheduling runs on the stand-in for torch's threads that tests/tsan has, since torch itself cannot be
 cross-compiled here. Inputs and expected results are written on this machine: the cases of tests/support/cases.py, and
-the float64 reference, compared as on every other instruction set. Then examples/stream.c runs a saved model with the
-cross-compiled runtime, and must print what it prints here.
+the float64 reference, compared as on every other instruction set. Then faults are put into a copy of the vectors of
+NEON, one at a time: some case must differ for each, or the cases would not show that there is none. At last
+examples/stream.c runs a saved model with the cross-compiled runtime, and must print what it prints here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,27 @@ from support.checks import check_padding, compare, expected, padding  # noqa: E4
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")  # as csrc/core/args.h numbers them
 CELLS = tuple(BUILT_IN)
+FAULTY_COST = 100_000  # multiply-adds of a case for which kernels are compiled without optimization, at most
 Named = dict[str, Tensor]
+
+
+class Fault(NamedTuple):
+    """An error in csrc/cpu/kernels, and the instruction set whose kernels are compiled with it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    isa: str
+    dtype: str  # of the cases that must differ
+
+
+FAULTS = (
+    Fault("products are subtracted", "vec.h", "vfmaq_f32(neon(c)", "vfmsq_f32(neon(c)", "neon", "float32"),
+    Fault("rounds down", "vec.h", "vrndnq_f64(", "vrndmq_f64(", "neon", "float64"),
+    Fault("other halves", "vec.h", "vzip2q_f32(", "vzip1q_f32(", "neon", "float32"),
+    Fault("pairs of weights alone", "tile.h", "(neon(acc), a, w)", "(neon(acc), w, w)", "neon_bf16", "bfloat16"),
+)
 
 
 def missing() -> str:
@@ -66,6 +87,35 @@ def driver(isas: Sequence[str], build: dict[str, Any]) -> Path:
     program = OUT / "driver"
     run(COMPILER, "-static", *objects, "-o", program)
     return program
+
+
+def faulty_driver(fault: Fault, isas: Sequence[str], build: dict[str, Any]) -> Path:
+    """The same program with a fault. Its kernels are compiled without optimization, which takes a fifth of the time."""
+    folder = OUT / "faults" / str(FAULTS.index(fault))
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("csrc/core", "csrc/cpu/kernels"):
+        shutil.copytree(ROOT / part, folder / part)
+    path = folder / "csrc/cpu/kernels" / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"arm: {fault.name}: expected its text once in {fault.file} but it is there "
+                         f"{text.count(fault.old)} times")  # fmt: skip
+    path.write_text(text.replace(fault.old, fault.new))
+    kernels = folder / "kernels.o"
+    run(
+        COMPILER,
+        "-std=c++17",
+        *build["kernel_flags"](fault.isa),
+        "-O0",
+        STAND_IN,
+        "-c",
+        folder / KERNELS,
+        "-o",
+        kernels,
+    )
+    others = [f"kernels_{name}" for name in isas if name != fault.isa] + [Path(source).stem for source in HOST]
+    run(COMPILER, "-static", kernels, *(OUT / f"{name}.o" for name in others), "-o", folder / "driver")
+    return folder / "driver"
 
 
 # ---- What the driver reads and writes: see driver.cpp
@@ -115,7 +165,7 @@ def results(case: Case, wanted: Named, data: memoryview) -> tuple[Named, memoryv
     return found, data
 
 
-def check(program: Path, isa: str, threads: int, cases: Iterable[Case]) -> int:
+def check(program: Path, isa: str, threads: int, cases: Iterable[Case], show: bool = True) -> int:
     """Runs cases and compares their results with the reference; returns how many differ."""
     cases = list(cases)
     data = b"".join(given(case, build(case)) for case in cases)
@@ -132,10 +182,24 @@ def check(program: Path, isa: str, threads: int, cases: Iterable[Case]) -> int:
             check_padding(found, case)
         except AssertionError as error:
             wrong += 1
-            print(f"{isa} {case}: {error}", flush=True)
+            if show:
+                print(f"{isa} {case}: {error}", flush=True)
     if left:
         raise SystemExit(f"arm: the driver wrote {len(left)} bytes too many")
     return wrong
+
+
+def not_noticed(cases: Sequence[Case], isas: Sequence[str], build: dict[str, Any]) -> int:
+    """How many of the faults change no result."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        programs = list(pool.map(lambda fault: faulty_driver(fault, isas, build), FAULTS))
+    missed = 0
+    for fault, program in zip(FAULTS, programs, strict=True):
+        some = [case for case in cases if case.dtype == fault.dtype and case.cost <= FAULTY_COST]
+        wrong = check(program, fault.isa, 1, some, show=False)
+        print(f"{fault.name:24} {f'{wrong} of {len(some)} cases differ' if wrong else 'NOT NOTICED'}", flush=True)
+        missed += not wrong
+    return missed
 
 
 # ---- The runtime
@@ -207,6 +271,13 @@ def main() -> int:
             faults = check(program, isa, threads, some)
             print(f"{isa}, {threads} thread(s): {len(some)} cases, {faults} wrong, {time.monotonic() - start:.0f} s")
             wrong += faults
+    if not wrong:
+        start = time.monotonic()
+        wrong = not_noticed(cases, isas, flags)
+        print(
+            f"{len(FAULTS) - wrong} of {len(FAULTS)} planted faults noticed, {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
     return 1 if wrong + stream_here_and_there(isas) else 0
 
 

@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+from docs_site.navigation import BADGE
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -67,7 +69,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = prose(page)
+    text = BADGE.sub("", prose(page))
     targets = re.findall(r"\]\(\s*(?!https?:|mailto:)([^)\s]+)\s*\)", text)
     targets += re.findall(r"^\[\w+\]: (?!https?:)(\S+)$", text, re.MULTILINE)
     broken = []
@@ -77,6 +79,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not goal.exists() or (anchor and anchor not in anchors(goal.resolve())):
             broken.append(target)
     assert broken == []
+
+
+def test_badges_are_of_workflows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = BADGE.findall(readme)
+    assert len(found) == 2 == readme.count("badge.svg")
+    assert [name for name in found if not (ROOT / ".github/workflows" / name).exists()] == []
 
 
 def test_every_page_is_linked() -> None:

@@ -6,6 +6,7 @@ Every import counts, those inside functions and under TYPE_CHECKING too. docs/de
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -167,3 +168,10 @@ def test_long_files_are_few() -> None:
     long = {name: count for name, count in lines.items() if count > LONG}
     assert len(long) <= MOST_LONG, long
     assert max(lines.values()) <= MOST_LINES, long
+
+
+def test_no_extension_module_claims_to_work_without_the_gil() -> None:
+    """A Python without the GIL then turns it on for them, as docs/layers.md says under "Threads of Python"."""
+    sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "csrc").rglob("*.cpp"))]
+    assert sum("PYBIND11_MODULE" in text or "PyModule_Create" in text for text in sources) == 3
+    assert [text[:100] for text in sources if re.search("gil_not_used|Py_mod_gil", text, re.IGNORECASE)] == []

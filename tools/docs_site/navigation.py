@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[2]
 INDEX = ROOT / "docs" / "README.md"
 DOCSTRINGS = re.compile(r"<!-- docstrings: (.*?) -->", re.DOTALL)
 HELP = re.compile(r"<!-- help: (\S+) -->")
+# A picture of GitHub that says whether a workflow passes, with its link: both are beside the code there, and nowhere
+# else. It has a line of its own.
+BADGE = re.compile(
+    r"^\[!\[\w+\]\(\.\./\.\./actions/workflows/([\w.]+)/badge\.svg\)\]\(\.\./\.\./actions/workflows/\1\)\n", re.M
+)
 LINK = re.compile(r"\]\(([^)#\s:]+)\.md\)")
 # Pages that a section of the index has without a row of their own: those of generated or growing folders.
 WHOLE_FOLDERS = {"Tutorials": "docs/tutorials/*.md", "Performance and quality": "docs/machines/*.md"}
@@ -79,7 +84,7 @@ def on_source_read(app: object, name: str, source: list[str]) -> None:
     text = DOCSTRINGS.sub(lambda found: docstrings(found[1]), source[0])
     text = HELP.sub(lambda found: help_of(found[1]), text)
     if name == "README":
-        text += "\n\n" + toctrees(INDEX.read_text(encoding="utf-8"))
+        text = BADGE.sub("", text) + "\n\n" + toctrees(INDEX.read_text(encoding="utf-8"))
     source[0] = text
 
 
