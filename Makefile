@@ -136,7 +136,7 @@ examples: example-stream example-audio ## both programs with libseqcls
 # In a fresh .venv, stages up to demo-small run without the peers of the benchmarks. test-peers installs them. SAMPLE
 # leaves out what another stage shows too: that layers work without the eager entry, for the newest torch.
 check: ## all checks, as .ci/run runs them; each stage prints its own time
-	@for stage in setup lint docs test package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
+	@for stage in setup lint docs test sdist package-check demo-small test-peers bench-quick fuzz-sample tsan torch-floor \
 	  arm cuda-setup cuda-check cuda-build wheels mutants-sample; do \
 	  printf '\n== %s\n' "$$stage"; start=$$(date +%s); \
 	  $(MAKE) --no-print-directory SAMPLE=1 "$$stage" || { echo "== $$stage failed"; exit 1; }; \

@@ -1,8 +1,8 @@
 """Runs tests of the layers with torch itself on an emulated 64-bit ARM. `make arm-full` does, and CI does not.
 
-The packages of Debian's Python for arm64 and torch's own wheels are unpacked into build/arm; nothing is installed on this
-machine. setup.py compiles the extension for them with the cross compiler, as for any torch that SEQCLS_TORCH names. This
-takes 11 GB of disk, of which 5 GB stay, and the first call downloads 2.5 GB.
+The packages of Debian's Python for arm64 and torch's own wheels are unpacked into build/arm; nothing is installed on
+this machine. setup.py compiles the extension for them with the cross compiler, as for any torch that SEQCLS_TORCH
+names. This takes 11 GB of disk, of which 5 GB stay, and the first call downloads 2.5 GB.
 """
 
 from __future__ import annotations

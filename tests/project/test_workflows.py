@@ -10,8 +10,10 @@ import seqcls_fast
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text()
-# test is a job of its own, and docs a workflow of its own; cuda needs nvcc
-IN_CI_ALONE = {"setup", "test", "docs", "cuda-setup", "cuda-check", "cuda-build"}
+# test is a job of its own, docs a workflow of its own, sdist a job of release.yml; cuda needs nvcc
+IN_CI_ALONE = {"setup", "test", "docs", "sdist", "cuda-setup", "cuda-check", "cuda-build"}
+# What .ci/run cannot run: containers or other systems, and torch's nightly build. docs/installing.md lists it.
+NEVER_RUN = {"make cibuildwheel PYTHON=python", 'make test TORCH="--pre torch --index-url $TORCH_NIGHTLY"'}
 
 
 def stages_of_check() -> set[str]:
@@ -39,6 +41,17 @@ def test_what_workflows_run_are_targets() -> None:
             program, target = command.split()[:2]
             assert program == "make"
             assert target in targets | {'"$STAGE"'}, command
+
+
+def test_what_workflows_run_is_run_here_or_listed() -> None:
+    commands = {command for file in WORKFLOWS for command in re.findall(r"run: (.*)", file.read_text())}
+    here = {f"make {stage}" for stage in stages_of_check()} | {'make "$STAGE"'}  # its stages: test_every_stage_is_a_job
+    assert commands - here == NEVER_RUN
+    text = (ROOT / "docs/installing.md").read_text()
+    never = text[text.index("never run") :]
+    assert all(
+        f"`{word}`" in never for word in ("make cibuildwheel", *(f".github/workflows/{f.name}" for f in WORKFLOWS))
+    )
 
 
 def test_actions_are_pinned_to_commits() -> None:
