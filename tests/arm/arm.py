@@ -107,6 +107,7 @@ def faulty_driver(fault: Fault, isas: Sequence[str], build: dict[str, Any]) -> P
         "-std=c++17",
         *build["kernel_flags"](fault.isa),
         "-O0",
+        "-w",
         STAND_IN,
         "-c",
         folder / KERNELS,

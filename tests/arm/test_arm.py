@@ -1,11 +1,14 @@
-"""What `make arm` writes and reads, and its sentences; compiling and emulating is left to it."""
+"""What `make arm` reads and writes, and its sentences and those of `make arm-full`. Nothing is compiled or emulated."""
 
 from __future__ import annotations
 
 import shutil
+from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
+import with_torch
 
 import arm
 from support.cases import Case, build
@@ -23,6 +26,41 @@ def test_no_tools_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     )
     monkeypatch.setenv("REQUIRE_ARM", "1")
     assert arm.main() == 3
+
+
+def test_what_arm_full_needs_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(with_torch, "missing", lambda: "no qemu-aarch64 on the PATH")
+    with pytest.raises(SystemExit, match=r"^arm-full: no qemu-aarch64 on the PATH$"):
+        with_torch.main()
+    monkeypatch.setattr(with_torch, "missing", lambda: "")
+    monkeypatch.setattr(with_torch, "OUT", tmp_path)
+    monkeypatch.setattr(with_torch, "PACKAGES", tmp_path / "packages")
+    monkeypatch.setattr(with_torch.shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(5 << 20))
+    with pytest.raises(SystemExit, match=r"expected 11264 MiB of free disk but got 5$"):
+        with_torch.main()
+    with pytest.raises(SystemExit, match=r"^arm-full: false ended with 1$"):
+        with_torch.run("false")
+
+
+def test_folders_are_made_whole_or_again(tmp_path: Path) -> None:
+    tried = []
+
+    def make(folder: Path) -> None:
+        tried.append(sorted(path.name for path in folder.iterdir()))
+        (folder / f"part {len(tried)}").touch()
+        if len(tried) == 1:
+            raise SystemExit("interrupted")
+
+    with pytest.raises(SystemExit):
+        with_torch.once(tmp_path / "made", make)
+    with_torch.once(tmp_path / "made", make)
+    with_torch.once(tmp_path / "made", make)
+    assert tried == [[], []]
+
+
+def test_faults_have_a_place() -> None:
+    for fault in arm.FAULTS:
+        assert (arm.ROOT / "csrc/cpu/kernels" / fault.file).read_text().count(fault.old) == 1, fault
 
 
 @pytest.mark.parametrize(
