@@ -16,7 +16,7 @@ from sass import Loop
 
 HMMA_CYCLES = 6.4  # of one scheduler's tensor core, for an m16n8k16 of 16 bits or an m16n8k8 of TF32
 HMMA_ISSUE, MUFU_CYCLES = 6, 8  # cycles from one such instruction of a warp to its next
-LDSM_LATENCY, MUFU_LATENCY, STS_LATENCY = 33, 20, 20
+LDSM_LATENCY, MUFU_LATENCY, STS_LATENCY, SHFL_LATENCY = 33, 20, 20, 24
 # Cycles from a step's last store to the next step's first load, for the first bytes that one block sends to another.
 EXCHANGE = {"Onchip": 30, "Cluster": 250, "Grid": 700}
 CLUSTER_BYTES = 14  # that a multiprocessor receives from others of its cluster per cycle
@@ -43,7 +43,7 @@ TYPES = {
 }
 
 
-LAYER = ("gates", "cell", "backward", "precision", "hidden")  # of a Kernel: what the rows of a table are ordered by
+LAYER = ("gates", "base", "backward", "precision", "hidden")  # of a Kernel: what the rows of a table are ordered by
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,24 @@ class Kernel:
     options: bool = False  # the variant for zoneout, dropouts and peepholes
 
     @property
+    def base(self) -> str:  # the cell without its option
+        return self.cell.removesuffix("_layer_norm").removesuffix("_reset_before")
+
+    @property
+    def exchanges(self) -> int:  # operands of products in a step
+        return 2 if self.cell.endswith("_reset_before") else 1
+
+    @property
+    def meetings(self) -> int:  # how often the units of a row meet within a step, for layer normalisation
+        return (2 if self.base == "lstm" else 1) if self.cell.endswith("_layer_norm") else 0
+
+    @property
+    def shuffles(self) -> int:
+        """In a chain: over 8 lanes and over the slices of a row; forward twice, for the mean and the variance."""
+        slices = self.hidden // (16 if self.splits == 1 else 8)
+        return self.meetings * (1 if self.backward else 2) * (3 + min(5, (slices - 1).bit_length()))
+
+    @property
     def products(self) -> int:
         return 3 if self.precision == "Tf32x3" else 1
 
@@ -70,7 +88,8 @@ class Kernel:
     @property
     def step_hmma(self) -> int:
         """Tensor core instructions of one warp for one step of one batch tile of 8 rows."""
-        return self.gates * self.k_tiles * self.products
+        times = self.exchanges if self.backward else 1  # going back, both products run over the K of all gates
+        return self.gates * self.k_tiles * self.products * times
 
     @property
     def operands(self) -> int:
@@ -95,7 +114,7 @@ class Kernel:
     @property
     def mufu_links(self) -> int:
         """The longest chain of special functions of which each needs the result of the one before."""
-        if self.cell == "rnn_relu":
+        if self.base == "rnn_relu":
             return 0
         return 2 if self.backward or self.gates == 1 else 4
 
@@ -130,7 +149,8 @@ def traffic(kernel: Kernel, warps: int) -> Traffic:
         return Traffic(rows * row_bytes, -(-packets * team.blocks // 32))
     mine = -(-rows // team.warps)
     rounds = mine * -(-row_bytes // (4 * 4 * 32))  # a lane has 4 words on their way, with 4 bytes of data each
-    return Traffic(2 * rows * row_bytes, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
+    parts = kernel.meetings * 2 * (2 if kernel.gates == 3 else 1) * 8 * kernel.hidden // units  # words of 8 bytes
+    return Traffic(kernel.exchanges * 2 * rows * row_bytes + 8 * parts, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
 
 
 def trips(inner: Sequence[Loop], moved: Traffic) -> dict[int, float]:
@@ -226,14 +246,15 @@ def estimate(
     times = trips(inner, moved)
     counts = {name: count / steps for name, count in count_types(loop, times).items()}
     instructions = sum(counts.values())
-    exchange = exchange_cycles(kernel, moved)
+    exchange = exchange_cycles(kernel, moved) * kernel.exchanges + kernel.shuffles * SHFL_LATENCY
+    exchange += kernel.meetings * (EXCHANGE[kernel.regime] + EXCHANGE["Onchip"] + 2 * STS_LATENCY)
     busiest = -(-warps // 4)
     # at most 4 warps of a group hold cells
     active = -(-warps * min(kernel.splits, 4) // kernel.splits // 4)
     alone = sum(one.stall * times.get(one.address, 1) for one in loop.code) / steps
     alone += LDSM_LATENCY + MUFU_LATENCY * kernel.mufu_links + STS_LATENCY + exchange
     if kernel.splits > 1:  # the sums of the other warps come through shared memory, behind one more barrier
-        alone += STS_LATENCY + EXCHANGE["Onchip"]
+        alone += (STS_LATENCY + EXCHANGE["Onchip"]) * kernel.exchanges
     return Row(
         kernel=kernel,
         warps=warps,
@@ -275,7 +296,7 @@ has as many warps as the kernel allows.
 | issue | warps on the busiest scheduler x instructions, since a scheduler issues one per cycle |
 | smem | passes through shared memory of all warps: 4 for LDSM.x4 and 128 bits, 2 for 64 bits, otherwise 1 |
 | received | bytes that a block receives from its team, its own included; in the grid regime with their tags |
-| exchange | cycles from the last store of a step until the next operand has come whole |
+| exchange | cycles from the last store of a step until the next operand has come whole; with those within a step |
 | warp | one warp alone: stalls set by ptxas, LDSM {ldsm}, {link} per MUFU in a chain, STS {sts}, and the exchange |
 | floor | the largest of hmma, mufu and smem: the least that the arithmetic takes, divided among warps as it is |
 | low - high | low: all of these overlap perfectly. high: products, activations and the rest follow each other |
@@ -284,8 +305,9 @@ has as many warps as the kernel allows.
 A chain of MUFU, of which each needs the result of the one before, has 4 in the forward of GRU and LSTM, otherwise at
 most 2. The first bytes of an exchange take, in cycles: {exchange}. In a cluster the others follow at {cluster} bytes
 per cycle. In the grid regime a warp loads words in rounds, each of which waits {l2} cycles for the L2 cache. Where
-warps share K, one more STS and one more barrier are added. Instructions on both sides of a branch count. Those in the
-loops of an exchange count as often as they run at the largest H, without retries.
+warps share K, one more STS and one more barrier are added. Where rows of the batch are added up within a step, so are
+one exchange, one barrier, two STS, and a chain of SHFL, of {shfl} cycles each. Instructions on both sides of a branch
+count. Those in the loops of an exchange count as often as they run at the largest H, without retries.
 
 The model leaves out: loads from global memory that take longer than a step, bank conflicts, clocks below {ghz} GHz,
 retries of a wait, and the time saved by predicated instructions that do not run.
@@ -301,9 +323,10 @@ retries of a wait, and the time saved by predicated instructions that do not run
 OPTIONS = """
 ## Kernels with options
 
-Medians over the regimes, precisions and sizes: a step of the variant that serves zoneout, the dropouts and peepholes,
-beside that of the plain kernel. Both sides of a branch count, so this is a layer that draws every mask and has
-peepholes where its cell can. A layer with one of them jumps over the others.
+Medians over the regimes, precisions and sizes, beside the plain kernel. The variant "with options" is for zoneout, the
+dropouts and peepholes; layer normalisation and the GRU whose r meets h before the product have kernels of their own.
+Both sides of a branch count, so each is a layer that draws every mask and has peepholes where its cell can. What layer
+normalisation needs before and behind the recurrence is left out.
 
 """
 
@@ -317,7 +340,7 @@ def _line(row: Row) -> str:
     kernel = row.kernel
     floor = max(row.hmma, row.mufu, row.smem)
     cells = [
-        kernel.cell + (" with options" if kernel.options else ""),
+        kernel.cell + (" with options" if kernel.options and kernel.cell == kernel.base else ""),
         "backward" if kernel.backward else "forward",
         kernel.precision.lower(),
         kernel.hidden,
@@ -359,7 +382,7 @@ def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
     exchange = ", ".join(f"{name.lower()} {cycles}" for name, cycles in EXCHANGE.items())
     text = INTRODUCTION.format(
         arch=arch, nvcc=nvcc, hmma=HMMA_CYCLES, mufu=MUFU_CYCLES, ldsm=LDSM_LATENCY, link=MUFU_LATENCY,
-        sts=STS_LATENCY, exchange=exchange, cluster=CLUSTER_BYTES, l2=L2_LATENCY, ghz=GHZ,
+        shfl=SHFL_LATENCY, sts=STS_LATENCY, exchange=exchange, cluster=CLUSTER_BYTES, l2=L2_LATENCY, ghz=GHZ,
     )  # fmt: skip
     ratios = sorted(((row.issue / max(row.hmma, row.mufu, row.smem), row) for row in rows), key=lambda r: -r[0])
     above = [ratio for ratio, _ in ratios if ratio > 1]
@@ -370,7 +393,7 @@ def report(rows: Sequence[Row], *, arch: str, nvcc: str) -> str:
     text += OPTIONS + _options(rows)
     for regime in EXCHANGE:
         chosen = [row for row in rows if row.kernel.regime == regime]
-        chosen.sort(key=attrgetter(*(f"kernel.{name}" for name in (*LAYER, "options"))))
+        chosen.sort(key=attrgetter(*(f"kernel.{name}" for name in (*LAYER, "cell", "options"))))
         text += f"\n## {regime.lower()}: {len(chosen)} kernels\n\n"
         text += "| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|\n"
         text += "".join(_line(row) + "\n" for row in chosen)

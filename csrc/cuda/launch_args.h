@@ -47,6 +47,20 @@ struct OptionArgs {
   bool saves_fresh_h;              // see Layer. The saved values are then the h that the cells gave
 };
 
+// What layer normalisation adds.
+struct NormArgs {
+  const void* gains[kMaxDirections];    // (gates, H), of the sums of h; those of x are normalised before
+  const void* of_c[2][kMaxDirections];  // (H,): the gain and the bias of c
+  uint64_t* words;  // the grid regime exchanges sums over rows through these; zeroed before each launch
+  // A warp's slice of the units has 16 or 8 units, the last one of a row those that are left. They are arguments since
+  // registers are few.
+  int slices, last_units;
+  float inverse_H, inverse_last;  // 1 / H, 1 / last_units
+  // The backward alone has these.
+  RowAddress c_statistics[kMaxDirections];  // float32: the mean and the inverse deviation of c
+  RowAddress d_aside[kMaxDirections];       // gradients for norm_sums, see NormRow::d_slot
+};
+
 struct LaunchArgs {
   DirectionArgs direction[kMaxDirections];
   int T, B, H;
@@ -66,6 +80,7 @@ struct LaunchArgs {
   int directions;
   int blocks, block_groups, groups, tiles;  // see Plan
   OptionArgs options;
+  NormArgs norm;
 };
 
 // The position of a saved value within a row of `saved`: the first four values of a unit lie side by side, and the

@@ -52,7 +52,10 @@ constexpr Tilings tilings(int gates, Precision p) {
 constexpr int padded_hidden(Tiling t, Precision p) { return t.splits * t.k_tiles * k_tile_units(p); }
 constexpr int weight_registers(Tiling t, int gates, Precision p) { return 4 * gates * t.k_tiles * planes(p); }
 // A thread may have 255 registers in a block of 8 warps, 128 in a block of 16.
-constexpr int max_warps(Tiling t, int gates, Precision p) { return weight_registers(t, gates, p) <= 32 ? 16 : 8; }
+// Layer normalisation takes so many that 8 warps are all, and no tiling of 16 has more than 8 groups.
+constexpr int max_warps(Tiling t, int gates, Precision p, Options options = Options::kNone) {
+  return weight_registers(t, gates, p) <= 32 && options != Options::kNorm ? 16 : 8;
+}
 constexpr int owners(int splits) { return splits < 4 ? splits : 4; }  // warps of a group that hold cells
 constexpr int cells_per_lane(int splits) { return splits ? 4 / owners(splits) : 0; }
 // Values that a cell passes to the next step's product: h in the forward, the gradients of all gates in the backward.
@@ -97,6 +100,11 @@ constexpr Options options_of(bool norm, bool resets_first, bool peephole, bool n
   return peephole ? Options::kPeephole : noisy ? Options::kMasks : Options::kNone;
 }
 
+// Whether the units of a row wait for each other within a step too, and not only between steps.
+constexpr bool meets_within_a_step(Options options) {
+  return options == Options::kNorm || options == Options::kResetsFirst;
+}
+
 struct Plan {
   Regime regime = Regime::kStepwise;
   const char* why = "";  // why this regime does not fit; if it does, why the one tried before it does not
@@ -125,11 +133,25 @@ constexpr int operand_pitch(const Request& r, int padded) {
   return operands(r.pass, r.gates) * padded * element_size(r.precision) + 16;
 }
 
+// Layer normalisation: the blocks of gates that are normalised apart, and the words that the parts of the sums over the
+// 8 rows of a tile take, of which each slice of units has two for each row and block.
+constexpr int norm_blocks(int gates) { return gates == 3 ? 2 : 1; }
+constexpr int slice_units(int splits) { return splits == 1 ? 16 : 8; }
+constexpr int row_part_words(int gates, int slices) { return 2 * norm_blocks(gates) * kTileRows * slices; }
+constexpr int norm_bytes(const Request& r, const Plan& p) {
+  const int gains = (r.gates == 1 ? 1 : 4) + (r.gates == 4 ? 2 : 0);  // of h, of a unit; of c there are two numbers
+  const int totals = 2 * norm_blocks(r.gates) * kTileRows * 8;
+  const int units = slice_units(p.tiling.splits), slices = (static_cast<int>(r.hidden) + units - 1) / units;
+  const int parts = p.regime == Regime::kOnchip ? 4 * row_part_words(r.gates, slices) : 0;
+  return 4 * gains * p.block_groups * kGroupUnits + totals + parts;
+}
+
 // The regions that options.cuh takes: keys of four masks for each row, and of peepholes the weights and their
 // gradients.
 constexpr int option_bytes(const Request& r, const Plan& p) {
   if (r.options == Options::kNone) return 0;
   const int keys = p.tiles * kTileRows * 4 * 8;
+  if (r.options == Options::kNorm) return keys + norm_bytes(r, p);
   if (r.options != Options::kPeephole) return keys;
   const int weights = 4 * p.block_groups * kGroupUnits * 4;
   const int sums = p.tiles * 3 * cells_per_lane(p.tiling.splits) * p.block_groups * p.tiling.splits * 32 * 4;
@@ -167,12 +189,9 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   Plan p{};
   p.regime = regime;
   if (regime == Regime::kStepwise) return p;
-  if (r.options == Options::kNorm) {
-    p.why = "layer normalisation has no kernel that keeps its weights on the chip";
-    return p;
-  }
-  if (r.options == Options::kResetsFirst) {
-    p.why = "a GRU that resets before the product has no kernel that keeps its weights on the chip";
+  if (regime == Regime::kCluster && meets_within_a_step(r.options)) {
+    p.why = r.options == Options::kNorm ? "layer normalisation has no kernel for clusters"
+                                        : "a GRU that resets before the product has no kernel for clusters";
     return p;
   }
   const Tilings all = tilings(r.gates, r.precision);
@@ -185,7 +204,7 @@ constexpr Plan fit(const Request& r, const Limits& limits, Regime regime) {
   p.tiling = all.first[chosen];
   p.padded = padded_hidden(p.tiling, r.precision);
   p.groups = static_cast<int>(ceil_div(r.hidden, kGroupUnits));
-  const int max_block_warps = max_warps(p.tiling, r.gates, r.precision);
+  const int max_block_warps = max_warps(p.tiling, r.gates, r.precision, r.options);
   const int max_groups = (max_block_warps < limits.warps ? max_block_warps : limits.warps) / p.tiling.splits;
   if (max_groups == 0) {
     p.why = "a block has too few warps for the parts K is cut into";

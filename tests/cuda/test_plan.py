@@ -400,14 +400,31 @@ def test_options_of_units_take_the_regimes_of_the_cell(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("cell", ROW_WISE)
-def test_options_of_rows_are_stepwise_and_say_why(capsys: pytest.CaptureFixture[str], cell: str) -> None:
-    what = "layer normalisation" if cell.endswith("_layer_norm") else "a GRU that resets before the product"
-    why = f"{what} has no kernel that keeps its weights on the chip"
-    text = told(capsys, f"--cell {cell} --hidden 64")
-    assert line(text, "regime") == ["stepwise"] * 2
-    for regime in REGIMES[:-1]:
-        assert line(text, f"not {regime}") == [why] * 2
-        assert line(told(capsys, f"--cell {cell} --hidden 64 --regime {regime}"), "cannot run") == [why] * 2
+def test_options_of_rows_take_the_regimes_of_the_cell_but_clusters(
+    capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    base = cell.removesuffix("_layer_norm").removesuffix("_reset_before")
+    what = "a GRU that resets before the product" if cell == "gru_reset_before" else "layer normalisation"
+    why = f"{what} has no kernel for clusters"
+    text = told(capsys, f"--cell {cell} --hidden 384 --dtype bf16")
+    assert line(text, "regime") == ["grid"] * 2
+    assert line(text, "not cluster") == [why] * 2
+    assert line(told(capsys, f"--cell {cell} --hidden 64"), "regime") == ["onchip"] * 2
+    assert line(told(capsys, f"--cell {cell} --hidden 64 --regime cluster"), "cannot run") == [why] * 2
+    for hidden, precision, regime in itertools.product((5, 64, 300, 700), PRECISIONS, ("onchip", "grid")):
+        for backward in (False, True):
+            plain = plan(base, hidden, 8, precision, 1, "h200", backward, regime)
+            found = plan(cell, hidden, 8, precision, 1, "h200", backward, regime)
+            assert (found["fits"], found["why"]) == (plain["fits"], plain["why"])
+            if not found["fits"] or not found["threads"]:
+                continue
+            keys, units = 8 * 4 * 8, found["block_groups"] * 16
+            sets = 2 if base == "gru" else 1  # of gates that are normalised apart
+            gains = 4 * units * {"gru": 4, "lstm": 4 + 2}.get(base, 1)
+            slices = -(-hidden // (16 if found["splits"] == 1 else 8))
+            parts = 8 * 8 * sets * slices if regime == "onchip" else 0
+            of_norm = 0 if cell == "gru_reset_before" else gains + 2 * sets * 8 * 8 + parts
+            assert found["shared_bytes"] - plain["shared_bytes"] == keys + of_norm
 
 
 def test_forced_regime(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,10 +52,13 @@ def test_selection_has_every_kernel() -> None:
         {(c, dtype, regime) for c in CELLS for dtype in dtypes for regime in selection.REGIMES[:3]}
         for dtypes in (selection.PRECISIONS, selection.OPTION_DTYPES)
     )
+    regimes = ("onchip", "grid")
+    options |= {(c, dtype, r) for c in selection.OF_ROWS for dtype in selection.OPTION_DTYPES for r in regimes}
     for found, wanted in ((False, plain), (True, options)):
         assert {(k.cell, k.dtype, k.regime) for k in selection.sample() if k.options == found} == wanted
-    assert {k._replace(options=False) for k in selection.recurrent() if k.options} == {
-        k for k in selection.recurrent() if not k.options
+    every = selection.recurrent()
+    assert {k._replace(options=False) for k in every if k.options and k.cell in CELLS} == {
+        k for k in every if not k.options
     }
 
 

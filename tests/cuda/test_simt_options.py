@@ -1,6 +1,6 @@
 """The CUDA backend on CPU tensors (simt/), as in test_simt.py: layers with options, against the float64 reference.
 
-Every option runs in every regime, but for layer normalisation and the GRU that resets before the product.
+Every option runs in every regime, but those for which the units of a row meet within a step have no cluster regime.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from test_simt import EASY, PRECISIONS, REGIMES, Run, fits, run_of, same_bits
 pytestmark = pytest.mark.skipif(why_no_plugin() is not None, reason=str(why_no_plugin()))
 
 PLAIN = tuple(name for name, cell in BUILT_IN.items() if not cell.is_option)
-STEPWISE = tuple(name for name in BUILT_IN if name.endswith("_layer_norm") or name == "gru_reset_before")
-OF_UNITS = tuple(name for name in BUILT_IN if name not in STEPWISE)  # each unit of a step alone
+OF_ROWS = tuple(name for name in BUILT_IN if name.endswith("_layer_norm") or name == "gru_reset_before")
+OF_UNITS = tuple(name for name in BUILT_IN if name not in OF_ROWS)  # each unit of a step alone
 SHARED: dict[str, tuple[Any, ...]] = {
     "size": ("", "-full"),
     "B": (1, 3, 9, 19),
@@ -55,6 +55,11 @@ OPTION_AXES = SHARED | {
 }
 
 
+def regimes_of(cell: str, *more: str) -> tuple[str, ...]:
+    """Those that keep the weights of a cell on the chip."""
+    return tuple(regime for regime in (*REGIMES[:-1], *more) if cell in OF_UNITS or regime != "cluster")
+
+
 @cache
 def runs() -> list[Run]:
     """Every kernel with every value of the other axes, and any two of these values together. Then what pairs of values
@@ -65,13 +70,14 @@ def runs() -> list[Run]:
     busy = {"B": 9, "I": 3, "H": 33, "directions": 2, "resets": "some", "learnt": True}
     chosen += [Run(f"simt-{r}", Case(c, T=29, lengths="zeros", **busy)) for r in REGIMES for c in PLAIN]
     chosen += [Run("simt-stepwise", Case(c, T=9, lengths="random", noise=n, **busy)) for c in BUILT_IN for n in NOISE]
-    for regime, cell, noise in itertools.product(REGIMES[:-1], OF_UNITS, NOISE):
-        chosen.append(Run(f"simt-{regime}", Case(cell, T=9, lengths="random", noise=noise, **busy)))
-    for cell in OF_UNITS:  # a team works through many tiles; a warp holds a part of the cells of its units
+    for cell, noise in itertools.product(BUILT_IN, NOISE):
+        case = Case(cell, T=9, lengths="random", noise=noise, **busy)
+        chosen += [Run(f"simt-{regime}", case) for regime in regimes_of(cell)]
+    for cell in BUILT_IN:  # a team works through many tiles; a warp holds a part of the cells of its units
         many = {"T": 5, "B": 99, "I": 2, "H": 33, "resets": "some", "learnt": True, "noise": "all", "lengths": "random"}
-        chosen += [Run(f"simt-{regime}", Case(cell, dtype="float16", **many)) for regime in REGIMES[:-1]]
+        chosen += [Run(f"simt-{regime}", Case(cell, dtype="float16", **many)) for regime in regimes_of(cell)]
         wide = {"H": 200, "T": 3, "B": 9, "I": 2, "dtype": "bfloat16", "noise": "all", "resets": "some"}
-        chosen += [Run(f"simt-{regime}-full", Case(cell, **wide)) for regime in ("cluster", "grid")]
+        chosen += [Run(f"simt-{regime}-full", Case(cell, **wide)) for regime in regimes_of(cell)[1:]]
         chosen.append(Run("simt-auto-crowded", Case(cell, T=9, lengths="zeros", noise="all", **busy)))
     chosen += [Run("simt-grid", Case("lstm", T=6, B=99, I=2, H=33, resets="some", layout="batch_first", learnt=True))]
     # a row wider than a block of threads
@@ -108,12 +114,12 @@ def test_resets_have_the_same_bits_in_every_regime(cell: str) -> None:
 
 
 @pytest.mark.parametrize("noise", ["none", "all"])
-@pytest.mark.parametrize("cell", OF_UNITS)
+@pytest.mark.parametrize("cell", BUILT_IN)
 def test_options_have_the_same_bits_in_every_regime(cell: str, noise: str) -> None:
     options = {"resets": "some", "learnt": True, "noise": noise}
     case = Case(cell, T=6, B=19, I=3, H=33, directions=2, lengths="zeros", **options)
     wanted = measured(case, "simt-onchip")
-    for name in ("onchip-full", "cluster", "grid"):
+    for name in regimes_of(cell, "onchip-full")[1:]:
         same_bits(measured(case, f"simt-{name}"), wanted)
 
 
@@ -133,13 +139,12 @@ def test_a_mask_without_resets_changes_no_bit(cell: str, regime: str) -> None:
     same_bits(*found)
 
 
-@pytest.mark.parametrize("regime", REGIMES[:-1])
-@pytest.mark.parametrize("cell", STEPWISE)
-def test_other_regimes_refuse_some_options(cell: str, regime: str) -> None:
+@pytest.mark.parametrize("cell", OF_ROWS)
+def test_clusters_refuse_options_for_which_the_units_of_a_row_meet(cell: str) -> None:
     what = "layer normalisation" if cell.endswith("_norm") else "a GRU that resets before the product"
     for noise in ("none", "all"):
-        with pytest.raises(RuntimeError, match=f"{what} has no kernel that keeps its weights on the chip$"):
-            measured(Case(cell, noise=noise), f"simt-{regime}")
+        with pytest.raises(RuntimeError, match=f"{what} has no kernel for clusters$"):
+            measured(Case(cell, noise=noise), "simt-cluster")
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -174,7 +179,7 @@ def test_the_check_before_a_first_call_passes_with_resets(
 
 @pytest.mark.parametrize(
     ("cell", "regime"),
-    [(c, r) for c in _self_test._OPTIONS for r in REGIMES if r == "stepwise" or c not in STEPWISE],
+    [(c, r) for c in _self_test._OPTIONS for r in regimes_of(c, "stepwise")],
 )
 def test_the_check_before_a_first_call_passes_with_options(cell: str, regime: str) -> None:
     spec = Spec(1, cell, False, True, f"simt-{regime}").replace(rates=_self_test.rates_of(cell))

@@ -544,6 +544,10 @@ STEPWISE = "csrc/cuda/kernels/stepwise.cuh"
 OPTIONS = "csrc/cuda/kernels/options.cuh"
 MASKS = "csrc/cuda/kernels/masks.cuh"
 NORM = "csrc/cuda/kernels/stepwise_norm.cuh"
+NORM_ROWS = "csrc/cuda/kernels/norm_rows.cuh"
+NORM_STEPS = "csrc/cuda/kernels/steps_norm.cuh"
+RESET_STEPS = "csrc/cuda/kernels/steps_reset.cuh"
+TOTALS = "csrc/cuda/kernels/row_totals.cuh"
 RESET_BEFORE = "csrc/cuda/kernels/stepwise_reset.cuh"
 IDS = "csrc/cuda/kernels/ids.cuh"
 
@@ -570,7 +574,7 @@ CUDA = [
     Mutant(
         "CUDA: a reset of c alone", STEPS, "h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);", ""
     ),
-    Mutant("CUDA: zoneout keeps no gradient", STEPS, "kept_h = of_h.of_old(dh);", ""),
+    Mutant("CUDA: zoneout keeps no gradient", STEPS, "come.kept_h = of_h.of_old(come.dh);", ""),
     Mutant("CUDA: h that zoneout left in slopes", STEPS, "S::kOptions && fresh_h ? io.saved : io.output", "io.output"),
     Mutant(
         "CUDA: c that zoneout left in slopes",
@@ -593,7 +597,7 @@ CUDA = [
     Mutant("CUDA: d_h0 without the carry", STEPS, "(pending + (Cell::kCarriesH ? carry : 0))", "(pending)"),
     Mutant("CUDA: one k-tile less", RECURRENCE, "k < S::kKTiles; k += 2", "k < S::kKTiles - 2; k += 2"),
     Mutant("CUDA: d_h0 without the first step", RECURRENCE, "turns = steps + (kForward ? 0 : 1);", "turns = steps;"),
-    Mutant("CUDA: parts of sums in one place", RECURRENCE, "partials.reduce(at, i & 1,", "partials.reduce(at, 0,"),
+    Mutant("CUDA: parts of sums in one place", RECURRENCE, "S::kProducts == 2 ? 0 : i & 1, products", "0, products"),
     Mutant(
         "CUDA: parts of sums not awaited", RECURRENCE, "group_sync(at.group_in_block, 32 * S::kSplits)", "warp_sync()"
     ),
@@ -683,18 +687,50 @@ CUDA = [
     Mutant("CUDA: zoneout keeps the other share", MASKS, ">= mask.threshold ?", "< mask.threshold ?"),
     Mutant("CUDA: c zoned out, its gradient not", STEPWISE, "share.of_new(carry);", "carry;"),
     Mutant("CUDA: o does not see c", STEPWISE, "add_sum(a, p, 2, d[3] * saved[4]);", ""),
+    Mutant("CUDA: a norm without its gain", NORM, "+= v * row.gain(1, g, p.unit);", "+= v;"),
+    Mutant("CUDA: a norm of x without its gain", NORM_ROWS, "= v * row.gain(0, g, p.unit);", "= v;"),
     Mutant(
-        "CUDA: a norm without its gain",
-        NORM,
-        "slots[side ? Base::hidden_slot(g) : g] += v * row.gain(side, g, p.unit);",
-        "slots[side ? Base::hidden_slot(g) : g] += v;",
+        "gates of a norm: r with z is r alone",
+        "csrc/core/cells.h",
+        "first_gate(int block) { return kGates == 3 ? 2 * block",
+        "first_gate(int block) { return kGates == 3 ? 1 * block",
     ),
-    Mutant("CUDA: r, z and n normalised together", NORM, "return kBlocks == 2 && gate == 2;", "return 0 * gate;"),
+    Mutant("CUDA: gradients of a norm keep their mean", "csrc/cuda/kernels/norm.cuh", "(d - mean_d - v", "(d - v"),
+    Mutant("CUDA: a step's norm without its gain", NORM_STEPS, "fma(v, gain.v[g], slots", "fma(v, 1.0f, slots"),
+    Mutant("CUDA: what tanh reads of c without its bias", NORM_STEPS, "gain.v[0], gain.v[1]));", "gain.v[0], 0.0f));"),
     Mutant(
-        "CUDA: gradients of a norm keep their mean",
-        NORM,
-        "row.scratch(side, g, p.unit) - sums[2 * k] / count -",
-        "row.scratch(side, g, p.unit) -",
+        "CUDA: the last slice of a row is left out",
+        TOTALS,
+        "if (slice >= a.norm.slices) continue;",
+        "if (slice + 1 >= a.norm.slices) continue;",
+    ),
+    Mutant("CUDA: slices have one mean", TOTALS, "* apart * apart;", "* 0.0f;"),
+    Mutant("CUDA: totals that are not awaited", TOTALS, "    cta_sync();\n", ""),
+    Mutant("CUDA: totals of two meetings in one place", TOTALS, "return 2 * (((meeting & 1) *", "return 2 * ((0 *"),
+    Mutant(
+        "CUDA: parts of two meetings in one place",
+        GRID,
+        "return words + (meeting & 1) * words_of(a)",
+        "return words + 0 * words_of(a)",
+    ),
+    Mutant(
+        "CUDA: parts that are not awaited",
+        "csrc/cuda/kernels/onchip.cuh",
+        "begin_reading() const { cta_sync(); }",
+        "begin_reading() const {}",
+    ),
+    Mutant(
+        "CUDA: the second product is not awaited",
+        "csrc/cuda/kernels/onchip.cuh",
+        "(tile == 0 || S::kProducts == 2)",
+        "tile == 0",
+    ),
+    Mutant("CUDA: n without its second product", RESET_STEPS, "slots[cell][2] + sums[cell][2]", "slots[cell][2]"),
+    Mutant(
+        "CUDA: a step's r without its gradient",
+        RESET_STEPS,
+        "next[cell][0] = is_live ? d[cell][0] : 0;",
+        "next[cell][0] = 0;",
     ),
     Mutant("CUDA: r without its gradient", RESET_BEFORE, "Math::narrow(d_r[0])", "Math::narrow(0)"),
     Mutant("CUDA: ids beyond the length", IDS, "return !lengths || p.t < lengths[p.b];", "return true;"),

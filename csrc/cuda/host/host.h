@@ -111,9 +111,19 @@ struct ResetCarries {
 ResetCarries begin_resets(const Backward&, DeviceStream&);
 void end_resets(const Backward&, const ResetCarries&, const Lengths&, const Choice&, DeviceStream&);
 
+// Layer normalisation beside the recurrence; nothing where a cell has no norm. Defined in norm.cu. normalise_input()
+// normalises the projected input of a chunk. begin_norms() takes memory for the backward: for gradients that wait for
+// the sums which end_norms() makes of them, and for the statistics of c at every step.
+struct Norms {
+  Rows d_aside[kMaxDirections], c_statistics[kMaxDirections];
+};
+void normalise_input(const Forward&, const Chunk&, int64_t gate_width, const Lengths&, DeviceStream&);
+Norms begin_norms(const Backward&, const Lengths&, DeviceStream&);
+void end_norms(const Backward&, const Norms&, const Lengths&, DeviceStream&);
+
 // Defined in stepwise.cu.
 void step_forward(const Forward&, const Choice&, const Lengths&, DeviceStream&);
-void step_backward(const Backward&, const Choice&, const Lengths&, const ResetCarries&, DeviceStream&);
+void step_backward(const Backward&, const Choice&, const Lengths&, const ResetCarries&, const Norms&, DeviceStream&);
 
 void input_grad(const Backward&, const Choice&, DeviceStream&);
 

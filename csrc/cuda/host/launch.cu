@@ -65,7 +65,7 @@ struct RecurrentLaunch {
   DeviceStream& stream;
   RecurrentKernel kernel;
   LaunchArgs args{};
-  int64_t word_bytes = 0;
+  int64_t word_bytes = 0, part_bytes = 0;
 
   RecurrentLaunch(const Layer& layer, Pass pass, const Plan& plan_, const Choice& choice, const Lengths& lengths,
                   DeviceStream& stream_)
@@ -105,8 +105,15 @@ struct RecurrentLaunch {
       io.c_reset = row_address(l, l.c_reset[d], l.H, 1, stream);
       io.begin = 0;
       io.end = static_cast<int>(l.T);
-      args.options.seen[d] = l.further[0][d].data;
+      if (request.options == Options::kPeephole) args.options.seen[d] = l.further[0][d].data;
+      args.norm.gains[d] = l.further[1][d].data;
+      for (int which = 0; which < 2; ++which) args.norm.of_c[which][d] = l.further[2 + which][d].data;
     }
+    const int units = slice_units(plan.tiling.splits);
+    args.norm.slices = static_cast<int>(ceil_div(l.H, units));
+    args.norm.last_units = static_cast<int>(l.H) - (args.norm.slices - 1) * units;
+    args.norm.inverse_H = 1.0f / static_cast<float>(l.H);
+    args.norm.inverse_last = 1.0f / static_cast<float>(args.norm.last_units);
     args.options.seed = l.noise.seed;
     for (int kind = 0; kind < kMaskedKinds; ++kind)
       args.options.masks[kind] = mask_of<float>(l.noise, static_cast<Masked>(kind));
@@ -131,11 +138,16 @@ struct RecurrentLaunch {
       word_bytes =
           int64_t{8} * plan.teams * l.directions * 2 * plan.tiles * planes(request.precision) * kTileRows * row_words;
       args.words = static_cast<uint64_t*>(stream.take(word_bytes));
+      if (request.options == Options::kNorm) {
+        part_bytes = int64_t{8} * plan.teams * l.directions * 2 * row_part_words(request.gates, args.norm.slices);
+        args.norm.words = static_cast<uint64_t*>(stream.take(part_bytes));
+      }
     }
   }
 
   void launch() {
     if (args.words) stream.zero(args.words, word_bytes);  // 0 is a tag that no sent word has
+    if (args.norm.words) stream.zero(args.norm.words, part_bytes);
     LaunchShape shape{plan.teams * l.directions * plan.blocks, plan.threads, plan.shared_bytes};
     shape.cluster = plan.regime == Regime::kCluster ? plan.blocks : 1;
     shape.cooperative = plan.regime == Regime::kGrid;
@@ -160,6 +172,7 @@ void recurrent_forward(const Forward& f, const Plan& plan, const Choice& choice,
     io.c_n = f.c_n[d];
   }
   for_chunks(f, plan.padded, choice, stream, [&](const Chunk& chunk) {
+    if (launch.request.options == Options::kNorm) normalise_input(f, chunk, plan.padded, lengths, stream);
     for (int d = 0; d < l.directions; ++d) {
       DirectionArgs& io = launch.args.direction[d];
       io.projected = row_address(chunk.projected[d]);
@@ -176,7 +189,7 @@ void recurrent_forward(const Forward& f, const Plan& plan, const Choice& choice,
 }
 
 void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choice, const Lengths& lengths,
-                        const ResetCarries& carries, DeviceStream& stream) {
+                        const ResetCarries& carries, const Norms& norms, DeviceStream& stream) {
   RecurrentLaunch launch(b.layer, Pass::kBackward, plan, choice, lengths, stream);
   for (int d = 0; d < b.layer.directions; ++d) {
     DirectionArgs& io = launch.args.direction[d];
@@ -188,7 +201,9 @@ void recurrent_backward(const Backward& b, const Plan& plan, const Choice& choic
     io.d_gates = row_address(b.d_gates[d]);
     io.d_h0 = b.d_h0[d];
     io.d_c0 = b.d_c0[d];
-    launch.args.options.d_seen[d] = b.d_further[d];
+    if (launch.request.options == Options::kPeephole) launch.args.options.d_seen[d] = b.d_further[d];
+    launch.args.norm.c_statistics[d] = row_address(norms.c_statistics[d]);
+    launch.args.norm.d_aside[d] = row_address(norms.d_aside[d]);
     launch.args.options.reset_h[d] = static_cast<float*>(carries.h[d]);
     io.reset_carry = static_cast<float*>(kCells[b.layer.cell].has_c ? carries.c[d] : carries.h[d]);
   }
@@ -269,9 +284,11 @@ void run_backward(const Backward& b, const Choice& choice, DeviceStream& stream)
   if (l.lengths && !l.packed_rows) stream.zero(b.d_gates[0].data, l.directions * l.T * l.B * width * size_of(l.dtype));
   const Plan plan = plan_layer(l, Pass::kBackward, choice, stream.limits());
   const ResetCarries carries = begin_resets(b, stream);
+  const Norms norms = begin_norms(b, lengths, stream);
   run_plan(
-      plan, choice, [&] { recurrent_backward(b, plan, choice, lengths, carries, stream); },
-      [&] { step_backward(b, choice, lengths, carries, stream); });
+      plan, choice, [&] { recurrent_backward(b, plan, choice, lengths, carries, norms, stream); },
+      [&] { step_backward(b, choice, lengths, carries, norms, stream); });
+  end_norms(b, norms, lengths, stream);
   end_resets(b, carries, lengths, choice, stream);
   if (b.d_x.data) input_grad(b, choice, stream);
 }

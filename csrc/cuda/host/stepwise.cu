@@ -2,7 +2,7 @@
 // directions; for a cell whose product waits for r, two of each. The kernels are in kernels/stepwise*.cuh.
 #include <type_traits>
 
-#include "host.h"
+#include "stepwise.h"
 #include "../kernels/stepwise_norm.cuh"
 #include "../kernels/stepwise_reset.cuh"
 
@@ -37,20 +37,12 @@ struct StepwiseKernels {
 template <class Base>
 struct StepwiseKernels<Normed<Base>> {
   template <class Math>
-  static void launch(DeviceStream& stream, void (*kernel)(StepwiseArgs), const StepwiseArgs& a) {
-    constexpr int64_t kMaxBlocks = 2048;
-    const auto blocks = static_cast<int>(std::min(a.directions * a.B, kMaxBlocks));
-    stream.launch(
-        kernel, LaunchShape{blocks, kBlockThreads, kRowReduceValues * static_cast<int>(sizeof(typename Math::Compute))},
-        a);
-  }
-  template <class Math>
   static void forward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
-    launch<Math>(stream, norm_forward<Normed<Base>, Math>, a);
+    launch_rows<Math>(stream, norm_forward<Normed<Base>, Math>, a);
   }
   template <class Math>
   static void backward(DeviceStream& stream, bool, int64_t, const StepwiseArgs& a) {
-    launch<Math>(stream, norm_backward<Normed<Base>, Math>, a);
+    launch_rows<Math>(stream, norm_backward<Normed<Base>, Math>, a);
   }
 };
 template <>
@@ -73,30 +65,6 @@ struct StepwiseKernels<GruResetBefore> {
   }
 };
 
-StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
-  const CellInfo& info = kCells[l.cell];
-  StepwiseArgs a{};
-  a.B = l.B;
-  a.H = l.H;
-  a.P = l.P;
-  a.T = l.T;
-  a.beyond_slots = (info.slots + info.resets_first) * l.H;
-  a.sums_width = further_sums(info) * l.H;
-  a.lengths = lengths.lengths;
-  a.resets = l.resets;
-  a.noise = l.noise;
-  a.saves_fresh_h = l.saves_fresh_h();
-  a.directions = l.directions;
-  for (int d = 0; d < l.directions; ++d) {
-    a.direction[d].h0 = l.h0[d];
-    a.direction[d].c0 = l.c0[d];
-    a.direction[d].h_reset = l.h_reset[d];
-    a.direction[d].c_reset = l.c_reset[d];
-    for (int k = 0; k < info.further_count; ++k) a.direction[d].further[k] = l.further[k][d].data;
-  }
-  return a;
-}
-
 // The product of gate n, for a cell whose product waits for r: of the rows of `io.second` with the gate's part of R.
 Product second_product(const Layer& l, int d, bool transposed, StepwiseDirectionArgs& io, const Choice& choice,
                        DeviceStream& stream) {
@@ -111,6 +79,31 @@ Product second_product(const Layer& l, int d, bool transposed, StepwiseDirection
 }
 
 }  // namespace
+
+StepwiseArgs stepwise_of(const Layer& l, const Lengths& lengths) {
+  const CellInfo& info = kCells[l.cell];
+  StepwiseArgs a{};
+  a.B = l.B;
+  a.H = l.H;
+  a.P = l.P;
+  a.T = l.T;
+  a.beyond_slots = (info.slots + info.resets_first) * l.H;
+  a.sums_width = further_sums(info) * l.H;
+  a.gate_width = l.H;
+  a.lengths = lengths.lengths;
+  a.resets = l.resets;
+  a.noise = l.noise;
+  a.saves_fresh_h = l.saves_fresh_h();
+  a.directions = l.directions;
+  for (int d = 0; d < l.directions; ++d) {
+    a.direction[d].h0 = l.h0[d];
+    a.direction[d].c0 = l.c0[d];
+    a.direction[d].h_reset = l.h_reset[d];
+    a.direction[d].c_reset = l.c_reset[d];
+    for (int k = 0; k < info.further_count; ++k) a.direction[d].further[k] = l.further[k][d].data;
+  }
+  return a;
+}
 
 void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths, DeviceStream& stream) {
   const Layer& l = f.layer;
@@ -133,7 +126,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     io.h = stream.take(l.B * l.out() * storage);
     io.h_state = drops_state ? stream.take(l.B * l.out() * storage) : io.h;
     io.state = stream.take(l.B * l.H * compute);
-    if (info.norm) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
+    if (info.norm) io.scratch = stream.take(l.B * l.gates * l.H * compute);
     if (info.resets_first) second[d] = second_product(l, d, true, io, choice, stream);
     Product& p = recurrent[d] = step_product(l, choice);
     p.n = (l.gates - info.resets_first) * l.H;
@@ -166,6 +159,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin<Math>, cells, a);
     for_chunks(f, l.H, choice, stream, [&](const Chunk& chunk) {
+      if (info.norm) normalise_input(f, chunk, l.H, lengths, stream);
       int64_t steps = 0;  // the chunks of the two directions may differ by a few steps
       for (int d = 0; d < l.directions; ++d) steps = std::max(steps, chunk.end[d] - chunk.begin[d]);
       for (int64_t s = 0; s < steps; ++s) {
@@ -174,6 +168,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
           io.projected = chunk.projected[d];
           const bool any = s < chunk.end[d] - chunk.begin[d];
           io.t = !any ? l.T : d ? chunk.end[d] - 1 - s : chunk.begin[d] + s;  // T: no row has this step
+          io.end = io.t + 1;
           stream.multiply(recurrent[d]);
         }
         if constexpr (std::is_same_v<Cell, GruResetBefore>) {
@@ -191,7 +186,7 @@ void step_forward(const Forward& f, const Choice& choice, const Lengths& lengths
 }
 
 void step_backward(const Backward& b, const Choice& choice, const Lengths& lengths, const ResetCarries& carries,
-                   DeviceStream& stream) {
+                   const Norms& norms, DeviceStream& stream) {
   const Layer& l = b.layer;
   const int64_t compute = size_of(compute_dtype(l.dtype)), storage = size_of(l.dtype);
   StepwiseArgs a = stepwise_of(l, lengths);
@@ -209,11 +204,13 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     io.d_c0 = b.d_c0[d];
     io.reset_h = carries.h[d];
     io.reset_c = carries.c[d];
-    if (b.d_further[d].data) {
+    io.d_aside = norms.d_aside[d];
+    io.c_statistics = norms.c_statistics[d];
+    if (b.d_further[d].data && !info.norm) {
       io.sums = stream.take(l.B * a.sums_width * compute);
       stream.zero(io.sums, l.B * a.sums_width * compute);
     }
-    if (info.norm || info.resets_first) io.scratch = stream.take(l.B * 2 * l.gates * l.H * compute);
+    if (info.norm || info.resets_first) io.scratch = stream.take(l.B * l.gates * l.H * compute);
     if (info.resets_first) second[d] = second_product(l, d, false, io, choice, stream);
     io.h = stream.take(l.B * l.gates * l.H * storage);
     io.state = stream.take(l.B * l.out() * compute);
@@ -247,7 +244,10 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     const int64_t cells = l.directions * l.B * l.H;
     launch_over(stream, stepwise_begin_back<Math>, cells, a);
     for (int64_t s = 0; s < l.T; ++s) {
-      for (int d = 0; d < l.directions; ++d) a.direction[d].t = d ? s : l.T - 1 - s;
+      for (int d = 0; d < l.directions; ++d) {
+        a.direction[d].t = d ? s : l.T - 1 - s;
+        a.direction[d].end = a.direction[d].t + 1;
+      }
       if (l.P) {
         launch_over(stream, stepwise_project_back<Math>, l.directions * l.B * l.P, a);
         for (int d = 0; d < l.directions; ++d) stream.multiply(projection[d]);
@@ -264,7 +264,7 @@ void step_backward(const Backward& b, const Choice& choice, const Lengths& lengt
     }
     launch_over(stream, stepwise_end_back<Cell, Math>, cells, a);
     for (int d = 0; d < l.directions; ++d)
-      if (b.d_further[d].data)
+      if (a.direction[d].sums)
         launch_over(stream, stepwise_end_sums<Math>, l.B * a.sums_width,
                     {a.direction[d].sums, b.d_further[d], l.B, a.sums_width});
   });

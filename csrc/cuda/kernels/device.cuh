@@ -86,6 +86,11 @@ SF_DEVICE float reciprocal_approx(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+SF_DEVICE float inverse_root_approx(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // A region of shared memory that holds values of type T. The simulator checks its bounds.
 template <class T>
@@ -213,6 +218,12 @@ SF_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
       "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The value of the lane whose number differs in the bits of `mask`. All lanes of a warp call it together.
+SF_DEVICE float shuffle_xor(float v, int mask) {
+  float r;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(r) : "f"(v), "r"(mask));
+  return r;
 }
 // Loads four matrices of 8 rows of 16 bytes. Lane l passes the element with which row l % 8 of matrix l / 8 starts.
 // Register m of a lane receives the bytes 4q .. 4q + 3 of row g of matrix m.

@@ -4,6 +4,8 @@
 // them. kHoldsEveryTile says whether the operands of all tiles lie in shared memory at once.
 #pragma once
 
+#include <type_traits>
+
 #include "precision.cuh"
 #include "../launch_args.h"
 
@@ -24,7 +26,13 @@ struct alignas(kCount == 3 ? sizeof(T) : sizeof(T) * kCount) Vector {
 // gradients of all gates in the backward.
 template <class Cell_, class Math_, int kSplits_, int kHiddenTiles, Pass kPass_, bool kOptions_ = false>
 struct Shape {
-  using Cell = Cell_;
+  // With a norm, a step computes the cell without it, and normalises before and after (steps_norm.cuh). A cell whose
+  // product waits for r has two products in a step, and so two operands (steps_reset.cuh).
+  static constexpr bool kNorm = OptionsOf<Cell_>::kNorm, kResetsFirst = OptionsOf<Cell_>::kResetsFirst;
+  static constexpr bool kMeets = kNorm || kResetsFirst;  // units wait for each other within a step
+  static constexpr int kProducts = kResetsFirst ? 2 : 1;
+  static constexpr int kFreshH = kNorm ? Cell_::kSaved : 0;  // where in a row of saved values is the h that a cell gave
+  using Cell = std::conditional_t<kNorm, typename OptionsOf<Cell_>::Base, Cell_>;
   using Math = Math_;
   using Element = typename Math::Element;
   static constexpr Pass kPass = kPass_;
@@ -46,9 +54,11 @@ struct Shape {
   static constexpr SF_DEVICE int cell_of(int half, int column) { return half * kLaneColumns + column; }
   static constexpr int kPacketElements = 16 / sizeof(Element);
   static constexpr int kPitch = kOperands * kPadded + kPacketElements;  // elements from row to row of the operand
-  static constexpr int kThreads = 32 * max_warps(kTiling, kGates, kPrecision);
-  // Whether the sums of the products start from the projected input. Not for Tf32x3, since tensor cores truncate sums.
-  static constexpr bool kStartsFromInput = kSplits == 1 && kPlanes == 1;
+  static constexpr int kThreads = 32 * max_warps(kTiling, kGates, kPrecision, kNorm ? Options::kNorm : Options::kMasks);
+  // Whether the sums of the products start from the projected input. Not for Tf32x3, since tensor cores truncate sums,
+  // and not where a sum is normalised first or a product comes later.
+  static constexpr bool kStartsFromInput = kSplits == 1 && kPlanes == 1 && !kNorm && !kResetsFirst;
+  static_assert(norm_blocks(kGates) == NormBlocks<kGates>::kNormBlocks, "plan.h and cells.h say the same");
   static_assert(kKTiles % 2 == 0, "k-tiles are loaded in pairs");
   static_assert(kPadded % kGroupUnits == 0, "a group has 16 units");
 };
@@ -96,6 +106,16 @@ struct LaneValues {
   }
 };
 
+// The two states of a lane's cells in one tile, see recurrence.cuh.
+template <class S>
+struct TileStates {
+  const LaneValues<S, 2>& states;
+  int tile;
+
+  SF_DEVICE Vector<float, S::kCells> load(int which) const { return states.load(tile, which); }
+  SF_DEVICE void store(int which, const Vector<float, S::kCells>& v) const { states.store(tile, which, v); }
+};
+
 // The operands of a block's tiles in shared memory, (2 halves, tiles, planes, 8 rows, kPitch). The operand of step s is
 // in half s & 1. In a row, all values of a unit lie side by side. With kEveryTile false there is room for two operands
 // alone, which the tiles use in turn: that of the tile at hand, and that of the tile before.
@@ -109,7 +129,7 @@ struct Operand {
       : region(allocator.take<Element>(operands(a.tiles) * S::kPlanes * kTileRows * S::kPitch)), tiles(a.tiles) {}
   SF_DEVICE int size() const { return operands(tiles) * S::kPlanes * kTileRows * S::kPitch; }
   SF_DEVICE int row(int step, int tile, int plane, int column) const {
-    const int place = kEveryTile ? (step & 1) * tiles + tile : (step * tiles + tile) & 1;
+    const int place = kEveryTile ? (step & 1) * tiles + tile : (S::kProducts == 2 ? step : step * tiles + tile) & 1;
     return (place * S::kPlanes + plane) * kTileRows * S::kPitch + column * S::kPitch;
   }
 

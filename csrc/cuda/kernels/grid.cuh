@@ -86,6 +86,47 @@ struct Grid {
   }
   SF_DEVICE void end() const {}
 
+  // The parts of sums over rows, see row_totals.cuh: (2 meetings, places, slices, 2) words of this team.
+  struct RowParts {
+    const LaunchArgs& a;
+    uint64_t* words;
+    int failed_polls = 0;
+
+    SF_DEVICE RowParts(SharedAllocator&, const LaunchArgs& args, const Lane<S>&)
+        : a(args), words(args.norm.words + static_cast<int64_t>(block_id() / args.blocks) * 2 * words_of(args)) {}
+    static SF_DEVICE int words_of(const LaunchArgs& a) { return row_part_words(S::kGates, a.norm.slices); }
+    SF_DEVICE uint64_t* part(int meeting, int place, int slice) const {
+      return words + (meeting & 1) * words_of(a) + 2 * (place * a.norm.slices + slice);
+    }
+    SF_DEVICE void put(int meeting, int place, int slice, float2 v) const {
+      uint64_t* to = part(meeting, place, slice);
+      post(to, bits_of(v.x), static_cast<uint32_t>(meeting) + 1);
+      post(to + 1, bits_of(v.y), static_cast<uint32_t>(meeting) + 1);
+    }
+    SF_DEVICE void begin_reading() const {}
+    template <int kCount>
+    SF_DEVICE void get(int meeting, int place, int lane, float2 (&found)[kCount]) {
+      uint64_t got[kCount][2];
+      SF_UNROLL
+      for (int i = 0; i < kCount; ++i) SF_UNROLL
+      for (int j = 0; j < 2; ++j)
+        got[i][j] = lane + 32 * i < a.norm.slices ? poll(part(meeting, place, lane + 32 * i) + j) : 0;
+      SF_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        SF_UNROLL
+        for (int j = 0; j < 2 && lane + 32 * i < a.norm.slices; ++j) {
+          while (static_cast<uint32_t>(got[i][j] >> 32) != static_cast<uint32_t>(meeting) + 1 &&
+                 failed_polls < a.max_polls) {
+            got[i][j] = poll(part(meeting, place, lane + 32 * i) + j);
+            if (++failed_polls == a.max_polls) raise(a.error, kWaitRanOut);
+          }
+          if (failed_polls < a.max_polls) failed_polls = 0;
+        }
+        found[i] = {float_of(static_cast<uint32_t>(got[i][0])), float_of(static_cast<uint32_t>(got[i][1]))};
+      }
+    }
+  };
+
  private:
   int failed_polls = 0;  // since the last poll that found its word
 };

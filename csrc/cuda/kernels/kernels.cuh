@@ -2,6 +2,7 @@
 // the source file that includes this header compiles all of them, and no other.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "cluster.cuh"
@@ -26,7 +27,7 @@ RecurrentKernel kernel_of(Tiling wanted, Regime regime) {
   if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kOnchip)) {
     if (regime == Regime::kOnchip) return recur<S, Onchip>;
   }
-  if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kCluster)) {
+  if constexpr (!S::kMeets && (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kCluster))) {
     if (regime == Regime::kCluster) return recur<S, Cluster>;
   }
   if constexpr (kEveryRegime || reachable(Cell::kGates, Math::kPrecision, kTiling, Regime::kGrid)) {
@@ -49,9 +50,12 @@ RecurrentKernel kernel_of_cell(Pass pass, Tiling tiling, Regime regime) {
                                 : kernel_of_any<Cell, Math, Pass::kBackward, kOptions>(tiling, regime, kAll);
 }
 
+// The cell whose kernel runs an option: the variant with options looks at run time whether there are peepholes.
+template <class Cell>
+using RecurrentCell = std::conditional_t<OptionsOf<Cell>::kPeephole, typename OptionsOf<Cell>::Base, Cell>;
+
 template <class Math>
 RecurrentKernel find_kernel(int cell, Pass pass, Tiling tiling, Regime regime, Options options) {
-  if (options != Options::kNone && options != Options::kMasks && options != Options::kPeephole) return nullptr;
   switch (cell) {
 #define SF_CASE(name, Cell)                                                                    \
   case kCell_##name:                                                                           \
@@ -59,8 +63,11 @@ RecurrentKernel find_kernel(int cell, Pass pass, Tiling tiling, Regime regime, O
                                      : kernel_of_cell<Cell, Math, true>(pass, tiling, regime);
     SF_CELLS(SF_CASE)
 #undef SF_CASE
-    case kCell_lstm_peephole:  // the variant with options looks whether there are peepholes
-      return kernel_of_cell<Lstm, Math, true>(pass, tiling, regime);
+#define SF_CASE(name, Cell) \
+  case kCell_##name:        \
+    return kernel_of_cell<RecurrentCell<Cell>, Math, true>(pass, tiling, regime);
+    SF_OPTION_CELLS(SF_CASE)
+#undef SF_CASE
   }
   return nullptr;
 }

@@ -1,12 +1,20 @@
 // The recurrent kernel, written once for every cell, precision, pass and regime. R stays in registers. Per step and
 // batch tile a warp multiplies the operand by its part of R, the cells it holds turn the sums into values of the next
 // operand, and the exchange brings these to every warp that reads them. The passes differ in what a cell reads and
-// writes (steps.cuh).
+// writes (steps.cuh); a layer with a norm or with two products in a step has steps of its own (steps_norm.cuh,
+// steps_reset.cuh).
 #pragma once
 
-#include "steps.cuh"
+#include "steps_norm.cuh"
+#include "steps_reset.cuh"
 
 namespace sf::cuda {
+
+template <class S, bool kForward = S::kPass == Pass::kForward>
+using StepOf = std::conditional_t<
+    S::kNorm, std::conditional_t<kForward, NormForwardStep<S>, NormBackwardStep<S>>,
+    std::conditional_t<S::kResetsFirst, std::conditional_t<kForward, ResetForwardStep<S>, ResetBackwardStep<S>>,
+                       std::conditional_t<kForward, ForwardStep<S>, BackwardStep<S>>>>;
 
 // A warp's part of R in registers, and the product of it with the operand of a batch tile.
 template <class S>
@@ -26,12 +34,13 @@ struct WeightFragments {
     }
   }
 
-  template <class Operand>
+  // The sums of the m-tiles kFirst .. kLast - 1.
+  template <int kFirst = 0, int kLast = S::kMTiles, class Operand>
   SF_DEVICE void multiply(const Operand& operand, int step, int tile, const Lane<S>& at,
                           float (&sums)[S::kMTiles][4]) const {
     float chains[S::kChains][S::kMTiles][4] = {};  // the first chain starts from the values of `sums`
     SF_UNROLL
-    for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
+    for (int m = kFirst; m < kLast; ++m) SF_UNROLL
     for (int i = 0; i < 4; ++i) chains[0][m][i] = sums[m][i];
     SF_UNROLL
     for (int k = 0; k < S::kKTiles; k += 2) {
@@ -51,11 +60,11 @@ struct WeightFragments {
           b[plane][1] = j ? loaded[plane].w : loaded[plane].y;
         }
         SF_UNROLL
-        for (int m = 0; m < S::kMTiles; ++m) S::Math::mma(chains[(k + j) % S::kChains][m], r[m][k + j], b);
+        for (int m = kFirst; m < kLast; ++m) S::Math::mma(chains[(k + j) % S::kChains][m], r[m][k + j], b);
       }
     }
     SF_UNROLL
-    for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
+    for (int m = kFirst; m < kLast; ++m) SF_UNROLL
     for (int i = 0; i < 4; ++i) {
       sums[m][i] = chains[0][m][i];
       SF_UNROLL
@@ -74,18 +83,19 @@ struct Partials {
   SF_DEVICE Partials(SharedAllocator& allocator, const LaunchArgs& a)
       : region(allocator.take<float>(2 * a.block_groups * 4 * S::kMTiles * S::kSplits * 32)), groups(a.block_groups) {}
 
+  template <int kFirst = 0, int kLast = S::kMTiles>
   SF_DEVICE void reduce(const Lane<S>& at, int turn, const float (&mine)[S::kMTiles][4],
                         float (&sums)[S::kCells][S::kMTiles]) const {
     const int base = (turn * groups + at.group_in_block) * 4 * S::kMTiles * S::kSplits * 32 + at.lane;
     SF_UNROLL
     for (int i = 0; i < 4; ++i) SF_UNROLL
-    for (int m = 0; m < S::kMTiles; ++m)
+    for (int m = kFirst; m < kLast; ++m)
       region.store(base + ((i * S::kMTiles + m) * S::kSplits + at.split) * 32, mine[m][i]);
     group_sync(at.group_in_block, 32 * S::kSplits);
     if (!at.owns()) return;
     SF_UNROLL
     for (int c = 0; c < S::kCells; ++c) SF_UNROLL
-    for (int m = 0; m < S::kMTiles; ++m) {
+    for (int m = kFirst; m < kLast; ++m) {
       const int from = base + ((at.split * S::kCells + c) * S::kMTiles + m) * S::kSplits * 32;
       sums[c][m] = region.load(from);
       SF_UNROLL
@@ -122,6 +132,21 @@ struct RowTable {
   }
 };
 
+struct NoTotals {
+  template <class... Args>
+  SF_DEVICE explicit NoTotals(Args&&...) {}
+};
+template <class S, class Exchange, bool kNorm = S::kNorm>
+struct TotalsOfExchange {
+  using Type = NoTotals;
+};
+template <class S, class Exchange>
+struct TotalsOfExchange<S, Exchange, true> {
+  using Type = RowTotals<S, typename Exchange::RowParts>;
+};
+template <class S, class Exchange>
+using TotalsOf = typename TotalsOfExchange<S, Exchange>::Type;
+
 template <class S, template <class> class ExchangeOf>
 SF_KERNEL(S::kThreads)
 recur(SF_PARAMETER LaunchArgs a) {
@@ -139,6 +164,7 @@ recur(SF_PARAMETER LaunchArgs a) {
   const LaneValues<S, 2> states(allocator, a.tiles);
   Exchange exchange(allocator, a, at);
   const SharedOptions<S> options(allocator, a, at, direction, team / a.directions * a.tiles * kTileRows);
+  TotalsOf<S, Exchange> totals(allocator, a, at, direction);
   const Partials<S> partials(allocator, a);  // the last, since a plan counts none where one warp has all of K
   const WeightFragments<S> weights(io, at);
   const Step step(a, io, at);
@@ -202,7 +228,7 @@ recur(SF_PARAMETER LaunchArgs a) {
   for (int i = 0; turn < turns; ++i) {
     const int now_tile = tile, now_turn = turn;
     const StepPosition<S> now = ahead;
-    const typename Step::Prepared prepared = step.prepare(inputs_ahead);
+    const typename Step::Prepared prepared = step.prepare(inputs_ahead, io, at, now, direction == 1);
     const LaneMasks<S> masks = options.draw(at, now_tile * kTileRows + at.column(0), now.t);
     if (++tile == a.tiles) {
       tile = 0;
@@ -218,37 +244,71 @@ recur(SF_PARAMETER LaunchArgs a) {
 
     if constexpr (kForward && !Exchange::kHoldsEveryTile)
       if (now_turn == 0) set_first_operand(now_tile);
-    exchange.wait(at, now_turn, turns, now_tile);
+    constexpr int kFirstTiles = S::kResetsFirst && kForward ? 2 : S::kMTiles;  // those of r and z
     float products[S::kMTiles][4], sums[S::kCells][S::kMTiles];
+    exchange.wait(at, S::kProducts * now_turn, turns, now_tile);
     SF_UNROLL
     for (int m = 0; m < S::kMTiles; ++m) SF_UNROLL
     for (int i = 0; i < 4; ++i)
       products[m][i] = S::kStartsFromInput ? Step::start(prepared, i < S::kCells ? i : 0, m) : 0;
-    weights.multiply(exchange.operand, now_turn, now_tile, at, products);
+    weights.template multiply<0, kFirstTiles>(exchange.operand, S::kProducts * now_turn, now_tile, at, products);
     if constexpr (S::kSplits == 1) {
       SF_UNROLL
       for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
       for (int m = 0; m < S::kMTiles; ++m) sums[cell][m] = products[m][cell];
     } else {
-      partials.reduce(at, i & 1, products, sums);
+      partials.template reduce<0, kFirstTiles>(at, S::kProducts == 2 ? 0 : i & 1, products, sums);
     }
-    const bool more = now_turn + 1 < turns;
-    if (at.owns()) {
-      Floats s0 = states.load(now_tile, 0), s1 = states.load(now_tile, 1);
-      if (kForward || now_turn < steps) {
-        float next[S::kCells][S::kOperands];
-        step.run(a, io, now, prepared, sums, options, masks, now_tile, s0, s1, next);
-        if (more) SF_UNROLL
-        for (int cell = 0; cell < S::kCells; ++cell)
-          exchange.put(at, now_turn + 1, now_tile, at.column(cell), at.unit(cell), next[cell]);
-      } else {
+    // The extra iteration has one product, so two tiles that follow each other have their operands in one place.
+    if constexpr (S::kResetsFirst && !kForward && !Exchange::kHoldsEveryTile)
+      if (now_turn == steps) cta_sync();
+    const auto put = [&](int operand, const float (&v)[S::kCells][S::kOperands]) {
+      SF_UNROLL
+      for (int cell = 0; cell < S::kCells; ++cell)
+        exchange.put(at, operand, now_tile, at.column(cell), at.unit(cell), v[cell]);
+    };
+    const bool more = now_turn + 1 < turns, has_step = kForward || now_turn < steps;
+    float next[S::kCells][S::kOperands];
+    const TileStates<S> of_tile{states, now_tile};
+    if constexpr (S::kNorm) {
+      if (has_step) step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, totals);
+    } else if constexpr (S::kResetsFirst) {
+      const auto second = [&](const float (&v)[S::kCells][S::kOperands], float (&found)[S::kCells][S::kMTiles]) {
+        constexpr int kFrom = kForward ? kFirstTiles : 0;
+        if (at.owns()) put(2 * now_turn + 1, v);
+        exchange.send(at, 2 * now_turn + 1, now_tile);
+        exchange.wait(at, 2 * now_turn + 1, turns, now_tile);
         SF_UNROLL
-        for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += masks.of_state(sums[cell][0], cell);
-      }
-      states.store(now_tile, 0, s0);
-      states.store(now_tile, 1, s1);
+        for (int m = kFrom; m < S::kMTiles; ++m) SF_UNROLL
+        for (int i = 0; i < 4; ++i) products[m][i] = 0;
+        weights.template multiply<kFrom, S::kMTiles>(exchange.operand, 2 * now_turn + 1, now_tile, at, products);
+        if constexpr (S::kSplits == 1) {
+          SF_UNROLL
+          for (int cell = 0; cell < S::kCells; ++cell) SF_UNROLL
+          for (int m = kFrom; m < S::kMTiles; ++m) found[cell][m] = products[m][cell];
+        } else {
+          partials.template reduce<kFrom, S::kMTiles>(at, 1, products, found);
+        }
+      };
+      if (has_step) step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, second);
     }
-    if (more) exchange.send(at, now_turn + 1, now_tile);
+    if (at.owns()) {
+      if (S::kMeets && has_step) {
+        if (more) put(S::kProducts * (now_turn + 1), next);
+      } else {
+        Floats s0 = of_tile.load(0), s1 = of_tile.load(1);
+        if (has_step) {
+          if constexpr (!S::kMeets) step.run(a, io, now, prepared, sums, options, masks, now_tile, s0, s1, next);
+          if (more) put(now_turn + 1, next);
+        } else {
+          SF_UNROLL
+          for (int cell = 0; cell < S::kCells; ++cell) s0.v[cell] += masks.of_state(sums[cell][0], cell);
+        }
+        of_tile.store(0, s0);
+        of_tile.store(1, s1);
+      }
+    }
+    if (more) exchange.send(at, S::kProducts * (now_turn + 1), now_tile);
   }
 
   for (int t = 0; t < a.tiles && at.owns(); ++t) {

@@ -2,8 +2,6 @@
 // step. The formulas are those of core/cells.h. A step's inputs are loaded (load) before its product is ready (run).
 #pragma once
 
-#include <type_traits>
-
 #include "options.cuh"
 
 namespace sf::cuda {
@@ -93,7 +91,8 @@ struct ForwardStep {
     float slots[S::kCells][Cell::kSlots];
     uint32_t anew;
   };
-  SF_DEVICE Prepared prepare(const Inputs& in) const {
+  SF_DEVICE Prepared prepare(const Inputs& in, const DirectionArgs&, const Lane<S>&, const StepPosition<S>&,
+                             bool) const {
     Prepared k;
     k.anew = in.anew;
     SF_UNROLL
@@ -111,11 +110,8 @@ struct ForwardStep {
                      float (&next)[S::kCells][S::kOperands]) const {
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
-      const auto row_of = [&](const RowAddress& rows, int values) {
-        return reinterpret_cast<Storage*>(
-            rows.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
-      };
-      Storage *const output = row_of(io.output, 1), *const saved_row = row_of(io.saved, Cell::kSaved >= 4 ? 4 : 1);
+      Storage *const output = row_of(io.output, 1, now, column), *const saved_row = row_of(
+                                                                     io.saved, Cell::kSaved >= 4 ? 4 : 1, now, column);
       SF_UNROLL
       for (int half = 0; half < S::kLaneHalves; ++half) {
         const int cell = S::cell_of(half, column);
@@ -128,25 +124,38 @@ struct ForwardStep {
         float next_h = h.v[cell], next_c = c.v[cell];
         Vector<float, 4> seen{};
         Cell::forward(slots, next_h, next_c, saved, options.of_unit(masks, cell, seen));
-        if constexpr (S::kOptions) {
-          if (Cell::kReadsH && a.options.saves_fresh_h && io.saved.data && live(now, cell))
-            saved_row[8 * half] = Math::narrow(next_h);
-          next_h = masks.share(Masked::kZoneoutH, cell).mix(next_h, h.v[cell]);
-          if (Cell::kHasC) saved[4] = next_c = masks.share(Masked::kZoneoutC, cell).mix(next_c, c.v[cell]);
-        }
-        const Storage stored = Math::narrow(next_h);
-        if (live(now, cell)) {
-          h.v[cell] = Math::widen(stored);  // the next step reads h as it is stored
-          c.v[cell] = next_c;
-          if (a.write_output) output[8 * half] = stored;
-          if (Cell::kSaved >= 4 && io.saved.data) {
-            *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
-            if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
-          }
-        }
-        next[cell][0] = masks.of_state(h.v[cell], cell);
+        keep(a, io, now, masks, cell, half, next_h, next_c, saved, output, saved_row, h, c, next);
       }
     }
+    begin_anew(io, now, prepared, masks, h, c, next);
+  }
+  // What follows a cell's formula: zoneout, what is written, and what the next step reads.
+  SF_DEVICE void keep(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now,
+                      const LaneMasks<S>& masks, int cell, int half, float next_h, float next_c, float (&saved)[5],
+                      Storage* output, Storage* saved_row, Vector<float, S::kCells>& h, Vector<float, S::kCells>& c,
+                      float (&next)[S::kCells][S::kOperands]) const {
+    if constexpr (S::kOptions) {
+      if (Cell::kReadsH && a.options.saves_fresh_h && io.saved.data && live(now, cell))
+        saved_row[fresh_h() + 8 * half] = Math::narrow(next_h);
+      next_h = masks.share(Masked::kZoneoutH, cell).mix(next_h, h.v[cell]);
+      if (Cell::kHasC) saved[4] = next_c = masks.share(Masked::kZoneoutC, cell).mix(next_c, c.v[cell]);
+    }
+    const Storage stored = Math::narrow(next_h);
+    if (live(now, cell)) {
+      h.v[cell] = Math::widen(stored);  // the next step reads h as it is stored
+      c.v[cell] = next_c;
+      if (a.write_output) output[8 * half] = stored;
+      if (Cell::kSaved >= 4 && io.saved.data) {
+        *reinterpret_cast<typename Math::Four*>(saved_row + 32 * half) = Math::pack(saved);
+        if (Cell::kSaved > 4) saved_row[fifth - 3 * unit + 8 * half] = Math::narrow(saved[Cell::kSaved - 1]);
+      }
+    }
+    next[cell][0] = masks.of_state(h.v[cell], cell);
+  }
+  // Leaves the reset state where the next step starts from it.
+  SF_DEVICE void begin_anew(const DirectionArgs& io, const StepPosition<S>& now, const Prepared& prepared,
+                            const LaneMasks<S>& masks, Vector<float, S::kCells>& h, Vector<float, S::kCells>& c,
+                            float (&next)[S::kCells][S::kOperands]) const {
     if (prepared.anew)
       each_anew<S>(prepared.anew, in_layer, [&](int cell, int column, int half) {
         h.v[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
@@ -154,6 +163,12 @@ struct ForwardStep {
         if (Cell::kHasC) c.v[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
       });
   }
+  // Where the lane's part of a row of values begins, of which each unit has `values` side by side.
+  SF_DEVICE Storage* row_of(const RowAddress& rows, int values, const StepPosition<S>& now, int column) const {
+    return reinterpret_cast<Storage*>(
+        rows.row(static_cast<int>(sizeof(Storage)) * values * unit, now.t_row, now.b[column]));
+  }
+  SF_DEVICE int fresh_h() const { return S::kFreshH * (fifth / 4); }
   static SF_DEVICE void finish(const DirectionArgs& io, int64_t b, int at, float h, float c) {
     *element<Storage>(io.h_n, 0, b, at) = Math::narrow(h);
     if (Cell::kHasC) *element<Storage>(io.c_n, 0, b, at) = Math::narrow(c);
@@ -206,7 +221,7 @@ struct BackwardStep {
       const Storage* fifth_now = at(io.saved.row(size * (fifth + unit), now.t_row, b));
       const Storage* fifth_before =
           at(has_before ? io.saved.row(size * (fifth + unit), now.t_row_before, b) : io.c0.row(size * unit, 0, b));
-      const Storage* h = at(given.row(size * unit, now.t_row, b));
+      const Storage* h = at(given.row(size * (unit + (fresh_h ? S::kFreshH * (fifth / 4) : 0)), now.t_row, b));
       const Storage* h_before =
           at(has_before ? io.output.row(size * unit, now.t_row_before, b) : io.h0.row(size * unit, 0, b));
       const Storage* d = at(io.d_output.row(size * unit, now.t_row, b));
@@ -224,7 +239,10 @@ struct BackwardStep {
     }
   }
   using Prepared = Inputs;
-  static SF_DEVICE const Inputs& prepare(const Inputs& in) { return in; }
+  static SF_DEVICE const Inputs& prepare(const Inputs& in, const DirectionArgs&, const Lane<S>&, const StepPosition<S>&,
+                                         bool) {
+    return in;
+  }
   static SF_DEVICE float start(const Prepared&, int, int) { return 0; }
 
   SF_DEVICE void run(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now, const Prepared& in,
@@ -233,16 +251,7 @@ struct BackwardStep {
                      Vector<float, S::kCells>& carry, float (&next)[S::kCells][S::kOperands]) const {
     float h_before[S::kCells], c_before[S::kCells];
     Vector<float, S::kCells> d_seen[3] = {};
-    SF_UNROLL
-    for (int cell = 0; cell < S::kCells; ++cell) {
-      h_before[cell] = Cell::kReadsHPrev ? Math::widen(in.h_before[cell]) : 0;
-      c_before[cell] = Cell::kHasC ? Math::widen(in.c_before[cell]) : 0;
-    }
-    if ((Cell::kReadsHPrev || Cell::kHasC) && in.anew)
-      each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
-        if (Cell::kReadsHPrev) h_before[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
-        if (Cell::kHasC) c_before[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
-      });
+    read_before(io, now, in, h_before, c_before);
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       Storage* d_slots[Cell::kSlots];
@@ -259,30 +268,17 @@ struct BackwardStep {
         if (Cell::kSaved >= 4) Math::unpack(in.four[cell], saved);
         if (Cell::kSaved > 4) saved[4] = Math::widen(in.c[cell]);
         pending.v[cell] += masks.of_state(sums[cell][0], cell);
-        float dh = pending.v[cell] + Math::widen(in.d[cell]), next_carry = carry.v[cell], kept_h = 0, kept_c = 0;
+        Arriving come = arriving(in, masks, cell, pending.v[cell], carry.v[cell]);
         const bool is_live = live(now, cell);
         Vector<float, 4> seen{};
         const auto unit_options = options.of_unit(masks, cell, seen);
-        if constexpr (S::kOptions) {
-          if (Cell::kCarriesH) {  // zoneout shares out the whole gradient of h
-            dh += next_carry;
-            next_carry = 0;
-          }
-          const NewShare<float> of_h = masks.share(Masked::kZoneoutH, cell),
-                                of_c = masks.share(Masked::kZoneoutC, cell);
-          kept_h = of_h.of_old(dh);
-          dh = of_h.of_new(dh);
-          if constexpr (Cell::kHasC) {
-            kept_c = of_c.of_old(next_carry);
-            next_carry = of_c.of_new(next_carry);
-            if (options.changes(Masked::kZoneoutC))
-              saved[4] = Cell::next_c(saved[0], saved[1], saved[2], c_before[cell], unit_options);
-          }
-        }
-        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before[cell], c_before[cell], dh, next_carry, d,
+        if constexpr (S::kOptions && Cell::kHasC)
+          if (options.changes(Masked::kZoneoutC))
+            saved[4] = Cell::next_c(saved[0], saved[1], saved[2], c_before[cell], unit_options);
+        Cell::backward(saved, used(Cell::kReadsH, in.h[cell]), h_before[cell], c_before[cell], come.dh, come.carry, d,
                        unit_options);
         if constexpr (S::kOptions && Cell::kHasC) {
-          next_carry += kept_c;
+          come.carry += come.kept_c;
           if (is_live) {
             d_seen[0].v[cell] = d[0] * c_before[cell];
             d_seen[1].v[cell] = d[1] * c_before[cell];
@@ -290,8 +286,8 @@ struct BackwardStep {
           }
         }
         if (is_live) {
-          pending.v[cell] = kept_h;
-          carry.v[cell] = next_carry;
+          pending.v[cell] = come.kept_h;
+          carry.v[cell] = come.carry;
           SF_UNROLL
           for (int s = 0; s < Cell::kSlots; ++s) d_slots[s][8 * half] = Math::narrow(d[s]);
         }
@@ -302,7 +298,50 @@ struct BackwardStep {
     if constexpr (S::kOptions && Cell::kHasC)
       if (options.adds_up()) SF_UNROLL
     for (int gate = 0; gate < 3; ++gate) options.add_seen(tile, gate, d_seen[gate]);
-    // Nothing flows back over a reset.
+    stop_at_resets(a, io, now, in, options, pending, carry, next);
+  }
+  // The states before the step.
+  SF_DEVICE void read_before(const DirectionArgs& io, const StepPosition<S>& now, const Inputs& in,
+                             float (&h_before)[S::kCells], float (&c_before)[S::kCells]) const {
+    SF_UNROLL
+    for (int cell = 0; cell < S::kCells; ++cell) {
+      h_before[cell] = Cell::kReadsHPrev ? Math::widen(in.h_before[cell]) : 0;
+      c_before[cell] = Cell::kHasC ? Math::widen(in.c_before[cell]) : 0;
+    }
+    if ((Cell::kReadsHPrev || Cell::kHasC) && in.anew)
+      each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
+        if (Cell::kReadsHPrev) h_before[cell] = state_at<Math>(io.h_reset, now.b[column], unit + 8 * half);
+        if (Cell::kHasC) c_before[cell] = state_at<Math>(io.c_reset, now.b[column], unit + 8 * half);
+      });
+  }
+  // What comes to a cell: the gradient of the h that it gave and its carry, and what zoneout keeps of the gradients of
+  // h and of c for the step before.
+  struct Arriving {
+    float dh, carry, kept_h, kept_c;
+  };
+  SF_DEVICE Arriving arriving(const Inputs& in, const LaneMasks<S>& masks, int cell, float pending, float carry) const {
+    Arriving come{pending + Math::widen(in.d[cell]), carry, 0, 0};
+    if constexpr (S::kOptions) {
+      if (Cell::kCarriesH) {  // zoneout shares out the whole gradient of h
+        come.dh += come.carry;
+        come.carry = 0;
+      }
+      const NewShare<float> of_h = masks.share(Masked::kZoneoutH, cell);
+      come.kept_h = of_h.of_old(come.dh);
+      come.dh = of_h.of_new(come.dh);
+      if constexpr (Cell::kHasC) share_carry(masks, cell, come);
+    }
+    return come;
+  }
+  SF_DEVICE void share_carry(const LaneMasks<S>& masks, int cell, Arriving& come) const {
+    const NewShare<float> of_c = masks.share(Masked::kZoneoutC, cell);
+    come.kept_c = of_c.of_old(come.carry);
+    come.carry = of_c.of_new(come.carry);
+  }
+  // Nothing flows back over a reset.
+  SF_DEVICE void stop_at_resets(const LaunchArgs& a, const DirectionArgs& io, const StepPosition<S>& now,
+                                const Inputs& in, const SharedOptions<S>& options, Vector<float, S::kCells>& pending,
+                                Vector<float, S::kCells>& carry, float (&next)[S::kCells][S::kOperands]) const {
     if (in.anew)
       each_anew<S>(in.anew, in_layer, [&](int cell, int column, int half) {
         if ((Cell::kHasC || Cell::kCarriesH) && io.reset_carry)
@@ -319,8 +358,5 @@ struct BackwardStep {
     if (Cell::kHasC && io.d_c0.data) *element<Storage>(io.d_c0, 0, b, at) = Math::narrow(carry);
   }
 };
-
-template <class S>
-using StepOf = std::conditional_t<S::kPass == Pass::kForward, ForwardStep<S>, BackwardStep<S>>;
 
 }  // namespace sf::cuda

@@ -17,8 +17,7 @@ SF_KERNEL(kBlockThreads)
 stepwise_begin(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
-    const StepwisePlace p(a, i, a.widest());
+  each_place(a, a.widest(), [&](const StepwisePlace& p) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
@@ -29,7 +28,7 @@ stepwise_begin(SF_PARAMETER StepwiseArgs a) {
       static_cast<Storage*>(io.h_state)[p.b * a.out() + p.unit] = h;
       static_cast<Storage*>(io.h)[p.b * a.out() + p.unit] = masked_state<Math>(a.noise, p.d, p.b, p.unit, h);
     }
-  }
+  });
 }
 
 // The end of a step, with and without a projection: keep h for the next step and write it to the output.
@@ -39,9 +38,9 @@ SF_DEVICE void stepwise_store_h(const StepwiseArgs& a, const StepwisePlace& p, t
   const StepwiseDirectionArgs& io = a.direction[p.d];
   if (!p.live) return;
   Storage& state = static_cast<Storage*>(io.h_state)[p.at];
-  const NewShare<typename Math::Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, io.t, p.unit);
+  const NewShare<typename Math::Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, p.t, p.unit);
   Storage stored = Math::narrow(share.mix(h, Math::widen(state)));
-  if (a.write_output) *element<Storage>(io.output, io.t, p.b, p.unit) = stored;
+  if (a.write_output) *element<Storage>(io.output, p.t, p.b, p.unit) = stored;
   if (p.next_anew(a)) stored = stored_or_zero<Math>(io.h_reset, p.b, p.unit);
   state = stored;
   static_cast<Storage*>(io.h)[p.at] = masked_state<Math>(a.noise, p.d, p.b, p.unit, stored);
@@ -54,7 +53,7 @@ SF_DEVICE typename Math::Compute stepwise_store_c(const StepwiseArgs& a, const S
   using Compute = typename Math::Compute;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   Compute& state = static_cast<Compute*>(io.state)[p.at];
-  c = NewShare<Compute>(a.noise, Masked::kZoneoutC, p.d, p.b, io.t, p.unit).mix(c, state);
+  c = NewShare<Compute>(a.noise, Masked::kZoneoutC, p.d, p.b, p.t, p.unit).mix(c, state);
   state = p.next_anew(a) ? wide_or_zero<Math>(io.c_reset, p.b, p.unit) : c;
   return c;
 }
@@ -66,14 +65,14 @@ SF_DEVICE void stepwise_slots(const StepwiseArgs& a, const StepwisePlace& p,
   using Compute = typename Math::Compute;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   for (int s = 0; s < Cell::kSlots; ++s) slots[s] = static_cast<const Compute*>(io.bias)[s * a.H + p.unit];
-  for (int g = 0; g < Cell::kGates; ++g) slots[g] += *element<const Compute>(io.projected, io.t, p.b, g * a.H + p.unit);
+  for (int g = 0; g < Cell::kGates; ++g) slots[g] += *element<const Compute>(io.projected, p.t, p.b, g * a.H + p.unit);
 }
 
 template <class Cell, class Math>
 SF_DEVICE void stepwise_save(const StepwiseArgs& a, const StepwisePlace& p, const typename Math::Compute* saved) {
   const StepwiseDirectionArgs& io = a.direction[p.d];
   if (!io.saved.data) return;
-  auto* to = element<typename Math::Storage>(io.saved, io.t, p.b, 0);
+  auto* to = element<typename Math::Storage>(io.saved, p.t, p.b, 0);
   for (int s = 0; s < Cell::kSaved; ++s) to[saved_at(s, p.unit, padded(a.H))] = Math::narrow(saved[s]);
 }
 
@@ -86,14 +85,14 @@ template <class Cell, class Math>
 SF_DEVICE typename Math::Compute stepwise_h_given(const StepwiseArgs& a, const StepwisePlace& p) {
   using Storage = typename Math::Storage;
   const StepwiseDirectionArgs& io = a.direction[p.d];
-  return Math::widen(a.saves_fresh_h ? element<const Storage>(io.saved, io.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)]
-                                     : *element<const Storage>(io.output, io.t, p.b, p.unit));
+  return Math::widen(a.saves_fresh_h ? element<const Storage>(io.saved, p.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)]
+                                     : *element<const Storage>(io.output, p.t, p.b, p.unit));
 }
 template <class Cell, class Math>
 SF_DEVICE void stepwise_save_h(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute h) {
   const StepwiseDirectionArgs& io = a.direction[p.d];
   if (Cell::kReadsH && a.saves_fresh_h && io.saved.data)
-    element<typename Math::Storage>(io.saved, io.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)] = Math::narrow(h);
+    element<typename Math::Storage>(io.saved, p.t, p.b, 0)[fresh_h_at<Cell>(a, p.unit)] = Math::narrow(h);
 }
 
 // Keeps h, or hands it to the projection.
@@ -110,8 +109,7 @@ SF_KERNEL(kBlockThreads)
 stepwise_forward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  each_place(a, a.H, [&](const StepwisePlace& p) {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     Compute h = 0;
     if (p.live) {
@@ -128,17 +126,16 @@ stepwise_forward(SF_PARAMETER StepwiseArgs a) {
       stepwise_save_h<Cell, Math>(a, p, h);
     }
     stepwise_end_cell<Math>(a, p, h);
-  }
+  });
 }
 
 // With a projection: takes h from the product with W_hr.
 template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_project(SF_PARAMETER StepwiseArgs a) {
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
-    const StepwisePlace p(a, i, a.P);
+  each_place(a, a.P, [&](const StepwisePlace& p) {
     stepwise_store_h<Math>(a, p, static_cast<const typename Math::Compute*>(a.direction[p.d].projections)[p.at]);
-  }
+  });
 }
 
 // Writes the states after the last step.
@@ -146,8 +143,7 @@ template <class Cell, class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_end(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
-    const StepwisePlace p(a, i, a.widest());
+  each_place(a, a.widest(), [&](const StepwisePlace& p) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
@@ -156,7 +152,7 @@ stepwise_end(SF_PARAMETER StepwiseArgs a) {
     if (Cell::kHasC && has_cell)
       *element<Storage>(io.c_n, 0, p.b, p.unit) =
           Math::narrow(static_cast<const typename Math::Compute*>(io.state)[at]);
-  }
+  });
 }
 
 // The first kernel of the backward: sets the gradients of the states after the last step.
@@ -164,15 +160,14 @@ template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_begin_back(SF_PARAMETER StepwiseArgs a) {
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
-    const StepwisePlace p(a, i, a.widest());
+  each_place(a, a.widest(), [&](const StepwisePlace& p) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
     if (has_cell) static_cast<Compute*>(io.carry)[at] = wide_or_zero<Math>(io.d_c_n, p.b, p.unit);
     if (p.unit < a.out())
       static_cast<Compute*>(io.state)[p.b * a.out() + p.unit] = wide_or_zero<Math>(io.d_h_n, p.b, p.unit);
-  }
+  });
 }
 
 // Adds the product of the step before this one to d(loss)/dh. If the row has this step, the cell uses up the sum, but
@@ -188,12 +183,12 @@ SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const S
   if (io.products) d += static_cast<const Compute*>(io.products)[p.at] * state_mask<Compute>(a.noise, p.d, p.b, p.unit);
   pending = d;
   if (!p.live) return 0;
-  if (io.d_output.data) d += Math::widen(*element<const typename Math::Storage>(io.d_output, io.t, p.b, p.unit));
+  if (io.d_output.data) d += Math::widen(*element<const typename Math::Storage>(io.d_output, p.t, p.b, p.unit));
   if (carry) {
     d += *carry;
     *carry = 0;
   }
-  const NewShare<Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, io.t, p.unit);
+  const NewShare<Compute> share(a.noise, Masked::kZoneoutH, p.d, p.b, p.t, p.unit);
   pending = share.of_old(d);
   if (p.anew(a)) {
     add_carry(io.reset_h, p.at, pending);
@@ -206,7 +201,7 @@ SF_DEVICE typename Math::Compute stepwise_take_dh(const StepwiseArgs& a, const S
 template <class Math>
 SF_DEVICE typename Math::Storage stepwise_h_before(const StepwiseArgs& a, const StepwisePlace& p) {
   const StepwiseDirectionArgs& io = a.direction[p.d];
-  const int64_t before = p.before(a);
+  const int64_t before = p.before();
   if (p.anew(a)) return stored_or_zero<Math>(io.h_reset, p.b, p.unit);
   if (before < 0) return stored_or_zero<Math>(io.h0, p.b, p.unit);
   return *element<const typename Math::Storage>(io.output, before, p.b, p.unit);
@@ -214,7 +209,7 @@ SF_DEVICE typename Math::Storage stepwise_h_before(const StepwiseArgs& a, const 
 template <class Cell, class Math>
 SF_DEVICE typename Math::Compute stepwise_c_before(const StepwiseArgs& a, const StepwisePlace& p) {
   const StepwiseDirectionArgs& io = a.direction[p.d];
-  const int64_t before = p.before(a);
+  const int64_t before = p.before();
   if (p.anew(a)) return wide_or_zero<Math>(io.c_reset, p.b, p.unit);
   if (before < 0) return wide_or_zero<Math>(io.c0, p.b, p.unit);
   const auto* saved = element<const typename Math::Storage>(io.saved, before, p.b, 0);
@@ -224,7 +219,7 @@ SF_DEVICE typename Math::Compute stepwise_c_before(const StepwiseArgs& a, const 
 template <class Cell, class Math>
 SF_DEVICE void stepwise_read_saved(const StepwiseArgs& a, const StepwisePlace& p, typename Math::Compute* saved) {
   const StepwiseDirectionArgs& io = a.direction[p.d];
-  const auto* from = element<const typename Math::Storage>(io.saved, io.t, p.b, 0);
+  const auto* from = element<const typename Math::Storage>(io.saved, p.t, p.b, 0);
   for (int s = 0; s < Cell::kSaved; ++s) saved[s] = Math::widen(from[saved_at(s, p.unit, padded(a.H))]);
 }
 
@@ -232,6 +227,13 @@ SF_DEVICE void stepwise_read_saved(const StepwiseArgs& a, const StepwisePlace& p
 template <class Compute, class Options>
 SF_DEVICE Compute stepwise_c_given(const StepwiseArgs& a, const Compute* saved, Compute c_before, const Options& unit) {
   return a.noise.zoneout_c > 0 ? Lstm::next_c(saved[0], saved[1], saved[2], c_before, unit) : saved[4];
+}
+template <class Cell, class Math>
+SF_DEVICE typename Math::Compute stepwise_c_given(const StepwiseArgs& a, const StepwisePlace& p) {
+  typename Math::Compute saved[5], seen[3];
+  stepwise_read_saved<Cell, Math>(a, p, saved);
+  return stepwise_c_given(a, saved, stepwise_c_before<Cell, Math>(a, p),
+                          stepwise_options<Cell, Math, true>(a, p, seen));
 }
 
 // The carry of c before and after the step: takes the share that zoneout gives to the cell's c, and adds the other
@@ -241,7 +243,7 @@ SF_DEVICE void stepwise_carry_c(const StepwiseArgs& a, const StepwisePlace& p, B
   using Compute = typename Math::Compute;
   const StepwiseDirectionArgs& io = a.direction[p.d];
   Compute& carry = static_cast<Compute*>(io.carry)[p.at];
-  const NewShare<Compute> share(a.noise, Masked::kZoneoutC, p.d, p.b, io.t, p.unit);
+  const NewShare<Compute> share(a.noise, Masked::kZoneoutC, p.d, p.b, p.t, p.unit);
   Compute d_c = share.of_new(carry);
   backward(d_c);
   carry = d_c + share.of_old(carry);
@@ -271,7 +273,7 @@ SF_DEVICE void stepwise_write_slots(const StepwiseArgs& a, const StepwisePlace& 
   const bool flows = p.live && !p.anew(a);
   for (int g = 0; g < Cell::kGates; ++g) next[g * a.H] = Math::narrow(flows ? d[Cell::hidden_slot(g)] : 0);
   if (!p.live) return;
-  Storage* to = element<Storage>(io.d_gates, io.t, p.b, p.unit);
+  Storage* to = element<Storage>(io.d_gates, p.t, p.b, p.unit);
   for (int s = 0; s < Cell::kSlots; ++s) to[s * a.H] = Math::narrow(d[s]);
 }
 
@@ -280,13 +282,12 @@ template <class Math>
 SF_KERNEL(kBlockThreads)
 stepwise_project_back(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.P; i += all_threads()) {
-    const StepwisePlace p(a, i, a.P);
+  each_place(a, a.P, [&](const StepwisePlace& p) {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     const Storage d = Math::narrow(stepwise_take_dh<Math>(a, p));
     static_cast<Storage*>(io.unprojected)[p.at] = d;
-    if (p.live) *element<Storage>(io.d_gates, io.t, p.b, a.beyond_slots + p.unit) = d;
-  }
+    if (p.live) *element<Storage>(io.d_gates, p.t, p.b, a.beyond_slots + p.unit) = d;
+  });
 }
 
 template <class Cell, class Math>
@@ -302,8 +303,7 @@ SF_KERNEL(kBlockThreads)
 stepwise_backward(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.H; i += all_threads()) {
-    const StepwisePlace p(a, i, a.H);
+  each_place(a, a.H, [&](const StepwisePlace& p) {
     const StepwiseDirectionArgs& io = a.direction[p.d];
     const Compute dh = stepwise_dh<Cell, Math>(a, p);
     Compute saved[Cell::kSaved + 1], d[Cell::kSlots] = {};
@@ -322,7 +322,7 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
           add_sum(a, p, 2, d[3] * saved[4]);
         }
         if (a.P)
-          *element<Storage>(io.d_gates, io.t, p.b, a.beyond_slots + a.P + p.unit) =
+          *element<Storage>(io.d_gates, p.t, p.b, a.beyond_slots + a.P + p.unit) =
               Math::narrow(Cell::unprojected(saved));
       } else {
         const Compute h = Cell::kReadsH ? stepwise_h_given<Cell, Math>(a, p) : 0;
@@ -333,7 +333,7 @@ stepwise_backward(SF_PARAMETER StepwiseArgs a) {
       }
     }
     stepwise_write_slots<Cell, Math>(a, p, d);
-  }
+  });
 }
 
 // Writes the gradients of h0 and c0.
@@ -342,8 +342,7 @@ SF_KERNEL(kBlockThreads)
 stepwise_end_back(SF_PARAMETER StepwiseArgs a) {
   using Storage = typename Math::Storage;
   using Compute = typename Math::Compute;
-  for (int64_t i = global_thread(); i < a.directions * a.B * a.widest(); i += all_threads()) {
-    const StepwisePlace p(a, i, a.widest());
+  each_place(a, a.widest(), [&](const StepwisePlace& p) {
     const int64_t at = p.b * a.H + p.unit;  // in (B, H)
     const bool has_cell = p.unit < a.H;
     const StepwiseDirectionArgs& io = a.direction[p.d];
@@ -356,7 +355,7 @@ stepwise_end_back(SF_PARAMETER StepwiseArgs a) {
       *element<Storage>(io.d_h0, 0, p.b, p.unit) = Math::narrow(d + (Cell::kCarriesH ? carry : 0));
     }
     if (Cell::kHasC && has_cell && io.d_c0.data) *element<Storage>(io.d_c0, 0, p.b, p.unit) = Math::narrow(carry);
-  }
+  });
 }
 
 struct StepwiseSums {

@@ -263,6 +263,7 @@ Run find(Instruction& in, const Words& words) {
       return Map<Fma, T, T, T, T>::run;
     });
   if (name == "ex2" && words.size() == 4) return type == "f32" ? Map<Exp2Approx, float, float>::run : nullptr;
+  if (name == "rsqrt" && words.size() == 4) return type == "f32" ? Map<InverseRootApprox, float, float>::run : nullptr;
   if (name == "sqrt" && words[1] == "rn") return unary_float<Root>(type);
   if (name == "rcp" && words[1] == "rn") return unary_float<Reciprocal>(type);
   if (name == "rcp" && words[1] == "approx" && words[2] == "ftz")
@@ -300,6 +301,7 @@ Run find(Instruction& in, const Words& words) {
   if (name == "bar" && words[1] == "warp" && words[2] == "sync") return warp_barrier;
   if (name == "barrier") return of_cluster_barrier(in, words);
   if (name == "ldmatrix" && has(words, "x4") && !has(words, "trans")) return load_matrices;
+  if (name == "shfl" && words[2] == "bfly") return shuffle;
   if (name == "mma" && words.size() == 10) return tensor_product(words);
   return nullptr;
 }

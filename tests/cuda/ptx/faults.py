@@ -21,6 +21,11 @@ BF16_ONCHIP, BF16_CLUSTER = (
 BF16_GRID = Recurrent("lstm", "bfloat16", "grid", 2, 6)
 FP16_ONCHIP = Recurrent("lstm", "float16", "onchip", 1, 4)
 TF32_ONCHIP, EXACT_ONCHIP = Recurrent("gru", "tf32", "onchip", 1, 8), Recurrent("gru", "float32", "onchip", 1, 2)
+NORM_ONCHIP, NORM_GRID = (
+    Recurrent("lstm_layer_norm", "bfloat16", "onchip", 1, 8, True),
+    Recurrent("lstm_layer_norm", "bfloat16", "grid", 2, 6, True),
+)
+RESET_ONCHIP = Recurrent("gru_reset_before", "bfloat16", "onchip", 1, 8, True)
 EXACT_SPLIT, EXACT_CLUSTER = Recurrent("gru", "float32", "onchip", 2, 4), Recurrent("gru", "float32", "cluster", 4, 4)
 
 
@@ -217,6 +222,20 @@ def _of_onchip() -> Iterator[Fault]:
     yield Fault("onchip", "every barrier of one warp", BF16_ONCHIP, BLOCK_PATTERN, "bar.warp.sync -1;")
 
 
+def _of_meetings() -> Iterator[Fault]:
+    shuffle, pattern = "shfl.sync.bfly.b32", r"shfl\.sync\.bfly\.b32 (%\w+), (%\w+), (%\w+), 31, -1;"
+    for kernel in (NORM_ONCHIP, NORM_GRID):
+        yield Fault(shuffle, "its own value", kernel, pattern, r"mov.b32 \1, \2;")
+        yield Fault(shuffle, "the neighbour", kernel, pattern, rf"{shuffle} \1, \2, 1, 31, -1;")
+        yield Fault(shuffle, "not in one lane", kernel, rf"({pattern})", _in_some_lanes(r"\1"))
+    # Barriers 0 and 1 are those of any kernel; behind that of the step come two for each meeting on chip.
+    for which in (3, 4, 5, 6):
+        yield Fault("onchip", f"barrier {which} of a meeting missing", NORM_ONCHIP, BLOCK_PATTERN, "", which)
+    yield Fault("onchip", "barrier of the second product missing", RESET_ONCHIP, BLOCK_PATTERN, "", 3)
+    for which in (3, 4):
+        yield Fault("grid", f"barrier {which} of a meeting missing", NORM_GRID, BLOCK_PATTERN, "", which)
+
+
 def every() -> list[Fault]:
     narrow, wide = "mma.sync.aligned.m16n8k16.row.col.f32", "mma.sync.aligned.m16n8k8.row.col.f32"
     rounding = r"cvt\.rna\.tf32\.f32 (%\w+), (%\w+);"
@@ -230,6 +249,7 @@ def every() -> list[Fault]:
         *_of_unary("cvt.rn.f16.f32", FP16_ONCHIP),
         *_of_unary("ex2.approx.ftz.f32", BF16_ONCHIP),
         *_of_unary("rcp.approx.ftz.f32", BF16_ONCHIP),
+        *_of_unary("rsqrt.approx.ftz.f32", NORM_ONCHIP),
         *_of_unary("cvt.rna.tf32.f32", TF32_ONCHIP),
         Fault("cvt.rna.tf32", "not rounded", EXACT_ONCHIP, rounding, r"mov.b32 \1, \2;"),
         Fault(
@@ -256,6 +276,7 @@ def every() -> list[Fault]:
         *_of_pair("cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32", BF16_ONCHIP),
         *_of_pair("cvt.rn.f16x2.f32", "cvt.rn.bf16x2.f32", FP16_ONCHIP),
         *_of_shared_primitives(),
+        *_of_meetings(),
         *_of_onchip(),
         *_of_cluster(),
         *_of_grid(),

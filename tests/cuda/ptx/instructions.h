@@ -144,6 +144,16 @@ inline Next load_matrices(Machine& m, Warp& w, const Instruction& in, Mask lanes
   return Next::kGo;
 }
 
+inline Next shuffle(Machine&, Warp& w, const Instruction& in, Mask lanes) {
+  need_every_lane(lanes);
+  if (of_every_lane(w, in.o[3]) != 31 || static_cast<uint32_t>(of_every_lane(w, in.o[4])) != kEvery)
+    throw Fault("shfl: expected all lanes of the warp");
+  uint64_t values[kLanes];
+  for (int l = 0; l < kLanes; ++l) values[l] = wide(w, in.o[1], l);
+  for (int l = 0; l < kLanes; ++l) set_wide(w, in.o[0], l, values[l ^ (wide(w, in.o[2], l) & 31)]);
+  return Next::kGo;
+}
+
 struct Bf16Words {
   static constexpr int kPerWord = 2;
   static float value(uint32_t word, int i) { return cuda::from_bf16(static_cast<uint16_t>(word >> 16 * i)); }

@@ -1,8 +1,8 @@
 """The recurrent kernels in the PTX, and for each a layer that plan.h runs with it.
 
 A kernel is named by cell, precision, regime, tiling and whether it is the variant with options; its forward and its
-backward are two kernels of one layer. A
-layer whose H is the smallest that takes the tiling has the most padding; one whose H is the largest has none.
+backward are two kernels of one layer. A layer whose H is the smallest that takes the tiling has the most padding; one
+whose H is the largest has none.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from support.cases import FLOATS, HALVES, Case
 DTYPES = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32x3": "float32", "Tf32": "tf32"}
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "tf32x3", "tf32": "tf32"}
 CELLS = {"TanhActivation": "rnn_tanh", "ReluActivation": "rnn_relu", "Gru": "gru", "Lstm": "lstm"}
+OF_ROWS = (*(f"{cell}_layer_norm" for cell in CELLS.values()), "gru_reset_before")  # without a cluster regime
 OPTION_DTYPES = ("bfloat16", "float32")  # of the sample of kernels with options
 REGIMES = ("onchip", "cluster", "grid", "stepwise")
 DEVICE = {"architecture": 90, "multiprocessors": 132, "shared_bytes": 232448, "cluster": 16, "warps": 16}
 MANGLED = re.compile(
-    r"_ZN2sf4cuda5recurINS0_5ShapeI(?:NS_5ElmanI)?NS_\d+(?P<cell>[A-Z][a-zA-Z]+?)E+NS0_\d+(?P<precision>Bf16|Fp16|Tf32x3|Tf32)E"
+    r"_ZN2sf4cuda5recurINS0_5ShapeI(?P<norm>NS_6NormedI)?(?:NS_5ElmanI)?NS_\d+(?P<cell>[A-Z][a-zA-Z]+?)E+NS0_\d+(?P<precision>Bf16|Fp16|Tf32x3|Tf32)E"
     r"Li(?P<splits>\d+)ELi(?P<k_tiles>\d+)ELNS0_4PassE(?P<backward>[01])ELb(?P<options>[01])EEENS0_\d+(?P<regime>Onchip|Cluster|Grid)EEE"
 )
 
@@ -58,7 +59,7 @@ def recurrent() -> dict[Recurrent, tuple[str, str]]:
             assert "5recurI" not in name, f"{name}: expected a name that MANGLED describes"
             continue
         kernel = Recurrent(
-            CELLS[parts["cell"]],
+            CELLS.get(parts["cell"], "gru_reset_before") + ("_layer_norm" if parts["norm"] else ""),
             DTYPES[parts["precision"]],
             parts["regime"].lower(),
             int(parts["splits"]),

@@ -10,6 +10,8 @@
 
 #include "memory.h"
 
+#include "../../../csrc/core/bfloat16.h"
+
 #define SF_DEVICE inline
 #define SF_KERNEL(threads) inline void
 #define SF_UNROLL
@@ -41,21 +43,10 @@ inline void warp_sync(Site at = Site::here()) { simt::sync_warp(nullptr, nullptr
 inline void group_sync(int id, int threads, Site at = Site::here()) { simt::sync_group(id, threads, at); }
 inline void cluster_sync(Site at = Site::here()) { simt::sync_cluster(at); }
 
-inline uint32_t bits_of(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u;
-}
-inline float float_of(uint32_t u) {
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-inline float from_bf16(uint16_t v) { return float_of(static_cast<uint32_t>(v) << 16); }
-inline uint16_t to_bf16(float f) {
-  const uint32_t u = bits_of(f);
-  return f != f ? 0x7FFF : static_cast<uint16_t>((u + 0x7FFF + (u >> 16 & 1)) >> 16);
-}
+inline uint32_t bits_of(float f) { return to_bits(f); }
+inline float float_of(uint32_t u) { return from_bits(u); }
+inline float from_bf16(uint16_t v) { return bfloat16_to_float(v); }
+inline uint16_t to_bf16(float f) { return f != f ? 0x7FFF : float_to_bfloat16(f); }  // the device has one NaN
 // The biases of the exponents differ by 112. Multiplying by a power of two is exact for subnormal numbers too.
 inline float from_fp16(uint16_t v) {
   const uint32_t sign = static_cast<uint32_t>(v & 0x8000) << 16, rest = static_cast<uint32_t>(v & 0x7FFF) << 13;
@@ -79,6 +70,7 @@ inline float round_tf32(float f) { return f != f ? float_of(0x7FFFFFFF) : float_
 inline float flushed(float f) { return std::fabs(f) < 0x1p-126f ? std::copysign(0.0f, f) : f; }
 inline float exp2_approx(float x) { return flushed(std::exp2(x)); }
 inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
+inline float inverse_root_approx(float x) { return 1.0f / std::sqrt(flushed(x)); }
 
 template <class T>
 struct Shared {
@@ -221,8 +213,24 @@ inline void load_rows(Thread* lanes) {
   world.running = last;
 }
 
+struct ShuffleOperands {
+  float v, received;
+  int mask;
+};
+inline void exchange_values(Thread* lanes) {
+  for (int l = 0; l < 32; ++l) {
+    ShuffleOperands& o = *static_cast<ShuffleOperands*>(lanes[l].operands);
+    o.received = static_cast<ShuffleOperands*>(lanes[l ^ (o.mask & 31)].operands)->v;
+  }
+}
+
 }  // namespace simt
 
+inline float shuffle_xor(float v, int mask, Site at = Site::here()) {
+  simt::ShuffleOperands o{v, 0, mask};
+  simt::sync_warp(simt::exchange_values, &o, "shuffle_xor", at);
+  return o.received;
+}
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site at = Site::here()) {
   simt::MmaOperands o{d, a, {b0, b1}};
   simt::sync_warp(simt::multiply_tiles<simt::Bf16Words>, &o, "mma_bf16", at);
