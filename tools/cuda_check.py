@@ -243,8 +243,6 @@ def loop_problems(kernel: step_model.Kernel, loop: sass.Loop, inner: Sequence[sa
     barriers, mbarrier = WAITS[kernel.regime]
     # The units of a row that meet within a step have a barrier behind the totals, and on chip one before them.
     barriers = barriers * kernel.exchanges + kernel.meetings * (2 if kernel.regime == "Onchip" else 1)
-    if kernel.exchanges == 2 and kernel.backward and kernel.regime == "Grid":
-        barriers += 1  # of the last iteration alone, see recurrence.cuh
     expected = (barriers, mbarrier, int(kernel.splits > 1) * kernel.exchanges)
     of_block, named, mbarriers = count_waits(loop, inner)
     names = ("block barriers", "mbarrier waits", "named barriers")

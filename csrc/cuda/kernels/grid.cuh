@@ -124,6 +124,7 @@ struct Grid {
         }
         found[i] = {float_of(static_cast<uint32_t>(got[i][0])), float_of(static_cast<uint32_t>(got[i][1]))};
       }
+      warp_sync();  // the lanes of a warp see their words at different polls, and add up together
     }
   };
 

@@ -259,9 +259,6 @@ recur(SF_PARAMETER LaunchArgs a) {
     } else {
       partials.template reduce<0, kFirstTiles>(at, S::kProducts == 2 ? 0 : i & 1, products, sums);
     }
-    // The extra iteration has one product, so two tiles that follow each other have their operands in one place.
-    if constexpr (S::kResetsFirst && !kForward && !Exchange::kHoldsEveryTile)
-      if (now_turn == steps) cta_sync();
     const auto put = [&](int operand, const float (&v)[S::kCells][S::kOperands]) {
       SF_UNROLL
       for (int cell = 0; cell < S::kCells; ++cell)
@@ -270,8 +267,10 @@ recur(SF_PARAMETER LaunchArgs a) {
     const bool more = now_turn + 1 < turns, has_step = kForward || now_turn < steps;
     float next[S::kCells][S::kOperands];
     const TileStates<S> of_tile{states, now_tile};
+    // Where the warps meet within a step they do so in the extra iteration too, whose rows have no step: its units are
+    // not live, so that the step adds the product to the first state and changes nothing else.
     if constexpr (S::kNorm) {
-      if (has_step) step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, totals);
+      step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, totals);
     } else if constexpr (S::kResetsFirst) {
       const auto second = [&](const float (&v)[S::kCells][S::kOperands], float (&found)[S::kCells][S::kMTiles]) {
         constexpr int kFrom = kForward ? kFirstTiles : 0;
@@ -290,15 +289,15 @@ recur(SF_PARAMETER LaunchArgs a) {
           partials.template reduce<kFrom, S::kMTiles>(at, 1, products, found);
         }
       };
-      if (has_step) step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, second);
+      step.run(a, io, at, now, prepared, sums, options, masks, of_tile, next, second);
     }
     if (at.owns()) {
-      if (S::kMeets && has_step) {
+      if constexpr (S::kMeets) {
         if (more) put(S::kProducts * (now_turn + 1), next);
       } else {
         Floats s0 = of_tile.load(0), s1 = of_tile.load(1);
         if (has_step) {
-          if constexpr (!S::kMeets) step.run(a, io, now, prepared, sums, options, masks, now_tile, s0, s1, next);
+          step.run(a, io, now, prepared, sums, options, masks, now_tile, s0, s1, next);
           if (more) put(now_turn + 1, next);
         } else {
           SF_UNROLL

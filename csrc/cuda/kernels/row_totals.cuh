@@ -2,6 +2,9 @@
 // up its slice of units, for each row two numbers, a part. A part goes to every block, and there a warp adds up the
 // parts of a row in the order of the units, so that a result depends on neither the regime nor the batch.
 //
+// All lanes of a warp add up together, also in a warp that holds no cells or has no row left: a sum of lanes behind a
+// branch that the compiler takes for one of single lanes would become a call of a function, in every step.
+//
 // A variance is not made of a sum of squares, which cancels where the mean is large. A slice takes the squares of what
 // differs from its own mean; the squares of what the means of the slices differ by from the mean of all are added.
 // This is as exact as two passes over the row, and needs one exchange instead of two.
@@ -89,7 +92,7 @@ struct RowTotals {
   SF_DEVICE void measure(const Lane<S>& at, const bool (&in_layer)[S::kLaneHalves],
                          const float (&v)[S::kCells][kValues], float2 (&found)[S::kLaneColumns][kBlocks]) {
     float2 mine[S::kLaneColumns][kBlocks];
-    if (at.owns()) SF_UNROLL
+    SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
       const auto add_up = [&](auto&& f) {
@@ -97,7 +100,7 @@ struct RowTotals {
         SF_UNROLL
         for (int half = 0; half < S::kLaneHalves; ++half) SF_UNROLL
         for (int i = 0; i < kValues; ++i)
-          if ((kBlocks == 1 || Blocks::block_of(i) == block) && in_layer[half])
+          if ((kBlocks == 1 || Blocks::block_of(i) == block) && in_layer[half] && at.owns())
             sum += f(v[S::cell_of(half, column)][i]);
         return sum_of_lanes<4, 32>(sum);
       };
@@ -112,12 +115,12 @@ struct RowTotals {
   SF_DEVICE void average(const Lane<S>& at, const float2 (&v)[S::kCells][kBlocks],
                          float2 (&found)[S::kLaneColumns][kBlocks]) {
     float2 mine[S::kLaneColumns][kBlocks];
-    if (at.owns()) SF_UNROLL
+    SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
       float2 sum{0, 0};
       SF_UNROLL
-      for (int half = 0; half < S::kLaneHalves; ++half) {
+      for (int half = 0; half < S::kLaneHalves && at.owns(); ++half) {
         sum.x += v[S::cell_of(half, column)][block].x;
         sum.y += v[S::cell_of(half, column)][block].y;
       }
@@ -138,8 +141,11 @@ struct RowTotals {
     for (int block = 0; block < kBlocks; ++block)
       parts.put(meeting, block * kTileRows + at.column(column), at.slice_unit() / S::kUnits, mine[column][block]);
     parts.begin_reading();
-    for (int row = at.warp; row < kTileRows; row += block_threads() / 32) SF_UNROLL
+    // Each warp goes through the loop as often; one that has no row left adds up the last row, and keeps nothing.
+    for (int first = 0; first < kTileRows; first += block_threads() / 32) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
+      const bool has_row = first + at.warp < kTileRows;
+      const int row = has_row ? first + at.warp : kTileRows - 1;
       float2 part[kLaneParts];
       parts.get(meeting, block * kTileRows + row, at.lane, part);
       const float values = values_of<kBlocks, kValues>(block), share = 1.0f / values;
@@ -150,14 +156,12 @@ struct RowTotals {
       SF_UNROLL
       for (int i = 0; i < kLaneParts; ++i) {
         const int slice = at.lane + 32 * i;
-        if (slice >= a.norm.slices) continue;
-        second += part[i].y;
-        if (!kMeasures) continue;
         const float apart = part[i].x * inverse_units(slice) * share - mean;
-        second += values * static_cast<float>(is_last(slice) ? a.norm.last_units : S::kUnits) * apart * apart;
+        const float units = static_cast<float>(is_last(slice) ? a.norm.last_units : S::kUnits);
+        if (slice < a.norm.slices) second += kMeasures ? part[i].y + values * units * apart * apart : part[i].y;
       }
       second = sum_of_lanes<1, kLanes>(second) * a.norm.inverse_H * share;
-      if (at.lane == 0)
+      if (at.lane == 0 && has_row)
         totals.store_as(total_at(meeting, block, row), float2{mean, kMeasures ? inverse_deviation(second) : second});
     }
     cta_sync();
