@@ -202,7 +202,7 @@ def convergence_problems(loop: sass.Loop) -> list[str]:
     """
     branches = {}
     for one in loop.code:
-        target = sass.TARGET.search(one.operands) if one.opcode == "BRA" and one.guarded else None
+        target = sass.TARGET.search(one.operands) if one.opcode == "BRA" and one.guarded and not one.never else None
         if target:
             branches[one.address] = int(target[1], 16)
     head = loop.code[0].address
@@ -241,8 +241,8 @@ def loop_problems(kernel: step_model.Kernel, loop: sass.Loop, inner: Sequence[sa
             if not strong:
                 problems.append(f"expected {what} of 64 bits with .STRONG.GPU but the time loop has none")
     barriers, mbarrier = WAITS[kernel.regime]
-    # The units of a row that meet within a step have a barrier behind the totals, and on chip one before them.
-    barriers = barriers * kernel.exchanges + kernel.meetings * (2 if kernel.regime == "Onchip" else 1)
+    # The units of a row that meet within a step have a barrier before the totals, and one behind them.
+    barriers = barriers * kernel.exchanges + kernel.meetings * 2
     expected = (barriers, mbarrier, int(kernel.splits > 1) * kernel.exchanges)
     of_block, named, mbarriers = count_waits(loop, inner)
     names = ("block barriers", "mbarrier waits", "named barriers")

@@ -21,6 +21,7 @@ class Instruction:
     address: int
     text: str
     guarded: bool = False  # runs under a predicate
+    never: bool = False  # under one that is false: what is left of a branch that ptxas found needless
     stall: int = 1  # cycles until the next instruction of the warp may issue, as set by ptxas
 
     @property
@@ -63,13 +64,23 @@ def parse(dump: str) -> dict[str, list[Instruction]]:
             if control is None:
                 raise ValueError(f"expected the second half of an instruction after: {line.strip()}")
             stall = int(control[1], 16) >> 41 & 15
-            code.append(Instruction(int(found[1], 16), found[3], found[2] is not None, max(stall, 1)))
+            code.append(
+                Instruction(
+                    int(found[1], 16),
+                    found[3],
+                    guarded=found[2] is not None,
+                    never=(found[2] or "").strip() == "@!PT",
+                    stall=max(stall, 1),
+                )
+            )
     return kernels
 
 
 def _successors(code: list[Instruction], i: int) -> tuple[list[int], bool]:
     """The addresses that an instruction may jump to, and whether execution may go on with the instruction after it."""
     at = code[i]
+    if at.never:
+        return [], True
     name = at.opcode.split(".")[0]
     if name in ("EXIT", "RET", "KILL"):
         return [], at.guarded

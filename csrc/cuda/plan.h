@@ -142,8 +142,7 @@ constexpr int norm_bytes(const Request& r, const Plan& p) {
   const int gains = (r.gates == 1 ? 1 : 4) + (r.gates == 4 ? 2 : 0);  // of h, of a unit; of c there are two numbers
   const int totals = 2 * norm_blocks(r.gates) * kTileRows * 8;
   const int units = slice_units(p.tiling.splits), slices = (static_cast<int>(r.hidden) + units - 1) / units;
-  const int parts = p.regime == Regime::kOnchip ? 4 * row_part_words(r.gates, slices) : 0;
-  return 4 * gains * p.block_groups * kGroupUnits + totals + parts;
+  return 4 * gains * p.block_groups * kGroupUnits + totals + 4 * row_part_words(r.gates, slices);
 }
 
 // The regions that options.cuh takes: keys of four masks for each row, and of peepholes the weights and their

@@ -19,23 +19,52 @@
 
 namespace sf::cuda {
 
+// Fetches words. A lane has kAtOnce loads in flight.
+template <int kAtOnce>
+struct Fetch {
+  uint32_t* error;
+  int max_polls;
+  int failed_polls = 0;  // since the last poll that found its word
+
+  SF_DEVICE explicit Fetch(const LaunchArgs& a) : error(a.error), max_polls(a.max_polls) {}
+  // Waits for the words first, first + stride, ... of `count` to have the tag, and calls store(i, data) with each.
+  template <class Store>
+  SF_DEVICE void all(const uint64_t* from, int count, int first, int stride, uint32_t tag, Store&& store) {
+    for (; first < count; first += kAtOnce * stride) {
+      uint64_t found[kAtOnce];
+      SF_UNROLL
+      for (int j = 0; j < kAtOnce; ++j)
+        found[j] = poll(from + (first + stride * j < count ? first + stride * j : first));
+      SF_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + stride * j;
+        if (i >= count) break;
+        while (static_cast<uint32_t>(found[j] >> 32) != tag && failed_polls < max_polls) {
+          found[j] = poll(from + i);
+          if (++failed_polls == max_polls) raise(error, kWaitRanOut);
+        }
+        if (failed_polls < max_polls) failed_polls = 0;  // otherwise stop waiting until the launch ends
+        store(i, static_cast<uint32_t>(found[j]));
+      }
+    }
+  }
+};
+
 template <class S>
 struct Grid {
   static constexpr bool kHoldsEveryTile = false;
-  static constexpr int kPacketWords = 4, kAtOnce = 4;
+  static constexpr int kPacketWords = 4;
   static constexpr int kElements = 4 / sizeof(typename S::Element);  // elements in a word
   Operand<S, kHoldsEveryTile> operand;
   Slice<S> slice;
   uint64_t* words;  // (2 steps, tiles, planes, 8 rows, row_words) of this team
-  uint32_t* error;
-  int max_polls;
+  Fetch<4> fetch;
   int row_words;  // words that all groups of the team together send for one row
 
   SF_DEVICE Grid(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>& at)
       : operand(allocator, a),
         slice(allocator, at),
-        error(a.error),
-        max_polls(a.max_polls),
+        fetch(a),
         row_words(S::kOperands * a.groups * kGroupUnits / kElements) {
     words = a.words + static_cast<int64_t>(block_id() / a.blocks) * 2 * a.tiles * S::kPlanes * kTileRows * row_words;
   }
@@ -43,28 +72,14 @@ struct Grid {
     return words + ((step & 1) * operand.tiles + tile) * S::kPlanes * kTileRows * row_words;
   }
   SF_DEVICE void begin() const { cta_sync(); }
-  // Each warp fetches whole rows. Its lanes have kAtOnce loads in flight.
+  // Each warp fetches whole rows.
   SF_DEVICE void wait(const Lane<S>& at, int step, int, int tile) {
     // The operand of step 0 is in shared memory already; no words say it.
     for (int row = at.warp; step > 0 && row < S::kPlanes * kTileRows; row += block_threads() / 32) {
       const uint64_t* from = tile_words(step, tile) + row * row_words;
       const int to = operand.row(step, tile, row / kTileRows, row % kTileRows);
-      for (int first = at.lane; first < row_words; first += kAtOnce * 32) {
-        uint64_t found[kAtOnce];
-        SF_UNROLL
-        for (int j = 0; j < kAtOnce; ++j) found[j] = poll(from + (first + 32 * j < row_words ? first + 32 * j : first));
-        SF_UNROLL
-        for (int j = 0; j < kAtOnce; ++j) {
-          const int i = first + 32 * j;
-          if (i >= row_words) break;
-          while (static_cast<uint32_t>(found[j] >> 32) != static_cast<uint32_t>(step) && failed_polls < max_polls) {
-            found[j] = poll(from + i);
-            if (++failed_polls == max_polls) raise(error, kWaitRanOut);
-          }
-          if (failed_polls < max_polls) failed_polls = 0;  // otherwise stop waiting until the launch ends
-          operand.region.store_as(to + i * kElements, static_cast<uint32_t>(found[j]));
-        }
-      }
+      fetch.all(from, row_words, at.lane, 32, static_cast<uint32_t>(step),
+                [&](int i, uint32_t data) { operand.region.store_as(to + i * kElements, data); });
     }
     cta_sync();
   }
@@ -86,50 +101,29 @@ struct Grid {
   }
   SF_DEVICE void end() const {}
 
-  // The parts of sums over rows, see row_totals.cuh: (2 meetings, places, slices, 2) words of this team.
+  // Sends the parts of sums over rows to all blocks of the team, see row_totals.cuh: (2 meetings, places, slices, 2)
+  // words. The block fetches all of them into its region.
   struct RowParts {
-    const LaunchArgs& a;
+    Shared<float> region;
+    Fetch<4> fetch;
     uint64_t* words;
-    int failed_polls = 0;
+    int count;  // words of a meeting
 
-    SF_DEVICE RowParts(SharedAllocator&, const LaunchArgs& args, const Lane<S>&)
-        : a(args), words(args.norm.words + static_cast<int64_t>(block_id() / args.blocks) * 2 * words_of(args)) {}
-    static SF_DEVICE int words_of(const LaunchArgs& a) { return row_part_words(S::kGates, a.norm.slices); }
-    SF_DEVICE uint64_t* part(int meeting, int place, int slice) const {
-      return words + (meeting & 1) * words_of(a) + 2 * (place * a.norm.slices + slice);
+    SF_DEVICE RowParts(Shared<float> parts, const LaunchArgs& a)
+        : region(parts), fetch(a), words(a.norm.words), count(row_part_words(S::kGates, a.norm.slices)) {
+      words += static_cast<int64_t>(block_id() / a.blocks) * 2 * count;
     }
-    SF_DEVICE void put(int meeting, int place, int slice, float2 v) const {
-      uint64_t* to = part(meeting, place, slice);
-      post(to, bits_of(v.x), static_cast<uint32_t>(meeting) + 1);
-      post(to + 1, bits_of(v.y), static_cast<uint32_t>(meeting) + 1);
+    SF_DEVICE uint64_t* of(int meeting) const { return words + (meeting & 1) * count; }
+    SF_DEVICE void put(int meeting, int at, float2 v) const {
+      post(of(meeting) + at, bits_of(v.x), static_cast<uint32_t>(meeting) + 1);
+      post(of(meeting) + at + 1, bits_of(v.y), static_cast<uint32_t>(meeting) + 1);
     }
-    SF_DEVICE void begin_reading() const {}
-    template <int kCount>
-    SF_DEVICE void get(int meeting, int place, int lane, float2 (&found)[kCount]) {
-      uint64_t got[kCount][2];
-      SF_UNROLL
-      for (int i = 0; i < kCount; ++i) SF_UNROLL
-      for (int j = 0; j < 2; ++j)
-        got[i][j] = lane + 32 * i < a.norm.slices ? poll(part(meeting, place, lane + 32 * i) + j) : 0;
-      SF_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        SF_UNROLL
-        for (int j = 0; j < 2 && lane + 32 * i < a.norm.slices; ++j) {
-          while (static_cast<uint32_t>(got[i][j] >> 32) != static_cast<uint32_t>(meeting) + 1 &&
-                 failed_polls < a.max_polls) {
-            got[i][j] = poll(part(meeting, place, lane + 32 * i) + j);
-            if (++failed_polls == a.max_polls) raise(a.error, kWaitRanOut);
-          }
-          if (failed_polls < a.max_polls) failed_polls = 0;
-        }
-        found[i] = {float_of(static_cast<uint32_t>(got[i][0])), float_of(static_cast<uint32_t>(got[i][1]))};
-      }
-      warp_sync();  // the lanes of a warp see their words at different polls, and add up together
+    SF_DEVICE void wait(int meeting) {
+      fetch.all(of(meeting), count, thread_id(), block_threads(), static_cast<uint32_t>(meeting) + 1,
+                [&](int i, uint32_t data) { region.store(i, float_of(data)); });
+      cta_sync();
     }
   };
-
- private:
-  int failed_polls = 0;  // since the last poll that found its word
 };
 
 }  // namespace sf::cuda

@@ -23,24 +23,13 @@ struct Onchip {
   SF_DEVICE void send(const Lane<S>&, int, int) const {}
   SF_DEVICE void end() const {}
 
-  // The parts of sums over rows, see row_totals.cuh: (places, slices, 2). One set is enough: a barrier lies between the
-  // last read of a meeting and the first write of the next.
+  // Puts the parts of sums over rows where they are read, see row_totals.cuh.
   struct RowParts {
     Shared<float> region;
-    const int& slices;
 
-    SF_DEVICE RowParts(SharedAllocator& allocator, const LaunchArgs& a, const Lane<S>&)
-        : region(allocator.take<float>(row_part_words(S::kGates, a.norm.slices))), slices(a.norm.slices) {}
-    SF_DEVICE void put(int, int place, int slice, float2 v) const { region.store_as(2 * (place * slices + slice), v); }
-    SF_DEVICE void begin_reading() const { cta_sync(); }
-    template <int kCount>
-    SF_DEVICE void get(int, int place, int lane, float2 (&found)[kCount]) const {
-      SF_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        const int slice = lane + 32 * i;
-        found[i] = slice < slices ? region.template load_as<float2>(2 * (place * slices + slice)) : float2{0, 0};
-      }
-    }
+    SF_DEVICE RowParts(Shared<float> parts, const LaunchArgs&) : region(parts) {}
+    SF_DEVICE void put(int, int at, float2 v) const { region.store_as(at, v); }
+    SF_DEVICE void wait(int) const { cta_sync(); }
   };
 };
 

@@ -66,6 +66,7 @@ struct RowTotals {
   using Blocks = NormBlocks<S::kGates>;
 
   SharedGains<S> gains;
+  Shared<float> part;  // (blocks, 8 rows, slices, 2)
   RowParts parts;
   Shared<float> totals;  // (2, blocks, 8 rows, 2)
   const LaunchArgs& a;
@@ -73,7 +74,8 @@ struct RowTotals {
 
   SF_DEVICE RowTotals(SharedAllocator& allocator, const LaunchArgs& args, const Lane<S>& at, int direction_)
       : gains(allocator, args, at, direction_),
-        parts(allocator, args, at),
+        part(allocator.take<float>(row_part_words(S::kGates, args.norm.slices))),
+        parts(part, args),
         totals(allocator.take<float>(2 * Blocks::kNormBlocks * kTileRows * 2)),
         a(args),
         direction(direction_) {}
@@ -133,32 +135,39 @@ struct RowTotals {
   static SF_DEVICE int total_at(int meeting, int block, int row) {
     return 2 * (((meeting & 1) * Blocks::kNormBlocks + block) * kTileRows + row);
   }
+  SF_DEVICE int part_at(int block, int row, int slice) const {
+    return 2 * ((block * kTileRows + row) * a.norm.slices + slice);
+  }
   template <int kBlocks, int kValues, bool kMeasures>
   SF_DEVICE void meet(const Lane<S>& at, const float2 (&mine)[S::kLaneColumns][kBlocks],
                       float2 (&found)[S::kLaneColumns][kBlocks]) {
     if (at.owns() && at.g == 0 && at.slice_unit() < a.H) SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block)
-      parts.put(meeting, block * kTileRows + at.column(column), at.slice_unit() / S::kUnits, mine[column][block]);
-    parts.begin_reading();
+      parts.put(meeting, part_at(block, at.column(column), at.slice_unit() / S::kUnits), mine[column][block]);
+    parts.wait(meeting);
     // Each warp goes through the loop as often; one that has no row left adds up the last row, and keeps nothing.
     for (int first = 0; first < kTileRows; first += block_threads() / 32) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
       const bool has_row = first + at.warp < kTileRows;
       const int row = has_row ? first + at.warp : kTileRows - 1;
-      float2 part[kLaneParts];
-      parts.get(meeting, block * kTileRows + row, at.lane, part);
+      float2 of_slice[kLaneParts];
+      SF_UNROLL
+      for (int i = 0; i < kLaneParts; ++i) {
+        const int slice = at.lane + 32 * i;
+        of_slice[i] = slice < a.norm.slices ? part.template load_as<float2>(part_at(block, row, slice)) : float2{0, 0};
+      }
       const float values = values_of<kBlocks, kValues>(block), share = 1.0f / values;
       float sum = 0, second = 0;
       SF_UNROLL
-      for (int i = 0; i < kLaneParts; ++i) sum += part[i].x;
+      for (int i = 0; i < kLaneParts; ++i) sum += of_slice[i].x;
       const float mean = sum_of_lanes<1, kLanes>(sum) * a.norm.inverse_H * share;
       SF_UNROLL
       for (int i = 0; i < kLaneParts; ++i) {
         const int slice = at.lane + 32 * i;
-        const float apart = part[i].x * inverse_units(slice) * share - mean;
+        const float apart = of_slice[i].x * inverse_units(slice) * share - mean;
         const float units = static_cast<float>(is_last(slice) ? a.norm.last_units : S::kUnits);
-        if (slice < a.norm.slices) second += kMeasures ? part[i].y + values * units * apart * apart : part[i].y;
+        if (slice < a.norm.slices) second += kMeasures ? of_slice[i].y + values * units * apart * apart : of_slice[i].y;
       }
       second = sum_of_lanes<1, kLanes>(second) * a.norm.inverse_H * share;
       if (at.lane == 0 && has_row)
