@@ -135,12 +135,18 @@ class Traffic:
     loads: int = 0
     rounds: int = 0  # loads that wait for one another
     rows: int = 1  # of the operand that a warp loads
+    part_loads: int = 0  # of the parts of sums over rows, in one meeting
+    total_rows: int = 1  # rows of which a warp adds up the parts
+
+
+LOADS_AT_ONCE = 4  # words that a lane has on their way in the grid regime
 
 
 def traffic(kernel: Kernel, warps: int) -> Traffic:
-    if kernel.regime == "Onchip":
-        return Traffic()
     team = kernel.team(warps)
+    total_rows = -(-8 // team.warps)
+    if kernel.regime == "Onchip":
+        return Traffic(total_rows=total_rows)
     row_bytes = kernel.operands * team.groups * 16 * kernel.element_bytes
     rows = 8 * kernel.planes
     units, columns = (16 if kernel.splits == 1 else 8), (8 if kernel.splits < 4 else 4)
@@ -148,33 +154,47 @@ def traffic(kernel: Kernel, warps: int) -> Traffic:
     if kernel.regime == "Cluster":
         return Traffic(rows * row_bytes, -(-packets * team.blocks // 32))
     mine = -(-rows // team.warps)
-    rounds = mine * -(-row_bytes // (4 * 4 * 32))  # a lane has 4 words on their way, with 4 bytes of data each
-    parts = kernel.meetings * 2 * (2 if kernel.gates == 3 else 1) * 8 * kernel.hidden // units  # words of 8 bytes
-    return Traffic(kernel.exchanges * 2 * rows * row_bytes + 8 * parts, -(-packets * 4 // 32), 4 * rounds, rounds, mine)
+    rounds = mine * -(-row_bytes // (4 * LOADS_AT_ONCE * 32))  # a word has 4 bytes of data
+    parts = 2 * (2 if kernel.gates == 3 else 1) * 8 * kernel.hidden // units  # words of 8 bytes
+    return Traffic(
+        received=kernel.exchanges * 2 * rows * row_bytes + kernel.meetings * 8 * parts,
+        sends=-(-packets * 4 // 32),
+        loads=LOADS_AT_ONCE * rounds,
+        rounds=rounds,
+        rows=mine,
+        part_loads=LOADS_AT_ONCE * -(-parts // (LOADS_AT_ONCE * 32 * team.warps)),
+        total_rows=total_rows,
+    )
 
 
 def trips(inner: Sequence[Loop], moved: Traffic) -> dict[int, float]:
     """How often an instruction of the time loop runs per iteration, by its address, where that is not once.
 
     The loops inside are those of the exchange: the copies, whose trips follow from what they move, and the retries of a
-    wait or a load, which do not run when everything comes in time. The first operand is set before the first step.
+    wait or a load, which do not run when everything comes in time. The first operand is set before the first step. The
+    loads of an operand lie in a loop over its rows, those of parts in none.
     """
     times: dict[int, float] = {}
     known = []
     for pattern, needed in ((r"STAS", moved.sends), (STRONG_STORE, moved.sends), (STRONG_LOAD, moved.loads)):
         copies = [one for one in inner if one.count(pattern)]
-        if not copies:
-            continue
-        copy = max(copies, key=lambda one: (one.count(pattern), -len(one.code)))
-        retries = [one for one in copies if copy.contains(one)]
-        once = copy.count(pattern) - sum(one.count(pattern) for one in retries)
-        known += [*copies, *(one for one in inner if one.contains(copy))]
-        around = {i.address for one in inner if one.contains(copy) for i in one.code}
-        times |= dict.fromkeys(around, moved.rows)
-        times |= dict.fromkeys((i.address for i in copy.code), needed / max(once, 1))
-        times |= dict.fromkeys((i.address for one in retries for i in one.code), 0)
+        known += copies
+        for outermost in (one for one in copies if not any(other.contains(one) for other in copies)):
+            within = [one for one in copies if one == outermost or outermost.contains(one)]
+            copy = max(within, key=lambda one: (one.count(pattern), -len(one.code)))
+            retries = [one for one in within if copy.contains(one)]
+            once = copy.count(pattern) - sum(one.count(pattern) for one in retries)
+            of_parts = pattern == STRONG_LOAD and moved.part_loads and copy == outermost
+            around = {i.address for one in within if one.contains(copy) for i in one.code}
+            times |= dict.fromkeys(around, moved.rows)
+            times |= dict.fromkeys(
+                (i.address for i in copy.code), (moved.part_loads if of_parts else needed) / max(once, 1)
+            )
+            times |= dict.fromkeys((i.address for one in retries for i in one.code), 0)
     for one in inner:
-        if one not in known and not one.count(r"SYNCS\.PHASECHK"):
+        if one.count("SHFL"):
+            times |= dict.fromkeys((i.address for i in one.code), moved.total_rows)
+        elif one not in known and not one.count(r"SYNCS\.PHASECHK"):
             times |= dict.fromkeys((i.address for i in one.code), 0)
     return times
 
@@ -247,7 +267,10 @@ def estimate(
     counts = {name: count / steps for name, count in count_types(loop, times).items()}
     instructions = sum(counts.values())
     exchange = exchange_cycles(kernel, moved) * kernel.exchanges + kernel.shuffles * SHFL_LATENCY
-    exchange += kernel.meetings * (EXCHANGE[kernel.regime] + EXCHANGE["Onchip"] + 2 * STS_LATENCY)
+    barriers = 2 if kernel.regime == "Grid" else 1  # behind the parts, if they came from other blocks, and the totals
+    meeting = EXCHANGE[kernel.regime] + barriers * EXCHANGE["Onchip"] + 2 * STS_LATENCY
+    meeting += max(moved.part_loads // LOADS_AT_ONCE - 1, 0) * L2_LATENCY
+    exchange += kernel.meetings * meeting
     busiest = -(-warps // 4)
     # at most 4 warps of a group hold cells
     active = -(-warps * min(kernel.splits, 4) // kernel.splits // 4)
@@ -306,8 +329,9 @@ A chain of MUFU, of which each needs the result of the one before, has 4 in the 
 most 2. The first bytes of an exchange take, in cycles: {exchange}. In a cluster the others follow at {cluster} bytes
 per cycle. In the grid regime a warp loads words in rounds, each of which waits {l2} cycles for the L2 cache. Where
 warps share K, one more STS and one more barrier are added. Where rows of the batch are added up within a step, so are
-one exchange, one barrier, two STS, and a chain of SHFL, of {shfl} cycles each. Instructions on both sides of a branch
-count. Those in the loops of an exchange count as often as they run at the largest H, without retries.
+one exchange, one barrier (two in the grid regime), two STS, and a chain of SHFL, of {shfl} cycles each. Instructions on
+both sides of a branch count. Those in the loops of an exchange count as often as they run at the largest H, without
+retries.
 
 The model leaves out: loads from global memory that take longer than a step, bank conflicts, clocks below {ghz} GHz,
 retries of a wait, and the time saved by predicated instructions that do not run.

@@ -6,6 +6,7 @@ The texts have the formats of nvcc 13.0, ptxas and cuobjdump. No compiler and no
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def code_of(*lines: str) -> list[sass.Instruction]:
     """One instruction per line, 16 bytes each. "@P0 BRA 3" branches to line 3 under a predicate."""
     code = []
     for i, line in enumerate(lines):
-        text = line.removeprefix("@P0 ")
+        text = line.removeprefix("@P0 ").removeprefix("@!PT ")
         words = text.split()
         if words[0] in ("BRA", "CALL.REL.NOINC"):
             text = f"{words[0]} {int(words[1]) * sass.SIZE:#x}"
-        code.append(sass.Instruction(i * sass.SIZE, text, guarded=line.startswith("@"), stall=2))
+        never = line.startswith("@!PT")
+        code.append(sass.Instruction(i * sass.SIZE, text, guarded=line.startswith("@"), never=never, stall=2))
     return code
 
 
@@ -206,6 +208,18 @@ def test_other_ways_to_branch() -> None:
     assert len(sass.loops(both)) == 1
     (loop,) = sass.loops(code_of("HMMA", "CALL.ABS.NOINC `(slow_path)`", "@P0 BRA 0", "EXIT"))
     assert sum(i.calls for i in loop.code) == 1
+
+
+def test_a_branch_that_is_never_taken() -> None:
+    """To calls for a warp whose lanes came apart, of which ptxas found in the end that it cannot be."""
+    line = "        /*0000*/              @!PT BRA 0x20 ;    /* 0x0000000000007947 */\n    /* 0x000fe20003800000 */\n"
+    assert [one.never for one in sass.parse(f"Function : one\n{line}")["one"]] == [True]
+    slow = ("CALL.REL.NOINC 22", "BRA 16", "NOP", "RET.REL.NODEC R2 0x0")
+    body = (BARRIER, "{} BRA 19", "SHFL.BFLY R4, R4, 0x1, 0x1f", "@P0 BRA 2", "EXIT", *slow)
+    for guard, calls in (("@!PT", 0), ("@P0", 1)):
+        (loop,) = sass.loops(code_of("NOP", "NOP", *HMMA, *(one.format(guard) for one in body)))
+        assert sum(one.calls for one in loop.code) == calls
+    assert problems_of(recurrent("@!PT BRA 15", *HMMA, BARRIER)) == []
 
 
 def test_a_right_kernel_passes() -> None:
@@ -390,6 +404,23 @@ def test_loops_of_the_exchange_count_as_often_as_they_run() -> None:
     moved = step_model.Traffic(received=0, sends=6, loads=8, rounds=4, rows=3)
     times = {address // sass.SIZE: n for address, n in step_model.trips(inner, moved).items()}
     assert times == {12: 3, 18: 3, 13: 4, 14: 4, 15: 0, 16: 0, 17: 4, 19: 3, 20: 3, 21: 3, 22: 0, 23: 0}
+
+
+def test_meetings_count_as_often_as_they_run() -> None:
+    """Layer normalisation of an LSTM of 192 units, by 3 blocks of 4 groups of 2 warps: slices of 8 units."""
+    kernel = step_model.Kernel("lstm_layer_norm", 4, False, "Bf16", 2, 6, "Grid", True)
+    moved = step_model.traffic(kernel, 8)
+    assert moved.received == 2 * 8 * 192 * 2 + 2 * 8 * (2 * 8 * 24)
+    assert (moved.part_loads, moved.total_rows) == (4, 1)  # 384 words of a meeting, for 256 threads
+    load, _ = WORDS
+    operand = (load, load, load, "@P0 BRA 14", "@P0 BRA 12", "@P0 BRA 12")
+    parts = (load, load, load, "@P0 BRA 20", "@P0 BRA 18")
+    sums = ("SHFL.BFLY R4, R4, 0x1, 0x1f", "@P0 BRA 23")
+    found = sass.loops(code_of(*HMMA, *operand, *parts, *sums, "@P0 BRA 0", "EXIT"))
+    inner = [one for one in found if len(one.code) < 20]
+    times = step_model.trips(inner, replace(moved, total_rows=3))
+    assert [times[n * sass.SIZE] for n in (18, 19, 20, 21, 22, 23, 24)] == [2, 2, 0, 0, 2, 3, 3]
+    assert step_model.traffic(replace(kernel, regime="Onchip", splits=1, k_tiles=2), 2).total_rows == 4
 
 
 def test_estimate_of_two_steps_is_half() -> None:

@@ -228,12 +228,11 @@ def _of_meetings() -> Iterator[Fault]:
         yield Fault(shuffle, "its own value", kernel, pattern, r"mov.b32 \1, \2;")
         yield Fault(shuffle, "the neighbour", kernel, pattern, rf"{shuffle} \1, \2, 1, 31, -1;")
         yield Fault(shuffle, "not in one lane", kernel, rf"({pattern})", _in_some_lanes(r"\1"))
-    # Barriers 0 and 1 are those of any kernel; behind that of the step come two for each meeting on chip.
+    # Barriers 0 and 1 are those of any kernel, 2 that of the step; two for each meeting follow.
     for which in (3, 4, 5, 6):
         yield Fault("onchip", f"barrier {which} of a meeting missing", NORM_ONCHIP, BLOCK_PATTERN, "", which)
-    yield Fault("onchip", "barrier of the second product missing", RESET_ONCHIP, BLOCK_PATTERN, "", 3)
-    for which in (3, 4):
         yield Fault("grid", f"barrier {which} of a meeting missing", NORM_GRID, BLOCK_PATTERN, "", which)
+    yield Fault("onchip", "barrier of the second product missing", RESET_ONCHIP, BLOCK_PATTERN, "", 3)
 
 
 def every() -> list[Fault]:
