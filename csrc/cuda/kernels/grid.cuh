@@ -101,8 +101,8 @@ struct Grid {
   }
   SF_DEVICE void end() const {}
 
-  // Sends the parts of sums over rows to all blocks of the team, see row_totals.cuh: (2 meetings, places, slices, 2)
-  // words. The block fetches all of them into its region.
+  // Sends the parts of sums over rows to all blocks of the team, in words (2 meetings, blocks of gates, 8 rows, slices,
+  // 2), and fetches them into the region; see row_totals.cuh.
   struct RowParts {
     Shared<float> region;
     Fetch<4> fetch;

@@ -2,16 +2,17 @@
 // up its slice of units, for each row two numbers, a part. A part goes to every block, and there a warp adds up the
 // parts of a row in the order of the units, so that a result depends on neither the regime nor the batch.
 //
-// All lanes of a warp add up together, also in a warp that holds no cells or has no row left: a sum of lanes behind a
-// branch that the compiler takes for one of single lanes would become a call of a function, in every step.
+// All lanes of a warp add up together, also in a warp that holds no cells or has no row left. Before sm_90 the compiler
+// makes calls for a sum of lanes where it cannot see that a branch, or the end of a loop, is the same for all of them.
 //
 // A variance is not made of a sum of squares, which cancels where the mean is large. A slice takes the squares of what
 // differs from its own mean; the squares of what the means of the slices differ by from the mean of all are added.
 // This is as exact as two passes over the row, and needs one exchange instead of two.
 //
 // The totals of a meeting and of the next lie in different places, since a fast warp may be ahead by one. The same
-// holds for the parts that blocks exchange: a block posts those of the meeting after the next only when it has all
-// parts of the next one, which each block posts when all its warps have passed the barrier of this one.
+// holds for the words in which blocks exchange parts: a block posts those of the meeting after the next only when it
+// has all parts of the next one, which each block posts when it has fetched all of this one. In shared memory one place
+// is enough for the parts: the barrier behind the totals says that all of them were read.
 #pragma once
 
 #include "exchange.cuh"
@@ -66,7 +67,7 @@ struct RowTotals {
   using Blocks = NormBlocks<S::kGates>;
 
   SharedGains<S> gains;
-  Shared<float> part;  // (blocks, 8 rows, slices, 2)
+  Shared<float> part;  // (blocks of gates, 8 rows, slices, 2)
   RowParts parts;
   Shared<float> totals;  // (2, blocks, 8 rows, 2)
   const LaunchArgs& a;
