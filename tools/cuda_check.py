@@ -27,6 +27,7 @@ from pathlib import Path
 
 import sass
 import step_model
+import step_report
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("sm_80", "sm_90a")
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems[f"{arch}: expected recurrent kernels but found none"] = []
         rows = [row for checked in mine for row in checked.rows]  # the report has those of the last architecture
     if arguments.static_report and not problems:
-        text = step_model.report(rows, arch=ARCHS[-1], nvcc=f"nvcc {toolkit.release}")
+        text = step_report.report(rows, arch=ARCHS[-1], nvcc=f"nvcc {toolkit.release}")
         arguments.static_report.parent.mkdir(parents=True, exist_ok=True)
         arguments.static_report.write_text(text)
         print(f"wrote {arguments.static_report}")

@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tools"))
 import cuda_check
 import sass
 import step_model
+import step_report
 
 # Output of cuobjdump with a predicate, a long name, a constant with brackets, and a semicolon without a space.
 DUMP = """\
@@ -436,12 +437,12 @@ def test_warps_without_cells_use_no_special_functions() -> None:
 
 def test_report() -> None:
     rows = [row_of(), row_of(precision="Fp16"), row_of(2, "Cluster", (NAMED,)), row_of(2, "Grid", ("MOV",) * 200)]
-    text = step_model.report(rows, arch="sm_90a", nvcc="nvcc 13.0")
+    text = step_report.report(rows, arch="sm_90a", nvcc="nvcc 13.0")
     lines = text.splitlines()
     tables = [line for line in lines if line.startswith("| gru ")]
     assert len(tables) == 4
     assert tables[0].startswith("| gru | forward | bf16 | 64 | 1 x 4 | 8 | 200 (255) | 0 | 12 | 12 | 0 |")
-    assert {line.count("|") for line in tables} == {len(step_model.COLUMNS) + 1}
+    assert {line.count("|") for line in tables} == {len(step_report.COLUMNS) + 1}
     assert "## onchip: 2 kernels" in text
     assert "1 of 4 kernels issue for longer than their floor" in text
     assert "nvcc 13.0" in text
@@ -451,7 +452,7 @@ def test_report() -> None:
 def test_report_of_options_beside_the_plain_kernel() -> None:
     plain, other = row_of(), row_of(precision="Fp16")
     rows = [row_of(body=("MOV",) * 12, options=True), row_of(body=("MOV",) * 24, options=True, precision="Fp16")]
-    lines = step_model.report([*rows, plain, other], arch="sm_90a", nvcc="nvcc 13.0").splitlines()
+    lines = step_report.report([*rows, plain, other], arch="sm_90a", nvcc="nvcc 13.0").splitlines()
     assert next(line for line in lines if line.startswith("| gru | forward | 2")) == (
         f"| gru | forward | 2 | 12 | 30 | {(rows[0].low + rows[1].low) / 2 / plain.low:.2f} | "
         f"{(rows[0].high + rows[1].high) / 2 / plain.high:.2f} |"
