@@ -108,14 +108,16 @@ struct NormBackwardStep : BackwardStep<S> {
   using Floats = Vector<float, S::kCells>;
   using Blocks = NormBlocks<S::kGates>;
   static constexpr int kBlocks = Blocks::kNormBlocks;
-  using Sums = Storage[S::kCells][S::kGates];  // the normalised sums of h
+  struct Sums {  // those of h: the normalised values, and their inverse deviations
+    Storage v[S::kCells][S::kGates];
+    float inverse[S::kLaneColumns][kBlocks];
+  };
   // What is read at the beginning of the step itself, before its wait, since registers are few. With a c, its sums are
   // read before the first meeting, or just before the second one where R takes half of the registers.
   static constexpr bool kLate =
       Cell::kHasC && S::kCells == 4 && weight_registers(S::kTiling, S::kGates, S::kPrecision) >= 128;
   struct Prepared : Base::Inputs {
-    Sums v;
-    float inverse[S::kLaneColumns][kBlocks];         // their inverse deviations
+    Sums of_h;
     float2 of_c[Cell::kHasC ? S::kLaneColumns : 1];  // the mean and the inverse deviation of c
   };
   const NormArgs& norm;
@@ -125,20 +127,12 @@ struct NormBackwardStep : BackwardStep<S> {
 
   SF_DEVICE Prepared prepare(const typename Base::Inputs& inputs, const DirectionArgs& io, const Lane<S>& at,
                              const StepPosition<S>& now, bool reverse) const {
-    Prepared in{inputs, {}, {}, {}};
-    const int units = this->fifth / 4, size = sizeof(Storage);
-    SF_UNROLL
-    for (int column = 0; column < S::kLaneColumns; ++column) {
-      if (!at.owns() || !now.has(column)) continue;
-      const uint32_t b = now.b[column];
-      const auto* inverse =
-          reinterpret_cast<const float*>(io.saved.row(size * normalised_at<S>(S::kGates, units), now.t_row, b));
-      SF_UNROLL
-      for (int block = 0; block < kBlocks; ++block) in.inverse[column][block] = inverse[kBlocks + block];
-      if constexpr (Cell::kHasC)
-        in.of_c[column] = *reinterpret_cast<const float2*>(norm.c_statistics[reverse].row(0, now.t_row, b));
-    }
-    if (!Cell::kHasC && at.owns()) load_sums(io, now, in.v);
+    Prepared in{inputs, {}, {}};
+    if constexpr (Cell::kHasC) SF_UNROLL
+    for (int column = 0; column < S::kLaneColumns; ++column)
+      if (at.owns() && now.has(column))
+        in.of_c[column] = *reinterpret_cast<const float2*>(norm.c_statistics[reverse].row(0, now.t_row, now.b[column]));
+    if (!Cell::kHasC && at.owns()) load_sums(io, now, in.of_h);
     return in;
   }
 
@@ -165,10 +159,8 @@ struct NormBackwardStep : BackwardStep<S> {
       }
       states.store(0, pending);
     }
-    Sums v = {};
-    SF_UNROLL
-    for (int cell = 0; cell < S::kCells && !Cell::kHasC; ++cell) SF_UNROLL
-    for (int g = 0; g < S::kGates; ++g) v[cell][g] = in.v[cell][g];
+    Sums h_sums{};
+    if (!Cell::kHasC) h_sums = in.of_h;
     if constexpr (Cell::kHasC) {
       float2 of_row[S::kCells][1];
       if (at.owns()) SF_UNROLL
@@ -186,7 +178,7 @@ struct NormBackwardStep : BackwardStep<S> {
         const float d_v = this->live(now, cell) ? d_read[cell] * gain.v[0] : 0;
         of_row[cell][0] = {d_v, d_v * read[cell]};
       }
-      if (!kLate && at.owns()) load_sums(io, now, v);
+      if (!kLate && at.owns()) load_sums(io, now, h_sums);
       totals.template average<1, 1>(at, of_row, of_c);
     }
     Floats carry;
@@ -225,7 +217,7 @@ struct NormBackwardStep : BackwardStep<S> {
     }
     if (at.owns()) {
       states.store(1, carry);
-      if (kLate) load_sums(io, now, v);
+      if (kLate) load_sums(io, now, h_sums);
       SF_UNROLL
       for (int cell = 0; cell < S::kCells; ++cell) {
         SF_UNROLL
@@ -233,7 +225,7 @@ struct NormBackwardStep : BackwardStep<S> {
         SF_UNROLL
         for (int g = 0; g < S::kGates; ++g) {
           float2& pair = pairs[cell][Blocks::block_of(g)];
-          pair.x += next[cell][g], pair.y += next[cell][g] * Math::widen(v[cell][g]);
+          pair.x += next[cell][g], pair.y += next[cell][g] * Math::widen(h_sums.v[cell][g]);
         }
       }
     }
@@ -245,7 +237,7 @@ struct NormBackwardStep : BackwardStep<S> {
       SF_UNROLL
       for (int g = 0; g < S::kGates; ++g) {
         const int column = S::column_of(cell), block = Blocks::block_of(g);
-        next[cell][g] = norm_gradient(next[cell][g], Math::widen(v[cell][g]), in.inverse[column][block],
+        next[cell][g] = norm_gradient(next[cell][g], Math::widen(h_sums.v[cell][g]), h_sums.inverse[column][block],
                                       of_h[column][block].x, of_h[column][block].y);
         *gradient(io.d_gates, a, now, cell, S::kGates + g) = Math::narrow(next[cell][g]);
       }
@@ -259,16 +251,20 @@ struct NormBackwardStep : BackwardStep<S> {
   }
 
  private:
-  SF_DEVICE void load_sums(const DirectionArgs& io, const StepPosition<S>& now, Sums& v) const {
+  SF_DEVICE void load_sums(const DirectionArgs& io, const StepPosition<S>& now, Sums& sums) const {
     const int units = this->fifth / 4, size = sizeof(Storage);
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) {
       if (!now.has(column)) continue;
+      const auto* inverse = reinterpret_cast<const float*>(
+          io.saved.row(size * normalised_at<S>(S::kGates, units), now.t_row, now.b[column]));
+      SF_UNROLL
+      for (int block = 0; block < kBlocks; ++block) sums.inverse[column][block] = inverse[kBlocks + block];
       const auto* from = reinterpret_cast<const Storage*>(io.saved.row(size * this->unit, now.t_row, now.b[column]));
       SF_UNROLL
       for (int half = 0; half < S::kLaneHalves; ++half) SF_UNROLL
       for (int g = 0; g < S::kGates; ++g)
-        if (this->in_layer[half]) v[S::cell_of(half, column)][g] = from[normalised_at<S>(g, units) + 8 * half];
+        if (this->in_layer[half]) sums.v[S::cell_of(half, column)][g] = from[normalised_at<S>(g, units) + 8 * half];
     }
   }
   SF_DEVICE Storage* gradient(const RowAddress& rows, const LaunchArgs& a, const StepPosition<S>& now, int cell,

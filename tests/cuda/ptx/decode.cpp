@@ -148,6 +148,7 @@ Run conversion(Instruction& in, const Words& words) {
   if (to == "f32" && from == "f16" && words.size() == 3) return Map<FromFp16, float, uint16_t>::run;
   if (to == "f32" && from == "f64" && rounding == "rn") return Map<Narrow, float, double>::run;
   if (to == "u32" && from == "f64" && rounding == "rzi") return Map<Truncated, uint32_t, double>::run;
+  if (to == "f32" && from == "s32" && rounding == "rn") return Map<FromInteger<float>, float, int32_t>::run;
   if (to == "f32" && from == "s64" && rounding == "rn") return Map<FromInteger<float>, float, int64_t>::run;
   if (to == "f64" && from == "s64" && rounding == "rn") return Map<FromInteger<double>, double, int64_t>::run;
   if (to == "f64" && from == "f32" && words.size() == 3) return Map<Widen, double, float>::run;
