@@ -218,7 +218,7 @@ class Build(build_ext):
             parts += cuda_parts(toolkit, archs, self.shared)
         for name in isas:
             command = cxx(*CXX_FLAGS, *_flags["kernel_flags"](name))
-            parts.append((self.shared / f"kernels_{name}.o", _flags["KERNELS"], command))
+            parts.append((self.shared / f"kernels_{name}.o", _flags["kernel_source"](name), command))
         flags = [*CXX_FLAGS, *FLAGS, *macros, *torch_headers(torch)]
         for source in (path for folder in COMPILED_ONCE for path in sorted((ROOT / folder).glob("*.cpp"))):
             name = source.relative_to(ROOT).as_posix()

@@ -1,8 +1,9 @@
 """Builds libseqcls, the runtime: `make runtime`. It needs a C++17 compiler and nothing else, neither torch nor pip.
 
 The shared and the static library and the header come to build/runtime. The kernels are those of the extension, compiled
-once more with SF_INFERENCE: without training they take a fifth of the space. setup.py builds the Python module of the
-runtime from the same objects.
+once more with SF_INFERENCE: without training they take a fifth of the space. Those of AMX are left out: a stream has
+few rows, for which tiles are no faster than vectors. setup.py builds the Python module of the runtime from the same
+objects.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 def objects(folder: Path, isas: list[str], extra: Sequence[str] = ()) -> list[tuple[Path, Path, list[str]]]:
     """The object files of the library: for each its path, its source, and the compiler with its flags."""
     write_tables(folder)
+    isas = [name for name in isas if FLAGS["kernel_source"](name) == FLAGS["KERNELS"]]
     compiler = [*FLAGS["COMPILER"], "-std=c++17", "-fPIC"]
     once = [*FLAGS["FLAGS"], "-ffunction-sections", f"-I{folder}", *(f"-DSF_WITH_{name.upper()}" for name in isas)]
     alone = ["-DSF_INFERENCE", "-fno-exceptions", "-fno-asynchronous-unwind-tables"]  # tables of 100 kB otherwise

@@ -5,8 +5,8 @@
 // sum adds the same numbers in the same order. Where x holds ids, the projection is a column of w_ih.
 #pragma once
 
+#include "amx.h"
 #include "kernel_table.h"
-#include "pack.h"
 #include "scratch.h"
 #include "unpacked.h"
 
@@ -31,7 +31,31 @@ struct ForwardStep {
   int64_t first_block;  // the block that w_x and w_h begin with
   // In a call that packs no weights, w_x and w_h are the weights in memory; they have one row per gate and unit.
   int64_t row_stride_x, row_stride_h;
+  E *staged_x, *staged_h;  // room for the rows of x and of h_prev where the products are tiled
 };
+
+// Computes h and c of one row and block from the sums of the slots.
+template <class F, class Cell>
+SF_FN void run_cell(const ForwardStep<F>& s, int64_t row, int64_t block, typename F::V* sums) {
+  using V = typename F::V;
+  const int64_t unit = block * F::kLanes;
+  const int n = static_cast<int>(s.H - unit);
+  auto* const c_row = s.c + row * s.c_stride + unit;
+  V h{}, c{}, saved[Cell::kSaved + 1];
+  if constexpr (Cell::kReadsHPrev) h = F::read(s.h_prev[row] + unit, n);
+  if constexpr (Cell::kHasC) c = load(c_row);
+  Cell::forward(sums, h, c, saved);
+  if constexpr (Cell::kHasC) store(c_row, c);
+  F::write(s.h_next[row] + unit, h, n);
+  if (s.output) F::write(s.output[row] + unit, h, n);
+  if constexpr (Cell::kSaved > 0) {
+    if (s.saved) {
+      auto* const to = s.saved[row] + unit * Cell::kSaved;
+#pragma GCC unroll 8
+      for (int i = 0; i < Cell::kSaved; ++i) store(to + i * F::kLanes, saved[i]);
+    }
+  }
+}
 
 // Computes one step of kRows rows from `row` on and kBlocks blocks of units from `block` on. It may prefetch a part of
 // the weights of the blocks from `next` on. With kUnpacked the weights are not packed.
@@ -69,31 +93,13 @@ __attribute__((noinline)) void forward_tile(const ForwardStep<F>& s, int64_t row
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
-    for (int j = 0; j < kBlocks; ++j) {
-      const int64_t unit = (block + j) * kL;
-      const int n = static_cast<int>(s.H - unit);
-      A* c_row = s.c + (row + m) * s.c_stride + unit;
-      V h{}, c{}, saved[Cell::kSaved + 1];
-      if constexpr (Cell::kReadsHPrev) h = F::read(rows[m] + unit, n);
-      if constexpr (Cell::kHasC) c = load(c_row);
-      Cell::forward(&acc[m][j * kS], h, c, saved);
-      if constexpr (Cell::kHasC) store(c_row, c);
-      F::write(s.h_next[row + m] + unit, h, n);
-      if (s.output) F::write(s.output[row + m] + unit, h, n);
-      if constexpr (Cell::kSaved > 0) {
-        if (s.saved) {
-          A* to = s.saved[row + m] + unit * Cell::kSaved;
-#pragma GCC unroll 8
-          for (int i = 0; i < Cell::kSaved; ++i) store(to + i * kL, saved[i]);
-        }
-      }
-    }
+    for (int j = 0; j < kBlocks; ++j) run_cell<F, Cell>(s, row + m, block + j, &acc[m][j * kS]);
   }
 }
 
-// Computes one step of all rows, for the blocks [begin, end).
+// Computes one step of all rows, for the blocks [begin, end), by vectors.
 template <class F, class Cell>
-void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
+void forward_vectors(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
   const int64_t rows = s.rows;
   using Shape = TileShape<Cell::kSlots, Cell::kGates>;
   if (Shape::kFewRows && rows <= Shape::kFewRows) {
@@ -123,6 +129,49 @@ void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool bac
   }
 }
 
+// The same step for all rows and the blocks [begin, end), by the tiles of amx.h.
+template <class F, class Cell>
+void forward_tiled(const ForwardStep<F>& s, int64_t begin, int64_t end) {
+  constexpr int kG = Cell::kGates, kS = Cell::kSlots, kL = F::kLanes;
+  stage(s.x, s.K_x ? s.rows : 0, s.K_x, s.staged_x);
+  stage(s.h_prev, s.rows, s.K_h, s.staged_h);
+  const auto add = [&](auto slot, const Bits16* staged, int64_t K, const Bits16* w, int64_t row, int tiles,
+                       int64_t block, int64_t blocks, float* sums, int64_t stride, bool first) {
+    const int64_t panel = panel_size<F>(K, kG);
+    multiply_panels<decltype(slot), kG, kS>(staged_from(staged, row, K, tiles), w + block * panel, panel, blocks, sums,
+                                            stride, first);
+  };
+  for_tiled_sums<kS>(
+      s.rows, begin, end,
+      [&](int64_t row, int tiles, int64_t block, int64_t blocks, float* sums, int64_t stride) {
+        if (s.K_x) add(SlotOfGate{}, s.staged_x, s.K_x, s.w_x, row, tiles, block, blocks, sums, stride, true);
+        for (int64_t m = 0; m < tiles * kTileRows && row + m < s.rows; ++m) {
+          const float* const start = s.start[row + m] + block * kS * kL;
+          for (int64_t v = 0; v < blocks * kS; ++v) {
+            float* const sum = sums + m * stride + v * kL;
+            store(sum, (s.K_x && v % kS < kG ? load(sum) : FloatVec{}) + load(start + v * kL));
+          }
+        }
+        add(HiddenSlotOfGate<Cell>{}, s.staged_h, s.K_h, s.w_h, row, tiles, block, blocks, sums, stride, false);
+      },
+      [&](int64_t row, int64_t block, const float* sums) {
+        typename F::V a[kS];
+#pragma GCC unroll 4
+        for (int v = 0; v < kS; ++v) a[v] = load(sums + v * kL);
+        run_cell<F, Cell>(s, row, block, a);
+      });
+}
+
+// Computes one step of all rows, for the blocks [begin, end).
+template <class F, class Cell>
+void forward_tiles(const ForwardStep<F>& s, int64_t begin, int64_t end, bool backwards) {
+  if constexpr (F::kTiled) {
+    forward_tiled<F, Cell>(s, begin, end);
+  } else {
+    forward_vectors<F, Cell>(s, begin, end, backwards);
+  }
+}
+
 template <class F, class Cell>
 class ForwardPass {
   using A = typename F::A;
@@ -139,6 +188,7 @@ class ForwardPass {
     return ForwardPass(call, rows, false, nullptr, nullptr).shared_size_;
   }
   static void run(const ForwardTask& task) {
+    [[maybe_unused]] const typename F::Scope scope{};
     ForwardPass(*task.call, task.task.count, !task.packed.w_hh, task.task.scratch, task.task.shared).go(task);
   }
 
@@ -183,6 +233,8 @@ class ForwardPass {
                   packed = in_place_ && n_ > Shape::kRows ? most : 0;  // blocks at a time
     panels_x_ = own.template take<E>(packed * panel_size<F>(l.features(), Cell::kGates));
     panels_h_ = own.template take<E>(packed * panel_size<F>(out_, Cell::kGates));
+    staged_x_ = own.template take<E>(F::kTiled ? staged_size(rows_x, l.features()) : 0);
+    staged_h_ = own.template take<E>(F::kTiled ? staged_size(n_, l.P && l.H > out_ ? l.H : out_) : 0);
     Arena common(shared);
     ring_[0] = common.template take<E>(n_ * h_stride_);
     ring_[1] = common.template take<E>(n_ * h_stride_);
@@ -254,6 +306,8 @@ class ForwardPass {
       s.w_x = reinterpret_cast<const E*>(packed_.w_ih);
       s.w_h = reinterpret_cast<const E*>(packed_.w_hh);
       s.first_block = 0;
+      s.staged_x = staged_x_;
+      s.staged_h = staged_h_;
       if (in_place_) {
         tiles_in_place(s);
       } else {
@@ -373,14 +427,19 @@ class ForwardPass {
     }
     const int64_t panel = panel_size<F>(layer_.I, Cell::kGates);
     const E* w = reinterpret_cast<const E*>(packed_.w_ih);
-    for (int64_t block = block_begin_; block < block_end_; ++block) {
-      for_row_groups<Shape::kRows>(count, [&](int64_t first, auto m) {
-        const int64_t at = block * kSums * kL, rows = decltype(m)::value;
-        for (int64_t row = first + rows; block == block_begin_ && row < first + 2 * rows && row < count; ++row)
-          prefetch<false>(x_rows_[row], layer_.I);
-        product_tile<F, Cell::kGates, kSums, decltype(m)::value>(
-            x_rows_ + first, layer_.I, w + block * panel, bias ? bias + at : nullptr, projected_rows_ + first, at);
-      });
+    if constexpr (F::kTiled) {
+      product_tiled<Cell::kGates, kSums>(x_rows_, count, layer_.I, w, block_begin_, block_end_, bias, projected_rows_,
+                                         staged_x_);
+    } else {
+      for (int64_t block = block_begin_; block < block_end_; ++block) {
+        for_row_groups<Shape::kRows>(count, [&](int64_t first, auto m) {
+          const int64_t at = block * kSums * kL, rows = decltype(m)::value;
+          for (int64_t row = first + rows; block == block_begin_ && row < first + 2 * rows && row < count; ++row)
+            prefetch<false>(x_rows_[row], layer_.I);
+          product_tile<F, Cell::kGates, kSums, decltype(m)::value>(
+              x_rows_ + first, layer_.I, w + block * panel, bias ? bias + at : nullptr, projected_rows_ + first, at);
+        });
+      }
     }
   }
 
@@ -424,7 +483,11 @@ class ForwardPass {
   void project_sums(int64_t active) {
     const int64_t panel = panel_size<F>(layer_.H, 1);
     const E* w = reinterpret_cast<const E*>(packed_.w_hr);
-    product<F>(m_rows_, active, layer_.H, w, panel, blocks_of<F>(layer_.P), nullptr, proj_rows_);
+    if constexpr (F::kTiled) {
+      product_tiled<1, 1>(m_rows_, active, layer_.H, w, 0, blocks_of<F>(layer_.P), nullptr, proj_rows_, staged_h_);
+    } else {
+      product<F>(m_rows_, active, layer_.H, w, panel, blocks_of<F>(layer_.P), nullptr, proj_rows_);
+    }
   }
   void project_output(int64_t active) {
     project_sums(active);
@@ -485,7 +548,7 @@ class ForwardPass {
   A **projected_rows_, **proj_rows_, **saved_;
   const A** start_;
   const E **x_rows_, **h_prev_;
-  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_x_, *panels_h_, *ring_[2], *reset_h_;
+  E **h_next_, **output_rows_, **m_rows_, *m_, *panels_x_, *panels_h_, *ring_[2], *reset_h_, *staged_x_, *staged_h_;
 };
 
 }  // namespace

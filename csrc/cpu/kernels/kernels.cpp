@@ -6,6 +6,7 @@
 #include "forward.h"
 #include "head.h"
 #include "input_grad.h"
+#include "layout.h"
 #include "one_step.h"
 #include "row_backward.h"
 #include "row_forward.h"
@@ -41,45 +42,9 @@ auto with_forward_format(const Layer& layer, Function&& function) {
   return with_format(layer, function);
 }
 
-constexpr int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Where the packed weights of one direction begin; `end` is their size.
-template <class F, class Cell>
-struct ForwardLayout {
-  int64_t w_ih = 0, w_hh, bias, w_hr, end;
-  explicit ForwardLayout(const Layer& l) {
-    constexpr int64_t kE = sizeof(typename F::E);
-    w_hh = w_ih + round_up(packed_size<F>(input_weights<Cell>(l, 0)) * kE);
-    bias = w_hh + round_up(packed_size<F>(hidden_weights<Cell>(l, 0)) * kE);
-    w_hr = bias + round_up(blocks_of<F>(l.H) * Cell::kSlots * F::kLanes * static_cast<int64_t>(sizeof(typename F::A)));
-    end = w_hr + (l.P ? round_up(packed_size<F>(projection(l, 0)) * kE) : 0);
-  }
-};
-template <class F, class Cell>
-struct BackwardLayout {
-  int64_t w_ih = 0, w_hh, w_hr, end;
-  explicit BackwardLayout(const Layer& l) {
-    constexpr int64_t kE = sizeof(typename F::E);
-    w_hh = w_ih + round_up(packed_size<F>(input_weights_back<Cell>(l, 0)) * kE);
-    w_hr = w_hh + round_up(packed_size<F>(hidden_weights_back<Cell>(l, 0)) * kE);
-    end = w_hr + (l.P ? round_up(packed_size<F>(projection_back(l, 0)) * kE) : 0);
-  }
-};
-
-template <class F>
-typename F::E* elements(char* p) {
-  return reinterpret_cast<typename F::E*>(p);
-}
-
 void pack_forward(const Layer& layer, int d, char* to) {
   with_forward_format(layer, [&](auto f, auto c) {
-    using F = decltype(f);
-    using Cell = decltype(c);
-    const ForwardLayout<F, Cell> at(layer);
-    pack<F>(input_weights<Cell>(layer, d), elements<F>(to + at.w_ih));
-    pack<F>(hidden_weights<Cell>(layer, d), elements<F>(to + at.w_hh));
-    pack_bias<F, Cell>(layer, d, reinterpret_cast<typename F::A*>(to + at.bias));
-    if (layer.P) pack<F>(projection(layer, d), elements<F>(to + at.w_hr));
+    ForwardLayout<decltype(f), decltype(c)>(layer).pack_all(layer, d, to);
   });
 }
 int64_t packed_forward_size(const Layer& layer) {
@@ -87,20 +52,13 @@ int64_t packed_forward_size(const Layer& layer) {
 }
 PackedForward packed_forward(const Layer& layer, const char* p) {
   return with_forward_format(layer, [&](auto f, auto c) {
-    const ForwardLayout<decltype(f), decltype(c)> at(layer);
-    return PackedForward{p + at.w_ih, p + at.w_hh, p + at.bias, p + at.w_hr};
+    return ForwardLayout<decltype(f), decltype(c)>(layer).packed(p);
   });
 }
 
 void pack_backward(const Layer& layer, int d, char* to, bool w_ih, bool w_hh) {
   with_format(layer, [&](auto f, auto c) {
-    using F = decltype(f);
-    using Cell = decltype(c);
-    const BackwardLayout<F, Cell> at(layer);
-    if (w_ih) pack<F>(input_weights_back<Cell>(layer, d), elements<F>(to + at.w_ih));
-    if (!w_hh) return;
-    pack<F>(hidden_weights_back<Cell>(layer, d), elements<F>(to + at.w_hh));
-    if (layer.P) pack<F>(projection_back(layer, d), elements<F>(to + at.w_hr));
+    BackwardLayout<decltype(f), decltype(c)>(layer).pack_some(layer, d, to, w_ih, w_hh);
   });
 }
 int64_t packed_backward_size(const Layer& layer) {
@@ -108,8 +66,7 @@ int64_t packed_backward_size(const Layer& layer) {
 }
 PackedBackward packed_backward(const Layer& layer, const char* p) {
   return with_format(layer, [&](auto f, auto c) {
-    const BackwardLayout<decltype(f), decltype(c)> at(layer);
-    return PackedBackward{p + at.w_ih, p + at.w_hh, p + at.w_hr};
+    return BackwardLayout<decltype(f), decltype(c)>(layer).packed(p);
   });
 }
 

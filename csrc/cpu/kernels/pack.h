@@ -1,5 +1,5 @@
-// Packs weights for the tiles: each block of kLanes columns becomes one panel [ceil(K / kPack)][groups][kLanes *
-// kPack], which a tile reads from front to back. Lanes and ks beyond the matrix are zero.
+// Packs weights for the tiles: each block of kLanes columns becomes one panel [lines][groups][kLanes * kPack], which a
+// tile reads from front to back. A line holds kPack neighbouring k. Lanes and ks beyond the matrix are zero.
 #pragma once
 
 #include "tile.h"
@@ -47,8 +47,13 @@ PackSource projection_back(const Layer& l, int d) {
 }
 
 template <class F>
+constexpr int64_t lines_of(int64_t K) {
+  constexpr int64_t kTogether = F::kPack * F::kPanelLines;
+  return (K + kTogether - 1) / kTogether * F::kPanelLines;
+}
+template <class F>
 int64_t panel_size(int64_t K, int groups) {
-  return (K + F::kPack - 1) / F::kPack * groups * F::kLanes * F::kPack;
+  return lines_of<F>(K) * groups * F::kLanes * F::kPack;
 }
 template <class F>
 int64_t blocks_of(int64_t columns) {
@@ -91,7 +96,7 @@ SF_FN void transpose(typename F::V (&square)[F::kLanes]) {
 // and in-lane shuffles do most of the work, which are faster than the shuffles of transpose().
 template <class F, class RowOf>
 SF_FN void read_square(RowOf row, typename F::V (&lines)[F::kLanes]) {
-#if SF_VECTOR_BYTES == 64
+#if defined(__AVX512F__)
   if constexpr (F::kLanes == 16) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -122,7 +127,7 @@ SF_FN void read_square(RowOf row, typename F::V (&lines)[F::kLanes]) {
     }
     return;
   }
-#elif SF_VECTOR_BYTES == 32
+#elif defined(__AVX2__)
   if constexpr (F::kLanes == 8) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -185,7 +190,7 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
 template <class F>
 void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::E* out) {
   using E = typename F::E;
-  for (int64_t k = 0; k < (s.K + F::kPack - 1) / F::kPack * F::kPack; ++k) {
+  for (int64_t k = 0; k < lines_of<F>(s.K) * F::kPack; ++k) {
     E* line = out + k / F::kPack * step + k % F::kPack;
     const int filled = k < s.K ? lanes : 0;
     const E* from = reinterpret_cast<const E*>(s.data) + base + k * s.k_stride;

@@ -10,14 +10,17 @@ namespace sf {
 namespace {
 
 // A format: the type of rows and packed weights (E), the type of sums (A), and add(), which adds the products of one k,
-// or of kPack neighbouring k at once, to a sum.
+// or of kPack neighbouring k at once, to a sum. A panel has a multiple of kPanelLines lines. With
+// kTiled the products are those of amx.h. A Scope lives while a task runs.
 template <class T>
 struct Plain {
   using A = T;
   using E = T;
   using V = typename VecOf<T>::Type;
   using Weight = V;
-  static constexpr int kLanes = sizeof(V) / sizeof(T), kPack = 1;
+  static constexpr int kLanes = sizeof(V) / sizeof(T), kPack = 1, kPanelLines = 1;
+  static constexpr bool kTiled = false;
+  struct Scope {};
   static SF_FN Weight weight(const E* p) { return load(p); }
   static SF_FN V broadcast(const E* p) { return splat(*p); }
   static SF_FN V add(V acc, V a, Weight w) { return fma(a, w, acc); }
@@ -25,31 +28,13 @@ struct Plain {
   static SF_FN void write(E* p, V v, int n) { n >= kLanes ? store(p, v) : store(p, v, n); }
 };
 
-#if defined(SF_BFLOAT16_PAIRS)
-// Two bfloat16 at neighbouring k, which one instruction multiplies and adds to a float sum.
-struct Bfloat16Pairs {
+// Rows of bfloat16 with float sums.
+struct Bfloat16Rows {
   using A = float;
   using E = Bits16;
   using V = FloatVec;
   static constexpr int kLanes = sizeof(V) / sizeof(A), kPack = 2;
-#if defined(SF_NEON)
-  using Weight = bfloat16x8_t;
-  static SF_FN Weight weight(const E* p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }
-  static SF_FN Weight spread(uint32_t pair) { return vreinterpretq_bf16_u32(vdupq_n_u32(pair)); }
-  static SF_FN V add(V acc, Weight a, Weight w) { return (V)vbfdotq_f32(neon(acc), a, w); }
-  static SF_FN V read(const E* p, int n) {
-    V v{};
-    for (int i = 0; i < kLanes && i < n; ++i) v[i] = bfloat16_to_float(p[i]);
-    return v;
-  }
-  static SF_FN void write(E* p, V v, int n) {
-    for (int i = 0; i < kLanes && i < n; ++i) p[i] = float_to_bfloat16(v[i]);
-  }
-#else
-  using Weight = __m512bh;
-  static SF_FN Weight weight(const E* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static SF_FN Weight spread(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)); }
-  static SF_FN V add(V acc, Weight a, Weight w) { return _mm512_dpbf16_ps(acc, a, w); }
+#if defined(__AVX512BF16__)
   static SF_FN V read(const E* p, int n) {
     const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
     return (FloatVec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
@@ -58,6 +43,34 @@ struct Bfloat16Pairs {
     const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
   }
+#else
+  static SF_FN V read(const E* p, int n) {
+    V v{};
+    for (int i = 0; i < kLanes && i < n; ++i) v[i] = bfloat16_to_float(p[i]);
+    return v;
+  }
+  static SF_FN void write(E* p, V v, int n) {
+    for (int i = 0; i < kLanes && i < n; ++i) p[i] = float_to_bfloat16(v[i]);
+  }
+#endif
+};
+
+#if defined(SF_BFLOAT16_PAIRS)
+// Two bfloat16 at neighbouring k, which one instruction multiplies and adds to a float sum.
+struct Bfloat16Pairs : Bfloat16Rows {
+  static constexpr int kPanelLines = 1;
+  static constexpr bool kTiled = false;
+  struct Scope {};
+#if defined(SF_NEON)
+  using Weight = bfloat16x8_t;
+  static SF_FN Weight weight(const E* p) { return vreinterpretq_bf16_u16(vld1q_u16(p)); }
+  static SF_FN Weight spread(uint32_t pair) { return vreinterpretq_bf16_u32(vdupq_n_u32(pair)); }
+  static SF_FN V add(V acc, Weight a, Weight w) { return (V)vbfdotq_f32(neon(acc), a, w); }
+#else
+  using Weight = __m512bh;
+  static SF_FN Weight weight(const E* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static SF_FN Weight spread(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)); }
+  static SF_FN V add(V acc, Weight a, Weight w) { return _mm512_dpbf16_ps(acc, a, w); }
 #endif
   static SF_FN Weight broadcast(const E* p) {
     uint32_t pair;

@@ -13,7 +13,8 @@
 #define SF_BFLOAT16_PAIRS  // one instruction multiplies pairs of bfloat16 and adds them up
 #endif
 
-#if defined(__AVX512F__)
+// The emulated tiles of amx.h take vectors of the width of a tile's row, made of whatever the compiler has.
+#if defined(__AVX512F__) || defined(SF_AMX_EMULATED)
 #define SF_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define SF_VECTOR_BYTES 32
@@ -57,7 +58,7 @@ SF_FN DoubleVec splat(double x) { return x - DoubleVec{}; }
 SF_FN FloatVec select(IntVec mask, FloatVec yes, FloatVec no) { return mask ? yes : no; }
 SF_FN DoubleVec select(LongVec mask, DoubleVec yes, DoubleVec no) { return mask ? yes : no; }
 
-#if SF_VECTOR_BYTES == 64
+#if defined(__AVX512F__)
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return _mm512_fmadd_ps(a, b, c); }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return _mm512_fmadd_pd(a, b, c); }
 SF_FN FloatVec nearest(FloatVec x) { return _mm512_roundscale_ps(x, 8); }
@@ -94,7 +95,7 @@ SF_FN DoubleVec interleave_low(DoubleVec a, DoubleVec b) {
 SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) {
   return _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b);
 }
-#elif SF_VECTOR_BYTES == 32
+#elif defined(__AVX2__) && !defined(SF_AMX_EMULATED)
 SF_FN FloatVec fma(FloatVec a, FloatVec b, FloatVec c) { return _mm256_fmadd_ps(a, b, c); }
 SF_FN DoubleVec fma(DoubleVec a, DoubleVec b, DoubleVec c) { return _mm256_fmadd_pd(a, b, c); }
 SF_FN FloatVec nearest(FloatVec x) { return _mm256_round_ps(x, 8); }
@@ -215,7 +216,7 @@ SF_FN DoubleVec interleave_high(DoubleVec a, DoubleVec b) { return portable_inte
 #endif  // SF_NEON
 #endif
 
-#if SF_VECTOR_BYTES < 64
+#if !defined(__AVX512F__)
 // Writes n into the exponent's bits. NaN becomes a finite number, but q of exp2_split() stays NaN.
 SF_FN FloatVec pow2(FloatVec n) { return (FloatVec)((__builtin_convertvector(n, IntVec) + 127) << 23); }
 SF_FN DoubleVec pow2(DoubleVec n) { return (DoubleVec)((__builtin_convertvector(n, LongVec) + 1023) << 52); }

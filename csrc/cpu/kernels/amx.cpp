@@ -1,0 +1,98 @@
+// The kernels of layers in bfloat16 without options, by the tiles of amx.h. Whatever else a call asks for is done by
+// the kernels that SF_WITHOUT_AMX names, so that this file is compiled in a fraction of the time of kernels.cpp.
+#include "amx.h"
+#include "forward.h"
+#include "layout.h"
+
+namespace sf {
+extern const Kernels SF_WITHOUT_AMX;
+namespace {
+
+constexpr const Kernels& kOthers = SF_WITHOUT_AMX;
+
+constexpr bool is_tiled(const Layer& layer) {
+  return layer.dtype == Dtype::kBFloat16 && !layer.row_wise && !kCells[layer.cell].is_option;
+}
+
+// Calls function(Cell) with a value of the type of the layer's cell.
+template <class Function>
+auto with_cell(const Layer& layer, Function&& function) {
+  switch (layer.cell) {
+#define SF_CASE(name, Type) \
+  case kCell_##name:        \
+    return function(Type{});
+    SF_CELLS(SF_CASE)
+#undef SF_CASE
+  }
+  __builtin_unreachable();
+}
+
+void pack_forward(const Layer& layer, int d, char* to) {
+  if (!is_tiled(layer)) return kOthers.pack_forward(layer, d, to);
+  with_cell(layer, [&](auto c) { ForwardLayout<AmxTiles, decltype(c)>(layer).pack_all(layer, d, to); });
+}
+int64_t packed_forward_size(const Layer& layer) {
+  if (!is_tiled(layer)) return kOthers.packed_forward_size(layer);
+  return with_cell(layer, [&](auto c) { return ForwardLayout<AmxTiles, decltype(c)>(layer).end; });
+}
+PackedForward packed_forward(const Layer& layer, const char* packed) {
+  if (!is_tiled(layer)) return kOthers.packed_forward(layer, packed);
+  return with_cell(layer, [&](auto c) { return ForwardLayout<AmxTiles, decltype(c)>(layer).packed(packed); });
+}
+int64_t forward_scratch(const Forward& call, int64_t rows, bool in_place) {
+  if (!is_tiled(call.layer)) return kOthers.forward_scratch(call, rows, in_place);
+  return with_cell(call.layer, [&](auto c) { return ForwardPass<AmxTiles, decltype(c)>::measure(call, rows, false); });
+}
+int64_t forward_shared(const Forward& call, int64_t rows) {
+  if (!is_tiled(call.layer)) return kOthers.forward_shared(call, rows);
+  return with_cell(call.layer, [&](auto c) { return ForwardPass<AmxTiles, decltype(c)>::measure_shared(call, rows); });
+}
+void forward(const ForwardTask& task) {
+  if (!is_tiled(task.call->layer)) return kOthers.forward(task);
+  with_cell(task.call->layer, [&](auto c) { ForwardPass<AmxTiles, decltype(c)>::run(task); });
+}
+
+}  // namespace
+
+extern const Kernels SF_ISA;
+const Kernels SF_ISA = {
+    .name = SF_ISA_NAME,
+    .pack_forward = pack_forward,
+    .packed_forward_size = packed_forward_size,
+    .packed_forward = packed_forward,
+    .pack_backward = [](const Layer& l, int d, char* to, bool w_ih, bool w_hh) {
+      kOthers.pack_backward(l, d, to, w_ih, w_hh);
+    },
+    .packed_backward_size = [](const Layer& l) { return kOthers.packed_backward_size(l); },
+    .packed_backward = [](const Layer& l, const char* packed) { return kOthers.packed_backward(l, packed); },
+    .forward_in_place = [](const Layer& l) { return !is_tiled(l) && kOthers.forward_in_place(l); },
+    .forward_scratch = forward_scratch,
+    .forward_shared = forward_shared,
+    .forward = forward,
+    .step_of = nullptr,
+    .backward_in_place = [](const Layer& l) { return kOthers.backward_in_place(l); },
+    .backward_scratch = [](const Backward& b, int64_t rows) { return kOthers.backward_scratch(b, rows); },
+    .backward = [](const BackwardTask& task) { kOthers.backward(task); },
+    .input_grad_scratch = [](const Backward& b) { return kOthers.input_grad_scratch(b); },
+    .input_grad = [](const InputGradTask& task) { kOthers.input_grad(task); },
+    .weight_grad_scratch = [](const WeightGrad& g, int64_t parts) { return kOthers.weight_grad_scratch(g, parts); },
+    .weight_grad = [](const WeightGradTask& task) { kOthers.weight_grad(task); },
+    .sum_rows = [](Dtype d, int64_t width, const char* const* rows, int64_t count, char* to) {
+      kOthers.sum_rows(d, width, rows, count, to);
+    },
+    .packed_linear_size = [](const Linear& l) { return kOthers.packed_linear_size(l); },
+    .pack_linear = [](const Linear& l, char* to) { kOthers.pack_linear(l, to); },
+    .linear_scratch = [](const Linear& l) { return kOthers.linear_scratch(l); },
+    .linear = [](const LinearTask& task) { kOthers.linear(task); },
+    .packed_pool_steps_size = [](const PoolSteps& p) { return kOthers.packed_pool_steps_size(p); },
+    .pack_pool_steps = [](const PoolSteps& p, char* to) { kOthers.pack_pool_steps(p, to); },
+    .pool_steps_scratch = [](const PoolSteps& p) { return kOthers.pool_steps_scratch(p); },
+    .pool_steps = [](const PoolStepsTask& task) { kOthers.pool_steps(task); },
+    .softmax_scratch = [](const Softmax& s) { return kOthers.softmax_scratch(s); },
+    .softmax = [](const SoftmaxTask& task) { kOthers.softmax(task); },
+    .fingerprint = [](const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
+      kOthers.fingerprint(parts, count, hash);
+    },
+};
+
+}  // namespace sf
