@@ -147,7 +147,7 @@ lint: setup workflows ## ruff, mypy, clang-format, the greps that hold the depen
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	find csrc tests/cuda/simt tests/cuda/ptx tests/fuzz tests/tsan tests/arm benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
+	find csrc tests/cuda/simt tests/cuda/ptx tests/fuzz tests/tsan tests/arm tests/amx benchmarks/gpu -regex '.*\.\(h\|cpp\|cuh?\)' -exec $(VENV)/bin/clang-format --dry-run -Werror {} +
 	.ci/greps
 
 SCHEMA = $(VENV)/bin/check-jsonschema --quiet --builtin-schema

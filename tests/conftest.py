@@ -3,7 +3,8 @@ compiled one, and `checked` for each one that checks sizes with our own sentence
 `entry` runs it once for each of the two ways that a call may take from Python to the operators.
 
 The report's header lists the implementations; test_backends.test_implementations_are_there asserts the minimum.
-`--impl NAME` narrows the fixtures to one, which may be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU.
+`--impl NAME` narrows the fixtures to one, which may be a simt-... of tests/cuda/simt: the CUDA kernels on the CPU, or
+amx-emulated of tests/amx: AMX on any CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import amx.build
 from seqcls_fast import _ext, ops
 from simt.build import load_plugin, why_no_plugin
 from support.calls import WHY_NOT_EAGER, python_way
@@ -32,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--impl",
         default=None,
-        help="run only this implementation, one of seqcls_fast.available_impls(), a simt-..., or auto",
+        help="run only this implementation, one of seqcls_fast.available_impls(), a simt-..., amx-emulated, or auto",
     )
     parser.addoption(
         "--entry",
@@ -59,6 +61,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if chosen is not None:
         if chosen.startswith("simt-") and why_no_plugin() is None:
             impls += load_plugin()
+        if chosen == amx.build.NAME and why_no_plugin() is None:
+            impls += tuple(amx.build.load_plugin().names)
         if chosen not in impls:
             raise pytest.UsageError(f"--impl: expected one of {', '.join(impls)} but got {chosen!r}")
         impls = (chosen,)

@@ -164,14 +164,14 @@ struct LayerCall {
     if (packed()) return {layer.directions, t_row.back(), width};
     return {layer.directions, layer.T, layer.B, width};
   }
-  Tensor empty_buffer(int64_t width) const { return sf::empty(buffer_shape(width), buffer_dtype, device); }
+  Tensor empty_buffer(int64_t width, Dtype dtype) const { return sf::empty(buffer_shape(width), dtype, device); }
   void check_buffer(const char* name, const Tensor& t, int64_t width) const {
     check_tensor(name, t, device, scalar_of(buffer_dtype), buffer_shape(width));
     if (!t.is_contiguous()) fail(name, ": expected a contiguous tensor");
   }
-  Rows buffer_rows(const Tensor& t, int d) const {
+  Rows buffer_rows(const Tensor& t, Dtype dtype, int d) const {
     Rows r;
-    r.dtype = buffer_dtype;
+    r.dtype = dtype;
     const auto sizes = t.sizes();
     const int64_t width = sizes[sizes.size() - 1], rows_per_step = packed() ? 1 : layer.B;
     r.data = data_of(t) + d * (t.numel() / layer.directions) * size_of(r.dtype);

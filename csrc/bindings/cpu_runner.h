@@ -15,6 +15,7 @@ class CpuRunner : public Runner {
   Dtype buffer_dtype(Dtype storage) const override {  // the dtype of the sums
     return storage == Dtype::kFloat64 ? storage : Dtype::kFloat32;
   }
+  Dtype gates_dtype(const Layer& l) const override { return kernels_.gates_dtype(l); }
   void forward(const Forward& f) override { run_forward(kernels_, f); }
   void backward(const Backward& b) override { run_backward(kernels_, b); }
   void weight_grad(const WeightGrad& g) override { run_weight_grad(kernels_, g); }

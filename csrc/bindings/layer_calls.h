@@ -43,8 +43,8 @@ inline Tensors layer_forward(const LayerArguments& given, bool want_output, bool
     for (int d = 0; d < l.directions; ++d) forward.output[d] = call.rows(results.back(), d * l.out());
   }
   if (want_saved) {
-    results.push_back(call.empty_buffer(call.saved_width()));
-    for (int d = 0; d < l.directions; ++d) forward.saved[d] = call.buffer_rows(results.back(), d);
+    results.push_back(call.empty_buffer(call.saved_width(), call.buffer_dtype));
+    for (int d = 0; d < l.directions; ++d) forward.saved[d] = call.buffer_rows(results.back(), call.buffer_dtype, d);
   }
   if (l.B > 0) runner.forward(forward);
   return results;
@@ -154,7 +154,8 @@ inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output
     results.push_back(call.empty(shape));
     return results.back();
   };
-  const Tensor d_gates = call.empty_buffer(call.gates_width());
+  const Dtype gates_dtype = runner.gates_dtype(l);
+  const Tensor d_gates = call.empty_buffer(call.gates_width(), gates_dtype);
   Backward backward{};
   backward.layer = l;
   if (want_d_x) backward.d_x = call.rows(add(call.rows_shape(l.I)));
@@ -182,11 +183,11 @@ inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output
   if (want_d_weights && further_sums(*call.info)) add_row_sums(backward.d_further, further_sums(*call.info) * l.H);
   for (int d = 0; d < l.directions; ++d) {
     backward.output[d] = call.rows(output, d * l.out());
-    backward.saved[d] = call.buffer_rows(saved, d);
+    backward.saved[d] = call.buffer_rows(saved, call.buffer_dtype, d);
     if (d_output) backward.d_output[d] = call.rows(*d_output, d * l.out());
     backward.d_h_n[d] = state_rows(d_h_n, l.dtype, d);
     backward.d_c_n[d] = state_rows(d_c_n, l.dtype, d);
-    backward.d_gates[d] = call.buffer_rows(d_gates, d);
+    backward.d_gates[d] = call.buffer_rows(d_gates, gates_dtype, d);
     if (d_h0) backward.d_h0[d] = state_rows(*d_h0, l.dtype, d);
     if (d_c0) backward.d_c0[d] = state_rows(*d_c0, l.dtype, d);
   }

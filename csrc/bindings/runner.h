@@ -14,8 +14,9 @@ namespace sf {
 class Runner {
  public:
   virtual ~Runner() = default;
-  // The dtype of `saved` and `d_gates` for a layer whose tensors are of dtype `storage`.
+  // The dtype of `saved` for a layer whose tensors are of dtype `storage`, and of `d_gates`.
   virtual Dtype buffer_dtype(Dtype storage) const = 0;
+  virtual Dtype gates_dtype(const Layer& layer) const { return buffer_dtype(layer.dtype); }
   virtual void forward(const Forward&) = 0;
   virtual void backward(const Backward&) = 0;
   virtual void weight_grad(const WeightGrad&) = 0;
@@ -35,7 +36,7 @@ struct Plugin {  // more implementations for CPU tensors
 
 // The name of the capsules that hold a Plugin. Its number must be raised when a struct or function that plugins share
 // with us changes.
-constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.4";
+constexpr const char* kPluginCapsule = "seqcls_fast.Plugin.5";
 
 // What the eager entry (csrc/eager), a library of its own, takes from this one. It gets them in a capsule of this name,
 // whose number must be raised as that above. It refuses the capsule unless it was built from the same sources.
@@ -45,7 +46,7 @@ struct Exports {
   void* (*pool_take)(int64_t bytes);
   void (*pool_give)(void* memory);
 };
-constexpr const char* kExportsCapsule = "seqcls_fast.Exports.2";
+constexpr const char* kExportsCapsule = "seqcls_fast.Exports.3";
 
 inline std::vector<const Plugin*>& plugins() {
   static std::vector<const Plugin*> all;

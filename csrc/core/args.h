@@ -105,7 +105,7 @@ struct Backward {
   Rows output[kMaxDirections], saved[kMaxDirections];
   Rows d_output[kMaxDirections], d_h_n[kMaxDirections], d_c_n[kMaxDirections];  // each may be absent
   Rows d_x;                                                                     // absent unless wanted
-  Rows d_gates[kMaxDirections];                                                 // in the compute type
+  Rows d_gates[kMaxDirections];                                                 // in Runner::gates_dtype()
   Rows d_h0[kMaxDirections], d_c0[kMaxDirections];                              // absent unless wanted
   // The gradients of the reset states and of the weights in Layer::further, as sums over the steps of each row: (B,
   // width), in the compute type; absent unless wanted. The order of the latter: see further_sums() in cells.h.

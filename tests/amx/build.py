@@ -38,7 +38,7 @@ def build_plugin() -> Path:
     flags, compile_object, cxx = known["_flags"], known["_compile"]["compile_object"], known["cxx"]
     common = [*known["CXX_FLAGS"], *flags["FLAGS"]]
     torch_folder = Path(torch.__file__).parent
-    emulated = [*flags["kernel_flags"]("base"), "-Itests/amx"]
+    emulated = [*flags["kernel_flags"]("base"), "-Itests/amx", "-Wno-psabi"]
     emulated = [word for word in emulated if not word.startswith("-DSF_ISA")]
     emulated += ["-DSF_AMX_EMULATED", "-DSF_ISA=kernels_amx_emulated", f'-DSF_ISA_NAME="{NAME}"']
     python = known["python_headers"]()

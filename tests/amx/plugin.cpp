@@ -15,9 +15,8 @@ namespace {
 
 class EmulatedRunner : public Runner {
  public:
-  Dtype buffer_dtype(Dtype storage) const override {
-    return storage == Dtype::kFloat64 ? storage : Dtype::kFloat32;
-  }
+  Dtype buffer_dtype(Dtype storage) const override { return storage == Dtype::kFloat64 ? storage : Dtype::kFloat32; }
+  Dtype gates_dtype(const Layer& l) const override { return kernels_.gates_dtype(l); }
   void forward(const Forward& f) override {
     run_forward(kernels_, f);
     check();
@@ -42,8 +41,7 @@ class EmulatedRunner : public Runner {
   const Kernels& kernels_ = kernels_amx_emulated;
 };
 
-const Plugin kPlugin{{"amx-emulated"},
-                     [](const std::string&, bool) -> std::unique_ptr<Runner> {
+const Plugin kPlugin{{"amx-emulated"}, [](const std::string&, bool) -> std::unique_ptr<Runner> {
                        return std::make_unique<EmulatedRunner>();
                      }};
 
@@ -54,6 +52,7 @@ PYBIND11_MODULE(_amx, m) {
   namespace py = pybind11;
   m.attr("plugin") = py::capsule(&sf::kPlugin, sf::kPluginCapsule);
   m.attr("names") = sf::kPlugin.names;
-  m.def("products", [] { return emulated_tiles::products.load(); },
-        "How many products of tiles all threads have computed.");
+  m.def(
+      "products", [] { return emulated_tiles::products.load(); },
+      "How many products of tiles all threads have computed.");
 }

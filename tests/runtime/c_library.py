@@ -62,7 +62,8 @@ class Refused(Exception):
 
 def isas() -> list[str]:
     """The instruction sets of the library: those of the module. With sanitizers the others take long to compile."""
-    known = runpy.run_path(str(ROOT / "csrc/flags.py"))["ISAS"]
+    flags = runpy.run_path(str(ROOT / "csrc/flags.py"))
+    known = [name for name in flags["ISAS"] if flags["kernel_source"](name) == flags["KERNELS"]]
     return ["base"] if SANITIZED else [name for name in known if name in available_impls()]
 
 

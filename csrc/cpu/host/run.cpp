@@ -83,7 +83,7 @@ void id_grad(const Kernels& kernels, const WeightGrad& call, int64_t workers) {
           const auto [t, b] = steps[static_cast<size_t>(i)];
           rows.push_back(from.data + from.offset(t, b) * size_of(from.dtype));
         }
-        kernels.sum_rows(layer.dtype, layer.gates * layer.H, rows.data(), static_cast<int64_t>(rows.size()),
+        kernels.sum_rows(from.dtype, layer.dtype, layer.gates * layer.H, rows.data(), static_cast<int64_t>(rows.size()),
                          call.d_w_ih[d] + column * row_bytes);
       }
     }
@@ -158,7 +158,7 @@ void run_sum_rows(const Kernels& kernels, const RowSums& s) {
   for (int64_t sample = 0; sample < s.samples; ++sample) {
     for (int64_t i = 0; i < s.rows; ++i)
       rows[static_cast<size_t>(i)] = s.from + (sample * s.rows + i) * s.from_stride * size_of(s.from_dtype);
-    kernels.sum_rows(s.to_dtype, s.width, rows.data(), s.rows, s.to + sample * s.to_stride * size_of(s.to_dtype));
+    kernels.sum_rows(s.from_dtype, s.to_dtype, s.width, rows.data(), s.rows, s.to + sample * s.to_stride * size_of(s.to_dtype));
   }
 }
 

@@ -1,8 +1,11 @@
 // The kernels of layers in bfloat16 without options, by the tiles of amx.h. Whatever else a call asks for is done by
 // the kernels that SF_WITHOUT_AMX names, so that this file is compiled in a fraction of the time of kernels.cpp.
 #include "amx.h"
+#include "backward.h"
 #include "forward.h"
+#include "input_grad.h"
 #include "layout.h"
+#include "weight_grad.h"
 
 namespace sf {
 extern const Kernels SF_WITHOUT_AMX;
@@ -51,6 +54,42 @@ void forward(const ForwardTask& task) {
   if (!is_tiled(task.call->layer)) return kOthers.forward(task);
   with_cell(task.call->layer, [&](auto c) { ForwardPass<AmxTiles, decltype(c)>::run(task); });
 }
+void pack_backward(const Layer& layer, int d, char* to, bool w_ih, bool others) {
+  if (!is_tiled(layer)) return kOthers.pack_backward(layer, d, to, w_ih, others);
+  with_cell(layer, [&](auto c) { BackwardLayout<AmxTiles, decltype(c)>(layer).pack_some(layer, d, to, w_ih, others); });
+}
+int64_t packed_backward_size(const Layer& layer) {
+  if (!is_tiled(layer)) return kOthers.packed_backward_size(layer);
+  return with_cell(layer, [&](auto c) { return BackwardLayout<AmxTiles, decltype(c)>(layer).end; });
+}
+PackedBackward packed_backward(const Layer& layer, const char* packed) {
+  if (!is_tiled(layer)) return kOthers.packed_backward(layer, packed);
+  return with_cell(layer, [&](auto c) { return BackwardLayout<AmxTiles, decltype(c)>(layer).packed(packed); });
+}
+int64_t backward_scratch(const Backward& call, int64_t rows) {
+  if (!is_tiled(call.layer)) return kOthers.backward_scratch(call, rows);
+  return with_cell(call.layer, [&](auto c) { return BackwardPass<AmxTiles, decltype(c)>::measure(call, rows); });
+}
+void backward(const BackwardTask& task) {
+  if (!is_tiled(task.call->layer)) return kOthers.backward(task);
+  with_cell(task.call->layer, [&](auto c) { BackwardPass<AmxTiles, decltype(c)>::run(task); });
+}
+int64_t input_grad_scratch(const Backward& call) {
+  if (!is_tiled(call.layer)) return kOthers.input_grad_scratch(call);
+  return with_cell(call.layer, [&](auto c) { return InputGrad<AmxTiles, decltype(c)>::measure(call); });
+}
+void input_grad(const InputGradTask& task) {
+  if (!is_tiled(task.call->layer)) return kOthers.input_grad(task);
+  with_cell(task.call->layer, [&](auto c) { InputGrad<AmxTiles, decltype(c)>::run(task); });
+}
+int64_t weight_grad_scratch(const WeightGrad& call, int64_t parts) {
+  if (!is_tiled(call.layer)) return kOthers.weight_grad_scratch(call, parts);
+  return with_cell(call.layer, [&](auto c) { return WeightGradPass<AmxTiles, decltype(c)>::measure(call, parts); });
+}
+void weight_grad(const WeightGradTask& task) {
+  if (!is_tiled(task.call->layer)) return kOthers.weight_grad(task);
+  with_cell(task.call->layer, [&](auto c) { WeightGradPass<AmxTiles, decltype(c)>::run(task); });
+}
 
 }  // namespace
 
@@ -60,26 +99,24 @@ const Kernels SF_ISA = {
     .pack_forward = pack_forward,
     .packed_forward_size = packed_forward_size,
     .packed_forward = packed_forward,
-    .pack_backward = [](const Layer& l, int d, char* to, bool w_ih, bool w_hh) {
-      kOthers.pack_backward(l, d, to, w_ih, w_hh);
-    },
-    .packed_backward_size = [](const Layer& l) { return kOthers.packed_backward_size(l); },
-    .packed_backward = [](const Layer& l, const char* packed) { return kOthers.packed_backward(l, packed); },
+    .pack_backward = pack_backward,
+    .packed_backward_size = packed_backward_size,
+    .packed_backward = packed_backward,
     .forward_in_place = [](const Layer& l) { return !is_tiled(l) && kOthers.forward_in_place(l); },
     .forward_scratch = forward_scratch,
     .forward_shared = forward_shared,
     .forward = forward,
     .step_of = nullptr,
-    .backward_in_place = [](const Layer& l) { return kOthers.backward_in_place(l); },
-    .backward_scratch = [](const Backward& b, int64_t rows) { return kOthers.backward_scratch(b, rows); },
-    .backward = [](const BackwardTask& task) { kOthers.backward(task); },
-    .input_grad_scratch = [](const Backward& b) { return kOthers.input_grad_scratch(b); },
-    .input_grad = [](const InputGradTask& task) { kOthers.input_grad(task); },
-    .weight_grad_scratch = [](const WeightGrad& g, int64_t parts) { return kOthers.weight_grad_scratch(g, parts); },
-    .weight_grad = [](const WeightGradTask& task) { kOthers.weight_grad(task); },
-    .sum_rows = [](Dtype d, int64_t width, const char* const* rows, int64_t count, char* to) {
-      kOthers.sum_rows(d, width, rows, count, to);
-    },
+    .gates_dtype = [](const Layer& l) { return is_tiled(l) ? Dtype::kBFloat16 : kOthers.gates_dtype(l); },
+    .backward_in_place = [](const Layer& l) { return !is_tiled(l) && kOthers.backward_in_place(l); },
+    .backward_scratch = backward_scratch,
+    .backward = backward,
+    .input_grad_scratch = input_grad_scratch,
+    .input_grad = input_grad,
+    .weight_grad_scratch = weight_grad_scratch,
+    .weight_grad = weight_grad,
+    .sum_rows = [](Dtype from, Dtype to, int64_t width, const char* const* rows, int64_t count,
+                   char* sum) { kOthers.sum_rows(from, to, width, rows, count, sum); },
     .packed_linear_size = [](const Linear& l) { return kOthers.packed_linear_size(l); },
     .pack_linear = [](const Linear& l, char* to) { kOthers.pack_linear(l, to); },
     .linear_scratch = [](const Linear& l) { return kOthers.linear_scratch(l); },
@@ -90,9 +127,8 @@ const Kernels SF_ISA = {
     .pool_steps = [](const PoolStepsTask& task) { kOthers.pool_steps(task); },
     .softmax_scratch = [](const Softmax& s) { return kOthers.softmax_scratch(s); },
     .softmax = [](const SoftmaxTask& task) { kOthers.softmax(task); },
-    .fingerprint = [](const Bytes* parts, int64_t count, uint64_t (&hash)[2]) {
-      kOthers.fingerprint(parts, count, hash);
-    },
+    .fingerprint = [](const Bytes* parts, int64_t count,
+                      uint64_t (&hash)[2]) { kOthers.fingerprint(parts, count, hash); },
 };
 
 }  // namespace sf

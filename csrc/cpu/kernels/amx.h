@@ -58,18 +58,19 @@ constexpr int64_t staged_size(int64_t rows, int64_t K) {
   return (rows + kTileRows - 1) / kTileRows * kTileRows * ((K + kTileColumns - 1) / kTileColumns) * kTileColumns;
 }
 
-// Copies rows[0..count)[0..K) as [row tiles][tiles along K][kTileRows][kTileColumns]. Rows beyond `count` stay as they
-// are: nobody reads what they are multiplied to.
-inline void stage(const Bits16* const* rows, int64_t count, int64_t K, Bits16* to) {
+// Copies rows[0..count)[first..first + K) as [row tiles][tiles along K][kTileRows][kTileColumns]. Rows beyond `count`
+// stay as they are: nobody reads what they are multiplied to.
+inline void stage(const Bits16* const* rows, int64_t count, int64_t first, int64_t K, Bits16* to) {
   constexpr int64_t kTile = kTileRows * kTileColumns;
   const int64_t steps = (K + kTileColumns - 1) / kTileColumns;
   for (int64_t i = 0; i < count; ++i) {
+    const Bits16* const row = rows[i] + first;
     Bits16* line = to + i / kTileRows * steps * kTile + i % kTileRows * kTileColumns;
     for (int64_t k = 0; k < K; k += kTileColumns, line += kTile) {
       if (K - k >= kTileColumns) {
-        __builtin_memcpy(line, rows[i] + k, kTileColumns * sizeof(Bits16));
+        __builtin_memcpy(line, row + k, kTileColumns * sizeof(Bits16));
       } else {
-        for (int64_t j = 0; j < kTileColumns; ++j) line[j] = k + j < K ? rows[i][k + j] : Bits16(0);
+        for (int64_t j = 0; j < kTileColumns; ++j) line[j] = k + j < K ? row[k + j] : Bits16(0);
       }
     }
   }
@@ -184,7 +185,7 @@ void product_tiled(const Bits16* const* in, int64_t rows, int64_t K, const Bits1
                    const float* start, float* const* out, Bits16* staged) {
   constexpr int64_t kL = AmxTiles::kLanes;
   const int64_t panel = panel_size<AmxTiles>(K, kGates);
-  stage(in, rows, K, staged);
+  stage(in, rows, 0, K, staged);
   for_tiled_sums<kSlots>(
       rows, begin, end,
       [&](int64_t row, int tiles, int64_t block, int64_t blocks, float* sums, int64_t stride) {

@@ -1,11 +1,11 @@
 // The backward pass of one task, from the last step to the first. d(h), the gradient of h, is d_gates of the next step
 // times W_hh, plus the gradient of the output and, at a row's last step, of h_n. From it the cell computes this step's
-// d_gates, which are kept for the other gradients (input_grad.h, weight_grad.h). All of it is in the compute type. With
-// a projection, a row of d_gates also holds d(projected h) and o * tanh(c).
+// d_gates, which are kept for the other gradients (input_grad.h, weight_grad.h) in the type that products read; sums
+// and carries are in the compute type. With a projection, a row of d_gates also holds d(projected h) and o * tanh(c).
 #pragma once
 
+#include "amx.h"
 #include "kernel_table.h"
-#include "pack.h"
 #include "scratch.h"
 #include "unpacked.h"
 
@@ -16,9 +16,11 @@ namespace {
 
 // The inputs and outputs of the tiles of one step. The product sums over `segments` parts of each row of `a`, each of
 // which is K wide; the product with W_hh has one part per gate.
-template <class A>
+template <class F>
 struct BackwardStep {
-  const A** a;
+  using A = typename F::A;
+  using E = typename F::E;
+  const E** a;
   const bool* fresh;  // rows that start their backward pass here: no later step to multiply, or one that starts anew
   const A** scale;    // the product is multiplied by these values; it may be null
   A** to_reset;       // where the later step starts anew, its product is added here; it and each pointer may be null
@@ -26,33 +28,35 @@ struct BackwardStep {
   int64_t segment[kMostGates], K, rows;  // segment: where each begins in a row
   // The panels of w have a line for each value of `of_panel` parts. The parts of this product begin with `first`.
   int first, of_panel;
-  const A* w;
-  const A **from_output, **from_state;  // added to d(h); each array and each pointer may be null
+  const E* w;
+  const E **from_output, **from_state;  // added to d(h); each array and each pointer may be null
   int64_t H;
-  const A **saved, **h, **h_prev, **c_prev;
+  const A **saved, **c_prev;
+  const E **h, **h_prev;
   int64_t c_scale;  // kSaved if c_prev is in a row of saved values, 1 if it has a row of its own
-  A** d_gates;
+  E** d_gates;
   A* carry;
   int64_t carry_stride;
+  E* staged;  // room for the parts of `a` where the products are tiled
 };
 
 // The product of the rows of `a` with the weights, written to memory. The code that follows is long: it reads the
 // product in a loop over memory instead of being unrolled for all registers, so that it fits the instruction cache.
 template <class F, int kRows, int kBlocks>
-SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int64_t block, int64_t next,
+SF_FN void hidden_product(const BackwardStep<F>& s, int64_t row, int64_t block, int64_t next,
                           typename F::A (&d_h)[kRows][kBlocks * F::kLanes]) {
-  using A = typename F::A;
+  using E = typename F::E;
   constexpr int kL = F::kLanes;
   typename F::V acc[kRows][kBlocks] = {};
-  const int64_t panel = s.of_panel * s.K * kL;
+  const int64_t part = panel_size<F>(s.K, 1), panel = s.of_panel * part;
   for (int i = 0; i < s.segments; ++i) {
-    const A* rows[kRows];
+    const E* rows[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) rows[m] = s.a[row + m] + s.segment[i];
-    const int64_t bytes = kBlocks * panel * static_cast<int64_t>(sizeof(A)), share = bytes / s.segments;
+    const int64_t bytes = kBlocks * panel * static_cast<int64_t>(sizeof(E)), share = bytes / s.segments;
     const Ahead ahead{reinterpret_cast<const char*>(s.w + next * panel) + i * share, share, row, row + kRows, s.rows};
-    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + (s.first + i) * s.K * kL,
-                                                    panel, ahead);
+    accumulate<F, SlotOfGate, kRows, kBlocks, 1, 1>(acc, rows, s.K, s.w + block * panel + (s.first + i) * part, panel,
+                                                    ahead);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -64,14 +68,14 @@ SF_FN void hidden_product(const BackwardStep<typename F::A>& s, int64_t row, int
 // d(h) of one row and block: the product unless the row is fresh, and the gradients of the output and of h_n. The
 // product of a step that starts anew belongs to the reset state.
 template <class F>
-SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_t row, int64_t column, int n,
+SF_FN typename F::V hidden_gradient(const BackwardStep<F>& s, int64_t row, int64_t column, int n,
                                     const typename F::A* product) {
   using A = typename F::A;
   typename F::V d_h = load(product);
-  if (s.scale) d_h *= F::read(s.scale[row] + column, n);
+  if (s.scale) d_h *= Plain<A>::read(s.scale[row] + column, n);
   if (s.to_reset && s.to_reset[row]) {
     A* sum = s.to_reset[row] + column;
-    F::write(sum, F::read(sum, n) + d_h, n);
+    Plain<A>::write(sum, Plain<A>::read(sum, n) + d_h, n);
   }
   if (s.fresh && s.fresh[row]) d_h = typename F::V{};
   if (s.from_output && s.from_output[row]) d_h += F::read(s.from_output[row] + column, n);
@@ -79,10 +83,31 @@ SF_FN typename F::V hidden_gradient(const BackwardStep<typename F::A>& s, int64_
   return d_h;
 }
 
-template <class F, class Cell, int kRows, int kBlocks>
-__attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
-                                             int64_t next) {
+// Computes d_gates and the carry of one row and block.
+template <class F, class Cell>
+SF_FN void run_cell_back(const BackwardStep<F>& s, int64_t row, int64_t block, const typename F::A* product) {
   using V = typename F::V;
+  constexpr int kL = F::kLanes;
+  const int64_t unit = block * kL;
+  const int n = static_cast<int>(s.H - unit);
+  const V d_h = hidden_gradient<F>(s, row, unit, n, product);
+  V saved[Cell::kSaved + 1], d[Cell::kSlots], h{}, h_prev{}, c_prev{};
+  const auto* const saved_row = s.saved[row] + unit * Cell::kSaved;
+#pragma GCC unroll 8
+  for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load(saved_row + i * kL);
+  if constexpr (Cell::kReadsH) h = F::read(s.h[row] + unit, n);
+  if constexpr (Cell::kReadsHPrev) h_prev = F::read(s.h_prev[row] + unit, n);
+  if constexpr (Cell::kHasC) c_prev = load(s.c_prev[row] + unit * s.c_scale);
+  auto* const carry_row = s.carry + row * s.carry_stride + unit;
+  V carry = load(carry_row);
+  Cell::backward(saved, h, h_prev, c_prev, d_h, carry, d);
+  store(carry_row, carry);
+#pragma GCC unroll 8
+  for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row] + i * s.H + unit, d[i], n);
+}
+
+template <class F, class Cell, int kRows, int kBlocks>
+__attribute__((noinline)) void backward_tile(const BackwardStep<F>& s, int64_t first_row, int64_t block, int64_t next) {
   using A = typename F::A;
   constexpr int kL = F::kLanes;
   alignas(SF_VECTOR_BYTES) A products[kRows][kBlocks * kL];
@@ -94,52 +119,62 @@ __attribute__((noinline)) void backward_tile(const BackwardStep<typename F::A>& 
   }
   hidden_product<F, kRows, kBlocks>(s, first_row, block, next, products);
   for (int m = 0; m < kRows; ++m) {
-    const int64_t row = first_row + m;
-    for (int j = 0; j < kBlocks; ++j) {
-      const int64_t unit = (block + j) * kL;
-      const int n = static_cast<int>(s.H - unit);
-      const V d_h = hidden_gradient<F>(s, row, unit, n, products[m] + j * kL);
-      V saved[Cell::kSaved + 1], d[Cell::kSlots], h{}, h_prev{}, c_prev{};
-      const A* saved_row = s.saved[row] + unit * Cell::kSaved;
-#pragma GCC unroll 8
-      for (int i = 0; i < Cell::kSaved; ++i) saved[i] = load(saved_row + i * kL);
-      if constexpr (Cell::kReadsH) h = F::read(s.h[row] + unit, n);
-      if constexpr (Cell::kReadsHPrev) h_prev = F::read(s.h_prev[row] + unit, n);
-      if constexpr (Cell::kHasC) c_prev = load(s.c_prev[row] + unit * s.c_scale);
-      A* carry_row = s.carry + row * s.carry_stride + unit;
-      V carry = load(carry_row);
-      Cell::backward(saved, h, h_prev, c_prev, d_h, carry, d);
-      store(carry_row, carry);
-#pragma GCC unroll 8
-      for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row] + i * s.H + unit, d[i], n);
-    }
+    for (int j = 0; j < kBlocks; ++j) run_cell_back<F, Cell>(s, first_row + m, block + j, products[m] + j * kL);
   }
 }
 
-// Computes d(projected h), or d_h0. It is d(h) without a cell after it.
-template <class F, int kRows, int kBlocks>
-__attribute__((noinline)) void gradient_tile(const BackwardStep<typename F::A>& s, int64_t first_row, int64_t block,
-                                             int64_t columns, typename F::A* const* out) {
+// Writes d(projected h), or d_h0, of one row and block: d(h) without a cell after it. It is a sum or a row of a
+// product.
+template <class F, class To>
+SF_FN void write_gradient(const BackwardStep<F>& s, int64_t row, int64_t column, int64_t columns,
+                          const typename F::A* product, To* const* out) {
+  const int n = static_cast<int>(columns - column);
+  const typename F::V d_h = hidden_gradient<F>(s, row, column, n, product);
+  if constexpr (sizeof(To) == sizeof(typename F::A)) {
+    Plain<To>::write(out[row] + column, d_h, n);
+  } else {
+    F::write(out[row] + column, d_h, n);
+  }
+}
+
+template <class F, int kRows, int kBlocks, class To>
+__attribute__((noinline)) void gradient_tile(const BackwardStep<F>& s, int64_t first_row, int64_t block,
+                                             int64_t columns, To* const* out) {
   alignas(SF_VECTOR_BYTES) typename F::A products[kRows][kBlocks * F::kLanes];
   hidden_product<F, kRows, kBlocks>(s, first_row, block, block, products);
   for (int m = 0; m < kRows; ++m) {
-    for (int j = 0; j < kBlocks; ++j) {
-      const int64_t column = (block + j) * F::kLanes;
-      const int n = static_cast<int>(columns - column);
-      F::write(out[first_row + m] + column,
-               hidden_gradient<F>(s, first_row + m, column, n, products[m] + j * F::kLanes), n);
-    }
+    for (int j = 0; j < kBlocks; ++j)
+      write_gradient<F>(s, first_row + m, (block + j) * F::kLanes, columns, products[m] + j * F::kLanes, out);
   }
+}
+
+// The product of all rows for the blocks [begin, end), by the tiles of amx.h. Calls finish(row, block, its product).
+template <class F, class Finish>
+void tiled_hidden_product(const BackwardStep<F>& s, int64_t begin, int64_t end, Finish&& finish) {
+  const int64_t part = panel_size<F>(s.K, 1), panel = s.of_panel * part, staged = staged_size(s.rows, s.K);
+  for (int i = 0; i < s.segments; ++i) stage(s.a, s.rows, s.segment[i], s.K, s.staged + i * staged);
+  for_tiled_sums<1>(
+      s.rows, begin, end,
+      [&](int64_t row, int tiles, int64_t block, int64_t blocks, float* sums, int64_t stride) {
+        for (int64_t i = 0; i < 2 * kTileRows * stride && !s.segments; ++i) sums[i] = 0;
+        for (int i = 0; i < s.segments; ++i)
+          multiply_panels<SlotOfGate, 1, 1>(staged_from(s.staged + i * staged, row, s.K, tiles),
+                                            s.w + block * panel + (s.first + i) * part, panel, blocks, sums, stride,
+                                            i == 0);
+      },
+      finish);
 }
 
 template <class F, class Cell>
 class BackwardPass {
   using A = typename F::A;
+  using E = typename F::E;
   static constexpr int kL = F::kLanes, kG = Cell::kGates, kSaved = OptionsOf<Cell>::Base::kSaved;
 
  public:
   static int64_t measure(const Backward& call, int64_t rows) { return BackwardPass(call, rows, nullptr, 0).size_; }
   static void run(const BackwardTask& task) {
+    [[maybe_unused]] const typename F::Scope scope{};
     BackwardPass(*task.call, task.task.count, task.task.scratch, task.task.direction).go(task);
   }
 
@@ -151,8 +186,8 @@ class BackwardPass {
     wide_ = padded(l.out());
     Arena own(scratch);
     auto reader = [&](const Rows& from, int64_t width, int64_t stride) {
-      RowReader<A> r{from, width, nullptr, stride};
-      r.scratch = own.template take<A>(from.data && r.direct() ? 0 : n_ * stride);
+      RowReader<E> r{from, width, nullptr, stride};
+      r.scratch = own.template take<E>(from.data && r.direct() ? 0 : n_ * stride);
       return r;
     };
     d_output_ = reader(call.d_output[d_], l.out(), wide_);
@@ -160,19 +195,27 @@ class BackwardPass {
     h_ = reader(call.output[d_], l.out(), wide_);
     h_prev_ = reader(call.output[d_], l.out(), wide_);
     h0_ = reader(l.h0[d_], l.out(), wide_);
-    const A*** const read[] = {&a_, &from_output_, &from_state_, &saved_rows_, &h_rows_, &h_prev_rows_, &c_prev_rows_};
-    for (const A*** p : read) *p = own.template take<const A*>(n_);
-    A*** const written[] = {&gate_rows_, &projected_rows_, &target_rows_, &to_reset_};
-    for (A*** p : written) *p = own.template take<A*>(n_);
+    const E*** const read[] = {&a_, &from_output_, &from_state_, &h_rows_, &h_prev_rows_};
+    for (const E*** p : read) *p = own.template take<const E*>(n_);
+    const A*** const read_sums[] = {&saved_rows_, &c_prev_rows_};
+    for (const A*** p : read_sums) *p = own.template take<const A*>(n_);
+    E*** const written[] = {&gate_rows_, &projected_rows_};
+    for (E*** p : written) *p = own.template take<E*>(n_);
+    A*** const written_sums[] = {&target_rows_, &to_reset_};
+    for (A*** p : written_sums) *p = own.template take<A*>(n_);
     fresh_ = own.template take<bool>(n_);
     anew_ = own.template take<bool>(n_);
     const bool resets = l.resets.data != nullptr;
-    reset_h_ = own.template take<A>(resets ? wide_ : 0);
+    reset_h_ = own.template take<E>(resets ? wide_ : 0);
     reset_c_ = own.template take<A>(resets && Cell::kHasC ? padded_ : 0);
     reset_c_spread_ = own.template take<A>(resets && Cell::kHasC ? padded_ * kSaved : 0);
     carry_ = own.template take<A>(n_ * padded_);
     c0_ = own.template take<A>(Cell::kHasC ? n_ * padded_ : 0);
     target_ = own.template take<A>(n_ * wide_);
+    if constexpr (F::kTiled) {
+      const int64_t gates = kG * staged_size(n_, l.H), projected = staged_size(n_, l.P);
+      staged_ = own.template take<E>(gates > projected ? gates : projected);
+    }
     own_ = own;
     size_ = own.used();
   }
@@ -208,13 +251,14 @@ class BackwardPass {
   }
 
   int64_t time(int64_t i, int64_t step) const { return d_ ? layer_.length(rows_[i]) - 1 - step : step; }
-  A* row_of(const Rows& rows, int64_t t, int64_t b) const {
-    return reinterpret_cast<A*>(rows.data) + rows.offset(t, b);
+  template <class T = A>
+  static T* row_of(const Rows& rows, int64_t t, int64_t b) {
+    return reinterpret_cast<T*>(rows.data) + rows.offset(t, b);
   }
 
   void begin_rows() {
     if (!h0_.rows.data) {
-      for (int64_t i = 0; i < n_ * wide_; ++i) h0_.scratch[i] = 0;
+      for (int64_t i = 0; i < n_ * wide_; ++i) h0_.scratch[i] = E(0);
     }
     if constexpr (Cell::kHasC) {
       const Rows& c0 = layer_.c0[d_];
@@ -244,9 +288,9 @@ class BackwardPass {
 
   // The reset states, that of c a second time where a row of saved values has it.
   void read_reset_states() {
-    const auto read = [&](const Rows& from, A* to, int64_t n, int64_t width) {
+    const auto read = [&](const Rows& from, auto* to, int64_t n, int64_t width) {
       for (int64_t u = 0; u < width; ++u) to[u] = 0;
-      if (from.data) read_row<A>(from.dtype, from.data, from.stride, to, n);
+      if (from.data) read_row(from.dtype, from.data, from.stride, to, n);
     };
     read(layer_.h_reset[d_], reset_h_, layer_.out(), wide_);
     if constexpr (Cell::kHasC) {
@@ -287,7 +331,7 @@ class BackwardPass {
     }
   }
 
-  const A* initial_h(int64_t i) const { return h0_.rows.data ? h0_.at(0, rows_[i], i) : h0_.scratch + i * wide_; }
+  const E* initial_h(int64_t i) const { return h0_.rows.data ? h0_.at(0, rows_[i], i) : h0_.scratch + i * wide_; }
 
   void prepare(int64_t step, int64_t before, int64_t active) {
     const Rows &d_gates = call_.d_gates[d_], &saved = call_.saved[d_];
@@ -299,7 +343,7 @@ class BackwardPass {
       to_reset_[i] = cut && call_.d_h_reset[d_].data ? reset_sum(call_.d_h_reset, i) : nullptr;
       if (cut) carry_to_reset_state(i);
       const bool anew = anew_[i] = layer_.starts_anew(d_, t, b, layer_.length(b));
-      A* current = row_of(d_gates, t, b);
+      E* current = row_of<E>(d_gates, t, b);
       a_[i] = joins ? (before ? a_[0] : current) : gate_rows_[i];
       gate_rows_[i] = current;
       from_output_[i] = d_output_.rows.data ? d_output_.at(t, b, i) : nullptr;
@@ -316,7 +360,7 @@ class BackwardPass {
   }
 
   // Sets the operands of the product of d_gates with W_hh. There is one segment per gate: its hidden_slot().
-  void set_recurrent(BackwardStep<A>& s, int64_t rows) const {
+  void set_recurrent(BackwardStep<F>& s, int64_t rows) const {
     s.a = a_;
     s.rows = rows;
     s.fresh = fresh_;
@@ -325,13 +369,14 @@ class BackwardPass {
     s.segments = s.of_panel = kG;
     for (int g = 0; g < kG; ++g) s.segment[g] = Cell::hidden_slot(g) * layer_.H;
     s.K = layer_.H;
-    s.w = reinterpret_cast<const A*>(packed_.w_hh);
+    s.w = reinterpret_cast<const E*>(packed_.w_hh);
+    s.staged = staged_;
     s.from_output = from_output_;
     s.from_state = from_state_;
   }
 
   void run_step(int64_t step, int64_t active, bool product) {
-    BackwardStep<A> s{};
+    BackwardStep<F> s{};
     set_recurrent(s, active);
     if (!product) s.K = 0, s.segments = 0;
     s.H = layer_.H;
@@ -346,7 +391,7 @@ class BackwardPass {
       s.segments = s.of_panel = 1;
       s.segment[0] = 0;
       s.K = layer_.P;
-      s.w = reinterpret_cast<const A*>(packed_.w_hr);
+      s.w = reinterpret_cast<const E*>(packed_.w_hr);
       s.from_output = s.from_state = nullptr;
     }
     s.saved = saved_rows_;
@@ -361,38 +406,52 @@ class BackwardPass {
     if (layer_.P) keep_unprojected(active);
   }
 
-  void cell_tiles(const BackwardStep<A>& s, bool backwards) {
+  void cell_tiles(const BackwardStep<F>& s, bool backwards) {
     using Shape = TileShape<1>;
     const int64_t rows = s.rows;
     const int64_t begin = unit_begin_ / kL, end = blocks_of<F>(unit_end_);
-    for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
-      for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
-        backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block, next);
+    if constexpr (F::kTiled) {
+      tiled_hidden_product(s, begin, end, [&](int64_t row, int64_t block, const A* product) {
+        run_cell_back<F, Cell>(s, row, block, product);
       });
-    });
-    for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
-      for_row_groups<Shape::kRows>(
-          rows, [&](int64_t first, auto m) { backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block); });
+    } else {
+      for_blocks<Shape::kBlocks>(begin, end, backwards, [&](int64_t block, int64_t next) {
+        for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
+          backward_tile<F, Cell, decltype(m)::value, Shape::kBlocks>(s, first, block, next);
+        });
+      });
+      for (int64_t block = begin + (end - begin) / Shape::kBlocks * Shape::kBlocks; block < end; ++block) {
+        for_row_groups<Shape::kRows>(rows, [&](int64_t first, auto m) {
+          backward_tile<F, Cell, decltype(m)::value, 1>(s, first, block, block);
+        });
+      }
     }
   }
 
-  void gradient_tiles(const BackwardStep<A>& s, int64_t columns, A* const* out) {
+  template <class To>
+  void gradient_tiles(const BackwardStep<F>& s, int64_t columns, To* const* out) {
     constexpr int kBlocks = TileShape<1>::kBlocks;
     const int64_t blocks = blocks_of<F>(columns), whole = blocks / kBlocks * kBlocks;
-    const auto tiles = [&](int64_t block, auto count) {
-      for_row_groups<TileShape<1>::kRows>(s.rows, [&](int64_t first, auto m) {
-        gradient_tile<F, decltype(m)::value, decltype(count)::value>(s, first, block, columns, out);
+    if constexpr (F::kTiled) {
+      tiled_hidden_product(s, 0, blocks, [&](int64_t row, int64_t block, const A* product) {
+        write_gradient<F>(s, row, block * kL, columns, product, out);
       });
-    };
-    for (int64_t block = 0; block < whole; block += kBlocks) tiles(block, Int<kBlocks>{});
-    for (int64_t block = whole; block < blocks; ++block) tiles(block, Int<1>{});
+    } else {
+      const auto tiles = [&](int64_t block, auto count) {
+        for_row_groups<TileShape<1>::kRows>(s.rows, [&](int64_t first, auto m) {
+          gradient_tile<F, decltype(m)::value, decltype(count)::value>(s, first, block, columns, out);
+        });
+      };
+      for (int64_t block = 0; block < whole; block += kBlocks) tiles(block, Int<kBlocks>{});
+      for (int64_t block = whole; block < blocks; ++block) tiles(block, Int<1>{});
+    }
   }
 
   // h before the projection, o * tanh(c), for the gradient of W_hr.
   void keep_unprojected(int64_t active) {
     if constexpr (Cell::kHasC) {
       for (int64_t i = 0; i < active; ++i) {
-        A* to = gate_rows_[i] + Cell::kSlots * layer_.H + layer_.P;
+        E* to = gate_rows_[i] + Cell::kSlots * layer_.H + layer_.P;
         for (int64_t unit = 0; unit < layer_.H; unit += kL) {
           typename F::V saved[Cell::kSaved];
           for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load(saved_rows_[i] + unit * Cell::kSaved + k * kL);
@@ -404,16 +463,16 @@ class BackwardPass {
 
   // d_h0: one more product, plus the carry if the cell has one for h. For rows of length 0, it is the gradient of h_n.
   void initial_gradient(int64_t active) {
-    BackwardStep<A> s{};
+    BackwardStep<F> s{};
     set_recurrent(s, active);
     if constexpr (OptionsOf<Cell>::kResetsFirst) s.segments = 2;  // the part of gate n is in the carry
     for (int64_t i = 0; i < active; ++i) a_[i] = gate_rows_[i];
-    if (packed_.w_hh) {
+    if (packed_.w_hh || F::kPack > 1) {
       s.fresh = nullptr;
       s.to_reset = nullptr;
       s.from_output = s.from_state = nullptr;
       gradient_tiles(s, layer_.out(), target_rows_);
-    } else {
+    } else if constexpr (F::kPack == 1) {  // the weights are used in place
       const Matrix& w = layer_.w_hh[d_];
       Term<A> terms[kG];
       for (int g = 0; g < kG; ++g) {
@@ -429,8 +488,8 @@ class BackwardPass {
       if (i >= active) {
         for (int64_t u = begin; u < end; ++u) row[u] = 0;
         if (d_h_n_.rows.data) {
-          const A* from = d_h_n_.at(0, rows_[i], i);
-          for (int64_t u = begin; u < end; ++u) row[u] = from[u];
+          const E* from = d_h_n_.at(0, rows_[i], i);
+          for (int64_t u = begin; u < end; ++u) row[u] = F::value(from[u]);
         }
       } else if (const A* carry = carry_of_h(i)) {
         for (int64_t u = begin; u < end; ++u) row[u] += carry[u];
@@ -471,10 +530,11 @@ class BackwardPass {
   const int64_t* rows_ = nullptr;
   int64_t unit_begin_ = 0, unit_end_ = 0;
   PackedBackward packed_{};
-  RowReader<A> d_output_, d_h_n_, h_, h_prev_, h0_;
-  const A **a_, **from_output_, **from_state_, **saved_rows_, **h_rows_, **h_prev_rows_, **c_prev_rows_;
-  A **gate_rows_, **projected_rows_, **target_rows_, **to_reset_, *carry_, *c0_, *target_;
-  A *reset_h_, *reset_c_, *reset_c_spread_;
+  RowReader<E> d_output_, d_h_n_, h_, h_prev_, h0_;
+  const E **a_, **from_output_, **from_state_, **h_rows_, **h_prev_rows_;
+  const A **saved_rows_, **c_prev_rows_;
+  E **gate_rows_, **projected_rows_, *reset_h_, *staged_ = nullptr;
+  A **target_rows_, **to_reset_, *carry_, *c0_, *target_, *reset_c_, *reset_c_spread_;
   bool *fresh_, *anew_;  // anew: the step that was computed last starts anew
 };
 

@@ -133,8 +133,8 @@ void forward_vectors(const ForwardStep<F>& s, int64_t begin, int64_t end, bool b
 template <class F, class Cell>
 void forward_tiled(const ForwardStep<F>& s, int64_t begin, int64_t end) {
   constexpr int kG = Cell::kGates, kS = Cell::kSlots, kL = F::kLanes;
-  stage(s.x, s.K_x ? s.rows : 0, s.K_x, s.staged_x);
-  stage(s.h_prev, s.rows, s.K_h, s.staged_h);
+  stage(s.x, s.K_x ? s.rows : 0, 0, s.K_x, s.staged_x);
+  stage(s.h_prev, s.rows, 0, s.K_h, s.staged_h);
   const auto add = [&](auto slot, const Bits16* staged, int64_t K, const Bits16* w, int64_t row, int tiles,
                        int64_t block, int64_t blocks, float* sums, int64_t stride, bool first) {
     const int64_t panel = panel_size<F>(K, kG);

@@ -108,6 +108,7 @@ struct Kernels {
   int64_t (*forward_shared)(const Forward&, int64_t rows);
   void (*forward)(const ForwardTask&);
   StepFunction (*step_of)(const Layer&);  // null where the layer has no such function; with kInferenceAlone only
+  Dtype (*gates_dtype)(const Layer&);     // of d_gates
   bool (*backward_in_place)(const Layer&);
   int64_t (*backward_scratch)(const Backward&, int64_t rows);
   void (*backward)(const BackwardTask&);
@@ -115,8 +116,8 @@ struct Kernels {
   void (*input_grad)(const InputGradTask&);
   int64_t (*weight_grad_scratch)(const WeightGrad&, int64_t parts);
   void (*weight_grad)(const WeightGradTask&);
-  // Writes the sum of rows of `width` values. They are in the compute type, the sum in the given dtype.
-  void (*sum_rows)(Dtype, int64_t width, const char* const* rows, int64_t count, char* to);
+  // Writes the sum of rows of `width` values. They are in the compute type or in that of d_gates.
+  void (*sum_rows)(Dtype from, Dtype to, int64_t width, const char* const* rows, int64_t count, char* sum);
 
   // What follows the layers of a classifier.
   int64_t (*packed_linear_size)(const Linear&);

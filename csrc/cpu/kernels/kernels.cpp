@@ -15,8 +15,8 @@
 namespace sf {
 namespace {
 
-// These three call function(F, Cell), with a value of the type of the layer's format and one of its cell. Only the
-// forward pass uses the format of pairs of bfloat16.
+// These call function(F, Cell), with a value of the type of the layer's format and one of its cell. The backward of
+// row-wise layers does not use the format of pairs of bfloat16.
 template <class F, class Function>
 auto with_cell(const Layer& layer, Function&& function) {
   switch (layer.cell) {
@@ -42,32 +42,49 @@ auto with_forward_format(const Layer& layer, Function&& function) {
   return with_format(layer, function);
 }
 
+template <class Function>
+auto with_backward_format(const Layer& layer, Function&& function) {
+#if defined(SF_BFLOAT16_PAIRS)
+  if (layer.dtype == Dtype::kBFloat16 && !layer.row_wise) {
+    switch (layer.cell) {
+#define SF_CASE(name, Type) \
+  case kCell_##name:        \
+    return function(Bfloat16Pairs{}, Type{});
+      SF_CELLS(SF_CASE)
+#undef SF_CASE
+    }
+  }
+#endif
+  return with_format(layer, function);
+}
+Dtype gates_dtype(const Layer& layer) {
+  return with_backward_format(layer, [](auto f, auto) { return dtype_of<typename decltype(f)::E>(); });
+}
+
 void pack_forward(const Layer& layer, int d, char* to) {
-  with_forward_format(layer, [&](auto f, auto c) {
-    ForwardLayout<decltype(f), decltype(c)>(layer).pack_all(layer, d, to);
-  });
+  with_forward_format(layer,
+                      [&](auto f, auto c) { ForwardLayout<decltype(f), decltype(c)>(layer).pack_all(layer, d, to); });
 }
 int64_t packed_forward_size(const Layer& layer) {
   return with_forward_format(layer, [&](auto f, auto c) { return ForwardLayout<decltype(f), decltype(c)>(layer).end; });
 }
 PackedForward packed_forward(const Layer& layer, const char* p) {
-  return with_forward_format(layer, [&](auto f, auto c) {
-    return ForwardLayout<decltype(f), decltype(c)>(layer).packed(p);
-  });
+  return with_forward_format(layer,
+                             [&](auto f, auto c) { return ForwardLayout<decltype(f), decltype(c)>(layer).packed(p); });
 }
 
 void pack_backward(const Layer& layer, int d, char* to, bool w_ih, bool w_hh) {
-  with_format(layer, [&](auto f, auto c) {
+  with_backward_format(layer, [&](auto f, auto c) {
     BackwardLayout<decltype(f), decltype(c)>(layer).pack_some(layer, d, to, w_ih, w_hh);
   });
 }
 int64_t packed_backward_size(const Layer& layer) {
-  return with_format(layer, [&](auto f, auto c) { return BackwardLayout<decltype(f), decltype(c)>(layer).end; });
+  return with_backward_format(layer,
+                              [&](auto f, auto c) { return BackwardLayout<decltype(f), decltype(c)>(layer).end; });
 }
 PackedBackward packed_backward(const Layer& layer, const char* p) {
-  return with_format(layer, [&](auto f, auto c) {
-    return BackwardLayout<decltype(f), decltype(c)>(layer).packed(p);
-  });
+  return with_backward_format(
+      layer, [&](auto f, auto c) { return BackwardLayout<decltype(f), decltype(c)>(layer).packed(p); });
 }
 
 bool forward_in_place(const Layer& layer) {
@@ -93,13 +110,17 @@ auto with_forward_pass(const Layer& layer, Function&& function) {
 }
 template <class Function>
 auto with_backward_pass(const Layer& layer, Function&& function) {
-  return with_format(layer, [&](auto f, auto c) {
+  return with_backward_format(layer, [&](auto f, auto c) {
     using F = decltype(f);
     using Cell = decltype(c);
     if constexpr (!OptionsOf<Cell>::kIsOption) {
       if (!layer.row_wise) return function(PassOf<BackwardPass<F, Cell>>{});
     }
-    return function(PassOf<RowBackward<F, Cell>>{});
+    if constexpr (F::kPack == 1) {
+      return function(PassOf<RowBackward<F, Cell>>{});
+    } else {
+      __builtin_unreachable();
+    }
   });
 }
 
@@ -117,7 +138,7 @@ StepFunction step_of(const Layer& layer) {
 }
 bool backward_in_place(const Layer& layer) {
   if (layer.row_wise) return false;
-  return with_format(layer, [&](auto f, auto) { return readable_in_place_backward<decltype(f)>(layer); });
+  return with_backward_format(layer, [&](auto f, auto) { return readable_in_place_backward<decltype(f)>(layer); });
 }
 int64_t backward_scratch(const Backward& call, int64_t rows) {
   return with_backward_pass(call.layer, [&](auto p) { return decltype(p)::Type::measure(call, rows); });
@@ -126,17 +147,18 @@ void backward(const BackwardTask& task) {
   with_backward_pass(task.call->layer, [&](auto p) { decltype(p)::Type::run(task); });
 }
 int64_t input_grad_scratch(const Backward& call) {
-  return with_format(call.layer, [&](auto f, auto c) { return InputGrad<decltype(f), decltype(c)>::measure(call); });
+  return with_backward_format(call.layer,
+                              [&](auto f, auto c) { return InputGrad<decltype(f), decltype(c)>::measure(call); });
 }
 void input_grad(const InputGradTask& task) {
-  with_format(task.call->layer, [&](auto f, auto c) { InputGrad<decltype(f), decltype(c)>::run(task); });
+  with_backward_format(task.call->layer, [&](auto f, auto c) { InputGrad<decltype(f), decltype(c)>::run(task); });
 }
 int64_t weight_grad_scratch(const WeightGrad& call, int64_t parts) {
-  return with_format(call.layer,
-                     [&](auto f, auto c) { return WeightGradPass<decltype(f), decltype(c)>::measure(call, parts); });
+  return with_backward_format(
+      call.layer, [&](auto f, auto c) { return WeightGradPass<decltype(f), decltype(c)>::measure(call, parts); });
 }
 void weight_grad(const WeightGradTask& task) {
-  with_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
+  with_backward_format(task.call->layer, [&](auto f, auto c) { WeightGradPass<decltype(f), decltype(c)>::run(task); });
 }
 
 // The same without a cell, for what follows the layers. Only products use the format of pairs of bfloat16.
@@ -152,7 +174,8 @@ auto with_product(Dtype dtype, Function&& function) {
   return with_sums(dtype, function);
 }
 
-void sum_rows(Dtype dtype, int64_t width, const char* const* rows, int64_t count, char* to) {
+void sum_rows(Dtype from, Dtype dtype, int64_t width, const char* const* rows, int64_t count, char* to) {
+  if (from == Dtype::kBFloat16) return sum_of_rows<Bfloat16Rows>(dtype, width, rows, count, to);
   with_sums(dtype, [&](auto f) { sum_of_rows<decltype(f)>(dtype, width, rows, count, to); });
 }
 
@@ -246,6 +269,7 @@ const Kernels SF_ISA = {
     .forward_shared = forward_shared,
     .forward = forward,
     .step_of = kInferenceAlone ? step_of : nullptr,
+    .gates_dtype = kInferenceAlone ? nullptr : gates_dtype,
     .backward_in_place = kInferenceAlone ? nullptr : backward_in_place,
     .backward_scratch = kInferenceAlone ? nullptr : backward_scratch,
     .backward = kInferenceAlone ? nullptr : backward,

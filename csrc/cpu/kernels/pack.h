@@ -14,6 +14,7 @@ struct PackSource {
   int64_t k_stride, column_stride, group_stride;  // in elements
   int64_t K, columns;
   int groups;
+  int parts = 1;  // k is cut into so many equal parts, each of which has lines of its own
 };
 
 template <class Cell>
@@ -39,7 +40,7 @@ PackSource input_weights_back(const Layer& l, int d) {
 template <class Cell>
 PackSource hidden_weights_back(const Layer& l, int d) {
   const Matrix& w = l.w_hh[d];
-  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.out(), 1};
+  return {w.data, l.dtype, w.row_stride, w.column_stride, 0, Cell::kGates * l.H, l.out(), 1, Cell::kGates};
 }
 PackSource projection_back(const Layer& l, int d) {
   const Matrix& w = l.w_hr[d];
@@ -60,8 +61,12 @@ int64_t blocks_of(int64_t columns) {
   return (columns + F::kLanes - 1) / F::kLanes;
 }
 template <class F>
+int64_t panel_size(const PackSource& s) {
+  return s.parts * panel_size<F>(s.K / s.parts, s.groups);
+}
+template <class F>
 int64_t packed_size(const PackSource& s) {  // in elements of F::E
-  return blocks_of<F>(s.columns) * panel_size<F>(s.K, s.groups);
+  return blocks_of<F>(s.columns) * panel_size<F>(s);
 }
 
 // n numbers of type d from `index` on, `stride` apart, with zeros after them.
@@ -190,12 +195,15 @@ void pack_lines(const PackSource& s, int64_t base, int lanes, int64_t step, type
 template <class F>
 void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typename F::E* out) {
   using E = typename F::E;
-  for (int64_t k = 0; k < lines_of<F>(s.K) * F::kPack; ++k) {
-    E* line = out + k / F::kPack * step + k % F::kPack;
-    const int filled = k < s.K ? lanes : 0;
-    const E* from = reinterpret_cast<const E*>(s.data) + base + k * s.k_stride;
-    for (int lane = 0; lane < filled; ++lane) line[lane * F::kPack] = from[lane * s.column_stride];
-    for (int lane = filled; lane < F::kLanes; ++lane) line[lane * F::kPack] = E(0);
+  const int64_t K = s.K / s.parts, lines = lines_of<F>(K);
+  for (int64_t part = 0; part < s.parts; ++part, out += lines * step) {
+    for (int64_t k = 0; k < lines * F::kPack; ++k) {
+      E* line = out + k / F::kPack * step + k % F::kPack;
+      const int filled = k < K ? lanes : 0;
+      const E* from = reinterpret_cast<const E*>(s.data) + base + (part * K + k) * s.k_stride;
+      for (int lane = 0; lane < filled; ++lane) line[lane * F::kPack] = from[lane * s.column_stride];
+      for (int lane = filled; lane < F::kLanes; ++lane) line[lane * F::kPack] = E(0);
+    }
   }
 }
 
@@ -203,7 +211,7 @@ void pack_bits(const PackSource& s, int64_t base, int lanes, int64_t step, typen
 template <class F>
 void pack(const PackSource& s, typename F::E* to, int64_t begin, int64_t end) {
   constexpr int kWidth = F::kLanes * F::kPack;
-  const int64_t panel = panel_size<F>(s.K, s.groups), step = s.groups * kWidth;
+  const int64_t panel = panel_size<F>(s), step = s.groups * kWidth;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * F::kLanes;
     const int lanes = static_cast<int>(s.columns - first < F::kLanes ? s.columns - first : F::kLanes);

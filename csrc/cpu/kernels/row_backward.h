@@ -16,7 +16,7 @@ class RowBackward : BackwardPass<F, Cell> {
   using Base = typename Shape::Base;
   using A = typename F::A;
   using V = typename F::V;
-  using Step = BackwardStep<A>;
+  using Step = BackwardStep<F>;
   static constexpr int kL = F::kLanes, kG = Base::kGates, kSaved = Shape::kBaseSaved, kSlots = Base::kSlots;
   static constexpr bool kNorm = Shape::kNorm, kNormC = kNorm && Base::kHasC;
 

@@ -24,6 +24,7 @@ struct Plain {
   static SF_FN Weight weight(const E* p) { return load(p); }
   static SF_FN V broadcast(const E* p) { return splat(*p); }
   static SF_FN V add(V acc, V a, Weight w) { return fma(a, w, acc); }
+  static SF_FN A value(E e) { return e; }
   static SF_FN V read(const E* p, int n) { return n >= kLanes ? load(p) : load(p, n); }
   static SF_FN void write(E* p, V v, int n) { n >= kLanes ? store(p, v) : store(p, v, n); }
 };
@@ -34,6 +35,7 @@ struct Bfloat16Rows {
   using E = Bits16;
   using V = FloatVec;
   static constexpr int kLanes = sizeof(V) / sizeof(A), kPack = 2;
+  static SF_FN A value(E e) { return bfloat16_to_float(e); }
 #if defined(__AVX512BF16__)
   static SF_FN V read(const E* p, int n) {
     const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;

@@ -4,8 +4,8 @@
 // order that does not depend on the number of threads. A chunk alone is written to the gradient at once.
 #pragma once
 
+#include "amx.h"
 #include "kernel_table.h"
-#include "pack.h"
 #include "row_parts.h"
 #include "scratch.h"
 
@@ -16,33 +16,43 @@ struct GradTile {
   static constexpr int kRows = SF_VECTOR_REGISTERS == 32 ? 8 : 4, kBlocks = 3;
 };
 
-// The sum over k of a[k][column + m] * b[k][kBlocks * kLanes], where the rows of b are b_stride apart.
+// The sum over k of a[k][column + m] * b[k][kBlocks * kLanes], where the rows of b are b_stride apart. With kPack > 1,
+// each k stands for that many rows of the gates, which lie side by side.
 template <class F, int kRows, int kBlocks>
-SF_FN void grad_sums(typename F::V (&acc)[kRows][kBlocks], const typename F::A* const* a, int64_t column,
-                     const typename F::A* b, int64_t b_stride, int64_t K) {
-  constexpr int kL = F::kLanes;
+SF_FN void grad_sums(typename F::V (&acc)[kRows][kBlocks], const typename F::E* const* a, int64_t column,
+                     const typename F::E* b, int64_t b_stride, int64_t K) {
+  constexpr int kLine = F::kLanes * F::kPack;
   for (int64_t k = 0; k < K; ++k) {
-    const typename F::A* row = a[k] + column;
-    typename F::V w[kBlocks];
+    const typename F::E* row = a[k] + column * F::kPack;
+    typename F::Weight w[kBlocks];
 #pragma GCC unroll 16
-    for (int j = 0; j < kBlocks; ++j) w[j] = load(b + j * kL);
+    for (int j = 0; j < kBlocks; ++j) w[j] = F::weight(b + j * kLine);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const typename F::V value = F::broadcast(row + m);
+      const auto value = F::broadcast(row + m * F::kPack);
 #pragma GCC unroll 16
-      for (int j = 0; j < kBlocks; ++j) acc[m][j] = fma(value, w[j], acc[m][j]);
+      for (int j = 0; j < kBlocks; ++j) acc[m][j] = F::add(acc[m][j], value, w[j]);
     }
     b += b_stride;
   }
 }
 
+// Writes the numbers of two rows side by side: a0 b0 a1 b1 ... A row may be null, and then stands for zeros.
+inline void interleave_rows(const Bits16* a, const Bits16* b, int64_t n, Bits16* to) {
+  if (a && b) {
+    for (int64_t i = 0; i < n; ++i) to[2 * i] = a[i], to[2 * i + 1] = b[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[2 * i] = a ? a[i] : Bits16(0), to[2 * i + 1] = b ? b[i] : Bits16(0);
+  }
+}
+
 // Adds the sums to total[m][kBlocks * kLanes].
 template <class F, int kRows, int kBlocks>
-__attribute__((noinline)) void grad_tile(const typename F::A* const* a, int64_t column, const typename F::A* b,
+__attribute__((noinline)) void grad_tile(const typename F::E* const* a, int64_t column, const typename F::E* b,
                                          int64_t K, typename F::A* total) {
   constexpr int kL = F::kLanes;
   typename F::V acc[kRows][kBlocks] = {};
-  grad_sums<F, kRows, kBlocks>(acc, a, column, b, kBlocks * kL, K);
+  grad_sums<F, kRows, kBlocks>(acc, a, column, b, kBlocks * kL * F::kPack, K);
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 16
@@ -82,7 +92,7 @@ void sum_of_rows(Dtype dtype, int64_t width, const char* const* rows, int64_t co
     const int64_t n = width - column < kN * kL ? width - column : kN * kL;
     V total[kN] = {}, chunk[kN] = {}, run[kN] = {};
     for (int64_t k = 0; k < count; ++k) {
-      const A* row = reinterpret_cast<const A*>(rows[k]) + column;
+      const auto* row = reinterpret_cast<const typename F::E*>(rows[k]) + column;
       const bool run_ends = (k + 1) % kRun == 0 || k + 1 == count, chunk_ends = (k + 1) % kChunk == 0 || k + 1 == count;
 #pragma GCC unroll 4
       for (int j = 0; j < kN; ++j) {
@@ -101,6 +111,7 @@ void sum_of_rows(Dtype dtype, int64_t width, const char* const* rows, int64_t co
 template <class F, class Cell>
 class WeightGradPass {
   using A = typename F::A;
+  using E = typename F::E;
   static constexpr int kL = F::kLanes, kRows = GradTile::kRows, kBlocks = GradTile::kBlocks;
   static constexpr int64_t kChunk = 128;
   // kGated: r * h, of the cell that resets first.
@@ -109,7 +120,7 @@ class WeightGradPass {
   // Rows (t, b) whose products are added up together.
   struct Chunk {
     int64_t count = 0;
-    const A** gates;
+    const E** gates;
     const char** sources[kSources];
     const Rows** hidden;  // where the previous h of each row is: the output, h0 or the reset state
     const A** mask;       // of the state that each row was given
@@ -118,6 +129,9 @@ class WeightGradPass {
   // Neighbouring columns of d_gates that one thread works on. Each column gives one row of each weight's gradient.
   struct Strip {
     int64_t column, count;       // in a row of d_gates
+    int64_t most;                // how many columns any part of a task has
+    int64_t place;               // of the first column in a row of pairs
+    E* tiles;                    // room for its columns of a chunk where the products are tiled
     int64_t grad_row[kSources];  // first row in the gradient of each source's weight, or -1
     A *bias, *chunk_bias, *run_bias, *total[kSources];
   };
@@ -127,7 +141,10 @@ class WeightGradPass {
     const WeightGradTask widest{&call, 0, 0, parts, 0, nullptr, call.layer.B / call.samples, nullptr};
     return WeightGradPass(widest).size_;
   }
-  static void run(const WeightGradTask& task) { WeightGradPass(task).go(); }
+  static void run(const WeightGradTask& task) {
+    [[maybe_unused]] const typename F::Scope scope{};
+    WeightGradPass(task).go();
+  }
 
  private:
   explicit WeightGradPass(const WeightGradTask& task)
@@ -136,7 +153,7 @@ class WeightGradPass {
     width_[kInput] = l.features(), width_[kHidden] = l.out(), width_[kUnprojected] = l.P ? l.H : 0;
     width_[kGated] = OptionsOf<Cell>::kResetsFirst ? l.H : 0;
     const int64_t steps = l.T * (l.B / call_.samples);
-    one_chunk_ = steps <= kChunk && l.dtype == dtype_of<A>();
+    one_chunk_ = F::kPack == 1 && steps <= kChunk && l.dtype == dtype_of<A>();
     Arena own(task.scratch);
     for (int s = 0; s < Cell::kSlots; ++s) {
       int64_t hidden_row = -1;
@@ -149,15 +166,24 @@ class WeightGradPass {
     }
     if (l.P) add_strip(own, Cell::kSlots * l.H, l.P, {-1, -1, 0, -1});
     for (Chunk& chunk : chunks_) {
-      chunk.gates = own.template take<const A*>(kChunk);
+      chunk.gates = own.template take<const E*>(kChunk);
       for (const char**& p : chunk.sources) p = own.template take<const char*>(kChunk);
       chunk.hidden = own.template take<const Rows*>(kChunk);
       chunk.mask = own.template take<const A*>(kChunk);
     }
     int64_t longest = 0;
     for (int64_t w : width_) longest = w > longest ? w : longest;
-    panel_ = own.template take<A>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
-    line_ = own.template take<A>(longest + kBlocks * kL);
+    panel_ = own.template take<E>(one_chunk_ ? steps * (longest + kL) : kChunk * kBlocks * kL);
+    for (E*& line : lines_) line = own.template take<E>(longest + kBlocks * kL);
+    if constexpr (F::kTiled) {
+      for (int i = 0; i < strip_count_; ++i)
+        strips_[i].tiles = own.template take<E>(staged_size(strips_[i].most, kChunk));
+    } else if constexpr (F::kPack > 1) {
+      int64_t columns = 0;
+      for (int i = 0; i < strip_count_; ++i) columns += strips_[i].most;
+      pairs_ = own.template take<E>(kChunk * columns);
+      pair_rows_ = own.template take<const E*>(kChunk / F::kPack);
+    }
     masks_ = own.template take<A>(layer_.noise.masks_state() ? task.count * l.out() : 0);
     size_ = own.used();
   }
@@ -171,6 +197,7 @@ class WeightGradPass {
     Strip& s = strips_[strip_count_++];
     s.column = column + begin;
     s.count = (end < count ? end : count) - begin;
+    s.most = most;
     s.bias = own.template take<A>(most);
     s.chunk_bias = own.template take<A>(most);
     s.run_bias = own.template take<A>(most);
@@ -221,7 +248,7 @@ class WeightGradPass {
     const int64_t k = chunk.count++;
     const Rows& g = call_.d_gates[d_];
     chunk.mask[k] = mask;
-    chunk.gates[k] = reinterpret_cast<const A*>(g.data) + g.offset(t, b);
+    chunk.gates[k] = reinterpret_cast<const E*>(g.data) + g.offset(t, b);
     if (width_[kInput]) chunk.sources[kInput][k] = address(layer_.x, t, b);
     const int64_t before = d_ ? t + 1 : t - 1;
     const int64_t length = layer_.length(b);
@@ -241,19 +268,26 @@ class WeightGradPass {
     const int64_t K = now_->count;
     tile_ = fetched_ = 0;
     for (int i = 0; i < strip_count_ && call_.d_b_ih[d_]; ++i) add_bias(strips_[i], K);
+    if constexpr (F::kTiled) {
+      for (int i = 0; i < strip_count_; ++i) tile_gates(strips_[i], K);
+    } else if constexpr (F::kPack > 1) {
+      pair_gates(K);
+    }
     for (int source = 0; source < kSources; ++source) {
-      if (one_chunk_) {
-        write_gradient(source, K);
-      } else {
-        for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
+      if constexpr (F::kPack == 1) {
+        if (one_chunk_) {
+          write_gradient(source, K);
+          continue;
+        }
       }
+      for_panels(source, [&](int64_t block, auto n) { add_panel<decltype(n)::value>(source, block, K); });
     }
   }
 
   // Starts to load the share of the next chunk that belongs to one of this chunk's tiles.
   void load_ahead() {
     for (const int64_t end = next_->count * ++tile_ / tiles_; fetched_ < end; ++fetched_) {
-      const A* const gates = next_->gates[fetched_];
+      const E* const gates = next_->gates[fetched_];
       for (int i = 0; i < strip_count_; ++i) prefetch<false>(gates + strips_[i].column, strips_[i].count);
       for (int source = kInput; source <= kHidden; ++source) {
         const Rows& rows = source == kInput ? layer_.x : *next_->hidden[fetched_];
@@ -284,10 +318,10 @@ class WeightGradPass {
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
     for (int64_t first = 0; first < K; first += kRun) {
       const int64_t last = first + kRun < K ? first + kRun : K;
-      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = now_->gates[first][s.column + m];
+      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = F::value(now_->gates[first][s.column + m]);
       for (int64_t k = first + 1; k < last; ++k) {
-        const A* from = now_->gates[k] + s.column;
-        for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += from[m];
+        const E* from = now_->gates[k] + s.column;
+        for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += F::value(from[m]);
       }
       for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += s.run_bias[m];
     }
@@ -297,24 +331,96 @@ class WeightGradPass {
   template <int kN>
   void add_panel(int source, int64_t block, int64_t K) {
     const int64_t first = block * kL, n = width_[source] - first < kN * kL ? width_[source] - first : kN * kL;
-    for (int64_t k = 0; k < K; ++k) {
-      A* to = panel_ + k * kN * kL;
-      const A* from = source_line(source, k, first, n);
-#pragma GCC unroll 4
-      for (int j = 0; j < kN; ++j) {
-        store(to + j * kL, from ? F::read(from + j * kL, static_cast<int>(n - j * kL)) : typename F::V{});
-      }
-    }
+    fill_panel<kN>(source, first, n, K);
     for (int i = 0; i < strip_count_; ++i) {
-      Strip& s = strips_[i];
-      if (s.grad_row[source] < 0) continue;
-      A* total = s.total[source] + s.count * first;
+      if (strips_[i].grad_row[source] >= 0) add_strip_sums<kN>(strips_[i], source, first, K);
+    }
+  }
+
+  // Adds the products of a strip's columns with a panel to the total.
+  template <int kN>
+  void add_strip_sums(const Strip& s, int source, int64_t first, int64_t K) {
+    A* const total = s.total[source] + s.count * first;
+    if constexpr (F::kTiled) {
+      for_tiled_sums<kN>(
+          s.count, 0, 1,
+          [&](int64_t m, int row_tiles, int64_t, int64_t, float* sums, int64_t stride) {
+            multiply_panels<SlotOfGate, kN, kN>(staged_from(s.tiles, m, K, row_tiles), panel_, 0, 1, sums, stride,
+                                                true);
+          },
+          [&](int64_t m, int64_t, const float* sums) {
+#pragma GCC unroll 4
+            for (int j = 0; j < kN; ++j) {
+              A* const p = total + (m * kN + j) * kL;
+              store(p, load(p) + load(sums + j * kL));
+            }
+          });
+    } else {
+      const E* const* const gates = F::kPack == 1 ? now_->gates : pair_rows_;
+      const int64_t lines = (K + F::kPack - 1) / F::kPack, column = F::kPack == 1 ? s.column : s.place;
       int64_t m = 0;
       for (; m + kRows <= s.count; m += kRows) {
         load_ahead();
-        grad_tile<F, kRows, kN>(now_->gates, s.column + m, panel_, K, total + m * kN * kL);
+        grad_tile<F, kRows, kN>(gates, column + m, panel_, lines, total + m * kN * kL);
       }
-      for (; m < s.count; ++m) grad_tile<F, 1, kN>(now_->gates, s.column + m, panel_, K, total + m * kN * kL);
+      for (; m < s.count; ++m) grad_tile<F, 1, kN>(gates, column + m, panel_, lines, total + m * kN * kL);
+    }
+  }
+
+  // Copies n columns of a source, from `first` on, as lines of kN blocks: one row in each, or two rows side by side.
+  template <int kN>
+  void fill_panel(int source, int64_t first, int64_t n, int64_t K) {
+    constexpr int kWidth = kN * kL;
+    for (int64_t k = 0; k < lines_of<F>(K) * F::kPack; k += F::kPack) {
+      E* to = panel_ + k * kWidth;
+      if (k >= K) {
+        for (int64_t i = 0; i < 2 * kWidth; ++i) to[i] = 0;
+        continue;
+      }
+      const E* from = source_line(source, k, first, n, lines_[0]);
+      if constexpr (F::kPack == 1) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kN; ++j)
+          store(to + j * kL, from ? F::read(from + j * kL, static_cast<int>(n - j * kL)) : typename F::V{});
+      } else {
+        interleave_rows(from, k + 1 < K ? source_line(source, k + 1, first, n, lines_[1]) : nullptr, n, to);
+        for (int64_t i = 2 * n; i < 2 * kWidth; ++i) to[i] = 0;
+      }
+    }
+  }
+
+  // Copies a strip's gates of a chunk as tiles of the transposed rows, with zeros beyond the chunk: each tile from a
+  // square whose lines are two rows side by side.
+  void tile_gates(const Strip& s, int64_t K) {
+    E* to = s.tiles;
+    for (int64_t m = 0; m < s.count; m += kTileRows) {
+      const int64_t n = s.count - m < kTileRows ? s.count - m : kTileRows;
+      for (int64_t k = 0; k < K; k += kTileColumns, to += kTileRows * kTileColumns) {
+        const auto row = [&](int64_t i) { return i < K ? now_->gates[i] + s.column + m : nullptr; };
+        typename F::V square[kL];
+        for (int64_t i = 0; i < kTileRows; ++i) {
+          E pairs[kTileColumns] = {};
+          interleave_rows(row(k + 2 * i), row(k + 2 * i + 1), n, pairs);
+          __builtin_memcpy(&square[i], pairs, sizeof pairs);
+        }
+        transpose<F>(square);
+        __builtin_memcpy(to, square, sizeof square);
+      }
+    }
+  }
+
+  // Copies the gates of a chunk, two rows side by side.
+  void pair_gates(int64_t K) {
+    int64_t width = 0;
+    for (int i = 0; i < strip_count_; ++i) strips_[i].place = width, width += strips_[i].count;
+    for (int64_t k = 0; k < K; k += 2) {
+      E* to = pairs_ + k * width;
+      pair_rows_[k / 2] = to;
+      for (int i = 0; i < strip_count_; ++i) {
+        const Strip& s = strips_[i];
+        interleave_rows(now_->gates[k] + s.column, k + 1 < K ? now_->gates[k + 1] + s.column : nullptr, s.count,
+                        to + 2 * s.place);
+      }
     }
   }
 
@@ -322,7 +428,7 @@ class WeightGradPass {
   void write_gradient(int source, int64_t K) {
     const int64_t width = width_[source], stride = padded_width(source);
     for (int64_t k = 0; k < K && width; ++k) {
-      const A* from = source_line(source, k, 0, width);
+      const E* from = source_line(source, k, 0, width, lines_[0]);
       for (int64_t column = 0; column < width; column += kL) {
         store(panel_ + k * stride + column,
               from ? F::read(from + column, static_cast<int>(width - column)) : typename F::V{});
@@ -350,19 +456,21 @@ class WeightGradPass {
     return task_.sample * (source == kUnprojected ? layer_.P : layer_.gates * layer_.H) + s.grad_row[source];
   }
 
-  // n numbers of row k of a source, from column `first` on, as contiguous A; null if they are zeros, as there is no h0
-  // or no learnt reset state.
-  const A* source_line(int source, int64_t k, int64_t first, int64_t n) {
+  // n numbers of row k of a source, from column `first` on, in place or in `line`; null if they are zeros, as there is
+  // no h0 or no learnt reset state.
+  const E* source_line(int source, int64_t k, int64_t first, int64_t n, E* line) {
     const char* row = now_->sources[source][k];
     if (!row) return nullptr;
-    if (source == kUnprojected || source == kGated) return reinterpret_cast<const A*>(row) + first;
+    if (source == kUnprojected || source == kGated) return reinterpret_cast<const E*>(row) + first;
     const Rows& rows = source == kInput ? layer_.x : *now_->hidden[k];
     row += first * rows.stride * size_of(rows.dtype);
     const bool masked = source == kHidden && layer_.noise.masks_state();
-    if (!masked && rows.dtype == dtype_of<A>() && rows.stride == 1) return reinterpret_cast<const A*>(row);
-    read_row<A>(rows.dtype, row, rows.stride, line_, n);
-    for (int64_t u = 0; masked && u < n; ++u) line_[u] *= now_->mask[k][first + u];
-    return line_;
+    if (!masked && rows.dtype == dtype_of<E>() && rows.stride == 1) return reinterpret_cast<const E*>(row);
+    read_row<E>(rows.dtype, row, rows.stride, line, n);
+    if constexpr (F::kPack == 1) {  // masks belong to row-wise layers, whose products are plain
+      for (int64_t u = 0; masked && u < n; ++u) line[u] *= now_->mask[k][first + u];
+    }
+    return line;
   }
 
   void finish(const Strip& s) {
@@ -392,7 +500,9 @@ class WeightGradPass {
   bool one_chunk_;  // all steps of a sample fit into one chunk, and the gradients have the type of the sums
   Chunk chunks_[2], *now_ = chunks_, *next_ = chunks_ + 1;
   int64_t tiles_ = 0, tile_ = 0, fetched_ = 0;  // of a chunk: its tiles, those that are done, rows of the next one
-  A *panel_, *line_, *masks_;
+  E *panel_, *lines_[F::kPack], *pairs_ = nullptr;
+  const E** pair_rows_ = nullptr;
+  A* masks_;
 };
 
 }  // namespace
