@@ -1,6 +1,6 @@
 """Builds the kernels of csrc/cpu/kernels/amx.cpp with emulated tiles, and loads them as a plugin: "amx-emulated".
 
-They call the portable kernels for what is not theirs, and are compiled for the oldest CPU, so that they run on every one.
+They call the portable kernels for what is not theirs, and are compiled for the oldest CPU, so that they run on each.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def build_plugin() -> Path:
     python = known["python_headers"]()
     parts = [
         # the object of the extension itself, which is current where the extension was built here
-        (ROOT / "build/temp/kernels_base.o", flags["KERNELS"], cxx(*known["CXX_FLAGS"], *flags["kernel_flags"]("base"))),
+        (
+            ROOT / "build/temp/kernels_base.o",
+            flags["KERNELS"],
+            cxx(*known["CXX_FLAGS"], *flags["kernel_flags"]("base")),
+        ),
         (OUT / "amx.o", flags["AMX_KERNELS"], cxx(*known["CXX_FLAGS"], *emulated, "-DSF_WITHOUT_AMX=kernels_base")),
         (OUT / "plugin.o", ROOT / "tests/amx/plugin.cpp", cxx(*common, *known["torch_headers"](torch_folder), *python)),
     ]

@@ -1,5 +1,5 @@
-"""AMX: the kernels of csrc/cpu/kernels/amx.cpp with emulated tiles, under the tests that every instruction set passes; the
-emulation itself; and the real object, which is compiled and read, but not run.
+"""AMX: the kernels of csrc/cpu/kernels/amx.cpp with emulated tiles, under the tests that every instruction set passes;
+the emulation itself; and the real object, which is compiled and read, but not run.
 
 `pytest --impl amx-emulated` runs any other test of the kernels with it.
 """
@@ -127,8 +127,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def detectors() -> Iterator[Path]:
-    yield build_program([Path(__file__).parent / "detectors.cpp"], "amx_detectors")
+def detectors() -> Path:
+    return build_program([Path(__file__).parent / "detectors.cpp"], "amx_detectors")
 
 
 def test_values_of_the_instructions(detectors: Path) -> None:
@@ -183,7 +183,7 @@ def loops_of(text: str) -> Iterator[list[str]]:
     lines = [line.split("\t", 1) for line in text.splitlines() if re.match(r"\s+[0-9a-f]+:\t", line)]
     places = {int(address.strip(" :"), 16): k for k, (address, _) in enumerate(lines)}
     spans = []
-    for k, (address, words) in enumerate(lines):
+    for k, (_, words) in enumerate(lines):
         jump = re.match(r"j[a-z]+\s+([0-9a-f]+)\b", words)
         start = places.get(int(jump[1], 16)) if jump else None
         if start is not None and start < k and not words.startswith("jmp"):

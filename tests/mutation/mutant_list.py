@@ -457,8 +457,8 @@ COMPILED = [
     Mutant(
         "d_x with one direction",
         INPUTS,
-        "for (int d = 0; d < layer_.directions; ++d) {\n      const A* rows[kRows];",
-        "for (int d = 0; d < 1; ++d) {\n      const A* rows[kRows];",
+        "for (int d = 0; d < layer_.directions; ++d) {\n      const E* rows[kRows];",
+        "for (int d = 0; d < 1; ++d) {\n      const E* rows[kRows];",
     ),
     Mutant("reverse weight gradient from the next h", WEIGHTS, "before = d_ ? t + 1 : t - 1", "before = t - 1"),
     Mutant(
@@ -531,6 +531,56 @@ COMPILED = [
         "run_ends = (k + 1) % kRun == 0 || k + 1 == count",
         "run_ends = (k + 1) % kRun == 0",
     ),
+]
+
+AMX = "csrc/cpu/kernels/amx.h"
+
+# Of AMX, with its instructions emulated: tests/amx.
+TILED = [
+    Mutant("tiles: values beyond a row", AMX, "k + j < K ? row[k + j] : Bits16(0)", "row[k + j]"),
+    Mutant("tiles: the first rows again", AMX, "_tile_loadd(5, a + apart, 64);", "_tile_loadd(5, a, 64);"),
+    Mutant(
+        "tiles: the first column again",
+        AMX,
+        "_tile_loadd(7, columns[1] + at, line);",
+        "_tile_loadd(7, columns[0] + at, line);",
+    ),
+    Mutant("tiles: the first rows in the last sum", AMX, "_tile_dpbf16ps(3, 5, 7);", "_tile_dpbf16ps(3, 4, 7);"),
+    Mutant("tiles: one step of k", AMX, "step < steps; ++step", "step < 1; ++step"),
+    Mutant("tiles: sums start anew", AMX, "  if (first) {\n    _tile_zero(0);", "  if (true) {\n    _tile_zero(0);"),
+    Mutant("tiles: the last sums lost", AMX, "if (kRows && kColumns) _tile_stored(3,", "if (false) _tile_stored(3,"),
+    Mutant("tiles left configured", AMX, "~TileScope() { _tile_release(); }", "~TileScope() {}"),
+    Mutant("tiles: sixteen rows of more", AMX, "count > kTileRows ? 2 : 1", "1"),
+    Mutant("tiles: a product without its start", AMX, "start ? sum + load(start + at) : sum", "sum"),
+    Mutant(
+        "tiles of a layer with options", "csrc/cpu/kernels/amx.cpp", "kBFloat16 && !layer.row_wise &&", "kBFloat16 &&"
+    ),
+    Mutant(
+        "tiles: state's gates in the input's slots",
+        FORWARD,
+        "add(HiddenSlotOfGate<Cell>{}, s.staged_h,",
+        "add(SlotOfGate{}, s.staged_h,",
+    ),
+    Mutant(
+        "tiles: start of the first row",
+        FORWARD,
+        "const float* const start = s.start[row + m]",
+        "const float* const start = s.start[row]",
+    ),
+    Mutant("tiles: the last gate of the backward alone", BACKWARD, "i == 0);", "true);"),
+    Mutant(
+        "tiles: one gate for all",
+        BACKWARD,
+        "stage(s.a, s.rows, s.segment[i], s.K,",
+        "stage(s.a, s.rows, s.segment[0], s.K,",
+    ),
+    Mutant("tiles: sums of a step without product", BACKWARD, "i < 2 * kTileRows * stride && !s.segments;", "false;"),
+    Mutant(
+        "tiles: d_x of the last direction", INPUTS, "blocks, sums, stride, d == 0);", "blocks, sums, stride, true);"
+    ),
+    Mutant("tiles: every other row of a chunk", WEIGHTS, "row(k + 2 * i + 1)", "nullptr"),
+    Mutant("tiles: rows of an earlier chunk", WEIGHTS, "if (k >= K) {", "if (false) {"),
+    Mutant("parts of a panel from the first", PACK, "(part * K + k) * s.k_stride", "k * s.k_stride"),
 ]
 
 STEPS = "csrc/cuda/kernels/steps.cuh"
@@ -1305,6 +1355,7 @@ MUTANTS = (
     BUILD
     + PYTHON
     + COMPILED
+    + TILED
     + CUDA
     + TOOLKIT_MUTANTS
     + SCALE_MUTANTS

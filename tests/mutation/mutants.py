@@ -58,10 +58,11 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
         "test_frozen.py",
     ),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
-    "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py", *OPTIONS),
+    "csrc/cpu/kernels/amx": ("test_amx.py",),
+    "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py", *OPTIONS, "test_amx.py"),
     "csrc/cpu/kernels/row_": OPTIONS,
     "csrc/cpu/kernels/one_step": ("test_runtime_bits.py",),
-    "csrc/cpu/kernels": (*KERNELS, *OPTIONS),
+    "csrc/cpu/kernels": (*KERNELS, *OPTIONS, "test_amx.py"),
     "csrc/core": (*KERNELS, *OPTIONS),
     # (only tests that use the plugin alone, because the extension may still have another mutant)
     "csrc/cuda/kernels/ids": (
