@@ -91,17 +91,27 @@ inline Tensors weight_gradients(const LayerCall& call, const Backward& backward,
     grad.d_gates[d] = backward.d_gates[d];
     grad.d_w_ih[d] = data_of(w_ih[d]);
     grad.d_w_hh[d] = data_of(w_hh[d]);
-    if (b_ih.count && !call.info->norm) grad.d_b_ih[d] = data_of(b_ih[d]);
-    if (b_hh.count && !call.info->norm) grad.d_b_hh[d] = data_of(b_hh[d]);
+    const bool summed = call.info->norm || backward.d_bias[d].data;
+    if (b_ih.count && !summed) grad.d_b_ih[d] = data_of(b_ih[d]);
+    if (b_hh.count && !summed) grad.d_b_hh[d] = data_of(b_hh[d]);
     if (w_hr.count) grad.d_w_hr[d] = data_of(w_hr[d]);
   }
   if (l.B > 0) {
     runner.weight_grad(grad);
+    const auto add_up = [&](const Rows& from, const Tensor& to, int64_t to_row, int64_t from_row, int64_t rows) {
+      const int64_t each = to.numel() / grad.samples;
+      runner.sum_rows(row_sums(call, from, from_row * l.H, rows * l.H, grad.samples,
+                               data_of(to) + to_row * l.H * size_of(l.dtype), each));
+    };
+    for (int d = 0; d < l.directions && backward.d_bias[d].data; ++d) {
+      for (int gate = 0; gate < call.info->gates; ++gate) {
+        add_up(backward.d_bias[d], b_ih[d], gate, gate, 1);
+        add_up(backward.d_bias[d], b_hh[d], gate, call.info->hidden_slot[gate], 1);
+      }
+    }
     for (int d = 0; d < l.directions && backward.d_further[d].data; ++d) {
       const auto sum = [&](const Tensor& to, int64_t to_row, int64_t from_row, int64_t rows) {
-        const int64_t each = to.numel() / grad.samples;
-        runner.sum_rows(row_sums(call, backward.d_further[d], from_row * l.H, rows * l.H, grad.samples,
-                                 data_of(to) + to_row * l.H * size_of(l.dtype), each));
+        add_up(backward.d_further[d], to, to_row, from_row, rows);
       };
       int64_t next = 0;
       if (call.info->norm) {  // the biases are added after the norms, so their gradients are not those of the slots
@@ -181,6 +191,8 @@ inline Tensors layer_backward(const LayerArguments& given, const Maybe& d_output
   const Tensor* d_h_reset = add_reset(options.h_reset, backward.d_h_reset, l.out());
   const Tensor* d_c_reset = add_reset(options.c_reset, backward.d_c_reset, l.H);
   if (want_d_weights && further_sums(*call.info)) add_row_sums(backward.d_further, further_sums(*call.info) * l.H);
+  if (want_d_weights && gates_dtype != call.buffer_dtype && l.b_ih[0].data)
+    add_row_sums(backward.d_bias, call.info->slots * l.H);
   for (int d = 0; d < l.directions; ++d) {
     backward.output[d] = call.rows(output, d * l.out());
     backward.saved[d] = call.buffer_rows(saved, call.buffer_dtype, d);

@@ -110,6 +110,8 @@ struct Backward {
   // The gradients of the reset states and of the weights in Layer::further, as sums over the steps of each row: (B,
   // width), in the compute type; absent unless wanted. The order of the latter: see further_sums() in cells.h.
   Rows d_h_reset[kMaxDirections], d_c_reset[kMaxDirections], d_further[kMaxDirections];
+  // The same for the biases: (B, slots * H), sums of d_gates before they are rounded. Absent unless they are rounded.
+  Rows d_bias[kMaxDirections];
 };
 
 struct WeightGrad {

@@ -37,6 +37,7 @@ struct BackwardStep {
   E** d_gates;
   A* carry;
   int64_t carry_stride;
+  A** bias;   // per row: the sums of d_gates over its steps; null unless d_gates are rounded
   E* staged;  // room for the parts of `a` where the products are tiled
 };
 
@@ -104,6 +105,13 @@ SF_FN void run_cell_back(const BackwardStep<F>& s, int64_t row, int64_t block, c
   store(carry_row, carry);
 #pragma GCC unroll 8
   for (int i = 0; i < Cell::kSlots; ++i) F::write(s.d_gates[row] + i * s.H + unit, d[i], n);
+  if constexpr (F::kPack > 1) {  // d_gates are rounded
+    using Sum = Plain<typename F::A>;
+    for (int i = 0; i < Cell::kSlots && s.bias; ++i) {
+      auto* const sum = s.bias[row] + i * s.H + unit;
+      Sum::write(sum, Sum::read(sum, n) + d[i], n);
+    }
+  }
 }
 
 template <class F, class Cell, int kRows, int kBlocks>
@@ -201,7 +209,7 @@ class BackwardPass {
     for (const A*** p : read_sums) *p = own.template take<const A*>(n_);
     E*** const written[] = {&gate_rows_, &projected_rows_};
     for (E*** p : written) *p = own.template take<E*>(n_);
-    A*** const written_sums[] = {&target_rows_, &to_reset_};
+    A*** const written_sums[] = {&target_rows_, &to_reset_, &bias_rows_};
     for (A*** p : written_sums) *p = own.template take<A*>(n_);
     fresh_ = own.template take<bool>(n_);
     anew_ = own.template take<bool>(n_);
@@ -274,6 +282,11 @@ class BackwardPass {
       gate_rows_[i] = nullptr;
       target_rows_[i] = target_ + i * wide_;
       anew_[i] = false;
+      if (call_.d_bias[d_].data) {
+        bias_rows_[i] = row_of(call_.d_bias[d_], 0, rows_[i]);
+        for (int slot = 0; slot < Cell::kSlots; ++slot)
+          for (int64_t u = unit_begin_; u < unit_end_; ++u) bias_rows_[i][slot * layer_.H + u] = 0;
+      }
       for (int64_t u = out_begin(); call_.d_h_reset[d_].data && u < out_end(); ++u)
         reset_sum(call_.d_h_reset, i)[u] = 0;
       for (int64_t u = unit_begin_; call_.d_c_reset[d_].data && u < unit_end_; ++u)
@@ -400,6 +413,7 @@ class BackwardPass {
     s.c_prev = c_prev_rows_;
     s.c_scale = step ? Cell::kSaved : 1;
     s.d_gates = gate_rows_;
+    s.bias = call_.d_bias[d_].data ? bias_rows_ : nullptr;
     s.carry = carry_;
     s.carry_stride = padded_;
     cell_tiles(s, step & 1);
@@ -534,7 +548,7 @@ class BackwardPass {
   const E **a_, **from_output_, **from_state_, **h_rows_, **h_prev_rows_;
   const A **saved_rows_, **c_prev_rows_;
   E **gate_rows_, **projected_rows_, *reset_h_, *staged_ = nullptr;
-  A **target_rows_, **to_reset_, *carry_, *c0_, *target_, *reset_c_, *reset_c_spread_;
+  A **target_rows_, **to_reset_, **bias_rows_, *carry_, *c0_, *target_, *reset_c_, *reset_c_spread_;
   bool *fresh_, *anew_;  // anew: the step that was computed last starts anew
 };
 

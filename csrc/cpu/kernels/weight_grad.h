@@ -267,7 +267,9 @@ class WeightGradPass {
   void add_chunk() {
     const int64_t K = now_->count;
     tile_ = fetched_ = 0;
-    for (int i = 0; i < strip_count_ && call_.d_b_ih[d_]; ++i) add_bias(strips_[i], K);
+    if constexpr (F::kPack == 1) {  // where d_gates are rounded, the backward sums them
+      for (int i = 0; i < strip_count_ && call_.d_b_ih[d_]; ++i) add_bias(strips_[i], K);
+    }
     if constexpr (F::kTiled) {
       for (int i = 0; i < strip_count_; ++i) tile_gates(strips_[i], K);
     } else if constexpr (F::kPack > 1) {
@@ -318,10 +320,10 @@ class WeightGradPass {
     for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] = 0;
     for (int64_t first = 0; first < K; first += kRun) {
       const int64_t last = first + kRun < K ? first + kRun : K;
-      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = F::value(now_->gates[first][s.column + m]);
+      for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] = now_->gates[first][s.column + m];
       for (int64_t k = first + 1; k < last; ++k) {
         const E* from = now_->gates[k] + s.column;
-        for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += F::value(from[m]);
+        for (int64_t m = 0; m < s.count; ++m) s.run_bias[m] += from[m];
       }
       for (int64_t m = 0; m < s.count; ++m) s.chunk_bias[m] += s.run_bias[m];
     }
