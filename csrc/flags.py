@@ -72,6 +72,6 @@ def kernel_flags(isa: str) -> list[str]:
     """The flags of kernel_source() for one instruction set."""
     macros = [f"-DSF_ISA=kernels_{isa}", f'-DSF_ISA_NAME="{isa}"']
     if isa == "amx_bf16":
-        macros.append("-DSF_WITHOUT_AMX=kernels_avx512_bf16")
+        macros += ["-DSF_WITHOUT_AMX=kernels_avx512_bf16", "-fno-exceptions"]  # tables for them would be weak symbols
     # GCC 12 warns about its own AVX-512 headers
     return [*FLAGS, *VECTORIZE, *ISAS[isa], "-Wno-uninitialized", "-Wno-maybe-uninitialized", *macros]

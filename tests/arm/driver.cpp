@@ -68,13 +68,15 @@ class Call {
     Bytes d_h_n = read(D * s_.B * out * size()), d_c_n = info_.has_c ? read(D * s_.B * s_.H * size()) : Bytes{};
 
     const bool wide = layer_.dtype == Dtype::kFloat64;
-    const Dtype sums = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+    const Dtype sums = wide ? Dtype::kFloat64 : Dtype::kFloat32, of_gates = kernels.gates_dtype(layer_);
+    const bool rounded = s_.bias && of_gates != sums;  // then the backward sums the biases' gradients
     const int64_t saved_width = info_.saved * padded(s_.H);
     const int64_t gates_width = info_.slots * s_.H + (s_.P ? s_.P + s_.H : 0);
     Bytes output = poisoned(rows_ * D * out * size()), h_n = poisoned(D * s_.B * out * size()),
           c_n = poisoned(info_.has_c ? D * s_.B * s_.H * size() : 0),
           saved = poisoned(D * rows_ * saved_width * size_of(sums)),
-          d_gates = poisoned(D * rows_ * gates_width * size_of(sums));
+          d_gates = poisoned(D * rows_ * gates_width * size_of(of_gates)),
+          bias_sums = poisoned(D * s_.B * info_.slots * s_.H * size_of(sums));
     Forward forward{};
     forward.layer = layer_;
     forward.training = true;
@@ -100,7 +102,8 @@ class Call {
     const int64_t gate_rows = layer_.gates * s_.H;
     each(grad.d_w_ih, gate_rows * s_.I);
     each(grad.d_w_hh, gate_rows * out);
-    if (s_.bias) each(grad.d_b_ih, gate_rows), each(grad.d_b_hh, gate_rows);
+    char *d_b_ih[kMaxDirections] = {}, *d_b_hh[kMaxDirections] = {};
+    if (s_.bias) each(d_b_ih, gate_rows), each(d_b_hh, gate_rows);
     if (s_.P) each(grad.d_w_hr, s_.P * s_.H);
     char* const d_h0 = s_.state ? gradient(D * s_.B * out) : nullptr;
     char* const d_c0 = s_.state && info_.has_c ? gradient(D * s_.B * s_.H) : nullptr;
@@ -109,7 +112,13 @@ class Call {
       forward.h_n[d] = state(h_n.data(), out, d);
       if (info_.has_c) forward.c_n[d] = state(c_n.data(), s_.H, d);
       forward.saved[d] = backward.saved[d] = buffer(saved, sums, saved_width, d);
-      backward.d_gates[d] = grad.d_gates[d] = buffer(d_gates, sums, gates_width, d);
+      backward.d_gates[d] = grad.d_gates[d] = buffer(d_gates, of_gates, gates_width, d);
+      if (rounded) {
+        const int64_t width = info_.slots * s_.H;
+        backward.d_bias[d] = {bias_sums.data() + d * s_.B * width * size_of(sums), sums, 0, width, 1, nullptr};
+      } else {
+        grad.d_b_ih[d] = d_b_ih[d], grad.d_b_hh[d] = d_b_hh[d];
+      }
       if (s_.want_output) backward.d_output[d] = steps(d_output, D * out, d * out);
       backward.d_h_n[d] = state(d_h_n.data(), out, d);
       if (info_.has_c) backward.d_c_n[d] = state(d_c_n.data(), s_.H, d);
@@ -119,6 +128,15 @@ class Call {
     run_forward(kernels, forward);
     run_backward(kernels, backward);
     run_weight_grad(kernels, grad);
+    for (int d = 0; d < D && rounded; ++d) {
+      const auto add_up = [&](int slot, char* to, int gate) {
+        const Rows& from = backward.d_bias[d];
+        run_sum_rows(kernels, {sums, layer_.dtype, from.data + slot * s_.H * size_of(sums), to + gate * s_.H * size(),
+                               1, s_.B, s_.H, from.b_stride, 0});
+      };
+      for (int gate = 0; gate < info_.gates; ++gate)
+        add_up(gate, d_b_ih[d], gate), add_up(info_.hidden_slot[gate], d_b_hh[d], gate);
+    }
     if (s_.ids)  // the kernels write the gradient of w_ih transposed
       for (int64_t d = 0; d < D; ++d) transpose(gradients[static_cast<size_t>(d)], s_.I, gate_rows);
     if (s_.want_output) write(output);

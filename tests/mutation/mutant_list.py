@@ -306,6 +306,7 @@ ROW_FORWARD = "csrc/cpu/kernels/row_forward.h"
 ROW_BACKWARD = "csrc/cpu/kernels/row_backward.h"
 ROW_PARTS = "csrc/cpu/kernels/row_parts.h"
 WEIGHTS = "csrc/cpu/kernels/weight_grad.h"
+GRAD_TILES = "csrc/cpu/kernels/grad_tiles.h"
 PACK = "csrc/cpu/kernels/pack.h"
 VECTORS = "csrc/cpu/kernels/vec.h"
 INPUTS = "csrc/cpu/kernels/input_grad.h"
@@ -527,7 +528,7 @@ COMPILED = [
     Mutant("column of the first step", FORWARD, "column = column_of(i, step);", "column = column_of(i, 0);"),
     Mutant(
         "a run's last rows",
-        WEIGHTS,
+        GRAD_TILES,
         "run_ends = (k + 1) % kRun == 0 || k + 1 == count",
         "run_ends = (k + 1) % kRun == 0",
     ),
@@ -578,7 +579,7 @@ TILED = [
     Mutant(
         "tiles: d_x of the last direction", INPUTS, "blocks, sums, stride, d == 0);", "blocks, sums, stride, true);"
     ),
-    Mutant("tiles: every other row of a chunk", WEIGHTS, "row(k + 2 * i + 1)", "nullptr"),
+    Mutant("tiles: every other row of a chunk", GRAD_TILES, "row(k + 2 * i + 1)", "nullptr"),
     Mutant("tiles: rows of an earlier chunk", WEIGHTS, "if (k >= K) {", "if (false) {"),
     Mutant("parts of a panel from the first", PACK, "(part * K + k) * s.k_stride", "k * s.k_stride"),
 ]

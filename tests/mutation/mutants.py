@@ -59,6 +59,7 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     ),
     "csrc/cpu/host": ("test_hostile_calls.py", *KERNELS, "test_func.py"),
     "csrc/cpu/kernels/amx": ("test_amx.py",),
+    "csrc/cpu/kernels/grad_tiles": (*KERNELS, "test_func.py", *OPTIONS, "test_amx.py"),
     "csrc/cpu/kernels/weight_grad": (*KERNELS, "test_func.py", *OPTIONS, "test_amx.py"),
     "csrc/cpu/kernels/row_": OPTIONS,
     "csrc/cpu/kernels/one_step": ("test_runtime_bits.py",),

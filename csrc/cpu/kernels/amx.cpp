@@ -91,6 +91,18 @@ void weight_grad(const WeightGradTask& task) {
   with_cell(task.call->layer, [&](auto c) { WeightGradPass<AmxTiles, decltype(c)>::run(task); });
 }
 
+bool forward_in_place(const Layer& layer) { return !is_tiled(layer) && kOthers.forward_in_place(layer); }
+bool backward_in_place(const Layer& layer) { return !is_tiled(layer) && kOthers.backward_in_place(layer); }
+Dtype gates_dtype(const Layer& layer) { return is_tiled(layer) ? Dtype::kBFloat16 : kOthers.gates_dtype(layer); }
+
+// The function of the other kernels, called when it is needed: their table may not be there when this one is made.
+template <auto kMember>
+struct Others;
+template <class Result, class... Arguments, Result (*Kernels::*kMember)(Arguments...)>
+struct Others<kMember> {
+  static Result call(Arguments... arguments) { return (kOthers.*kMember)(arguments...); }
+};
+
 }  // namespace
 
 extern const Kernels SF_ISA;
@@ -102,33 +114,31 @@ const Kernels SF_ISA = {
     .pack_backward = pack_backward,
     .packed_backward_size = packed_backward_size,
     .packed_backward = packed_backward,
-    .forward_in_place = [](const Layer& l) { return !is_tiled(l) && kOthers.forward_in_place(l); },
+    .forward_in_place = forward_in_place,
     .forward_scratch = forward_scratch,
     .forward_shared = forward_shared,
     .forward = forward,
     .step_of = nullptr,
-    .gates_dtype = [](const Layer& l) { return is_tiled(l) ? Dtype::kBFloat16 : kOthers.gates_dtype(l); },
-    .backward_in_place = [](const Layer& l) { return !is_tiled(l) && kOthers.backward_in_place(l); },
+    .gates_dtype = gates_dtype,
+    .backward_in_place = backward_in_place,
     .backward_scratch = backward_scratch,
     .backward = backward,
     .input_grad_scratch = input_grad_scratch,
     .input_grad = input_grad,
     .weight_grad_scratch = weight_grad_scratch,
     .weight_grad = weight_grad,
-    .sum_rows = [](Dtype from, Dtype to, int64_t width, const char* const* rows, int64_t count,
-                   char* sum) { kOthers.sum_rows(from, to, width, rows, count, sum); },
-    .packed_linear_size = [](const Linear& l) { return kOthers.packed_linear_size(l); },
-    .pack_linear = [](const Linear& l, char* to) { kOthers.pack_linear(l, to); },
-    .linear_scratch = [](const Linear& l) { return kOthers.linear_scratch(l); },
-    .linear = [](const LinearTask& task) { kOthers.linear(task); },
-    .packed_pool_steps_size = [](const PoolSteps& p) { return kOthers.packed_pool_steps_size(p); },
-    .pack_pool_steps = [](const PoolSteps& p, char* to) { kOthers.pack_pool_steps(p, to); },
-    .pool_steps_scratch = [](const PoolSteps& p) { return kOthers.pool_steps_scratch(p); },
-    .pool_steps = [](const PoolStepsTask& task) { kOthers.pool_steps(task); },
-    .softmax_scratch = [](const Softmax& s) { return kOthers.softmax_scratch(s); },
-    .softmax = [](const SoftmaxTask& task) { kOthers.softmax(task); },
-    .fingerprint = [](const Bytes* parts, int64_t count,
-                      uint64_t (&hash)[2]) { kOthers.fingerprint(parts, count, hash); },
+    .sum_rows = Others<&Kernels::sum_rows>::call,
+    .packed_linear_size = Others<&Kernels::packed_linear_size>::call,
+    .pack_linear = Others<&Kernels::pack_linear>::call,
+    .linear_scratch = Others<&Kernels::linear_scratch>::call,
+    .linear = Others<&Kernels::linear>::call,
+    .packed_pool_steps_size = Others<&Kernels::packed_pool_steps_size>::call,
+    .pack_pool_steps = Others<&Kernels::pack_pool_steps>::call,
+    .pool_steps_scratch = Others<&Kernels::pool_steps_scratch>::call,
+    .pool_steps = Others<&Kernels::pool_steps>::call,
+    .softmax_scratch = Others<&Kernels::softmax_scratch>::call,
+    .softmax = Others<&Kernels::softmax>::call,
+    .fingerprint = Others<&Kernels::fingerprint>::call,
 };
 
 }  // namespace sf
