@@ -140,7 +140,7 @@ constexpr int slice_units(int splits) { return splits == 1 ? 16 : 8; }
 constexpr int row_part_words(int gates, int slices) { return 2 * norm_blocks(gates) * kTileRows * slices; }
 constexpr int norm_bytes(const Request& r, const Plan& p) {
   const int gains = (r.gates == 1 ? 1 : 4) + (r.gates == 4 ? 2 : 0);  // of h, of a unit; of c there are two numbers
-  const int totals = 2 * norm_blocks(r.gates) * kTileRows * 8;
+  const int totals = norm_blocks(r.gates) * kTileRows * 8;
   const int units = slice_units(p.tiling.splits), slices = (static_cast<int>(r.hidden) + units - 1) / units;
   return 4 * gains * p.block_groups * kGroupUnits + totals + 4 * row_part_words(r.gates, slices);
 }

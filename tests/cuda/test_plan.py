@@ -423,7 +423,7 @@ def test_options_of_rows_take_the_regimes_of_the_cell_but_clusters(
             gains = 4 * units * {"gru": 4, "lstm": 4 + 2}.get(base, 1)
             slices = -(-hidden // (16 if found["splits"] == 1 else 8))
             parts = 8 * 8 * sets * slices
-            of_norm = 0 if cell == "gru_reset_before" else gains + 2 * sets * 8 * 8 + parts
+            of_norm = 0 if cell == "gru_reset_before" else gains + sets * 8 * 8 + parts
             assert found["shared_bytes"] - plain["shared_bytes"] == keys + of_norm
 
 

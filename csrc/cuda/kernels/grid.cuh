@@ -107,20 +107,23 @@ struct Grid {
     Shared<float> region;
     Fetch<4> fetch;
     uint64_t* words;
-    int count;  // words of a meeting
+    int count;        // words of a meeting
+    int meeting = 0;  // number of the next one
 
     SF_DEVICE RowParts(Shared<float> parts, const LaunchArgs& a)
         : region(parts), fetch(a), words(a.norm.words), count(row_part_words(S::kGates, a.norm.slices)) {
       words += static_cast<int64_t>(block_id() / a.blocks) * 2 * count;
     }
-    SF_DEVICE uint64_t* of(int meeting) const { return words + (meeting & 1) * count; }
-    SF_DEVICE void put(int meeting, int at, float2 v) const {
-      post(of(meeting) + at, bits_of(v.x), static_cast<uint32_t>(meeting) + 1);
-      post(of(meeting) + at + 1, bits_of(v.y), static_cast<uint32_t>(meeting) + 1);
+    SF_DEVICE uint64_t* of_meeting() const { return words + (meeting & 1) * count; }
+    SF_DEVICE uint32_t tag() const { return static_cast<uint32_t>(meeting) + 1; }
+    SF_DEVICE void put(int at, float2 v) const {
+      post(of_meeting() + at, bits_of(v.x), tag());
+      post(of_meeting() + at + 1, bits_of(v.y), tag());
     }
-    SF_DEVICE void wait(int meeting) {
-      fetch.all(of(meeting), count, thread_id(), block_threads(), static_cast<uint32_t>(meeting) + 1,
+    SF_DEVICE void wait() {
+      fetch.all(of_meeting(), count, thread_id(), block_threads(), tag(),
                 [&](int i, uint32_t data) { region.store(i, float_of(data)); });
+      ++meeting;
       cta_sync();
     }
   };

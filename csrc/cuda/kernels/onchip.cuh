@@ -28,8 +28,8 @@ struct Onchip {
     Shared<float> region;
 
     SF_DEVICE RowParts(Shared<float> parts, const LaunchArgs&) : region(parts) {}
-    SF_DEVICE void put(int, int at, float2 v) const { region.store_as(at, v); }
-    SF_DEVICE void wait(int) const { cta_sync(); }
+    SF_DEVICE void put(int at, float2 v) const { region.store_as(at, v); }
+    SF_DEVICE void wait() const { cta_sync(); }
   };
 };
 

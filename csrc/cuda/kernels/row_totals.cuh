@@ -9,10 +9,10 @@
 // differs from its own mean; the squares of what the means of the slices differ by from the mean of all are added.
 // This is as exact as two passes over the row, and needs one exchange instead of two.
 //
-// The totals of a meeting and of the next lie in different places, since a fast warp may be ahead by one. The same
-// holds for the words in which blocks exchange parts: a block posts those of the meeting after the next only when it
-// has all parts of the next one, which each block posts when it has fetched all of this one. In shared memory one place
-// is enough for the parts: the barrier behind the totals says that all of them were read.
+// In shared memory one place is enough for the parts and for the totals: the barrier of each says that the other was
+// read. The words in which blocks exchange parts have two, since a fast block may be ahead by a meeting, but not by
+// two: it posts the parts of the meeting after the next when it has all of the next one, which each block posts when it
+// has fetched all of this one.
 #pragma once
 
 #include "exchange.cuh"
@@ -69,15 +69,15 @@ struct RowTotals {
   SharedGains<S> gains;
   Shared<float> part;  // (blocks of gates, 8 rows, slices, 2)
   RowParts parts;
-  Shared<float> totals;  // (2, blocks, 8 rows, 2)
+  Shared<float> totals;  // (blocks of gates, 8 rows, 2)
   const LaunchArgs& a;
-  int direction, meeting = 0;
+  int direction;
 
   SF_DEVICE RowTotals(SharedAllocator& allocator, const LaunchArgs& args, const Lane<S>& at, int direction_)
       : gains(allocator, args, at, direction_),
         part(allocator.take<float>(row_part_words(S::kGates, args.norm.slices))),
         parts(part, args),
-        totals(allocator.take<float>(2 * Blocks::kNormBlocks * kTileRows * 2)),
+        totals(allocator.take<float>(Blocks::kNormBlocks * kTileRows * 2)),
         a(args),
         direction(direction_) {}
 
@@ -133,9 +133,7 @@ struct RowTotals {
   }
 
  private:
-  static SF_DEVICE int total_at(int meeting, int block, int row) {
-    return 2 * (((meeting & 1) * Blocks::kNormBlocks + block) * kTileRows + row);
-  }
+  static SF_DEVICE int total_at(int block, int row) { return 2 * (block * kTileRows + row); }
   SF_DEVICE int part_at(int block, int row, int slice) const {
     return 2 * ((block * kTileRows + row) * a.norm.slices + slice);
   }
@@ -145,8 +143,8 @@ struct RowTotals {
     if (at.owns() && at.g == 0 && at.slice_unit() < a.H) SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block)
-      parts.put(meeting, part_at(block, at.column(column), at.slice_unit() / S::kUnits), mine[column][block]);
-    parts.wait(meeting);
+      parts.put(part_at(block, at.column(column), at.slice_unit() / S::kUnits), mine[column][block]);
+    parts.wait();
     // Each warp goes through the loop as often; one that has no row left adds up the last row, and keeps nothing.
     for (int first = 0; first < kTileRows; first += block_threads() / 32) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
@@ -172,14 +170,13 @@ struct RowTotals {
       }
       second = sum_of_lanes<1, kLanes>(second) * a.norm.inverse_H * share;
       if (at.lane == 0 && has_row)
-        totals.store_as(total_at(meeting, block, row), float2{mean, kMeasures ? inverse_deviation(second) : second});
+        totals.store_as(total_at(block, row), float2{mean, kMeasures ? inverse_deviation(second) : second});
     }
     cta_sync();
     SF_UNROLL
     for (int column = 0; column < S::kLaneColumns; ++column) SF_UNROLL
     for (int block = 0; block < kBlocks; ++block)
-      found[column][block] = totals.template load_as<float2>(total_at(meeting, block, at.column(column)));
-    ++meeting;
+      found[column][block] = totals.template load_as<float2>(total_at(block, at.column(column)));
   }
 };
 

@@ -273,17 +273,21 @@ inline std::string who_waits_where() {
   for (const auto& [where, count] : waiting) text += std::to_string(count) + " threads wait at " + where + ", ";
   return text + std::to_string(world.ended) + " have ended";
 }
-// Runs the threads in an order that depends on `seed`, until all have ended or none can go on.
+// Runs the threads in an order that depends on `seed`, until all have ended or none can go on. In four of eight rounds
+// one block stands still, so that the others get ahead of it as far as they may.
 inline void run_blocks(unsigned seed) {
   std::mt19937 random(seed);
   std::vector<Thread*> warps(world.threads.size() / 32);
   for (size_t w = 0; w < warps.size(); ++w) warps[w] = &world.threads[32 * w];
-  for (int idle = 0; idle < world.patience;) {
+  const int blocks = static_cast<int>(world.threads.size()) / world.size.threads;
+  for (int idle = 0, round = 0, held = -1; idle < world.patience; ++round) {
+    if (round % 4 == 0) held = blocks > 1 && round % 8 ? static_cast<int>(random() % blocks) : -1;
     bool progress = false;
     int runs = 0;
     const uint64_t changes = world.changes;
     std::shuffle(warps.begin(), warps.end(), random);
     for (Thread* lanes : warps) {
+      if (lanes->block == held) continue;
       for (Thread* t = lanes; t < lanes + 32; ++t) {
         t->was_polling = t->wait == Wait::kPoll;
         if (t->was_polling) t->wait = Wait::kNothing;
@@ -303,8 +307,8 @@ inline void run_blocks(unsigned seed) {
       }
     }
     if (world.ended == static_cast<int>(world.threads.size()) || world.findings.count > kEnoughFindings) return;
-    if (runs == 0) break;
-    idle = progress || changes != world.changes ? 0 : idle + runs;
+    if (runs == 0 && held < 0) break;
+    idle = progress || changes != world.changes ? 0 : idle + (held < 0 ? runs : 0);
   }
   world.findings.add("stuck", {"", 0}, "nothing can go on: " + who_waits_where());
 }
