@@ -34,7 +34,7 @@ GLIBCS = range(17, 29)  # of the wheels that are taken: manylinux_2_17 to manyli
 CPU = {"implementer": "0x41", "architecture": "8", "variant": "0x3", "part": "0xd0c", "revision": "1"}
 FEATURES = "fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp bf16 i8mm"
 MIDR = "0x00000000413fd0c1"
-# SVE is left out, since torch's kernels for it take an hour here. What the layers need is in FEATURES.
+# That CPU has no SVE. It has no bfloat16 either, but the emulated one has, and FEATURES says so.
 EMULATED = (EMULATOR, "-cpu", "max,sve=off", "-L", PLACE)
 TESTS = ("tests/layers/test_nn.py",)
 
