@@ -30,6 +30,15 @@ ONCE = [ROOT / "csrc/cpu/host/isa.cpp", *FEATURES, *sorted(set(HERE.glob("*.cpp"
 FAST = {"stream.cpp", "hashed_ngrams.cpp", "random_convolutions.cpp"}  # the others are compiled to be small
 TABLES = "unicode_tables.h"
 SHARED = "libseqcls.dylib" if sys.platform == "darwin" else "libseqcls.so"
+EXPORTS = HERE / "seqcls.map"
+OF_LINUX = [
+    "-Wl,-z,now",
+    "-Wl,-s",
+    "-Wl,--gc-sections",
+    "-Wl,-soname,libseqcls.so.1",
+    f"-Wl,--version-script={EXPORTS}",
+]
+LINK = ["-shared", *OF_LINUX] if sys.platform == "linux" else ["-dynamiclib"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 
 
@@ -74,15 +83,11 @@ def build(folder: Path, isas: list[str], sanitize: bool) -> None:
         ]
     parts = [each.result() for each in waiting]
     library = folder / SHARED
-    if is_current(library, shlex.join(map(str, parts)), parts):
+    command = [*FLAGS["COMPILER"], *LINK, *extra, *map(str, parts), "-o", str(library)]
+    if is_current(library, shlex.join(command), [*parts, EXPORTS, HERE / "seqcls.h"]):
         return
     archive(folder, parts)
-    how = (
-        ["-shared", "-Wl,-z,now", "-Wl,-s", "-Wl,--gc-sections", "-Wl,-soname,libseqcls.so.1"]
-        if sys.platform == "linux"
-        else ["-dynamiclib"]
-    )
-    run(*FLAGS["COMPILER"], *how, *extra, *parts, "-o", library)
+    run(*command)
     if sys.platform == "linux":
         (folder / "libseqcls.so.1").unlink(missing_ok=True)
         (folder / "libseqcls.so.1").symlink_to(SHARED)

@@ -2,7 +2,8 @@
  *
  * seqcls_fast.export.to_runtime(model, "model.sfm") writes the file of a model. A program opens it once, makes a stream
  * for each group of sequences that it follows, and feeds the streams step by step or in chunks. A sequence has the same
- * bits however it is cut, and those of the module in evaluation.
+ * bits however it is cut, and those of the module in evaluation with the same kernels. Two kernels (seqcls_open() says
+ * which there are) may differ in the last bits.
  *
  * Once a stream is made, its functions allocate nothing, take no lock and make no system call. A model may be used by
  * any number of threads at a time, a stream by one at a time. No exception leaves the library. After an error a handle
@@ -108,7 +109,8 @@ typedef struct {
 } seqcls_call;
 
 /* Runs some steps of some rows. A model that is not streamable takes whole sequences, each from its beginning.
- * After an error no row has moved. */
+ * After an error no row has moved. A model of series with a "max_length" (it stands in `about`) takes no more steps of a
+ * sequence: those beyond are not read, and change nothing. */
 SEQCLS_API seqcls_status seqcls_run(seqcls_stream* stream, const seqcls_call* call);
 
 /* The shortest call: one step of every row. x is (rows, features), out as in seqcls_call, or NULL. Models that take
@@ -119,7 +121,8 @@ SEQCLS_API seqcls_status seqcls_step(seqcls_stream* stream, const float* x, floa
 SEQCLS_API seqcls_status seqcls_reset(seqcls_stream* stream, int64_t row);
 
 /* What a row has kept of its steps, as bytes: with them it goes on in any stream of the same file, in another process
- * or on another machine with the same order of bytes too, and has the bits that it would have had here. `bytes` is what
+ * or on another machine with the same order of bytes too. It has the bits that it would have had here where the model
+ * was opened with the same kernels (`isa` in seqcls_info): on another CPU "auto" may stand for others. `bytes` is what
  * seqcls_state_bytes() says, for any row of any stream of the model; 0 for a model that needs whole sequences. */
 SEQCLS_API size_t seqcls_state_bytes(seqcls_stream* stream);
 SEQCLS_API seqcls_status seqcls_get_state(seqcls_stream* stream, int64_t row, void* state, size_t bytes);
@@ -141,7 +144,8 @@ typedef struct {
 } seqcls_texts;
 
 /* Classifies whole texts with a model that was trained on texts. It allocates memory; any number of threads may call it
- * at a time. */
+ * at a time. Of each text the model takes as many ids as the "max_length" in its `about` says: those beyond are cut off,
+ * those in `ids` too. seqcls_run() cuts no ids. */
 SEQCLS_API seqcls_status seqcls_classify(const seqcls_model* model, const seqcls_texts* texts);
 
 #if defined(__cplusplus)

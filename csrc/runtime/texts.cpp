@@ -1,5 +1,6 @@
-// The vocabulary is read in place from the file, and found by a hash table with linear probing. The sum over n-grams
-// has the order and the fused multiply-adds of torch's embedding_bag(), and so its bits.
+// The vocabulary is read in place from the file, and found in a sorted list: a file that was made to have collisions
+// in a table of hashes would take hours to open. The sum over n-grams has the order and the fused multiply-adds of
+// torch's embedding_bag(), and so its bits.
 #include "texts.h"
 
 #include <algorithm>
@@ -19,10 +20,11 @@ constexpr int64_t kUnknown = 1, kFirst = 2;  // ids: of an unknown token, and of
 constexpr char kEnd = '\xFF';                // behind each token in the file; no byte of UTF-8
 constexpr int64_t kMostCharacters = 10'000;  // of a text whose n-grams are read, as ngrams.py has it
 
-uint64_t hash_of(std::string_view token) {
-  uint64_t hash = 0xCBF29CE484222325u;
-  for (const char c : token) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return hash ^ hash >> 32;
+// The first eight bytes as a number whose order is that of the bytes.
+uint64_t start_of(std::string_view token) {
+  uint64_t start = 0;
+  for (size_t i = 0; i < 8; ++i) start = start << 8 | (i < token.size() ? static_cast<unsigned char>(token[i]) : 0u);
+  return start;
 }
 
 std::string_view first_characters(std::string_view text, int64_t most) {
@@ -52,27 +54,23 @@ void Texts::read_tokens(const FileTensor& tensor, int64_t count) {
   const auto found = std::count(at, end, kEnd);
   if (found != count || (at != end && end[-1] != kEnd))
     fail("text.tokens: expected ", count, " tokens, as the vocabulary says, but got ", found);
-  size_t size = 4;
-  while (size < 2 * static_cast<size_t>(count)) size *= 2;
-  table_.assign(size, 0);
   tokens_.reserve(static_cast<size_t>(count));
   for (const char* next = at; at < end; at = next + 1) {
     next = static_cast<const char*>(std::memchr(at, kEnd, static_cast<size_t>(end - at)));
     const std::string_view token(at, static_cast<size_t>(next - at));
     for (const char* byte = at; byte < next;)
       if (!texts::next_is_valid(byte, next)) fail("text.tokens: expected tokens in UTF-8 but got other bytes");
-    uint32_t& place = table_[place_of(token)];
-    if (place || token.empty()) fail("text.tokens: expected each token once, and none that is empty");
-    tokens_.push_back(token);
-    place = static_cast<uint32_t>(tokens_.size());
+    tokens_.push_back({start_of(token), token, kFirst + static_cast<int64_t>(tokens_.size())});
   }
+  std::sort(tokens_.begin(), tokens_.end());
+  for (size_t i = 0; i < tokens_.size(); ++i)
+    if (tokens_[i].text.empty() || (i && tokens_[i].text == tokens_[i - 1].text))
+      fail("text.tokens: expected each token once, and none that is empty");
 }
 
-// The place in the table where the index of a token is, or would be: the table has empty places.
-size_t Texts::place_of(std::string_view token) const {
-  size_t at = hash_of(token) & (table_.size() - 1);
-  while (table_[at] && tokens_[table_[at] - 1] != token) at = (at + 1) & (table_.size() - 1);
-  return at;
+int64_t Texts::id_of(std::string_view token) const {
+  const auto found = std::lower_bound(tokens_.begin(), tokens_.end(), Token{start_of(token), token, 0});
+  return found != tokens_.end() && found->text == token ? found->id : kUnknown;
 }
 
 void Texts::add_ids(std::string_view normal, std::vector<int64_t>& ids) const {
@@ -82,10 +80,7 @@ void Texts::add_ids(std::string_view normal, std::vector<int64_t>& ids) const {
     texts::split_words(normal, most, found);
   else
     texts::split_characters(normal, most, found);
-  for (const std::string_view token : found) {
-    const uint32_t index = table_[place_of(token)];
-    ids.push_back(index ? kFirst + index - 1 : kUnknown);
-  }
+  for (const std::string_view token : found) ids.push_back(id_of(token));
 }
 
 void Texts::ngrams(std::string_view normal, float* logits) const {

@@ -24,13 +24,18 @@ class Texts {
 
  private:
   void read_tokens(const FileTensor& tensor, int64_t count);
-  size_t place_of(std::string_view token) const;
+  int64_t id_of(std::string_view token) const;
 
+  struct Token {
+    uint64_t start;         // of the text, so that most pairs of tokens are told apart at once
+    std::string_view text;  // in the file
+    int64_t id;
+    bool operator<(const Token& other) const { return start != other.start ? start < other.start : text < other.text; }
+  };
   const TextPart& part_;
   const int64_t classes_;
   const float *weight_ = nullptr, *scale_ = nullptr;  // of the n-grams: (2^bits, classes) and (2^bits,)
-  std::vector<std::string_view> tokens_;              // in the file
-  std::vector<uint32_t> table_;                       // a hash table of indices of tokens_, plus 1; 0: none
+  std::vector<Token> tokens_;                         // sorted
 };
 
 }  // namespace sf::runtime

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,78 @@ def test_ids(tokenizer: str, many: list[str], tmp_path: Path) -> None:
     assert len({row.tobytes() for row in ids}) > 600
 
 
+def test_tokens_that_begin_alike(tmp_path: Path) -> None:
+    """Tokens are found by their first eight bytes, and then by all of them."""
+    words = [
+        f"{begin}{end}"
+        for begin in ("abcdefg", "abcdefgh", "abcdefghi", "\u00e4\u00f6\u00fc\u00df\u00e9")
+        for end in ("", "a", "b", "ba")
+    ]
+    estimator = sf.TextClassifier(hidden_size=3, embedding_dim=4, epochs=1, holdout=None, wide=False)
+    estimator.fit([" ".join(words), " ".join(words[::-1])] * 5, ["x", "y"] * 5)
+    to_runtime(estimator, tmp_path / "model.sfm")
+    model, asked = (
+        Model.open(tmp_path / "model.sfm", FASTEST),
+        [*words, "abcdef", "abcdefghij", "zzz", "A", "\u00e4\u00f6\u00fc"],
+    )
+    ids = [row.numpy() for row in estimator.encoder_.encode(asked).split()]
+    assert len({row.tobytes() for row in ids}) == len(words) + 1
+    assert model.predict_proba(asked).tobytes() == model.predict_proba(ids).tobytes()
+    content = (tmp_path / "model.sfm").read_bytes()
+    twice = content.replace(b"abcdefghib\xff", b"abcdefghia\xff")
+    at = content.index(b'"crc32":"') + 9
+    checksum = zlib.crc32(twice[:at] + b"0" * 8 + twice[at + 8 :])
+    (tmp_path / "twice.sfm").write_bytes(twice[:at] + b"%08x" % checksum + twice[at + 8 :])
+    with pytest.raises(ValueError, match=r"text\.tokens: expected each token once, and none that is empty"):
+        Model.open(tmp_path / "twice.sfm")
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "word"])
+def test_ids_are_cut(tokenizer: str, tmp_path: Path) -> None:
+    """Those that a program in C makes are, too."""
+    estimator = fitted(tokenizer=tokenizer, max_length=4, **({"max_vocab": 300} if tokenizer == "bpe" else {}))
+    to_runtime(estimator, tmp_path / "model.sfm")
+    long = ["a good film and a great story", "dull", "an awful film that nobody needs"]
+    expected = estimator.predict_proba(long)
+    assert Model.open(tmp_path / "model.sfm", FASTEST).predict_proba(long).tobytes() == expected.tobytes()
+    model = CModel(tmp_path / "model.sfm", FASTEST)
+    if tokenizer == "word":
+        assert model.classify(long)["probabilities"].tobytes() == expected.tobytes()
+        return
+    estimator.encoder_.max_length = None
+    rows = [row.tolist() for row in estimator.encoder_.encode(long).split()]
+    assert max(map(len, rows)) > 4
+    found = model.classify(long, [each for row in rows for each in row], [len(row) for row in rows])
+    assert found["probabilities"].tobytes() == expected.tobytes()
+
+
+def test_lengths_are_read_once(tmp_path: Path) -> None:
+    """Another thread writes to them meanwhile; what was checked is what is used."""
+    to_runtime(fitted(tokenizer="bpe", max_vocab=300, wide=False), tmp_path / "model.sfm")
+    model = CModel(tmp_path / "model.sfm", FASTEST)
+    texts, ids, lengths = ["a" * 1000] * 800, np.full(800, 3), np.ones(800, np.int64)
+    expected, done = model.classify(texts, ids, lengths)["probabilities"][0], threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            lengths[400:] = 1 << 40  # more than any call may have
+            time.sleep(1e-4)
+            lengths[400:] = 1
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    found: set[Any] = set()
+    for _ in range(30):
+        try:
+            found.add((model.classify(texts, ids, lengths)["probabilities"] == expected).all())
+        except Refused as error:
+            found.add(str(error).partition(",")[0])
+    done.set()
+    thread.join()
+    assert found <= {True, "bad argument: lengths: expected numbers from 0 on"}
+
+
 def test_a_stream_of_a_model_with_ngrams_is_refused(tmp_path: Path) -> None:
     to_runtime(fitted(bidirectional=False, pooling="last"), tmp_path / "model.sfm")
     model = Model.open(tmp_path / "model.sfm")
@@ -96,9 +171,12 @@ def test_what_is_no_text(tmp_path: Path) -> None:
     to_runtime(fitted(), tmp_path / "model.sfm")
     model, c = Model.open(tmp_path / "model.sfm"), CModel(tmp_path / "model.sfm")
     for given, kind, words in (
-        (["a", None], TypeError, r"X\[1\]: expected a string but got NoneType"),
+        (["a", None], TypeError, "X: expected strings but got None at 1"),
+        ([None, "a"], TypeError, "X: expected strings but got None at 0"),
+        (["a", 3], TypeError, "X: expected strings but got int at 1"),
+        ([3, "a"], TypeError, "X: expected strings but got int at 0"),
         (["a", "b\ud800"], ValueError, r"X\[1\]: expected Unicode text but got a lone surrogate, U\+D800, at 1"),
-        ("a text", TypeError, "X: expected a list of sequences but got str"),
+        ("a text", TypeError, "X: expected a list of texts but got str"),
     ):
         with pytest.raises(kind, match=words):
             model.predict(given)
