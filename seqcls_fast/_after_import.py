@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 __all__ = ["after_import"]
 
 
 def after_import(name: str, run: Callable[[], None]) -> None:
     """Calls ``run()`` now if the module ``name`` is imported, else once at the end of its import."""
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:  # None hides a module that is installed
         run()
     elif not any(isinstance(finder, _Finder) and (finder.name, finder.run) == (name, run) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(name, run))
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def __init__(self, name: str, run: Callable[[], None]) -> None:
         self.name, self.run = name, run
 

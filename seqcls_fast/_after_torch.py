@@ -7,7 +7,6 @@ cannot ask Python for them. ``import seqcls_fast`` must not wait for torch.
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 
 from ._after_import import after_import
 
@@ -20,6 +19,8 @@ def register_operators() -> None:
 
 
 def _register() -> None:
+    from importlib.util import find_spec
+
     if find_spec(f"{__package__}._C") is None:
         return  # there are no operators, of which the first layer will warn
     try:

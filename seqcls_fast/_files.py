@@ -3,26 +3,25 @@
 New content is written beside its target under a name that begins with a dot, flushed to the disk, and then put in the
 target's place in one step. The writer holds a lock (flock) on another file beside it, which the system releases when
 the process dies. So any unfinished content that the holder of the lock finds was left by a killed process.
+
+The runtime reads files with it, so that modules that writers alone need are imported where they are used.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import hashlib
 import json
 import os
-import platform
 import re
-import secrets
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 try:
     import fcntl
@@ -44,6 +43,8 @@ _held: set[int] = set()  # file descriptors of the locks that this process holds
 
 def digest(content: dict[str, Any]) -> str:
     """The checksum of an object of JSON."""
+    import hashlib
+
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,7 +86,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file for reading; a ValueError for a folder, a pipe or a device, without waiting for any of them."""
     try:
         handle = os.open(path, os.O_RDONLY | _flag("O_NONBLOCK") | _flag("O_CLOEXEC") | _flag("O_BINARY"))
@@ -127,6 +128,8 @@ def locked(lock: Path, target: Path, wait: bool = True) -> Iterator[bool]:
 def _acquired(lock: Path, target: Path, wait: bool) -> int | None:
     if not _HAS_LOCKS:
         return None
+    import platform
+
     while True:
         handle = _opened_lock(lock)
         _held.add(handle)
@@ -200,7 +203,7 @@ def unfinished(target: Path, wait: bool = True) -> Iterator[Path]:
             for kind in (_UNTIL_REPLACED, _REPLACED):
                 for left in _left(target, kind):
                     _remove(left)
-        fresh = _beside(target, f"{secrets.token_hex(4)}.{_UNTIL_REPLACED}")
+        fresh = _beside(target, f"{os.urandom(4).hex()}.{_UNTIL_REPLACED}")
         fresh.mkdir()
         try:
             yield fresh
@@ -219,7 +222,7 @@ def put_in_place(fresh: Path, target: Path) -> None:
     if not target.exists():
         os.rename(fresh, target)
     elif not _exchanged(fresh, target):
-        old = _beside(target, f"{secrets.token_hex(4)}.{_REPLACED}")
+        old = _beside(target, f"{os.urandom(4).hex()}.{_REPLACED}")
         os.rename(target, old)
         try:
             os.rename(fresh, target)
@@ -291,6 +294,8 @@ def _left(target: Path, kind: str) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
+    import shutil
+
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -311,6 +316,8 @@ def _renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
     """Linux's renameat2(), if the C library has it."""
     if not sys.platform.startswith("linux"):
         return None
+    import ctypes
+
     try:
         function = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):

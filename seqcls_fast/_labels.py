@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["as_array"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PLAIN", "as_array", "from_json"]
+
+PLAIN = (bool, int, float, str, type(None))  # the types of JSON that a label, or an item of a tuple, may have
 
 
 def as_array(labels: Sequence[Any]) -> NDArray[Any]:
@@ -22,3 +26,18 @@ def as_array(labels: Sequence[Any]) -> NDArray[Any]:
     for index, label in enumerate(labels):  # assigning all at once would take tuples apart
         array[index] = label
     return array
+
+
+def from_json(values: Any) -> NDArray[Any]:
+    """The labels in the JSON of a saved model or of a file of the runtime; a ValueError for other JSON."""
+
+    def decode(value: Any, inside: bool = False) -> Any:
+        if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
+            return tuple(decode(item, True) for item in value["tuple"])
+        if not isinstance(value, PLAIN) or (value is None and not inside):
+            raise ValueError(f"classes: expected numbers, strings or tuples but got {type(value).__name__}")
+        return value
+
+    if not isinstance(values, list):
+        raise ValueError(f"classes: expected a list of labels but got {type(values).__name__}")
+    return as_array([decode(value) for value in values])

@@ -5,10 +5,9 @@ What the library cannot see is checked here: that the files belong together and 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,15 @@ class NoFolderError(ValueError):
     """A folder that the runtime cannot run."""
 
 
-def file_of(folder: Path) -> tuple[bytes, dict[str, Any]]:
+def file_of(folder: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     """The bytes of the file, and the content of config.json."""
+    import hashlib
+
+    config = os.path.join(folder, CONFIG)
     try:
-        with open_regular(folder / CONFIG) as file:
+        with open_regular(config) as file:
             saved = json.loads(file.read())
-        with open_regular(folder / WEIGHTS) as file:
+        with open_regular(os.path.join(folder, WEIGHTS)) as file:
             content = file.read()
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise NoFolderError(f"expected format {FORMAT} of save() but got another")
@@ -49,10 +51,10 @@ def file_of(folder: Path) -> tuple[bytes, dict[str, Any]]:
             f"path: expected a file of to_runtime() or a folder of save() but there is no {error.filename or folder}"
         ) from None
     except NoFolderError as error:
-        raise NoFolderError(f"{folder / CONFIG}: {error}") from None
+        raise NoFolderError(f"{config}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         words = f"{type(error).__name__}: {error}"
-        raise NoFolderError(f"{folder / CONFIG}: expected what save() writes but got {words:.200}") from None
+        raise NoFolderError(f"{config}: expected what save() writes but got {words:.200}") from None
 
 
 def _tensors(content: bytes) -> Tensors:

@@ -8,19 +8,17 @@ file. What a file may hold, and what is refused, is decided in csrc/runtime/desc
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ._labels import as_array
+if TYPE_CHECKING:
+    import os
 
-__all__ = ["Tensors", "add_classifier", "as_labels", "packed_file", "tensor_of"]
+__all__ = ["Tensors", "add_classifier", "packed_file", "tensor_of"]
 
-Tensors = dict[str, NDArray[Any]]  # float32, bfloat16 as its bits in uint16, or bytes
+Tensors = dict[str, np.ndarray]  # float32, bfloat16 as its bits in uint16, or bytes
 
 VERSION = 1
 _NAMES = {"f4": "F32", "u2": "BF16", "u1": "U8"}
@@ -34,6 +32,8 @@ _LATER = {"normalize": "data", "differences": False, "time": False}  # which mod
 
 def packed_file(about: Mapping[str, Any], tensors: Tensors) -> bytes:
     """The bytes of a file."""
+    import zlib
+
     metadata = {"crc32": "0" * 8, "format": "seqcls-fast", "version": str(VERSION), "model": json.dumps(about)}
     header: dict[str, Any] = {"__metadata__": metadata}
     data, end = [], 0
@@ -59,9 +59,9 @@ def packed_file(about: Mapping[str, Any], tensors: Tensors) -> bytes:
     return b"".join([start[:at], b"%08x" % checksum, start[at + 8 :], *data])
 
 
-def tensor_of(path: Path, name: str) -> bytes:
+def tensor_of(path: str | os.PathLike[str], name: str) -> bytes:
     """The bytes of a tensor of a file that the library has opened, and so has checked."""
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         begin, end = json.loads(file.read(size))[name]["data_offsets"]
         file.seek(8 + size + begin)
@@ -100,12 +100,3 @@ def add_classifier(about: dict[str, Any], tensors: Tensors, saved: Mapping[str, 
     about["series"] |= {"mean": encoder["mean"], "scale": encoder["scale"]}
     if saved.get("convolutions") is not None:
         about["convolutions"] = saved["convolutions"]
-
-
-def as_labels(values: list[Any]) -> NDArray[Any]:
-    """The labels of the classes, as the estimator's ``classes_`` has them, from their JSON."""
-    return as_array([_label(value) for value in values])
-
-
-def _label(value: Any) -> Any:
-    return tuple(map(_label, value["tuple"])) if isinstance(value, dict) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +16,8 @@ _find_spaced = re.compile(r"\s*\S+|\s+").findall
 def normal(text: str, form: str | None, lowercase: bool) -> str:
     """A text in a form of Unicode, and then in lower case."""
     if form is not None and not text.isascii():
+        import unicodedata
+
         text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
     return text.lower() if lowercase else text
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:  # the package reads numpy.typing at no other time, as it is no small part of the start
+    from numpy.typing import ArrayLike, NDArray
 
 try:
     from . import _runtime
@@ -23,9 +26,10 @@ except ImportError as error:
         f"seqcls_fast.runtime needs its compiled module, which is missing ({error}): install with a C++17 compiler"
     )
     raise ImportError(sentence, name=error.name) from error
-from . import _texts
+from . import _labels, _texts
+from ._runtime_arguments import array, integers, numbers, whole
 from ._runtime_folder import file_of
-from ._runtime_format import as_labels, tensor_of
+from ._runtime_format import tensor_of
 
 __all__ = ["Model", "Stream"]
 
@@ -77,7 +81,7 @@ class Model:
     def __init__(self, path: str | os.PathLike[str], isa: str = "auto") -> None:
         saved = None
         if os.path.isdir(path):
-            content, saved = file_of(Path(path))
+            content, saved = file_of(path)
             self._model = _runtime.open_bytes(content, isa)
         else:
             self._model = _runtime.open(path, isa)
@@ -87,11 +91,11 @@ class Model:
         labels = self.about.get("labels")
         if labels is None and self.is_classifier:
             labels = list(range(self.outputs))
-        self.classes = None if labels is None else as_labels(labels)
+        self.classes = None if labels is None else _labels.from_json(labels)
         self._series, self._text = self.about.get("series"), self.about.get("text")
         self._byte_pairs: _texts.BytePairs | None = None
         if self._text is not None and self._text["tokenizer"] == "bpe":
-            encoder = tensor_of(Path(path), "text.encoder") if saved is None else saved["encoder"]
+            encoder = tensor_of(path, "text.encoder") if saved is None else saved["encoder"]
             try:
                 content = json.loads(encoder)
             except (ValueError, RecursionError) as error:
@@ -111,7 +115,8 @@ class Model:
 
         Args:
             X: texts, for a model that was trained on them; else sequences of any lengths: arrays ``(T, features)``, or
-                ids ``(T,)``. A series of one feature may be ``(T,)``, and None or NaN in it is a missing value.
+                ids ``(T,)``. A series of one feature may be ``(T,)``, and None or NaN in it is a missing value. As the
+                estimator does, series are checked whole, and cut at its ``max_length`` then.
         """
         return self._predicted(X)[0]
 
@@ -137,7 +142,7 @@ class Model:
         """
         if self.is_classifier:
             raise TypeError("run: expected layers without a head but got a classifier, which has predict_proba()")
-        values = np.ascontiguousarray(x, np.float32)
+        values = numbers(x, "x", np.float32)
         if values.ndim != 3 or values.shape[2] != self.features:
             raise ValueError(f"x: expected (B, T, {self.features}) but got {values.shape}")
         if not len(values):
@@ -157,7 +162,7 @@ class Model:
 
     def stream_bytes(self, rows: int = 1, steps: int = _STEPS) -> int:
         """The memory that such a stream takes, in bytes."""
-        found: int = _runtime.stream_bytes(self._model, rows, steps)
+        found: int = _runtime.stream_bytes(self._model, whole(rows, "rows"), whole(steps, "steps"))
         return found
 
     # -- prediction ---------------------------------------------------------------------------------------------------
@@ -165,11 +170,13 @@ class Model:
     def _predicted(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         if not self.is_classifier:
             raise TypeError("predict_proba: expected a classifier but got layers without a head, which have run()")
-        if isinstance(X, str | bytes | dict) or not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
-            raise TypeError(f"X: expected a list of sequences but got {type(X).__name__}")
-        probabilities, columns = np.empty((len(X), self.outputs)), np.empty(len(X), np.int64)
+        wanted = "a list of sequences" if self._text is None else "a list of texts"
+        is_list = hasattr(X, "__len__") and hasattr(X, "__getitem__") and getattr(X, "ndim", 1) > 0
+        if not is_list or isinstance(X, str | bytes | Mapping) or hasattr(X, "columns"):
+            raise TypeError(f"X: expected {wanted} but got {type(X).__name__}")
         X = list(X)
-        if self._text is not None and (not X or isinstance(X[0], str)):
+        probabilities, columns = np.empty((len(X), self.outputs)), np.empty(len(X), np.int64)
+        if self._text is not None and (not X or any(each is None or isinstance(each, str) for each in X)):
             self._classify(X, probabilities, columns)
             return probabilities, columns
         sequences = [self._sequence(each, index) for index, each in enumerate(X)]
@@ -179,7 +186,10 @@ class Model:
             for row, each in zip(x, batch, strict=True):
                 row[: len(each)] = each
             stream = self.stream(len(batch), _STEPS if self.is_streamable else max(x.shape[1], 1))
-            found = stream._run(x, lengths, None)
+            try:
+                found = stream._run(x, lengths, None)
+            except ValueError as error:
+                raise ValueError(_renumbered(error, begin)) from None
             end = begin + len(batch)
             probabilities[begin:end], columns[begin:end] = found["probabilities"], found["classes"]
         return probabilities, columns
@@ -190,7 +200,8 @@ class Model:
         normal = []
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"X[{index}]: expected a string but got {type(text).__name__}")
+                got = "None" if text is None else type(text).__name__
+                raise TypeError(f"X: expected strings but got {got} at {index}")
             if not text.isascii():
                 _texts.refuse_surrogates(text, f"X[{index}]")
             normal.append(_texts.normal(text, self._text["normalization"], self._text["lowercase"]))
@@ -204,36 +215,53 @@ class Model:
     def _sequence(self, given: Any, index: int) -> NDArray[Any]:
         """One sequence as an array in the type that the library takes."""
         if isinstance(given, str):
-            wanted = (
-                "an array of numbers, as the model was not trained on texts" if self._text is None else "ids as before"
+            raise TypeError(
+                f"X[{index}]: expected an array of numbers, as the model was not trained on texts, but got a string"
             )
-            raise TypeError(f"X[{index}]: expected {wanted}, but got a string")
-        try:
-            if self.vocabulary:
-                ids: NDArray[Any] = _integers(given, f"X[{index}]", "integers, the ids of tokens,")
-            else:
-                found = np.asarray(given)
-                if found.dtype.kind not in "fiubO":
-                    raise ValueError(f"X[{index}]: expected an array of numbers but got {found.dtype}")
-                ids = np.asarray(found, np.float32 if self._series is None else np.float64)
-        except (ValueError, TypeError, OverflowError) as error:
-            if str(error).startswith("X["):
-                raise
-            raise ValueError(f"X[{index}]: expected an array of numbers but got what numpy refuses: {error}") from None
+        if given is None or isinstance(given, Real):
+            got = "a missing value" if given is None else "a single number"
+            raise ValueError(f"X[{index}]: expected {self._shape_wanted} but got {got}")
+        ids = self._values(given, f"X[{index}]")
         if not self.vocabulary and ids.ndim == 1 and (self.features == 1 or not ids.size):
             ids = ids.reshape(-1, self.features)
         if ids.ndim == 2 and self._series is not None and self._series.get("layout") == "channels_time":
             ids = ids.T
         if ids.ndim != (1 if self.vocabulary else 2) or (ids.ndim == 2 and ids.shape[1] != self.features):
-            wanted = "ids (T,)" if self.vocabulary else f"an array (T, {self.features})"
-            raise ValueError(f"X[{index}]: expected {wanted} but got {ids.shape}")
+            raise ValueError(f"X[{index}]: expected {self._shape_wanted} but got {ids.shape}")
+        if self._series is not None:
+            self._check_beyond(ids, index)
         return ids
+
+    @property
+    def _shape_wanted(self) -> str:
+        return "ids (T,)" if self.vocabulary else f"an array (T, {self.features})"
+
+    def _values(self, given: Any, name: str) -> NDArray[Any]:
+        """Ids, or numbers, in the type that the library takes."""
+        if self.vocabulary:
+            return integers(given, name, "integers, the ids of tokens,")
+        return numbers(given, name, np.float32 if self._series is None else np.float64)
+
+    def _check_beyond(self, series: NDArray[Any], index: int) -> None:
+        """Checks the steps that the model does not take, as the estimator does; the library checks the others."""
+        assert self._series is not None
+        most = self._series["max_length"]
+        if most is None or len(series) <= most:
+            return
+        wrong, words = np.isinf(series[most:]), "a finite value but got an infinite one"
+        if not wrong.any() and self._series["missing"] == "error":
+            words = 'no missing value (NaN), which the model\'s missing="error" refuses,'
+            wrong = np.isnan(series[most:])
+        if wrong.any():
+            step, feature = np.argwhere(wrong)[0]
+            raise ValueError(f"x: expected {words} in row {index} at step {most + step}, feature {feature}")
 
 
 class Stream:
     """Sequences that grow step by step; made by :meth:`Model.stream`. One thread at a time may use it."""
 
     def __init__(self, model: Model, rows: int, steps: int) -> None:
+        rows, steps = whole(rows, "rows"), whole(steps, "steps")
         self.model, self.rows = model, rows
         self._stream = _runtime.Stream(model._model, rows, steps)
         self._step, self._shape = self._stream.step, (model.outputs,) if rows == 1 else (rows, model.outputs)
@@ -248,7 +276,7 @@ class Stream:
         out = np.empty(self._shape, np.float32)
         if self._step(x, out):  # an array of float32 that is read in place
             return out
-        values = self._values(x, "x")
+        values = self.model._values(x, "x")
         if values.shape != (self.rows, *self._width) and (self.rows > 1 or values.shape != self._width):
             raise ValueError(f"x: expected {self._wanted()} but got {values.shape}")
         found = self._run(values.reshape(self.rows, 1, *self._width), None, None)["out"]
@@ -261,7 +289,7 @@ class Stream:
             the output of layers at each step, ``(T, outputs)`` or ``(rows, T, outputs)``; the probabilities of a
             classifier after the last one, ``(outputs,)`` or ``(rows, outputs)``.
         """
-        given = self._values(chunk, "chunk")
+        given = self.model._values(chunk, "chunk")
         values = given[None] if self.rows == 1 else given
         if len(values) != self.rows or values.ndim != 2 + len(self._width) or values.shape[2:] != self._width:
             raise ValueError(f"chunk: expected {self._wanted('T, ')} but got {given.shape}")
@@ -270,14 +298,16 @@ class Stream:
 
     def reset(self, row: int | None = None) -> None:
         """Lets a row begin anew, or all of them."""
-        self._stream.reset(-1 if row is None else row)
+        if row is not None and not 0 <= (row := whole(row, "row")) < self.rows:
+            raise ValueError(f"row: expected 0 to {self.rows - 1}, or None for all rows, but got {row}")
+        self._stream.reset(-1 if row is None else row)  # which is all rows in C
 
     def get_state(self, row: int | None = None) -> NDArray[np.uint8]:
         """What a row has kept of its steps, as bytes: ``(bytes,)``; without a row that of all rows, ``(rows, bytes)``.
 
         :meth:`set_state` of any stream of the same file goes on from there, in another process too.
         """
-        rows = range(self.rows) if row is None else [row]
+        rows = range(self.rows) if row is None else [whole(row, "row")]
         found = np.empty((len(rows), self._stream.state_bytes()), np.uint8)
         for each, state in zip(rows, found, strict=True):
             self._stream.get_state(each, state)
@@ -292,19 +322,15 @@ class Stream:
         if self.model.is_streamable and given.shape != expected:
             raise ValueError(f"state: expected {expected} but got {given.shape}")
         for each, one in zip(
-            range(self.rows) if row is None else [row], given[None] if row is not None else given, strict=True
+            range(self.rows) if row is None else [whole(row, "row")],
+            given[None] if row is not None else given,
+            strict=True,
         ):
             self._stream.set_state(each, one)
 
     def _wanted(self, steps: str = "") -> str:
         rows = "" if self.rows == 1 else f"{self.rows}, "
         return f"ids ({rows}{steps[:1]})" if self.model.vocabulary else f"({rows}{steps}{self.model.features})"
-
-    def _values(self, given: ArrayLike, name: str) -> NDArray[Any]:
-        """Some steps in the type that the library takes; a number alone is an array of one."""
-        if self.model.vocabulary:
-            return _integers(given, name, "integers, the ids of tokens,")
-        return np.ascontiguousarray(given, np.float32 if self.model._series is None else np.float64)
 
     def _run(self, x: NDArray[Any], lengths: Any, resets: Any) -> dict[str, NDArray[Any]]:
         model, (count, steps) = self.model, x.shape[:2]
@@ -313,12 +339,15 @@ class Stream:
         if model.is_classifier:
             found |= {"probabilities": np.empty(shape), "classes": np.empty(count, np.int64)}
         if lengths is not None:
-            lengths = _integers(lengths, "lengths", "integers")
+            lengths = integers(lengths, "lengths", "integers")
         if resets is not None:
+            resets = array(resets, "resets", "booleans")
+            if resets.dtype.kind not in "biu":
+                raise TypeError(f"resets: expected booleans but got {resets.dtype}")
             resets = np.ascontiguousarray(resets, np.bool_)
-        for name, array, expected in (("lengths", lengths, (count,)), ("resets", resets, (count, steps))):
-            if array is not None and array.shape != expected:
-                raise ValueError(f"{name}: expected {expected} but got {array.shape}")
+        for name, given, expected in (("lengths", lengths, (count,)), ("resets", resets, (count, steps))):
+            if given is not None and given.shape != expected:
+                raise ValueError(f"{name}: expected {expected} but got {given.shape}")
         inputs = [x if x.dtype == kind else None for kind in (np.float32, np.float64, np.int64)]
         self._stream.run(
             count, steps, *inputs, lengths, resets, None, found["out"], None, found.get("probabilities"),
@@ -327,12 +356,9 @@ class Stream:
         return found
 
 
-def _integers(given: ArrayLike, name: str, expected: str) -> NDArray[np.int64]:
-    """An array of integers, or an empty one, as int64."""
-    found = np.asarray(given)
-    if found.size and found.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected {expected} but got {found.dtype}")
-    return np.ascontiguousarray(found, np.int64)
+def _renumbered(error: Exception, first: int) -> str:
+    """A message of the library about a row of a batch, with its number among all rows, whose first is ``first``."""
+    return re.sub(r" in row (\d+)", lambda row: f" in row {first + int(row[1])}", str(error))
 
 
 def _batches(sequences: list[NDArray[Any]]) -> Iterator[tuple[int, list[NDArray[Any]]]]:

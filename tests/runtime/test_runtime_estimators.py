@@ -13,6 +13,7 @@ import torch
 from c_library import FASTEST, PLAIN_SERIES, PLAIN_TEXT, Model, Refused
 
 import seqcls_fast as sf
+from seqcls_fast.cli._without_torch import open_runtime
 from seqcls_fast.export import to_runtime
 from seqcls_fast.runtime import Model as PythonModel
 from seqcls_fast.toolkit.data.series import POLICIES
@@ -85,6 +86,40 @@ def test_values_that_a_series_cannot_have(tmp_path: Path) -> None:
             stream.run(bad, double=True)
         assert error.value.sentence == f"x: expected {words} in row 1 at step 2, feature 0"
         assert stream.run(x[:, :0], double=True)["probabilities"].tobytes() == before.tobytes()  # no row has moved
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_steps_beyond_the_longest_are_checked_as_the_estimator_does(bidirectional: bool, tmp_path: Path) -> None:
+    more = {"max_length": 3, "bidirectional": bidirectional} | PLAIN_SERIES
+    estimator = sf.SeriesClassifier(hidden_size=3, epochs=1, **more).fit(*waves(count=20))
+    estimator.save(tmp_path / "saved")
+    model = PythonModel.open(tmp_path / "saved", FASTEST)
+    series = [np.zeros((6, 2)) for _ in range(70)]
+    assert model.predict_proba(series).tobytes() == estimator.predict_proba(series).tobytes()
+    for value, words in ((math.inf, "a finite value but got an infinite"), (math.nan, r"no missing value \(NaN\)")):
+        for step in (2, 3, 5):
+            series[68] = np.zeros((6, 2))
+            series[68][step, 1] = value
+            with pytest.raises(ValueError, match=rf"series\[68\]: .* at step {step}, feature 1"):
+                estimator.predict_proba(series)
+            with pytest.raises(ValueError, match=rf"x: expected {words}.* in row 68 at step {step}, feature 1"):
+                model.predict_proba(series)
+    series[68][5, 1] = 1e300  # which the estimator cuts off before it scales
+    assert model.predict_proba(series).tobytes() == estimator.predict_proba(series).tobytes()
+
+
+def test_a_model_that_was_trained_with_amp(tmp_path: Path) -> None:
+    """The runtime computes in float32 what the estimator would compute there without it."""
+    estimator = sf.SeriesClassifier(hidden_size=6, epochs=2, amp=True, **PLAIN_SERIES).fit(*waves(count=30))
+    new = waves(seed=1, count=9)[0]
+    estimator.save(tmp_path / "saved")
+    to_runtime(estimator, tmp_path / "model.sfm")
+    with_amp = estimator.predict_proba(new)
+    expected = estimator.set_params(amp=False).predict_proba(new)
+    assert (with_amp != expected).any()
+    for path in (tmp_path / "model.sfm", tmp_path / "saved"):
+        assert PythonModel.open(path, FASTEST).predict_proba(new).tobytes() == expected.tobytes()
+    assert open_runtime(str(tmp_path / "saved")) is None  # so that `seqcls-fast predict` has the estimator's results
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])

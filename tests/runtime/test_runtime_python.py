@@ -18,6 +18,7 @@ from c_library import PLAIN_SERIES, PLAIN_TEXT
 
 import seqcls_fast as sf
 from seqcls_fast import _runtime
+from seqcls_fast._runtime_format import packed_file
 from seqcls_fast.export import to_runtime
 from seqcls_fast.runtime import Model
 from support.corpora import sentences, waves
@@ -31,10 +32,13 @@ def open_model(module: Any, tmp_path: Path, dtype: str = "float32") -> Model:
 def test_nothing_of_torch_is_imported(tmp_path: Path) -> None:
     open_model(sf.SequenceClassifier(3, 8, 2), tmp_path)
     program = (
-        "import sys, seqcls_fast, numpy\n"
+        "import sys, numpy\n"
+        "before = set(sys.modules)\n"
+        "import seqcls_fast\n"
         "model = seqcls_fast.runtime.Model.open(sys.argv[1])\n"
         "model.predict([numpy.zeros((4, 3))]), model.stream().step(numpy.zeros(3))\n"
-        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules), sys.modules"
+        "slow = {'numpy.typing', 'importlib.abc', 'importlib.util', 'hashlib', 'secrets', 'shutil', 'pathlib'}\n"
+        "assert not ({'torch', 'sklearn', 'scipy'} | slow) & (set(sys.modules) - before), set(sys.modules) - before"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "model.sfm")], check=True)
 
@@ -138,7 +142,7 @@ def test_errors(tmp_path: Path) -> None:
         (lambda: layers.run(np.zeros((1, 2, 3)), [1.5]), TypeError, "lengths: expected integers but got float64"),
         (lambda: layers.run(np.zeros((1, 2, 3)), [[2]]), ValueError, r"lengths: expected \(1,\) but got \(1, 1\)"),
         (
-            lambda: layers.run(np.zeros((2, 3, 3)), None, np.zeros((3, 2))),
+            lambda: layers.run(np.zeros((2, 3, 3)), None, np.zeros((3, 2), bool)),
             ValueError,
             r"resets: expected \(2, 3\) but got \(3, 2\)",
         ),
@@ -151,7 +155,40 @@ def test_errors(tmp_path: Path) -> None:
         (lambda: layers.stream(0), ValueError, "rows: expected 1 to 1048576 but got 0"),
         (lambda: layers.stream().step(np.zeros(4)), ValueError, r"x: expected \(3\) but got \(4,\)"),
         (lambda: layers.stream(2).push(np.zeros((2, 3))), ValueError, r"chunk: expected \(2, T, 3\) but got \(2, 3\)"),
-        (lambda: layers.stream().reset(1), ValueError, "row: expected -1 to 0 but got 1"),
+        (lambda: layers.stream().reset(1), ValueError, "row: expected 0 to 0, or None for all rows, but got 1"),
+        (lambda: layers.stream(2).reset(-1), ValueError, "row: expected 0 to 1, or None for all rows, but got -1"),
+        (lambda: layers.stream().reset(0.5), TypeError, "row: expected an integer but got float"),
+        (lambda: layers.stream().reset(10**30), ValueError, "row: expected an integer of 64 bits but got a larger one"),
+        (lambda: layers.stream().get_state(10**30), ValueError, "row: expected an integer of 64 bits"),
+        (lambda: layers.stream(10**30), ValueError, "rows: expected an integer of 64 bits but got a larger one"),
+        (lambda: layers.stream(1, "2"), TypeError, "steps: expected an integer but got str"),
+        (lambda: layers.stream_bytes(1, 10**30), ValueError, "steps: expected an integer of 64 bits"),
+        (lambda: layers.run([[["1", "2", "3"]]]), ValueError, "x: expected numbers but got text"),
+        (lambda: layers.run([[[1, 2, 3j]]]), ValueError, "x: expected numbers but got complex numbers"),
+        (lambda: layers.run([[[1, 2], [3]]]), ValueError, "x: expected an array of numbers but got lists of different"),
+        (
+            lambda: layers.run([[[1, 2, 10**400]]]),
+            ValueError,
+            "x: expected numbers that float64 holds but got a larger",
+        ),
+        (
+            lambda: layers.run(np.zeros((1, 1, 3)), [10**30]),
+            ValueError,
+            "lengths: expected integers of 64 bits but got",
+        ),
+        (
+            lambda: layers.run(np.zeros((1, 1, 3)), [[1], [2, 3]]),
+            ValueError,
+            "lengths: expected integers but got lists",
+        ),
+        (lambda: layers.run(np.zeros((1, 1, 3)), None, [["no"]]), TypeError, "resets: expected booleans but got <U2"),
+        (lambda: layers.stream().push([["1", "2", "3"]]), ValueError, "chunk: expected numbers but got text"),
+        (lambda: layers.stream().push([[b"1", b"2", b"3"]]), ValueError, "chunk: expected numbers but got bytes"),
+        (lambda: layers.stream().push([[1j, 2, 3]]), ValueError, "chunk: expected numbers but got complex numbers"),
+        (lambda: layers.stream().push([[None, "2", 3]]), ValueError, "chunk: expected numbers but got str among them"),
+        (lambda: layers.stream().push([[1, 2, 10**400]]), ValueError, "chunk: expected numbers that float64 holds but"),
+        (lambda: layers.stream().step([1, 2, 10**400]), ValueError, "x: expected numbers that float64 holds but got a"),
+        (lambda: layers.stream().step("123"), ValueError, "x: expected numbers but got text"),
     ):
         with pytest.raises(kind, match=words):
             function()
@@ -162,8 +199,14 @@ def test_errors(tmp_path: Path) -> None:
         ([np.zeros((2, 4))], ValueError, r"X\[0\]: expected an array \(T, 3\) but got \(2, 4\)"),
         ([np.zeros((2, 3)), "x"], TypeError, r"X\[1\]: expected an array of numbers, as the model was not trained"),
         ("x", TypeError, "X: expected a list of sequences but got str"),
-        ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected an array of numbers but got <U"),
-        ([[[1, 2, 10**400]]], ValueError, r"X\[0\]: expected an array of numbers but got what numpy refuses"),
+        ([[[1, 2, "y"]]], ValueError, r"X\[0\]: expected numbers but got text"),
+        ([[[1, None, "2.5"]]], ValueError, r"X\[0\]: expected numbers but got str among them"),
+        ([[[1, 2, 10**400]]], ValueError, r"X\[0\]: expected numbers that float64 holds but got a larger one"),
+        ([[[1, 2, 3], [1, 2]]], ValueError, r"X\[0\]: expected an array of numbers but got lists of different sizes"),
+        ([np.zeros((1, 3)), None], ValueError, r"X\[1\]: expected an array \(T, 3\) but got a missing value"),
+        ([3], ValueError, r"X\[0\]: expected an array \(T, 3\) but got a single number"),
+        (np.array(3.0), TypeError, "X: expected a list of sequences but got ndarray"),
+        ({"a": 1}, TypeError, "X: expected a list of sequences but got dict"),
     ):  # fmt: skip
         with pytest.raises(kind, match=words):
             model.predict_proba(given)
@@ -178,6 +221,14 @@ def test_errors(tmp_path: Path) -> None:
         ids.stream().step(0.5)
     with pytest.raises(ValueError, match=r"x: expected ids \(2, \) but got \(1, 2\)"):
         ids.stream(2).step([[1, 2]])
+    for number in (2**63, 10**30):
+        with pytest.raises(
+            ValueError, match=r"X\[0\]: expected integers, the ids of tokens, of 64 bits but got a larger"
+        ):
+            ids.predict([[number]])
+    assert ids.predict([np.array([1, 2], object)]).shape == (1,)
+    with pytest.raises(ValueError, match="ids: expected 0 to 4 but got 7 in row 70 at step 0"):
+        ids.predict([[1]] * 70 + [[7]])
 
 
 def test_folders_that_save_did_not_write(tmp_path: Path) -> None:
@@ -214,6 +265,27 @@ def test_folders_that_save_did_not_write(tmp_path: Path) -> None:
     config.write_text(json.dumps(saved))
     with pytest.raises(FileNotFoundError, match=r"or a folder of save\(\) but there is no .*model.safetensors"):
         Model.open(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ['[null, "b"]', '[{"a": 1}, "b"]', '[{"tuple": 1}, "b"]', '[["a"], "b"]', '[{"tuple": [["a"]]}, "b"]'],
+)
+def test_labels_that_no_estimator_has(labels: str, tmp_path: Path) -> None:
+    to_runtime(sf.SequenceClassifier(3, 8, 2), tmp_path / "model.sfm")
+    content = (tmp_path / "model.sfm").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    about = json.loads(header["__metadata__"]["model"]) | {"labels": json.loads(labels)}
+    about["decision"] = {"temperature": 1.0}
+    tensors = {
+        name: np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    (tmp_path / "other.sfm").write_bytes(packed_file(about, tensors))
+    with pytest.raises(ValueError, match="classes: expected numbers, strings or tuples but got "):
+        Model.open(tmp_path / "other.sfm")
 
 
 def test_rows_of_length_0_are_no_rows(tmp_path: Path) -> None:
@@ -270,8 +342,13 @@ def test_what_needs_torch_says_so() -> None:
         "sys.meta_path.insert(0, Missing())\n"
         "import seqcls_fast\n"
         "assert seqcls_fast.runtime.Model\n"
-        "try:\n    seqcls_fast.GRU\nexcept ImportError as error:\n    print(error)"
+        "for name in seqcls_fast.__all__:\n"
+        "    try:\n        getattr(seqcls_fast, name)\n    except ImportError as error:\n        print(error)\n"
+        "for name in ('nn', 'ops', 'reference', 'export'):\n"
+        "    try:\n        __import__('seqcls_fast.' + name)\n    except ImportError as error:\n        print(error)"
     )
     out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    words = "seqcls_fast.GRU needs torch, which is missing here; seqcls_fast.runtime runs saved models without it\n"
-    assert out == words
+    words = " needs torch: pip install 'seqcls-fast[torch]' (seqcls_fast.runtime runs saved models without it)"
+    do_without = {"__version__", "Report", "evaluate_predictions"}
+    names = [f"seqcls_fast.{name}" for name in sf.__all__ if name not in do_without]
+    assert out.splitlines() == [name + words for name in [*names, *["This part of seqcls_fast"] * 4]]

@@ -50,6 +50,33 @@ def test_a_row_moves_to_another_stream(name: str, dtype: str, tmp_path: Path) ->
     assert there.get_state(0).tobytes() == here.get_state(2).tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_state_moves_after_any_number_of_single_steps(cell: str, dtype: str, tmp_path: Path) -> None:
+    """The short way of single steps has two places for h, which take turns."""
+    torch.manual_seed(0)
+    to_runtime(getattr(sf, cell)(2, 6, num_layers=2), tmp_path / "model.sfm", dtype)
+    model, x = Model.open(tmp_path / "model.sfm"), np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
+    expected = model.stream().push(x)
+    for before in range(5):
+        here = model.stream()
+        for step in x[:before]:
+            here.step(step)
+        state = here.get_state(0)
+        for other in range(4):
+            there = model.stream()
+            for step in x[:other]:
+                there.step(-step)
+            there.set_state(state, 0)
+            assert there.get_state(0).tobytes() == state.tobytes()
+            found = np.stack([there.step(step) for step in x[before:9]])
+            np.testing.assert_array_equal(found, expected[before:9])
+            np.testing.assert_array_equal(there.push(x[9:]), expected[9:])
+        here.step(-x[0])
+        here.set_state(state, 0)
+        np.testing.assert_array_equal(here.push(x[before:]), expected[before:])
+
+
 def test_a_state_is_of_one_model(tmp_path: Path) -> None:
     states = []
     for k in range(2):

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._labels import as_array
+from ..._labels import PLAIN, as_array, from_json
 from .._terminal import kind_of, shown
 from .columns import items, missing
 
 __all__ = ["as_array", "classes_of", "from_json", "stratified", "to_json", "to_targets", "weights_of"]
-
-_PLAIN = (bool, int, float, str, type(None))
 
 
 def as_list(y: Any, count: int | None = None, name: str = "y") -> list[Any]:
@@ -166,23 +164,10 @@ def to_json(classes: np.ndarray) -> list[Any]:
 
     def encode(label: Any) -> Any:
         label = _plain(label)
-        if type(label) in _PLAIN:
+        if type(label) in PLAIN:
             return label
         if isinstance(label, tuple):
             return {"tuple": [encode(item) for item in label]}
         raise ValueError(f"save: expected labels that are numbers, strings or tuples but got {kind_of(label)}")
 
     return [encode(label) for label in classes.tolist()]
-
-
-def from_json(values: Any) -> np.ndarray:
-    def decode(value: Any, inside: bool = False) -> Any:
-        if isinstance(value, dict) and list(value) == ["tuple"] and isinstance(value["tuple"], list):
-            return tuple(decode(item, True) for item in value["tuple"])
-        if not isinstance(value, _PLAIN) or (value is None and not inside):
-            raise ValueError(f"classes: expected numbers, strings or tuples but got {kind_of(value)}")
-        return value
-
-    if not isinstance(values, list):
-        raise ValueError(f"classes: expected a list of labels but got {kind_of(values)}")
-    return as_array([decode(value) for value in values])
