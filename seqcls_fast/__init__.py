@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._after_torch import register_operators as _register_operators
+from ._needs import without_torch as _without_torch
 from ._version import __version__ as __version__
 
 __all__ = [
@@ -70,13 +71,10 @@ _SUBMODULES = ("export", "nn", "ops", "reference", "runtime")
 def __getattr__(name: str) -> Any:
     try:
         return _loaded(name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if error.name != "torch":
             raise
-        words = (
-            f"seqcls_fast.{name} needs torch, which is missing here; seqcls_fast.runtime runs saved models without it"
-        )
-        raise ImportError(words, name="torch") from error
+        raise ImportError(_without_torch(f"seqcls_fast.{name}"), name="torch") from error
 
 
 def _loaded(name: str) -> Any:

@@ -8,6 +8,9 @@ file holds the weights in ONNX's order, so that nothing is rearranged when it is
 
 from __future__ import annotations
 
+from . import _with_torch  # noqa: F401
+
+# isort: split
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

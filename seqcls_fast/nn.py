@@ -6,6 +6,9 @@ Half of the file is docstrings: a class holds its constructor, and its forward c
 
 from __future__ import annotations
 
+from . import _with_torch  # noqa: F401
+
+# isort: split
 import torch
 from torch import Tensor, nn
 

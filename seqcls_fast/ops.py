@@ -6,6 +6,9 @@ cannot run go to torch's own layer (``_torch_layer``), and those that it cannot 
 
 from __future__ import annotations
 
+from . import _with_torch  # noqa: F401
+
+# isort: split
 import os
 import reprlib
 import threading

@@ -7,6 +7,9 @@ A product with a mask would not do, because 0 * NaN is NaN and the padding may h
 
 from __future__ import annotations
 
+from . import _with_torch  # noqa: F401
+
+# isort: split
 import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -3,9 +3,10 @@
     python tools/package_check.py [--compile]
     python tools/package_check.py --floor [ARGUMENT OF PYTEST ...]
 
-An environment sees no package of this interpreter but links to torch and what it requires, and later to what the extra
-`toolkit` declares: so a requirement that pyproject.toml leaves out is noticed, and nothing is downloaded. --floor
-(`make extras-floor`) has pip fetch the oldest versions that the extras allow, and runs the tests that need them.
+An environment sees no package of this interpreter but links to numpy, then to torch and what it requires, and later to
+what the extra `toolkit` declares: so a requirement that pyproject.toml leaves out is noticed, and nothing is
+downloaded. --floor (`make extras-floor`) has pip fetch the oldest versions that the package and its extras allow, and
+runs the tests that need them.
 """
 
 from __future__ import annotations
@@ -31,13 +32,41 @@ TESTED = ("toolkit", "export")  # the extras whose oldest versions are tested
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "expecttest")
 TESTS = ("tests/toolkit", "tests/cli", "tests/transforms/test_export_onnx.py", "tests/layers/test_oracle_onnx.py")
 TESTS_NEED = ("onnxruntime>=1.26.0", "tensorboard")  # beside TOOLS; with numpy, of which pip keeps the oldest version
+USE = ROOT / "tools/wheel_use.py"
+RUNTIME_ALONE = """
+import importlib.util, subprocess, sys
+import seqcls_fast as sf
+assert importlib.util.find_spec("torch") is None
+def sentence(of, name):
+    try:
+        exec(of)
+    except ImportError as error:
+        words = " needs torch: pip install 'seqcls-fast[torch]' (seqcls_fast.runtime runs saved models without it)"
+        assert str(error) == name + words, error
+    else:
+        raise AssertionError(f"{of}: expected an error")
+assert sf.evaluate_predictions([0, 1], [0, 1]).accuracy == 1
+for name in set(sf.__all__) - {"__version__", "Report", "evaluate_predictions"}:
+    sentence(f"sf.{name}", f"seqcls_fast.{name}")
+for name in ("nn", "ops", "reference", "export"):
+    sentence(f"import seqcls_fast.{name}", "This part of seqcls_fast")
+sf.runtime.Model
+command = [sys.executable, "-m", "seqcls_fast"]
+for line in ("train x.csv --out m", "evaluate m x.csv", "trace m x", "calibrate m x", "reproduce m", "bench", "info",
+             "export m --out x.onnx", "plan --cell gru --hidden 8"):
+    words = line.split()
+    done = subprocess.run([*command, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), (words, done)
+    assert done.stderr.startswith(f"seqcls-fast {words[0]} needs torch: pip install"), (words, done)
+    assert done.stderr.count("\\n") == 1, (words, done)
+"""
 ALONE = """
 import importlib.util, pathlib, sys
 import torch, seqcls_fast as sf
 folder = pathlib.Path(sf.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder
 assert (folder / "py.typed").exists() and (folder / "_C.pyi").exists()
-strangers = ("numpy", "sklearn", "tokenizers", "pytest", "pybind11")
+strangers = ("sklearn", "tokenizers", "pytest", "pybind11")
 assert [name for name in strangers if importlib.util.find_spec(name)] == []
 output, h_n = sf.GRU(3, 4)(torch.randn(5, 2, 3))
 output.sum().backward()
@@ -103,13 +132,14 @@ class Environment:
 
 
 def wheel_of_the_tree(folder: Path) -> Path:
-    """A wheel with the extension that was built in the tree, so that nothing is compiled once more."""
+    """A wheel with the extensions that were built in the tree, so that nothing is compiled once more."""
     package, library = ROOT / "seqcls_fast", folder / "lib"
-    built = sorted(package.glob("_C*.so"))
-    if len(built) != 1:
-        raise SystemExit(f"seqcls_fast/: expected one extension, as `make build` leaves it, but got {len(built)}")
     (library / package.name).mkdir(parents=True)
-    shutil.copy2(built[0], library / package.name)
+    for module in ("_C", "_runtime"):
+        built = sorted(package.glob(f"{module}.*.so"))
+        if len(built) != 1:
+            raise SystemExit(f"seqcls_fast/{module}: expected one, as `make build` leaves it, but got {len(built)}")
+        shutil.copy2(built[0], library / package.name)
     settings = folder / "wheel.cfg"
     settings.write_text(f"[build]\nbuild_lib = {library}\n")
     run(sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", folder, "build_py", "bdist_wheel",
@@ -137,40 +167,53 @@ def wheel_of_the_source(folder: Path, compile_it: bool) -> Path:
 
 
 def declared(folder: Path, *extras: str) -> list[Requirement]:
-    """What some extras require, by the metadata in the folder; what is installed here may be of an earlier revision."""
+    """What the package and some extras require, by the metadata in the folder; what is installed here may be of an
+    earlier revision."""
     (made,) = [*folder.glob("*.egg-info"), *folder.glob("seqcls_fast-*.dist-info")]
-    every = map(Requirement, metadata.Distribution.at(made).requires or ())
-    found = [each for each in every if each.marker and any(each.marker.evaluate({"extra": name}) for name in extras)]
-    for each in found:
-        each.marker = None
+    every = list(map(Requirement, metadata.Distribution.at(made).requires or ()))
+    chosen, found = ["", *extras], []
+    for extra in chosen:  # which grows: an extra may require another one
+        for each in every:
+            if each.name == PACKAGE and each.marker is not None and each.marker.evaluate({"extra": extra}):
+                chosen += sorted(each.extras - {*chosen})
+    for each in every:
+        if each.name != PACKAGE and (not each.marker or any(each.marker.evaluate({"extra": name}) for name in chosen)):
+            each.marker = None
+            found.append(each)
     return found
 
 
 def check_wheel(folder: Path) -> str:
-    """The tree's wheel: the package alone, then with the extra `toolkit`."""
+    """The tree's wheel: with numpy alone, then with torch, then with the extra `toolkit`."""
     folder.mkdir()
     wheel, environment = wheel_of_the_tree(folder), Environment(folder / "environment")
-    environment.link("torch")
-    environment.install("--no-index", wheel)  # pip refuses if a requirement is missing
+    alone = Environment(folder / "without torch")
+    for each, more in ((alone, ()), (environment, ("torch",))):
+        each.link("numpy", *more)
+        each.install("--no-index", wheel)  # pip refuses if a requirement is missing
     environment.check("python", "-c", ALONE, "compiled")
     environment.check(PACKAGE, "info")
+    environment.check("python", USE, folder / "models")
+    alone.check("python", USE, folder / "models")
+    alone.check("python", "-c", RUNTIME_ALONE)
     environment.link(*map(str, declared(environment.site, "toolkit")))
     environment.install("--no-index", f"{PACKAGE}[toolkit] @ {wheel.as_uri()}")
     data, model = folder / "data.csv", folder / "model"
     data.write_text("text,label\n" + "a good film,good\na dull film,bad\n" * 20)
     environment.check(PACKAGE, "train", data, "--epochs", "2", "--hidden-size", "8", "--out", model)
     environment.check(PACKAGE, "evaluate", model, data, "--html", folder / "report.html")
-    return f"{wheel.name}: the package alone, and its extra toolkit, install and work"
+    alone.check(PACKAGE, "predict", model, data, "--text", "text", "--out", folder / "labels.csv")
+    return f"{wheel.name}: with numpy alone, with torch, and with its extra toolkit, it installs and works"
 
 
 def check_source(folder: Path, compile_it: bool) -> str:
-    """The source distribution: the package alone."""
+    """The source distribution: the package with torch."""
     folder.mkdir()
     wheel, environment = wheel_of_the_source(folder, compile_it), Environment(folder / "environment")
-    environment.link("torch")
+    environment.link("numpy", "torch")
     environment.install("--no-index", wheel)
     environment.check("python", "-c", ALONE, "compiled" if compile_it else "without")
-    return f"the source distribution, as {wheel.name}: the package alone installs and works"
+    return f"the source distribution, as {wheel.name}: with torch it installs and works"
 
 
 def check_floor(folder: Path, arguments: list[str]) -> int:
@@ -178,6 +221,8 @@ def check_floor(folder: Path, arguments: list[str]) -> int:
     run(sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", folder)
     oldest = []
     for each in declared(folder, *TESTED):
+        if each.name == "torch":
+            continue  # that of this interpreter; `make torch-floor` tests the oldest
         (version,) = [part.version for part in each.specifier if part.operator in (">=", "~=")]
         oldest.append(f"{each.name}=={version}")
     print(*oldest, flush=True)

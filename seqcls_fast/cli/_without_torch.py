@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .._needs import has_torch
 from .shared import load
 
 __all__ = ["Predictor", "open_runtime"]
@@ -34,13 +35,15 @@ class Predictor:
         try:
             labels, probabilities = self._model.predict_both(X)
         except (TypeError, ValueError):
+            if not has_torch():
+                raise
             probabilities = self._estimator.predict_proba(X)
             labels = self._estimator.decide(probabilities)
         return labels.tolist(), probabilities.tolist()
 
 
 def open_runtime(folder: str) -> Predictor | None:
-    """The model, or None where the runtime cannot run it as the estimator would."""
+    """The model, or None where the runtime cannot run it as the estimator would. An error says why, without torch."""
     try:
         from ..runtime import Model
 
@@ -49,6 +52,7 @@ def open_runtime(folder: str) -> Predictor | None:
         # With amp the estimator computes in bfloat16 what the runtime computes in float32.
         if not parameters["amp"] and (device == "cpu" or (device == "auto" and not _GPU.exists())):
             return Predictor(folder, Model.open(folder))
-    except (ImportError, LookupError, OSError, TypeError, ValueError, RecursionError):
-        pass
+    except (ImportError, LookupError, OSError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError | ValueError) and not has_torch():
+            raise
     return None

@@ -18,6 +18,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
+from .._needs import without_torch
 from .._version import __version__
 from ..toolkit._terminal import MESSAGE, did_you_mean, escaped
 from .shared import UsageError, result_file, written_to
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines = traceback.format_exc().splitlines()
             print("\n".join(escaped(line, MESSAGE) for line in lines), file=sys.stderr)
         else:
-            print(_sentence(error), file=sys.stderr)
+            print(_sentence(error, arguments.command), file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # the disk may be full, which may also be the error just shown
@@ -124,7 +125,9 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, command: str) -> str:
+    if isinstance(error, ImportError) and error.name == "torch":
+        return without_torch(f"seqcls-fast {command}")
     if isinstance(error, OSError) and error.strerror:
         return f"{escaped(error.filename)}: {error.strerror}" if error.filename else error.strerror
     message = escaped(" ".join(str(error).split()), MESSAGE) or type(error).__name__

@@ -264,6 +264,29 @@ def test_torch_is_not_imported(made: SimpleNamespace) -> None:
         assert done.stdout.startswith("label,")
 
 
+def test_without_torch(made: SimpleNamespace, tmp_path: Path) -> None:
+    """What the runtime refuses is its own sentence then; the other commands say what they need."""
+    program = (
+        "import sys\nsys.modules['torch'] = None\nfrom seqcls_fast.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"series": [[1, 2], [null, 0.5]]}\n')
+    missing = (
+        'x: expected no missing value (NaN), which the model\'s missing="error" refuses, in row 0 at step 1, feature 0'
+    )
+    torch = " needs torch: pip install 'seqcls-fast[torch]' (seqcls_fast.runtime runs saved models without it)"
+    for given, sentence in (
+        (["predict", made.series_model, str(data)], missing),
+        (["predict", str(tmp_path / "none")], f"{tmp_path / 'none/config.json'}: No such file or directory"),
+        (["info"], "seqcls-fast info" + torch),
+        (["train", made.train, *made.columns, "--out", str(tmp_path / "m")], "seqcls-fast train" + torch),
+        (["export", made.model, "--out", str(tmp_path / "m.sfm")], "seqcls-fast export" + torch),
+    ):
+        command = [*RUN[:1], "-c", program, *given]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence + "\n")
+
+
 def test_a_failed_prediction_leaves_the_file_before(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,8 +15,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = "seqcls_fast"
 LAYERS = (  # from bottom to top; a folder's name stands for all that is in it
-    ("_C", "_runtime", "_after_import", "_cells", "_noise", "_version", "_files", "_texts", "_labels"),
-    ("_runtime_format",),
+    (
+        "_C",
+        "_runtime",
+        "_after_import",
+        "_cells",
+        "_noise",
+        "_version",
+        "_files",
+        "_texts",
+        "_labels",
+        "_needs",
+        "_runtime_arguments",
+    ),
+    ("_runtime_format", "_with_torch"),
     ("_runtime_folder",),
     ("_ext", "_inputs", "runtime"),
     ("reference", "_shapes", "_spec"),
