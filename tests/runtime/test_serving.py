@@ -89,19 +89,15 @@ def follow(server: Server, seed: int) -> None:
     """A stream has the outputs of a stream here, whatever other clients do."""
     stream = Model.open(server.path).stream()
     with server.stream() as socket:
-        for chunk in [*sequences(seed), "reset", *sequences(seed + 1)]:
-            if chunk == "reset":
-                stream.reset()
-                assert told(socket, chunk) == {"reset": True}
-            else:
-                assert told(socket, chunk) == {"output": stream.push(chunk).tolist()}
+        for chunk in sequences(seed):
+            assert told(socket, chunk) == {"output": stream.push(chunk).tolist()}
 
 
 def test_answers_under_load(server: Server) -> None:
     model = Model.open(server.path)
 
     def ask(seed: int) -> None:
-        found = server.post(json={"sequences": sequences(seed)})
+        found = server.post(json=sequences(seed))
         assert found.status_code == 200
         assert found.json() == {"classes": [0, 1, 2, 3], "probabilities": model.predict_proba(sequences(seed)).tolist()}
 
@@ -114,16 +110,21 @@ def test_answers_under_load(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        (b"{", 422, "body: expected JSON but got what cannot be read"),
-        (b"[" * 100_000, 422, "body: expected JSON but got what cannot be read"),
-        (b"[]", 422, 'body: expected {"sequences": [...]} with 1 to 256 of them'),
-        (b'{"sequences": []}', 422, "with 1 to 256 of them"),
-        (json.dumps({"sequences": [[[0, 0, 0]]] * 257}).encode(), 422, "with 1 to 256 of them"),
-        (json.dumps({"sequences": [[[0, 0, 0]] * 10_001]}).encode(), 422, "expected at most 10000 steps in each"),
-        (b'{"sequences": [[[1, 2]]]}', 422, "X[0]: expected an array (T, 3) but got (1, 2)"),
-        (b'{"sequences": [[[1, 2, "three"]]]}', 422, "X[0]: expected an array of numbers"),
-        (b'{"sequences": [[[1, 2, NaN]]]}', 422, "sequences: expected numbers but got NaN, or null"),
-        (b'{"sequences": [[[1, 2, null]]]}', 422, "sequences: expected numbers but got NaN, or null"),
+        (b"{", 422, "the model does not take this JSON: Expecting property name"),
+        (b"[" * 100_000, 422, "the model does not take this JSON: maximum recursion depth exceeded"),
+        (b"\xff", 422, "the model does not take this JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b"{}", 422, "expected a list of 1 to 256"),
+        (b"[]", 422, "expected a list of 1 to 256"),
+        (json.dumps([[[0, 0, 0]]] * 257).encode(), 422, "expected a list of 1 to 256"),
+        (json.dumps([[[0, 0, 0]] * 10_001]).encode(), 422, "expected at most 10000 steps or characters in each"),
+        (json.dumps(["x" * 10_001]).encode(), 422, "expected at most 10000 steps or characters in each"),
+        (b'["a text"]', 422, "X[0]: expected an array of numbers, as the model was not trained on texts"),
+        (b"[[[1, 2]]]", 422, "X[0]: expected an array (T, 3) but got (1, 2)"),
+        (b'[[[1, 2, "three"]]]', 422, "X[0]: expected numbers but got text"),
+        (b'[[[1, null, "3"]]]', 422, "X[0]: expected numbers but got str among them"),
+        (b"[[[1, 2, 1" + b"0" * 400 + b"]]]", 422, "X[0]: expected numbers that float64 holds but got a larger one"),
+        (b"[[[1, 2, NaN]]]", 422, "expected numbers but got NaN, or null"),
+        (b"[[[1, 2, null]]]", 422, "expected numbers but got NaN, or null"),
         (b" " * 4_000_001, 413, "body: expected at most 4000000 bytes"),
     ],
 )
@@ -138,19 +139,38 @@ def test_bad_messages_get_a_sentence_and_change_nothing(server: Server) -> None:
     with server.stream() as socket:
         assert told(socket, first) == {"output": stream.push(first).tolist()}
         for bad, sentence in (
-            ({}, "message: expected a list of 1 to 10000 steps"),
+            ({}, "expected a list of 1 to 10000"),
             ([[1, 2]], "chunk: expected (T, 3) but got (1, 2)"),
-            ([["a", 1, 2]], "could not convert string to float"),
+            ([["a", 1, 2]], "chunk: expected numbers but got text"),
+            (["x" * 10_001], "expected at most 10000 steps or characters in each"),
+            ([[1, None, 2]], "expected numbers but got NaN, or null"),
         ):
             assert sentence in told(socket, bad)["error"]
-        assert told(socket, last) == {"output": stream.push(last).tolist()}
-        assert "got NaN, or null; the stream begins anew" in told(socket, [[1, None, 2]])["error"]
-        stream.reset()
         assert told(socket, last) == {"output": stream.push(last).tolist()}
     with server.stream() as socket:
         socket.send(b"bytes")
         with pytest.raises(websockets.ConnectionClosed, match="expected messages of text"):
             socket.recv(60)
+
+
+def test_texts(tmp_path: Path) -> None:
+    texts = ["a good film", "a dull film"] * 20
+    model = sf.TextClassifier(hidden_size=3, embedding_dim=3, epochs=1, holdout=None).fit(texts, ["good", "dull"] * 20)
+    to_runtime(model, tmp_path / "texts.sfm")
+    other = Server(tmp_path / "texts.sfm")
+    try:
+        found = other.post(json=texts[:2]).json()
+        assert found == {"classes": ["dull", "good"], "probabilities": model.predict_proba(texts[:2]).tolist()}
+        for bad, sentence in (
+            (["x" * 10_001], "expected at most 10000 steps or characters in each"),
+            (["a", None], "X: expected strings but got None at 1"),
+            (["a", 3], "X: expected strings but got int at 1"),
+        ):
+            refused = other.post(json=bad)
+            assert refused.status_code == 422
+            assert sentence in refused.json()["detail"]
+    finally:
+        other.kill()
 
 
 def test_a_model_that_needs_whole_sequences_has_no_streams(tmp_path: Path) -> None:
@@ -159,10 +179,10 @@ def test_a_model_that_needs_whole_sequences_has_no_streams(tmp_path: Path) -> No
     try:
         with (
             other.stream() as socket,
-            pytest.raises(websockets.ConnectionClosed, match="the model needs whole sequences"),
+            pytest.raises(websockets.ConnectionClosed, match="expected a model that streams, and a free stream"),
         ):
             socket.recv(60)
-        assert other.post(json={"sequences": sequences(0)}).status_code == 200
+        assert other.post(json=sequences(0)).status_code == 200
     finally:
         other.kill()
 
@@ -175,7 +195,7 @@ def test_a_kill_ends_all_calls_and_a_new_server_goes_on(server: Server) -> None:
         try:
             while True:
                 if seed % 2:
-                    server.post(json={"sequences": sequences(seed)}).raise_for_status()
+                    server.post(json=sequences(seed)).raise_for_status()
                 else:
                     follow(server, seed)
         except (httpx.TransportError, websockets.WebSocketException, OSError) as error:
@@ -191,4 +211,4 @@ def test_a_kill_ends_all_calls_and_a_new_server_goes_on(server: Server) -> None:
     assert len(ended) == 8, ended
     server.start()
     follow(server, 3)
-    assert server.post(json={"sequences": sequences(3)}).status_code == 200
+    assert server.post(json=sequences(3)).status_code == 200
