@@ -193,7 +193,7 @@ asan: asan-build ## kernel tests on an extension with AddressSanitizer and UBSan
 # The library that these tests load is compiled with the sanitizers, the extension that they compare it with is not.
 asan-runtime: setup ## tests of the runtime, its C library with both sanitizers
 	SEQCLS_RUNTIME_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN_RUNTIMES)" $(PY) -m pytest \
-	  -p no:cacheprovider $(addprefix tests/runtime/,test_runtime_bits.py test_runtime_calls.py test_runtime_files.py) --impl base $(PYTEST)
+	  -p no:cacheprovider $(patsubst %,tests/runtime/test_runtime_%.py,bits calls files state texts) --impl base $(PYTEST)
 
 # When memory cannot be allocated, malloc() returns null and operator new (of fuzz_new.cpp) throws, as without the
 # sanitizers. New memory is filled with NaN.

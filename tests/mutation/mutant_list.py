@@ -1322,6 +1322,36 @@ RUNTIME = [
     ),
     Mutant("a state of any model", "csrc/runtime/state.cpp", "header.model != model_->file->checksum()", "false"),
     Mutant(
+        "tokens that begin alike",
+        "csrc/runtime/texts.h",
+        "start < other.start : text < other.text",
+        "start < other.start : false",
+    ),
+    Mutant(
+        "lengths that another thread changes",
+        "csrc/runtime/classify.cpp",
+        ", call.lengths = lengths.data();",
+        ";",
+    ),
+    Mutant(
+        "steps beyond the longest",
+        "seqcls_fast/runtime.py",
+        "if most is None or len(series) <= most:",
+        "if True:",
+    ),
+    Mutant(
+        "text among numbers",
+        "seqcls_fast/_runtime_arguments.py",
+        "value is not None and not isinstance(value, Real)",
+        "False",
+    ),
+    Mutant(
+        "rows from the end",
+        "seqcls_fast/runtime.py",
+        'not 0 <= (row := whole(row, "row")) < self.rows',
+        'not -1 <= (row := whole(row, "row")) < self.rows',
+    ),
+    Mutant(
         "weights of another folder",
         "seqcls_fast/_runtime_folder.py",
         'hashlib.sha256(content).hexdigest() != saved["sha256"]',
@@ -1330,8 +1360,8 @@ RUNTIME = [
     Mutant(
         "resets of any shape",
         "seqcls_fast/runtime.py",
-        "array.shape != expected",
-        "array.size != np.prod(expected)",
+        "given.shape != expected:\n                raise",
+        "given.size != np.prod(expected):\n                raise",
     ),
     Mutant(
         "the checksum is not compared",
