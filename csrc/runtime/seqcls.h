@@ -109,8 +109,8 @@ typedef struct {
 } seqcls_call;
 
 /* Runs some steps of some rows. A model that is not streamable takes whole sequences, each from its beginning.
- * After an error no row has moved. A model of series with a "max_length" (it stands in `about`) takes no more steps of a
- * sequence: those beyond are not read, and change nothing. */
+ * After an error no row has moved. A model of series with a "max_length" (it stands in `about`) takes no more steps of
+ * a sequence: those beyond are not read, and change nothing. */
 SEQCLS_API seqcls_status seqcls_run(seqcls_stream* stream, const seqcls_call* call);
 
 /* The shortest call: one step of every row. x is (rows, features), out as in seqcls_call, or NULL. Models that take
@@ -144,8 +144,8 @@ typedef struct {
 } seqcls_texts;
 
 /* Classifies whole texts with a model that was trained on texts. It allocates memory; any number of threads may call it
- * at a time. Of each text the model takes as many ids as the "max_length" in its `about` says: those beyond are cut off,
- * those in `ids` too. seqcls_run() cuts no ids. */
+ * at a time. Of each text the model takes as many ids as the "max_length" in its `about` says: those beyond are cut
+ * off, those in `ids` too. seqcls_run() cuts no ids. */
 SEQCLS_API seqcls_status seqcls_classify(const seqcls_model* model, const seqcls_texts* texts);
 
 #if defined(__cplusplus)
