@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def fitted(more: list[str] | None = None, **parameters: Any) -> Any:
     y = y + ["pos", "neg"] * (len(more or []) // 2) + ["pos"] * (len(more or []) % 2)
     small = {"hidden_size": 5, "embedding_dim": 4, "epochs": 1, "holdout": None} | parameters
     return sf.TextClassifier(**small).fit(X, y)
+
+
+@pytest.fixture(autouse=True)
+def same_kernels() -> Iterator[None]:
+    """With sanitizers the library has those of one instruction set alone."""
+    with sf.use_impl(FASTEST):
+        yield
 
 
 @pytest.fixture(scope="module")
