@@ -37,7 +37,7 @@ _compile = runpy.run_path(str(ROOT / "csrc/compile.py"))
 FLAGS, COMPILER, HAVE_COMPILER = _flags["FLAGS"], _flags["COMPILER"], _flags["HAVE_COMPILER"]
 
 CFLAGS = shlex.split(os.environ.get("CFLAGS", ""))
-COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/series", "csrc/text")
+COMPILED_ONCE = ("csrc/bindings", "csrc/cpu/host", "csrc/linear", "csrc/series", "csrc/text")
 WITH_PYTHON = "csrc/bindings/introspection.cpp"  # the one of these files that includes headers of Python
 CUDA_SOURCES = sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 # C++20 for the headers of torch; the others as CPython's own build gives them to extensions.

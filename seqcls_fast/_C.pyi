@@ -37,4 +37,16 @@ def random_convolutions(
 def known_devices() -> dict[str, dict[str, Any]]: ...
 def device_limits(device: int) -> dict[str, Any]: ...  # in builds with CUDA
 def hashed_ngrams(texts: list[str], bits: int) -> tuple[bytearray, bytearray, bytearray]: ...
+def linear_svm(
+    starts: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    costs: NDArray[np.float32],
+    features: int,
+    classes: int,
+    passes: int,
+    tolerance: float,
+    seed: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int, float]: ...
 def register_plugin(plugin: object) -> None: ...  # a capsule, see csrc/bindings/runner.h

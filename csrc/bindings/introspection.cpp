@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <string>
@@ -16,6 +18,7 @@
 #include "../core/cells.h"
 #include "../cpu/host/backend.h"
 #include "../cuda/plan.h"
+#include "../linear/linear_svm.h"
 #include "../series/random_convolutions.h"
 #include "../text/hashed_ngrams.h"
 #include "runner.h"
@@ -193,6 +196,40 @@ py::tuple hashed_ngrams_of(const py::list& texts, int bits) {
   return py::make_tuple(as_bytes(ids), as_bytes(counts), as_bytes(lengths));
 }
 
+// Fits linear support vector machines, see csrc/linear/linear_svm.h: weights (features, classes), bias (classes,), the
+// passes over the rows and the largest violation in the last one.
+py::tuple linear_svm(const Array<int64_t>& starts, const Array<int32_t>& ids, const Array<float>& values,
+                     const Array<int64_t>& targets, const Array<float>& costs, int64_t features, int64_t classes,
+                     int passes, float tolerance, uint64_t seed) {
+  const int64_t rows = targets.size(), count = ids.size();
+  if (starts.size() != rows + 1 || costs.size() != rows || values.size() != count)
+    fail("starts, costs, values: expected ", rows + 1, ", ", rows, " and ", count, " numbers but got ", starts.size(),
+         ", ", costs.size(), " and ", values.size());
+  if (starts.data()[0] != 0 || starts.data()[rows] != count ||
+      !std::is_sorted(starts.data(), starts.data() + rows + 1))
+    fail("starts: expected rising numbers from 0 to ", count, " but got others");
+  const auto is_below = [](int64_t most) { return [most](int64_t each) { return each >= 0 && each < most; }; };
+  if (features < 1 || !std::all_of(ids.data(), ids.data() + count, is_below(features)))
+    fail("ids: expected numbers from 0 to below ", features, " but got others");
+  if (classes < 1 || !std::all_of(targets.data(), targets.data() + rows, is_below(classes)))
+    fail("targets: expected numbers from 0 to below ", classes, " but got others");
+  constexpr int64_t kMost = int64_t{1} << 40;  // so that no product overflows
+  if (features > kMost / classes) fail("features: expected at most ", kMost, " weights but got more");
+  if (!std::all_of(costs.data(), costs.data() + rows, [](float each) { return each >= 0 && std::isfinite(each); }))
+    fail("costs: expected finite numbers from 0 on but got others");
+  if (!std::all_of(values.data(), values.data() + count, [](float each) { return std::isfinite(each); }))
+    fail("values: expected finite numbers but got others");
+  Array<float> weights({features, classes}), bias(classes);
+  float *const found = weights.mutable_data(), *const found_bias = bias.mutable_data();
+  const linear::Rows given{rows, starts.data(), ids.data(), values.data(), targets.data(), costs.data()};
+  linear::Done done;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    done = linear::fit_linear_svm(given, features, classes, {passes, tolerance}, seed, found, found_bias);
+  }
+  return py::make_tuple(weights, bias, done.passes, done.violation);
+}
+
 }  // namespace
 }  // namespace sf
 
@@ -265,6 +302,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("hashed_ngrams", &sf::hashed_ngrams_of, py::arg("texts"), py::arg("bits"),
         "The hashed n-grams of texts, see csrc/text/hashed_ngrams.h: ids and counts of all of them as int32, and how "
         "many each text has as int64, each as bytes.");
+  m.def("linear_svm", &sf::linear_svm, py::arg("starts"), py::arg("ids"), py::arg("values"), py::arg("targets"),
+        py::arg("costs"), py::arg("features"), py::arg("classes"), py::arg("passes"), py::arg("tolerance"),
+        py::arg("seed"), "Linear support vector machines of sparse rows; see csrc/linear/linear_svm.h.");
   m.def(
       "register_plugin",
       [](const py::object& plugin) {

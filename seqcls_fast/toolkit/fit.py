@@ -22,6 +22,7 @@ from .data import labels
 from .data.datasets import Examples
 from .data.leakage import fingerprints
 from .data.stream import Stream
+from .data.text import TextEncoder
 from .fitted import Fitted, make_model
 from .inputs import Inputs
 from .parameter_checks import check_kept, device_of, lasting_parameters
@@ -32,12 +33,13 @@ from .training.options import Options, batch_size_for, best_epoch_of, learning_r
 from .training.prepare import FitData, Known, Prepared, prepare
 from .training.resume import check_content
 from .training.scores import Wide
+from .training.svm import Machine, Mixing, add_machine, network_alone, suits
 from .training.wide import add_wide, refit
 
 __all__ = ["Shared", "fit", "partial_fit"]
 
 _RATE = 2e-3  # the learning rate of partial_fit, unless one is given
-_MANY = 1 << 14  # texts that partial_fit expects to come, for which its table of n-grams is made
+_MANY = 1 << 12  # texts that partial_fit expects to come, for which its table of n-grams is made
 
 Stop = Callable[[list[dict[str, Any]]], bool]
 
@@ -48,6 +50,7 @@ class Shared:
 
     baseline: Baseline | None = None
     wide: Wide | None = None  # of series
+    machine: Machine | None = None  # of texts
 
 
 def fit(
@@ -121,11 +124,14 @@ def _fit(
             baseline=baseline, amp=parameters["amp"], workers=parameters["workers"],
         )  # fmt: skip
 
+    machine = start is None and _suits_machine(parameters, prepared)
+    data, held = prepared.narrow() if machine else (prepared.data, prepared.held)
     try:
-        train(
-            model, prepared.data, options, device, prepared.held, history, ranks=ranks, checkpoints=checkpoints,
-            saved=None if saved is None else saved["state"], stop=stop,
-        )  # fmt: skip
+        with network_alone(model) if machine else nullcontext():
+            train(
+                model, data, options, device, held, history, ranks=ranks, checkpoints=checkpoints,
+                saved=None if saved is None else saved["state"], stop=stop,
+            )  # fmt: skip
     except KeyboardInterrupt:
         if history:
             keep(learned())
@@ -133,6 +139,11 @@ def _fit(
     finally:
         prepared.close()
     keep(learned())
+    mixing: Mixing | None = None
+    if machine:
+        shared.machine, mixing = add_machine(model, prepared, parameters, seed, ranks, fitted=shared.machine)
+        prepared.close()
+        keep(learned())
     if wide:
         shared.wide = add_wide(model, prepared, parameters, seed, ranks, shared.wide)
         prepared.close()
@@ -155,7 +166,7 @@ def _fit(
     keep(fitted)
     if prepared.held_from_all and parameters.get("refit"):
         try:
-            keep(_refitted(fitted, given, options, ranks, start))
+            keep(_refitted(fitted, given, options, ranks, start, mixing))
         except TrainingError as error:
             warnings.warn(
                 f"refit: the model without the held-out data is kept, as {error}", RuntimeWarning, stacklevel=5
@@ -172,8 +183,13 @@ def _with_held(fitted: Fitted, prepared: Prepared) -> Fitted:
     return replace(fitted, seen=seen, data=(fitted.data or {}) | {"refit": rows})
 
 
-def _refitted(fitted: Fitted, given: FitData, options: Options, ranks: Ranks, start: Fitted | None) -> Fitted:
-    """A model of all data, those that were held out included, trained for as many epochs as were best without them."""
+def _refitted(
+    fitted: Fitted, given: FitData, options: Options, ranks: Ranks, start: Fitted | None, mixing: Mixing | None
+) -> Fitted:
+    """A model of all data, those that were held out included, trained for as many epochs as were best without them.
+
+    ``mixing`` is that of the first training, in the process that writes, if its n-grams were a machine of their own.
+    """
     parameters = fitted.parameters | {"holdout": None, "patience": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first training has given them
@@ -182,11 +198,23 @@ def _refitted(fitted: Fitted, given: FitData, options: Options, ranks: Ranks, st
     device = device_of(parameters["device"])
     model = _model(fitted.inputs, parameters, prepared, options.seed, device, start)
     options = replace(options, epochs=fitted.best_epoch, patience=None, log_dir=None)
-    train(model, prepared.data, options, device, None, [], ranks=ranks)
+    machine = start is None and _suits_machine(fitted.parameters, prepared)
+    with network_alone(model) if machine else nullcontext():
+        train(model, prepared.narrow()[0] if machine else prepared.data, options, device, None, [], ranks=ranks)
+    if machine:
+        add_machine(model, prepared, parameters, options.seed, ranks, mixing)
     assert fitted.data is not None
     data = fitted.data | {"refit": len(prepared.data)}
     seen = fitted.seen | prepared.seen
     return replace(fitted, encoder=prepared.encoder, model=model, seen=seen, data=data)
+
+
+def _suits_machine(parameters: Mapping[str, Any], prepared: Prepared) -> bool:
+    """Whether the n-grams of texts are a machine of their own, or a table that is trained with the network."""
+    encoder = prepared.encoder
+    return isinstance(encoder, TextEncoder) and suits(
+        parameters, encoder.ngrams, len(prepared.data), len(prepared.classes)
+    )
 
 
 def _model(

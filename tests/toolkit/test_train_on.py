@@ -62,7 +62,7 @@ def test_batches_teach(kind: str) -> None:
 def test_n_grams_learn_too() -> None:
     clf = TextClassifier(**TEXT).partial_fit(X[:40], Y[:40], classes=CLASSES)
     before = weights(clf)["wide.weight"]
-    assert before.shape == (1 << 18, 2)  # as for 16,384 texts, not for the 40 of the first call
+    assert before.shape == (1 << 18, 2)  # as for 4,096 texts, not for the 40 of the first call
     clf.partial_fit(["zebra quagga"], ["pos"])
     changed = (weights(clf)["wide.weight"] != before).any(1)
     assert 30 < int(changed.sum()) < 60

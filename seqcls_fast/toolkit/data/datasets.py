@@ -152,6 +152,10 @@ class Streamed:
         """The same data, encoded by another encoder, in this process."""
         return Streamed(self.stream, encoder, self.classes, self.class_weight, 0, 1)
 
+    def narrow(self) -> Streamed:
+        """The same texts without their wide parts."""
+        return Streamed(self.stream, self.encoder.narrow(), self.classes, self.class_weight, self.workers, self.epochs)
+
     def __len__(self) -> int:
         return self.stream.survey().rows
 

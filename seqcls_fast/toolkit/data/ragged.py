@@ -124,6 +124,10 @@ class Ragged:
             wide = wide[rows]
         return Ragged(self.values[before.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))], lengths, wide)
 
+    def narrow(self) -> Ragged:
+        """The sequences without their wide part."""
+        return self if self.wide is None else Ragged(self.values, self.lengths)
+
     def split(self) -> list[Tensor]:
         return list(self.values.split(self.lengths.tolist()))
 

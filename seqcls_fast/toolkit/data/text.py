@@ -7,6 +7,7 @@ depend on the order of the corpus. With ``wide=True`` a text also has the hashed
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -174,12 +175,23 @@ class TextEncoder:
             lengths.append(len(row) // _ID)
         return Ragged(_as_tensor(ids), _as_tensor(lengths), bags_of(normals, self.bits) if self.wide else None)
 
+    @property
+    def ngrams(self) -> int:
+        """How many n-grams all texts have that fit() has learnt from, each counted once in a text."""
+        return int(self._frequencies.sum())
+
+    def narrow(self) -> TextEncoder:
+        """The fitted encoder without the n-grams."""
+        found = copy.copy(self)
+        found.wide, found.bits = False, 0
+        return found
+
     def choose_bits(self, classes: int, texts: int = 0) -> None:
         """Makes the ids of n-grams suit the number of texts that were learnt from, or a larger number of texts, and of
-        classes: 16 ids for a text, and a table of at most 16 million numbers."""
+        classes: 64 ids for a text, and a table of at most 16 million numbers."""
         if self.wide:
             texts = max(texts, self._texts)
-            fitting = min(4 + (texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
+            fitting = min(6 + (texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
             self.bits = max(1, fitting)
 
     def scale(self) -> torch.Tensor:

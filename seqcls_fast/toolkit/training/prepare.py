@@ -77,6 +77,18 @@ class Prepared:
         assert data is not None
         return data, encoded(self.held, self.raw[1])
 
+    def narrow(self) -> tuple[Data, Data | None]:
+        """The training data and the validation data without the wide parts of texts."""
+
+        def narrow(data: Data | None) -> Data | None:
+            if isinstance(data, Examples):
+                return replace(data, sequences=data.sequences.narrow())
+            return data.narrow() if isinstance(data, Streamed) else None
+
+        data = narrow(self.data)
+        assert data is not None
+        return data, narrow(self.held)
+
     def alone(self) -> tuple[Data, Data | None]:
         """The training data and the validation data as one process reads them, after the training."""
 
