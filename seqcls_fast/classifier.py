@@ -151,8 +151,8 @@ class SequenceClassifier(nn.Module):
         beside = _wide.logits_of(self.wide, wide, x.size(0))
         output, h_n = self._encode(x, lengths)
         pooled = self._pool(output, h_n, lengths)
-        if self.dropout:
-            pooled = dropout(pooled, self.dropout, self.training)
+        if self.dropout and self.training:
+            pooled = dropout(pooled, self.dropout)
         logits = self._logits(pooled, x, lengths)
         return logits if beside is None else logits + beside
 
@@ -228,9 +228,9 @@ class SequenceClassifier(nn.Module):
     def _embedded(self, ids: Tensor) -> Tensor:
         assert self.embedding is not None
         features: Tensor = self.embedding(ids)
-        if self.embedding_dropout:
+        if self.embedding_dropout and self.training:
             kept = features.new_ones(features.size(0), 1, features.size(2))  # the same values in each step of a row
-            features = features * dropout(kept, self.embedding_dropout, self.training)
+            features = features * dropout(kept, self.embedding_dropout)
         return features
 
     def _encode_ids(

@@ -205,8 +205,7 @@ py::tuple linear_svm(const Array<int64_t>& starts, const Array<int32_t>& ids, co
   if (starts.size() != rows + 1 || costs.size() != rows || values.size() != count)
     fail("starts, costs, values: expected ", rows + 1, ", ", rows, " and ", count, " numbers but got ", starts.size(),
          ", ", costs.size(), " and ", values.size());
-  if (starts.data()[0] != 0 || starts.data()[rows] != count ||
-      !std::is_sorted(starts.data(), starts.data() + rows + 1))
+  if (starts.data()[0] != 0 || starts.data()[rows] != count || !std::is_sorted(starts.data(), starts.data() + rows + 1))
     fail("starts: expected rising numbers from 0 to ", count, " but got others");
   const auto is_below = [](int64_t most) { return [most](int64_t each) { return each >= 0 && each < most; }; };
   if (features < 1 || !std::all_of(ids.data(), ids.data() + count, is_below(features)))

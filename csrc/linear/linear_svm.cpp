@@ -1,5 +1,5 @@
-// A dual variable for each row and class; weights are kept equal to the sum of the rows, each times its variable and its
-// sign, and follow every change of a variable.
+// A dual variable for each row and class; weights are kept equal to the sum of the rows, each times its variable and
+// its sign, and follow every change of a variable.
 #include "linear_svm.h"
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 namespace sf::linear {
 namespace {
 
+constexpr float kBias = 0.5f;  // the feature that all rows have, whose weight times this is the bias
 constexpr int64_t kWidth = 4;  // numbers that are computed together, which compilers make one instruction of
 
 // splitmix64: a sequence of random numbers.
@@ -38,7 +39,7 @@ Done fit_linear_svm(const Rows& rows, int64_t features, int64_t classes, const L
   std::fill_n(weights, features * classes, 0.0f);
   std::fill_n(bias, classes, 0.0f);
   std::vector<float> duals(static_cast<size_t>(rows.count * classes)), steps(static_cast<size_t>(classes));
-  std::vector<float> sizes(static_cast<size_t>(rows.count), 1.0f);  // squares of the lengths, that of the 1 included
+  std::vector<float> sizes(static_cast<size_t>(rows.count), kBias * kBias);  // squares of the lengths
   std::vector<int64_t> order;
   for (int64_t r = 0; r < rows.count; ++r) {
     for (int64_t i = rows.starts[r]; i < rows.starts[r + 1]; ++i)
@@ -54,7 +55,8 @@ Done fit_linear_svm(const Rows& rows, int64_t features, int64_t classes, const L
       const int64_t begin = rows.starts[r], end = rows.starts[r + 1];
       float* const scores = steps.data();  // which become the steps
       std::copy_n(bias, classes, scores);
-      for (int64_t i = begin; i < end; ++i) add_scaled(rows.values[i], weights + rows.ids[i] * classes, classes, scores);
+      for (int64_t i = begin; i < end; ++i)
+        add_scaled(rows.values[i], weights + rows.ids[i] * classes, classes, scores);
       const float slack = 0.5f / rows.costs[r], curvature = sizes[static_cast<size_t>(r)] + slack;
       float* const own = duals.data() + r * classes;
       bool moves = false;
@@ -69,7 +71,7 @@ Done fit_linear_svm(const Rows& rows, int64_t features, int64_t classes, const L
         own[k] = moved;
       }
       if (!moves) continue;
-      add_scaled(1, steps.data(), classes, bias);
+      add_scaled(kBias * kBias, steps.data(), classes, bias);
       for (int64_t i = begin; i < end; ++i)
         add_scaled(rows.values[i], steps.data(), classes, weights + rows.ids[i] * classes);
     }

@@ -1,9 +1,9 @@
 // Linear support vector machines of sparse rows, one for each class against the others: the least
-//   |w|^2 / 2 + sum over rows of cost * max(0, 1 - y (w x + b))^2, with b as one more weight, of a feature that is 1.
+//   |w|^2 / 2 + sum over rows of cost * max(0, 1 - y (w x + b))^2, where b is a half of one more weight.
 // The dual problem is solved one coordinate at a time (Hsieh et al., 2008), as LIBLINEAR does. All classes take a row
-// together, since the numbers of a feature then lie side by side. Needs neither torch nor Python. One thread does all of
-// it, so that the same rows give the same bits whatever the number of threads; seqcls_fast/toolkit/training/svm.py has
-// the same steps in numpy.
+// together, since the numbers of a feature then lie side by side. Needs neither torch nor Python. One thread does all
+// of it, so that the same rows give the same bits whatever the number of threads; seqcls_fast/toolkit/training/svm.py
+// has the same steps in numpy.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 """`train --search N`: a small random search, which stops trials that do worse than most.
 
-Trials are ranked by the whole model's value on the validation data. The baseline, and the wide part of series, are the
-same in all of them and are fitted once. The values of a trial depend on the seed, the trial's number and the
+Trials are ranked by the whole model's value on the validation data. The baseline, and the wide part, are the same
+in all of them and are fitted once. The values of a trial depend on the seed, the trial's number and the
 parameter's name alone. So a longer search begins with the trials of a shorter one, and giving one parameter does not
 change how the others are drawn.
 """
@@ -134,8 +134,8 @@ def run(
 
 
 def _held_out(estimator: Any, metric: str) -> float:
-    """The whole model's value on the validation data. The history has that of the network, to which a wide part of
-    series is added after the training."""
+    """The whole model's value on the validation data. The history has that of the network, to which a wide part is
+    added after the training."""
     from ..toolkit.ranks import current
 
     report = estimator.validation_report_

@@ -257,7 +257,8 @@ class TextClassifier(_SequenceEstimator):
         embedding_dim: width of a token's embedding.
         word_dropout: the share of the tokens that training replaces by the unknown one, which is so trained.
         wide: whether there are hashed n-grams; False leaves the recurrent encoder alone.
-        wide_dropout: the share of the n-grams that training leaves out of each text.
+        wide_dropout: the share of the n-grams that training leaves out of each text. Above 0 their table is trained
+            with the network; at 0 it is a linear support vector machine, if there are not too many texts for one.
         tokenizer: ``"word"``, ``"char"`` or ``"bpe"`` (byte pairs, learned from the texts); or the path of a
             ``tokenizer.json`` as Hugging Face's tokenizers save it, which is kept with the model.
         vectors: the file of pretrained vectors that the embedding begins with, ``embedding_dim`` numbers for a word:
@@ -271,10 +272,11 @@ class TextClassifier(_SequenceEstimator):
         weight_decay, schedule, warmup: the decay of AdamW; ``"cosine"``, ``"one_cycle"`` or ``"constant"``; the share
             of the steps in which the learning rate rises.
         max_grad_norm: gradients of a larger norm are scaled down to it; None leaves them.
-        label_smoothing: the share of each target that is spread over all classes, in training.
+        label_smoothing: the share of each target that is spread over all classes, in training of the network.
         class_weight: None, ``"balanced"`` or a dict from label to weight.
-        holdout: the share of the data that is held out to choose the best epoch, where fit() gets no ``validation`` and
-            there are 200 texts or more; None trains on all of them and keeps the last epoch.
+        holdout: the share of the data that is held out to choose the best epoch and the network's share of the logits,
+            where fit() gets no ``validation`` and there are 200 texts or more; None trains on all of them and keeps the
+            last epoch.
         refit: whether the model is then trained again on all of the data, for as many epochs as were best; not for a
             Stream.
         patience: with validation, training ends after that many epochs without a better ``metric``; None trains all.

@@ -55,7 +55,11 @@ PARAMETERS = (
     Parameter(
         "wide", bool, True, "whether hashed words, pairs of words and n-grams of characters go to the logits too", TEXT
     ),
-    Parameter("wide_dropout", float, 0.0, "share of these n-grams that is left out of each text, in training", TEXT),
+    Parameter(
+        "wide_dropout", float, 0.0,
+        "share of these n-grams that is left out of each text, in training; above 0 their table is trained with the "
+        "network, and is no linear machine of its own", TEXT,
+    ),
     Parameter(
         "tokenizer", str, "word",
         '"word", "char" or "bpe" (byte pairs, learnt from the texts), or the path of a Hugging Face tokenizer.json',
@@ -105,13 +109,14 @@ PARAMETERS = (
     Parameter("warmup", float, 0.1, "the share of the steps in which the learning rate rises"),
     Parameter("max_grad_norm", float | None, 1.0, "longer gradients are scaled down to this norm; None leaves them"),
     Parameter(
-        "label_smoothing", float, 0.0, "share of each target that is spread over all classes, in training", TEXT
+        "label_smoothing", float, 0.0,
+        "share of each target that is spread over all classes, in training of the network", TEXT,
     ),
     Parameter("class_weight", dict | str | None, None, 'None, "balanced" or an object from label to weight'),
     Parameter(
         "holdout", float | None, 0.1,
-        "share of the data that is held out to choose the best epoch, where there is no validation and there are 200 "
-        "examples or more; None trains on all and keeps the last epoch", TEXT,
+        "share of the data that is held out to choose the best epoch and the network's share of the logits, where "
+        "there is no validation and there are 200 examples or more; None trains on all and keeps the last epoch", TEXT,
     ),
     Parameter(
         "holdout", float | None, 0.2,

@@ -27,12 +27,14 @@ X, Y = sentences(0, 240)
 
 
 def test_the_table_suits_the_data() -> None:
-    few, many = TextEncoder(wide=True).fit(["a b"] * 9), TextEncoder(wide=True).fit(["a b"] * 3000)
+    texts = [f"number {k}" for k in range(3000)]
+    few, many = TextEncoder(wide=True).fit(["a b"] * 9), TextEncoder(wide=True).fit(texts)
+    assert few.ngrams == 9 * 9  # two words, their pair, and three n-grams of characters of each
     sizes = []
-    for encoder, classes in ((few, 2), (many, 2), (many, 1 << 16)):
-        encoder.choose_bits(classes)
+    for encoder, classes, to_come in ((few, 2, 0), (many, 2, 0), (many, 1 << 16, 0), (few, 2, 4096)):
+        encoder.choose_bits(classes, to_come)
         sizes.append(encoder.bits)
-    assert sizes == [10, 18, 8]
+    assert sizes == [6, 16, 8, 18]  # four for each of 9 and of 16,101 n-grams; 2^24 numbers; 64 for each of 4,096 texts
 
 
 def test_ids_are_rare_by_the_texts_learnt_from() -> None:
@@ -130,7 +132,9 @@ def test_refitted_on_all() -> None:
 
 def test_smoothed_labels_are_less_sure() -> None:
     sure, smoothed = (
-        sf.TextClassifier(**QUICK | {"epochs": 20}, wide=False, label_smoothing=share).fit(X[:100], Y[:100]).predict_proba(X[:100])
+        sf.TextClassifier(**QUICK | {"epochs": 20}, wide=False, label_smoothing=share)
+        .fit(X[:100], Y[:100])
+        .predict_proba(X[:100])
         for share in (0.0, 0.4)
     )
     assert smoothed.max(1).mean() < sure.max(1).mean() - 0.05

@@ -35,6 +35,8 @@ def bucketed(lengths: Tensor, size: int, generator: torch.Generator) -> list[Ten
 def by_length(lengths: Tensor, size: int) -> list[Tensor]:
     """The rows of each batch, for predictions: the longest first, so that a lack of memory shows at once. Batches of
     very long sequences have fewer rows."""
+    if len(lengths) == 1:  # one sequence to predict, which should take little time
+        return [torch.zeros(1, dtype=torch.int64)]
     order = lengths.argsort(descending=True, stable=True)
     batches, start = [], 0
     while start < len(order):

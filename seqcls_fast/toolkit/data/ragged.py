@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,10 @@ class Ragged:
             raise ValueError(f"wide: expected {len(self.lengths)} rows, as there are sequences, but got others")
         if int(self.lengths.sum()) != len(self.values):
             raise ValueError(f"lengths: expected a sum of {len(self.values)} but got {int(self.lengths.sum())}")
-        object.__setattr__(self, "_starts", self.lengths.cumsum(0) - self.lengths)
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        return self.lengths.cumsum(0) - self.lengths
 
     @classmethod
     def of(cls, sequences: Sequence[Any]) -> Ragged:
@@ -98,7 +102,7 @@ class Ragged:
         beyond = steps >= lengths[:, None]
         if not len(self.values):
             return self.values.new_zeros(*beyond.shape, *self.values.shape[1:]), lengths
-        index = (self._starts[rows][:, None] + steps).masked_fill_(beyond, 0)  # type: ignore[attr-defined]
+        index = (self._starts[rows][:, None] + steps).masked_fill_(beyond, 0)
         padded = self.values[index]
         padded[beyond] = 0
         return padded, lengths
@@ -116,7 +120,7 @@ class Ragged:
         """Some sequences, in that order."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         lengths = self.lengths[rows]
-        before = self._starts[rows] - (lengths.cumsum(0) - lengths)  # type: ignore[attr-defined]
+        before = self._starts[rows] - (lengths.cumsum(0) - lengths)
         wide: Any = self.wide
         if isinstance(wide, Bags):
             wide = Bags(*(part.take(rows) for part in wide))

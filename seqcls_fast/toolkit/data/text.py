@@ -187,11 +187,11 @@ class TextEncoder:
         return found
 
     def choose_bits(self, classes: int, texts: int = 0) -> None:
-        """Makes the ids of n-grams suit the number of texts that were learnt from, or a larger number of texts, and of
-        classes: 64 ids for a text, and a table of at most 16 million numbers."""
+        """Makes the ids of n-grams suit the data: four for each n-gram that was learnt from, or 64 for each of so many
+        texts that are to come; and a table of at most 16 million numbers for that many classes."""
         if self.wide:
-            texts = max(texts, self._texts)
-            fitting = min(6 + (texts - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
+            wanted = max(4 * int(np.count_nonzero(self._frequencies)), 64 * texts)
+            fitting = min((wanted - 1).bit_length(), _TABLE_BITS - (classes - 1).bit_length(), _MOST_BITS)
             self.bits = max(1, fitting)
 
     def scale(self) -> torch.Tensor:

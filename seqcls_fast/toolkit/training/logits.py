@@ -45,6 +45,8 @@ def logits_of(
         model.forget_tables()
     if not logits:
         return torch.zeros(0, model.num_classes)
+    if len(sequences) == 1:
+        return logits[0]
     found = torch.cat(logits)
     return torch.empty_like(found).index_copy_(0, torch.cat(order), found)
 

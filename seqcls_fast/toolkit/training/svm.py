@@ -32,7 +32,8 @@ from .ridge import log_losses, logit_scale
 
 __all__ = ["Machine", "Mixing", "SparseRows", "add_machine", "fit_machine", "mixing_of", "network_alone", "suits"]
 
-_COST = 1.0  # of a row that is on the wrong side, for rows of the size 1
+_COST = 2.0  # of a row that is on the wrong side, for rows of the size 1
+_BIAS = 0.5  # the feature that all rows have, whose weight times this is the bias; as in csrc/linear/linear_svm.cpp
 _PASSES, _TOLERANCE = 40, 0.05  # over the rows at most; the violation that ends them, where 1 is a margin
 _MOST_NGRAMS, _MOST_DUALS, _MOST_WORK = 1 << 24, 1 << 25, 1 << 30  # n-grams of all texts; rows and n-grams by classes
 _READ = 1024  # rows that are read at once
@@ -81,7 +82,7 @@ class SparseRows:
             torch.from_numpy(self.ids), torch.from_numpy(machine.weights), torch.from_numpy(self.starts[:-1]),
             per_sample_weights=torch.from_numpy(self.values), mode="sum",
         )  # fmt: skip
-        scores: Floats = found.double().numpy() + machine.bias
+        scores: Floats = np.add(found.double().numpy(), machine.bias)
         return scores
 
 
@@ -143,7 +144,7 @@ def _add(model: SequenceClassifier, machine: Machine, mixing: Mixing) -> None:
     model.wide.weight.copy_(torch.from_numpy(machine.weights).to(model.wide.weight) * mixing.machine)
     for parameter in model.head.parameters():
         parameter.mul_(mixing.network)
-    model.head.bias += torch.from_numpy(machine.bias).to(model.head.bias) * mixing.machine
+    model.head.bias.add_(torch.from_numpy(machine.bias).to(model.head.bias) * mixing.machine)
 
 
 def _held_out(
@@ -227,7 +228,7 @@ def _sparse(bags: Bags, scale: NDArray[np.float32], targets: Tensor, weights: Te
 
 
 def fit_machine(rows: SparseRows, ids: int, classes: int, seed: int) -> Machine:
-    """The linear support vector machine of rows, one for each class against the others; see csrc/linear/linear_svm.h."""
+    """Linear support vector machines, one for each class against the others; see csrc/linear/linear_svm.h."""
     costs, key = rows.weights * np.float32(_COST), seed_of(seed, "machine")
     given = (rows.starts, rows.ids, rows.values, rows.targets, costs, ids, classes, _PASSES, _TOLERANCE, key)
     weights, bias, _, _ = _fitted_by_numpy(*given) if C is None else C.linear_svm(*given)
@@ -241,7 +242,7 @@ def _fitted_by_numpy(
     """The steps of csrc/linear/linear_svm.cpp, where the extension is not there; with sums in another order."""
     weights, bias = np.zeros((features, classes), np.float32), np.zeros(classes, np.float32)
     duals, order = np.zeros((len(targets), classes), np.float32), np.flatnonzero(costs > 0)
-    generator, violation, done = np.random.default_rng(seed), 0.0, 0
+    generator, violation, done, square = np.random.default_rng(seed), 0.0, 0, np.float32(_BIAS**2)
     signs = np.where(targets[:, None] == np.arange(classes), np.float32(1), np.float32(-1))
     while done < passes:
         violation = 0.0
@@ -251,11 +252,11 @@ def _fitted_by_numpy(
             slack, dual = np.float32(0.5) / costs[row], duals[row]
             slope = signs[row] * (x @ weights[own] + bias) - 1 + slack * dual
             violation = max(violation, float(np.where(dual > 0, np.abs(slope), np.maximum(0, -slope)).max()))
-            moved = np.maximum(0, dual - slope / (x @ x + 1 + slack))
+            moved = np.maximum(0, dual - slope / (x @ x + square + slack))
             step = signs[row] * (moved - dual)
             duals[row] = moved
             weights[own] += x[:, None] * step
-            bias += step
+            bias += square * step
         done += 1
         if violation <= tolerance:
             break
