@@ -1191,6 +1191,41 @@ SCALE_MUTANTS = [
 ]
 
 QUALITY_MUTANTS = [
+    Mutant("trials fit a machine each", TOOLKIT + "fit.py", "fitted=shared.machine)", "fitted=None)"),
+    Mutant(
+        "a refit with shares of its own", TOOLKIT + "fit.py", "options.seed, ranks, mixing)", "options.seed, ranks)"
+    ),
+    Mutant(
+        "n-grams in the training of the network",
+        TOOLKIT + "fit.py",
+        "prepared.narrow() if machine",
+        "prepared.narrow() if False and machine",
+    ),
+    Mutant(
+        "a machine without costs",
+        TOOLKIT + "training/svm.py",
+        "rows.weights * np.float32(_COST)",
+        "0 * rows.weights + np.float32(_COST)",
+    ),
+    Mutant("the bias of the machine lost", TOOLKIT + "training/svm.py", "model.head.bias.add_(", "str("),
+    Mutant(
+        "a share that chance has chosen",
+        TOOLKIT + "training/svm.py",
+        "found[near.index(True)]",
+        "found[-1 - near[::-1].index(True)]",
+    ),
+    Mutant(
+        "duals without a bound",
+        "csrc/linear/linear_svm.cpp",
+        "std::max(0.0f, own[k] - slope / curvature)",
+        "own[k] - slope / curvature",
+    ),
+    Mutant(
+        "a bias that is not regularised alike",
+        "csrc/linear/linear_svm.cpp",
+        "add_scaled(kBias * kBias,",
+        "add_scaled(kBias,",
+    ),
     Mutant("rows that are not left out", TOOLKIT + "training/ridge.py", "wanted - missed\n", "wanted - missed * 0\n"),
     Mutant(
         "few rows choose the share", TOOLKIT + "training/wide.py", "if len(targets) < _ENOUGH:", "if not len(targets):"

@@ -39,7 +39,8 @@ _MOST_NGRAMS, _MOST_DUALS, _MOST_WORK = 1 << 24, 1 << 25, 1 << 30  # n-grams of 
 _READ = 1024  # rows that are read at once
 _AT_ONCE = 256  # rows whose logits are computed at once
 _FOLDS = 3  # parts of the rows that are left out in turns, where no data are held out
-_SHARES = tuple(k / 10 for k in range(11))  # of the network, once both parts are scaled to be logits
+# Of the network, once both parts are scaled to be logits. It always has one, so that the model can be trained on.
+_SHARES = tuple(k / 10 for k in range(1, 11))
 _USUAL = 0.2  # the share that is taken where no data are held out
 
 Floats = NDArray[np.float64]
@@ -182,15 +183,19 @@ def _left_out(rows: SparseRows, ids: int, classes: int, seed: int) -> Mixing:
 
 
 def mixing_of(network: Floats, scores: Floats, targets: NDArray[np.int64]) -> Mixing:
-    """The mixing with the least log loss. Both parts are first scaled to be logits, so that shares compare."""
+    """The mixing with the least share of the network of those whose log loss may be the least but for chance: the
+    network finds rare classes less well. Both parts are first scaled to be logits, so that shares compare."""
     scales = logit_scale(scores, targets), logit_scale(network, targets)
-    found = []
+    losses, found = [], []
     for share in _SHARES:
         mixed = (1 - share) * scales[0] * scores + share * scales[1] * network
         scale = logit_scale(mixed, targets)
-        loss = float(log_losses(scale * mixed, targets).mean())
-        found.append((loss, Mixing(scale * (1 - share) * scales[0], scale * share * scales[1])))
-    return min(found)[1]
+        losses.append(log_losses(scale * mixed, targets))
+        found.append(Mixing(scale * (1 - share) * scales[0], scale * share * scales[1]))
+    best = losses[int(np.argmin([each.mean() for each in losses]))]
+    more = [each - best for each in losses]
+    near = [each.mean() <= 2 * each.std() / np.sqrt(len(each)) for each in more]
+    return found[near.index(True)]
 
 
 # -- the rows ---------------------------------------------------------------------------------------------------------
