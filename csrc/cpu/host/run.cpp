@@ -158,7 +158,8 @@ void run_sum_rows(const Kernels& kernels, const RowSums& s) {
   for (int64_t sample = 0; sample < s.samples; ++sample) {
     for (int64_t i = 0; i < s.rows; ++i)
       rows[static_cast<size_t>(i)] = s.from + (sample * s.rows + i) * s.from_stride * size_of(s.from_dtype);
-    kernels.sum_rows(s.from_dtype, s.to_dtype, s.width, rows.data(), s.rows, s.to + sample * s.to_stride * size_of(s.to_dtype));
+    kernels.sum_rows(s.from_dtype, s.to_dtype, s.width, rows.data(), s.rows,
+                     s.to + sample * s.to_stride * size_of(s.to_dtype));
   }
 }
 
