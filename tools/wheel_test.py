@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +26,12 @@ OPTIONAL = ("onnx", "onnxscript", "onnxruntime")  # for some tests
 def fits(wheel: Path) -> bool:
     """Whether a wheel is for the running Python."""
     return wheel.name.split("-")[2] == f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+def has_entry(wheel: Path, release: str) -> bool:
+    """Whether a wheel has an eager entry for a release of torch."""
+    with zipfile.ZipFile(wheel) as file:
+        return any(name.startswith(f"seqcls_fast/_eager_{release.replace('.', '_')}.") for name in file.namelist())
 
 
 def try_out(wheel: Path, folder: Path, tests: list[str]) -> int:
@@ -41,6 +49,9 @@ def try_out(wheel: Path, folder: Path, tests: list[str]) -> int:
         commands = [[python, ROOT / "tools/wheel_use.py", folder]]
         if has_torch and tests:
             pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", settings, "--rootdir", ROOT]
+            if not has_entry(wheel, metadata.version("torch").split("+")[0]):  # calls run in Python
+                pytest += ["--entry", "python"]
+                tests = [file for file in tests if Path(file).name != "test_eager.py"]
             commands.append([python, *pytest, *tests])
         for command in commands:
             variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -150,6 +150,11 @@ def test_only_the_wheel_of_this_version_is_taken(tmp_path: Path) -> None:
         wheels.wheel_of(HERE, tmp_path / "empty")
 
 
+def test_a_wheel_has_entries_for_some_torch(tmp_path: Path) -> None:
+    wheel = made(tmp_path, "_C", "_eager_2_13_0")
+    assert [release for release in ("2.12.1", "2.13", "2.13.0") if wheel_test.has_entry(wheel, release)] == ["2.13.0"]
+
+
 def test_a_program_prints_its_sentence_alone() -> None:
     command = [sys.executable, ROOT / "tools/wheels.py", "repair", "none.whl"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
