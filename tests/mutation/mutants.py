@@ -39,6 +39,8 @@ SUITES = {  # the tests that must notice a mutant: those of the first key with w
     "csrc/bindings/head": ("test_head.py",),
     "seqcls_fast/toolkit/training/ridge.py": ("test_series_wide.py",),
     "seqcls_fast/toolkit/training/wide.py": ("test_series_wide.py", "test_search.py"),
+    "seqcls_fast/toolkit/training/svm.py": ("test_svm.py",),
+    "csrc/linear": ("test_svm.py",),
     "seqcls_fast/toolkit/data/vectors.py": ("test_vectors.py",),
     "seqcls_fast/toolkit/data/tokenizer_file.py": ("test_tokenizer_file.py",),
     "seqcls_fast/toolkit/data/channels.py": ("test_series_channels.py",),

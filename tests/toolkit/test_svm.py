@@ -165,6 +165,8 @@ def test_the_network_is_that_of_a_training_without_n_grams() -> None:
             assert torch.equal(both.model_.state_dict()[name], tensor), name
     share = (both.model_.head.weight / alone.model_.head.weight).flatten()
     torch.testing.assert_close(share, share[:1].expand_as(share))
+    all_rows = [sf.TextClassifier(**QUICK, wide=wide).fit(X, Y).model_.head.weight for wide in (True, False)]
+    torch.testing.assert_close((all_rows[0] / all_rows[1]).flatten(), share)  # a refit has the same shares
     assert both.history_[0]["val_loss"] == alone.history_[0]["val_loss"]
     assert float(both.model_.wide.weight.detach().abs().max()) > 0
     assert np.argmax(logits(both, X), 1).tolist() == [both.classes_.tolist().index(y) for y in Y]
