@@ -109,8 +109,7 @@ class _SequenceEstimator(ClassifierMixin, BaseEstimator):
         Args:
             X, y: sequences and their labels, or the ``pathlib.Path`` of a file with both; not a Stream.
             classes: all labels that may ever come; needed in the first call alone.
-            sample_weight: the weight of each sequence, beside the others of this call. The same holds for
-                ``class_weight``, which so changes nothing in a call with sequences of one class.
+            sample_weight: the weight of each sequence, relative to the others of this call; so is ``class_weight``.
 
         Example::
 

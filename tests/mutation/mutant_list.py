@@ -302,6 +302,8 @@ PYTHON = [
 CELLS = "csrc/core/cells.h"
 FORWARD = "csrc/cpu/kernels/forward.h"
 BACKWARD = "csrc/cpu/kernels/backward.h"
+FORWARD_TILES = "csrc/cpu/kernels/forward_tiles.h"
+BACKWARD_TILES = "csrc/cpu/kernels/backward_tiles.h"
 ROW_FORWARD = "csrc/cpu/kernels/row_forward.h"
 ROW_BACKWARD = "csrc/cpu/kernels/row_backward.h"
 ROW_PARTS = "csrc/cpu/kernels/row_parts.h"
@@ -439,7 +441,7 @@ COMPILED = [
     ),
     Mutant(
         "tail mask one lane short",
-        FORWARD,
+        FORWARD_TILES,
         "n = static_cast<int>(s.H - unit);",
         "n = static_cast<int>(s.H - unit - 1);",
     ),
@@ -452,7 +454,12 @@ COMPILED = [
     Mutant("h not rounded between steps (C++)", FORWARD, "if (dtype_of<E>() != layer_.dtype) {", "if (false) {"),
     Mutant("relu drops NaN", VECTORS, "select(x < 0, FloatVec{}, x)", "select(x > 0, x, FloatVec{})"),
     Mutant("c_prev of the wrong step", BACKWARD, "row_of(saved, t_prev, b) + c_slot", "row_of(saved, t, b) + c_slot"),
-    Mutant("product of a neighbour for fresh rows", BACKWARD, "if (s.fresh && s.fresh[row]) d_h =", "if (false) d_h ="),
+    Mutant(
+        "product of a neighbour for fresh rows",
+        BACKWARD_TILES,
+        "if (s.fresh && s.fresh[row]) d_h =",
+        "if (false) d_h =",
+    ),
     Mutant("d_h_n at every step", BACKWARD, "joins && d_h_n_.rows.data", "d_h_n_.rows.data"),
     Mutant("d_h0 without the carry", BACKWARD, "row[u] += carry[u];", "row[u] += 0;"),
     Mutant(
@@ -558,24 +565,26 @@ TILED = [
     ),
     Mutant(
         "tiles: state's gates in the input's slots",
-        FORWARD,
+        FORWARD_TILES,
         "add(HiddenSlotOfGate<Cell>{}, s.staged_h,",
         "add(SlotOfGate{}, s.staged_h,",
     ),
     Mutant(
         "tiles: start of the first row",
-        FORWARD,
+        FORWARD_TILES,
         "const float* const start = s.start[row + m]",
         "const float* const start = s.start[row]",
     ),
-    Mutant("tiles: the last gate of the backward alone", BACKWARD, "i == 0);", "true);"),
+    Mutant("tiles: the last gate of the backward alone", BACKWARD_TILES, "i == 0);", "true);"),
     Mutant(
         "tiles: one gate for all",
-        BACKWARD,
+        BACKWARD_TILES,
         "stage(s.a, s.rows, s.segment[i], s.K,",
         "stage(s.a, s.rows, s.segment[0], s.K,",
     ),
-    Mutant("tiles: sums of a step without product", BACKWARD, "i < 2 * kTileRows * stride && !s.segments;", "false;"),
+    Mutant(
+        "tiles: sums of a step without product", BACKWARD_TILES, "i < 2 * kTileRows * stride && !s.segments;", "false;"
+    ),
     Mutant(
         "tiles: d_x of the last direction", INPUTS, "blocks, sums, stride, d == 0);", "blocks, sums, stride, true);"
     ),
@@ -1093,7 +1102,7 @@ SCALE_MUTANTS = [
         '"threshold": None,',
     ),
     Mutant("trials alike", "seqcls_fast/cli/search.py", "{chosen['seed']} {number} {name}", "{chosen['seed']} {name}"),
-    Mutant("what is given is searched", "seqcls_fast/cli/search.py", " and name not in asked.given]", "]"),
+    Mutant("what is given is searched", "seqcls_fast/cli/search.py", " and name not in fixed]", "]"),
     Mutant("stopped in the first epoch", "seqcls_fast/cli/search.py", "3 * epoch < self.epochs or ", ""),
     Mutant(
         "the last for the best",

@@ -105,7 +105,8 @@ def test_one_writer(run: tuple[Path, dict[str, Any], str]) -> None:
     assert stderr.count("epoch   1/5") == 1
     first, second = told["estimator"]
     assert first["weights"] == second["weights"]
-    assert first["report"]["accuracy"] == first["accuracy"] == second["accuracy"]
+    assert first["accuracy"] == second["accuracy"]  # of the network alone; the report is of the whole model
+    assert first["report"]["accuracy"] >= first["accuracy"]
     assert first["report"]["examples"] == 20
     assert second["report"] is None
     assert first["ranks"] == 2
