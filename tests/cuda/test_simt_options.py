@@ -80,6 +80,8 @@ def runs() -> list[Run]:
         chosen += [Run(f"simt-{regime}-full", Case(cell, **wide)) for regime in regimes_of(cell)[1:]]
         chosen.append(Run("simt-auto-crowded", Case(cell, T=9, lengths="zeros", noise="all", **busy)))
     chosen += [Run("simt-grid", Case("lstm", T=6, B=99, I=2, H=33, resets="some", layout="batch_first", learnt=True))]
+    for cell in OF_ROWS:  # a block has two tiles, and so a second product or a meeting behind that of the first
+        chosen.append(Run("simt-onchip", Case(cell, T=4, B=19, I=3, H=7, directions=2, lengths="zeros")))
     # a row wider than a block of threads
     chosen += [Run("simt-stepwise", Case(c, T=2, B=2, I=2, H=300)) for c in BUILT_IN if c.endswith("_norm")]
     return [run for run in chosen if run.case.valid]
