@@ -81,6 +81,7 @@ INTEGERS = [
     ("mul.wide.s32 %rd8, -3, 1073741824; shr.s64 %rd8, %rd8, 30; cvt.u32.u64 %r9, %rd8;", -3),
     ("mul.wide.u32 %rd8, -3, 4; shr.u64 %rd8, %rd8, 32; cvt.u32.u64 %r9, %rd8;", 3),
     ("mov.u16 %rs1, 300; mov.u16 %rs2, 300; mul.wide.u16 %r9, %rs1, %rs2;", 90000),
+    ("mul.hi.s32 %r9, -1000000000, 7;", -2),
     ("mul.lo.s64 %rd8, -5, 6; cvt.u32.u64 %r9, %rd8;", -30),
     ("div.s32 %r9, -7, 2;", -3),
     ("div.u32 %r9, -7, 2;", 2**31 - 4),

@@ -26,7 +26,10 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            file.extractall(folder, filter="data")
+        else:  # Python 3.11.3 and earlier
+            file.extractall(folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 

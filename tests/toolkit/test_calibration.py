@@ -328,7 +328,7 @@ def test_saved_and_loaded_to_the_bit(model: sf.TextClassifier, tmp_path: Path) -
     found, expected = (each.evaluate(*TEST).to_dict() for each in (loaded, model))
     assert found | {"about": None} == expected | {"about": None}  # which has the time
     card = (tmp_path / store.CARD).read_text()
-    assert f"{model.temperature_:.3g}" in card
+    assert f"{model.temperature_:.4g}" in card
     assert "green" in card
 
 

@@ -54,7 +54,7 @@ def test_learns_short_sentences(seed: int) -> None:
     assert model.fit(X, y).score(X, y) == 1.0
     assert model.score(*sentences(seed + 100)) > 0.9
     assert [record["epoch"] for record in model.history_] == list(range(1, 21))
-    assert model.history_[-1]["loss"] < model.history_[0]["loss"] / 10
+    assert model.history_[-1]["loss"] < model.history_[0]["loss"] / 2  # of the network alone
 
 
 @pytest.mark.parametrize("tokenizer", ["word", "char", "bpe"])
@@ -239,7 +239,7 @@ def test_what_weights_are() -> None:
 def test_validation_keeps_the_best_epoch_and_stops() -> None:
     X, y = sentences()
     other = sentences(50, 40)
-    model = text(epochs=40, hidden_size=16, patience=3, metric="accuracy", learning_rate=0.01)
+    model = text(epochs=40, hidden_size=16, patience=3, metric="accuracy", learning_rate=0.01, wide=False)
     model.fit(X, y, validation=other)
     best = max(model.history_, key=lambda record: record["val_accuracy"])
     assert len(model.history_) == best["epoch"] + 3 < 40
@@ -688,7 +688,7 @@ def test_unhashable_inside_a_tuple() -> None:
 
 def test_the_best_epoch_s_figures_are_told() -> None:
     X, y = sentences()
-    model = text(epochs=30, learning_rate=0.05, metric="accuracy").fit(X, y, validation=sentences(9, 40))
+    model = text(epochs=30, learning_rate=0.05, metric="accuracy", wide=False).fit(X, y, validation=sentences(9, 40))
     best = max(model.history_, key=lambda record: record["val_accuracy"])
     assert model.best_epoch_ == best["epoch"] < 30
     kept = model.evaluate(*sentences(9, 40)).to_dict()["log_loss"]

@@ -184,6 +184,7 @@ struct FromInteger {
 };
 struct HighHalf {  // of the product
   static int64_t of(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<__int128>(a) * b >> 64); }
+  static int32_t of(int32_t a, int32_t b) { return static_cast<int32_t>(int64_t{a} * b >> 32); }
 };
 struct Narrow {
   static float of(double a) { return static_cast<float>(a); }

@@ -130,7 +130,8 @@ Run product(const Words& words, const std::string& type) {
       return nullptr;
     });
   if (type[0] == 'f') return adds || has(words, "wide") ? nullptr : binary_float<Mul>(type);
-  if (has(words, "hi") && !adds) return type == "s64" ? Map<HighHalf, int64_t, int64_t, int64_t>::run : nullptr;
+  if (has(words, "hi") && !adds && type == "s64") return Map<HighHalf, int64_t, int64_t, int64_t>::run;
+  if (has(words, "hi") && !adds && type == "s32") return Map<HighHalf, int32_t, int32_t, int32_t>::run;
   if (!has(words, "lo")) return nullptr;
   return for_bits(type, [&](auto t) -> Run {
     using T = decltype(t);
