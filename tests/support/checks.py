@@ -208,8 +208,8 @@ def _in_float64(case: Case, inputs: Named) -> Named:
 @lru_cache(maxsize=2)
 def sensitivity(case: Case) -> dict[str, float]:
     """How much a tensor changes where every input changes by its own size, to first order. A norm divides by what is
-    left of sums when their mean is taken off, so rounding its inputs can change its results by more than their size. The
-    same holds for a relu in 16 bits, whose weights have one sign in each row (:func:`support.cases.build`): of a
+    left of sums when their mean is taken off, so rounding its inputs can change its results by more than their size.
+    The same holds for a relu in 16 bits, whose weights have one sign in each row (:func:`support.cases.build`): of a
     gradient of mixed signs its sums may leave a thousandth."""
     one_sign = case.cell.startswith("rnn_relu") and case.dtype in ROUNDED
     if not case.cell.endswith("_layer_norm") and not one_sign:
