@@ -73,12 +73,10 @@ class TrainOptions:
     @property
     def files(self) -> list[str]:
         """The files that parameters name, where they are there; fit() says what is wrong with others."""
-        from ..toolkit.data.vectors import words_beside
+        from ..toolkit.data.vectors import with_words
 
-        vectors = self.parameters.get("vectors")
-        named = [vectors, self.parameters.get("tokenizer")]
-        if isinstance(vectors, str) and vectors.lower().endswith(".npy"):
-            named.append(str(words_beside(vectors)))
+        vectors, tokenizer = (self.parameters.get(name) for name in ("vectors", "tokenizer"))
+        named = [*(with_words(vectors) if isinstance(vectors, str) else []), tokenizer]
         return [path for path in named if isinstance(path, str) and Path(path).suffix and os.path.isfile(path)]
 
     def replace(self, **fields: Any) -> TrainOptions:

@@ -324,9 +324,8 @@ def test_the_best_is_saved_as_if_trained_alone(data: str, searched: Path, tmp_pa
     assert table["saved"] == table["trials"][0]["trial"]
     complete = [row["val_loss"] for row in table["trials"] if row["ended"] != "stopped"]
     assert complete == sorted(complete)
-    assert [row["ended"] == "stopped" for row in table["trials"]] == sorted(
-        row["ended"] == "stopped" for row in table["trials"]
-    )
+    stopped = [row["ended"] == "stopped" for row in table["trials"]]
+    assert stopped == sorted(stopped)
     assert not any({"hidden_size", "embedding_dim", "num_layers"} & set(row["settings"]) for row in table["trials"])
     model = sf.TextClassifier.load(searched)
     assert model.validation_report_["log_loss"] == complete[0]

@@ -19,7 +19,7 @@ from ..._files import open_regular
 from .._terminal import escaped, shown
 from .errors import DataError
 
-__all__ = ["SUFFIXES", "check_vectors", "read_vectors", "words_beside"]
+__all__ = ["SUFFIXES", "check_vectors", "read_vectors", "with_words"]
 
 SUFFIXES = (".vec", ".txt", ".npy")
 _WORDS = ".words"  # the suffix of the list of words beside an array
@@ -84,9 +84,13 @@ def check_vectors(path: Name, width: int) -> None:
         return
 
 
-def words_beside(path: Name) -> Path:
-    """The file with the words of an array of vectors."""
-    return Path(path).with_suffix(_WORDS)
+def with_words(path: str) -> list[str]:
+    """The files that vectors are read from: the one named, and the words beside an array."""
+    return [path, str(Path(path).with_suffix(_WORDS))] if _is_array(path) else [path]
+
+
+def _is_array(path: Name) -> bool:
+    return Path(path).suffix.lower() == ".npy"
 
 
 def _rows(path: Name, width: int) -> Iterator[tuple[str, str, Any]]:
@@ -95,7 +99,7 @@ def _rows(path: Name, width: int) -> Iterator[tuple[str, str, Any]]:
     if suffix not in SUFFIXES:
         hint = {".gz": "; unpack it first", ".bin": "; save it as text first"}.get(suffix, "")
         raise DataError(f"vectors: expected a name that ends in {', '.join(SUFFIXES)} but got {escaped(path)}{hint}")
-    rows = _from_array if suffix == ".npy" else _from_text
+    rows = _from_array if _is_array(path) else _from_text
     found = False
     for row in rows(Path(path), width):
         found = True
@@ -147,7 +151,7 @@ def _numbers_at_end(line: bytes) -> int:
 
 
 def _from_array(path: Path, width: int) -> Iterator[tuple[str, str, Any]]:
-    beside = words_beside(path)
+    beside = path.with_suffix(_WORDS)
     _opened(path).close()
     if not beside.exists():
         raise FileNotFoundError(

@@ -29,6 +29,7 @@ from ..ranks import ALONE, Ranks
 from .logits import logits_of
 from .prepare import Prepared
 from .ridge import log_losses, logit_scale
+from .wide import give_to_all
 
 __all__ = ["Machine", "Mixing", "SparseRows", "add_machine", "fit_machine", "mixing_of", "network_alone", "suits"]
 
@@ -73,7 +74,7 @@ class SparseRows:
 
     def take(self, rows: NDArray[np.int64]) -> SparseRows:
         lengths = np.diff(self.starts)[rows]
-        starts = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+        starts = _starts(lengths)
         places = np.repeat(self.starts[rows] - starts[:-1], lengths) + np.arange(starts[-1])
         return SparseRows(starts, self.ids[places], self.values[places], self.targets[rows], self.weights[rows])
 
@@ -119,23 +120,20 @@ def add_machine(
         fitted: what an earlier call with the same data and seed has returned, whose work is then not done again.
     """
     assert isinstance(model.wide, WeightedIds)
-    state: dict[str, Tensor] | None = None
     if ranks.writer:
         data, held = prepared.alone()
         scale, classes = model.wide.scale.cpu().numpy(), model.num_classes
-        rows = None if fitted is not None and (mixing is not None or held is not None) else _rows_of(data, scale, seed)
+        rows = _rows_of(data, scale, seed) if fitted is None or (mixing is None and held is None) else None
         if fitted is None:
             assert rows is not None
             fitted = fit_machine(rows, len(scale), classes, seed)
-        if mixing is None:
-            mixing = (
-                _left_out(rows, len(scale), classes, seed) if held is None and rows is not None
-                else _held_out(model, fitted, scale, prepared, parameters["amp"])
-            )  # fmt: skip
+        if mixing is None and held is not None:
+            mixing = _held_out(model, fitted, scale, held, parameters["amp"])
+        elif mixing is None:
+            assert rows is not None
+            mixing = _left_out(rows, len(scale), classes, seed)
         _add(model, fitted, mixing)
-        state = {name: tensor.cpu() for name, tensor in model.state_dict().items()} if ranks.world > 1 else None
-    if ranks.world > 1:
-        model.load_state_dict(ranks.from_writer(state))
+    give_to_all(model, ranks)
     return fitted, mixing
 
 
@@ -148,14 +146,10 @@ def _add(model: SequenceClassifier, machine: Machine, mixing: Mixing) -> None:
     model.head.bias.add_(torch.from_numpy(machine.bias).to(model.head.bias) * mixing.machine)
 
 
-def _held_out(
-    model: SequenceClassifier, machine: Machine, scale: NDArray[np.float32], prepared: Prepared, amp: bool
-) -> Mixing:
+def _held_out(model: SequenceClassifier, machine: Machine, scale: NDArray[np.float32], held: Data, amp: bool) -> Mixing:
     """The mixing that suits the held-out data."""
     device = model.head.weight.device
     network, scores, targets = [], [], []
-    _, held = prepared.alone()
-    assert held is not None
     for piece in held.pieces(ALONE):
         bags = piece.sequences.wide
         assert isinstance(bags, Bags)
@@ -211,8 +205,7 @@ def _rows_of(data: Data, scale: NDArray[np.float32], seed: int) -> SparseRows:
         weights = None if found.weights is None else found.weights[batch.rows]
         taken = Bags(*(each.take(batch.rows) for each in bags))
         parts.append(_sparse(taken, scale, found.targets[batch.rows], weights))
-    lengths = np.concatenate([np.diff(part.starts) for part in parts])
-    starts = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    starts = _starts(np.concatenate([np.diff(part.starts) for part in parts]))
     names = ("ids", "values", "targets", "weights")
     return SparseRows(starts, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -224,9 +217,13 @@ def _sparse(bags: Bags, scale: NDArray[np.float32], targets: Tensor, weights: Te
     owners = np.repeat(np.arange(len(lengths)), lengths)
     sizes = np.sqrt(np.bincount(owners, values.astype(np.float64) ** 2, minlength=len(lengths)))
     values = (values / np.maximum(sizes, np.finfo(np.float32).tiny)[owners]).astype(np.float32)
-    starts = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     counts = np.ones(len(targets), np.float32) if weights is None else weights.numpy().astype(np.float32)
-    return SparseRows(starts, ids, values, targets.numpy(), counts)
+    return SparseRows(_starts(lengths), ids, values, targets.numpy(), counts)
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of these lengths begin, one after another, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
 
 
 # -- the machine ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from .prepare import Prepared
 from .ridge import log_losses, logit_scale
 from .scores import Wide, fit_wide, in_parts
 
-__all__ = ["add_wide", "mix", "refit"]
+__all__ = ["add_wide", "give_to_all", "mix", "refit"]
 
 _READ = 256  # rows whose features are computed at once
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the network in the logits
@@ -46,7 +46,7 @@ def add_wide(
         data, held = prepared.alone()
         fitted = _fitted(model, prepared, parameters, seed, data) if fitted is None else fitted
         mix(model, copy.deepcopy(fitted.scores), held, device, parameters["amp"])
-    _share(model, ranks, device)
+    give_to_all(model, ranks)
     return fitted
 
 
@@ -61,7 +61,7 @@ def refit(
         weight = float(model.convolutions.weight)
         wide = _fitted(model, prepared, parameters, seed, data, held)
         model.convolutions = wide.scores.weighted(weight).to(device)
-    _share(model, ranks, device)
+    give_to_all(model, ranks)
 
 
 def _fitted(
@@ -71,18 +71,20 @@ def _fitted(
     return fit_wide([each for each in data if each is not None], channels, model.num_classes, features, seed)
 
 
-def _share(model: SequenceClassifier, ranks: Ranks, device: torch.device) -> None:
-    """Gives the model of the process that writes to the others."""
+def give_to_all(model: SequenceClassifier, ranks: Ranks) -> None:
+    """Gives the model of the process that writes to the others, with its random convolutions if it has some."""
     if ranks.world == 1:
         return
     found = None
     if ranks.writer:
-        assert model.convolutions is not None
         state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        found = model.convolutions.convolutions.sizes, state
+        sizes = None if model.convolutions is None else model.convolutions.convolutions.sizes
+        found = sizes, state
     sizes, state = ranks.from_writer(found)
     if not ranks.writer:
-        model.convolutions = ConvolutionScores(RandomConvolutions(**sizes), model.num_classes).to(device)
+        if sizes is not None:
+            scores = ConvolutionScores(RandomConvolutions(**sizes), model.num_classes)
+            model.convolutions = scores.to(next(model.parameters()).device)
         model.load_state_dict(state)
 
 
