@@ -6,7 +6,6 @@ They call the portable kernels for what is not theirs, and are compiled for the 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import runpy
 import sys
 from functools import lru_cache
@@ -15,8 +14,7 @@ from typing import Any
 
 import torch
 
-from seqcls_fast import _ext
-from simt.build import why_no_plugin
+from simt.build import registered, why_no_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build/amx"
@@ -70,14 +68,7 @@ def build_plugin() -> Path:
 @lru_cache(maxsize=1)
 def load_plugin() -> Any:
     """Build the plugin, add its implementation to those of this process, and return its module."""
-    assert _ext.C is not None
-    spec = importlib.util.spec_from_file_location("_amx", build_plugin())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    _ext.C.register_plugin(module.plugin)
-    return module
+    return registered("_amx", build_plugin())
 
 
 __all__ = ["NAME", "load_plugin", "why_no_plugin"]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,11 +110,16 @@ def build_plugin() -> Path:
 @lru_cache(maxsize=1)
 def load_plugin() -> tuple[str, ...]:
     """Build the plugin, add its implementations to those of this process, and return their names."""
+    return tuple(registered("_simt", build_plugin()).names)
+
+
+def registered(name: str, library: Path) -> Any:
+    """The module in a plugin's library, whose implementations are added to those of this process."""
     assert _ext.C is not None
-    spec = importlib.util.spec_from_file_location("_simt", build_plugin())
+    spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     _ext.C.register_plugin(module.plugin)
-    return tuple(module.names)
+    return module
